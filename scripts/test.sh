@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The tests: set-up, static checks, pytest, then the quickstart in its smoke form. Ends with one line, PASS or FAIL; the exit status agrees.
+# Usage: bash scripts/test.sh [pytest arguments]
+set -uo pipefail
+trap 'echo "FAIL: scripts/test.sh: the set-up failed, see its message above"' EXIT
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
+trap - EXIT
+cd -- "$VITA_ROOT"
+# One thread a process: the multi-process tests would otherwise fight for the cores.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+
+# The older supported line of megatron-core lies in a folder of its own; the tests put it first on a worker's path.
+export VITA_MCORE_012="${VITA_MCORE_012:-$VITA_ROOT/.venv/overlays/megatron-core-0.12.3}"
+if [ ! -d "$VITA_MCORE_012/megatron/core" ]; then
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --target "$VITA_MCORE_012" "megatron-core==0.12.3" \
+        || { echo "tests: megatron-core 0.12.3 could not be installed; the tests on it are skipped"; unset VITA_MCORE_012; }
+fi
+
+failed=()
+step() {
+    local name="$1"
+    shift
+    echo "== $name"
+    "$@" || failed+=("$name")
+}
+
+SECONDS=0
+step "ruff" "$VITA_PYTHON" -m ruff check .
+step "mypy" "$VITA_PYTHON" -m mypy
+step "pytest" "$VITA_PYTHON" -m pytest -q "$@"
+step "quickstart --smoke" bash scripts/quickstart.sh --smoke
+
+if [ "${#failed[@]}" -eq 0 ]; then
+    echo "PASS: scripts/test.sh (ruff, mypy, pytest, quickstart --smoke) in ${SECONDS} s"
+else
+    printf -v list '%s, ' "${failed[@]}"
+    echo "FAIL: scripts/test.sh: ${list%, } failed, after ${SECONDS} s"
+    exit 1
+fi
