@@ -1,0 +1,39 @@
+"""Recipes: what a run is told, checked before anything is built."""
+
+from mindspeed_vita.config.load import load_recipe, model_config_from_dict, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config.recipe import (
+    MODULES,
+    CheckpointConfig,
+    DataConfig,
+    LanguageConfig,
+    LoggingConfig,
+    ModelConfig,
+    ParallelConfig,
+    ProjectorConfig,
+    Recipe,
+    RopeScalingConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from mindspeed_vita.config.validate import validate, validate_model
+
+__all__ = [
+    "MODULES",
+    "CheckpointConfig",
+    "DataConfig",
+    "LanguageConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "ParallelConfig",
+    "ProjectorConfig",
+    "Recipe",
+    "RopeScalingConfig",
+    "TrainConfig",
+    "VisionConfig",
+    "load_recipe",
+    "model_config_from_dict",
+    "recipe_from_dict",
+    "recipe_to_dict",
+    "validate",
+    "validate_model",
+]

@@ -1,0 +1,61 @@
+"""Defaults by name: model sizes (tiny, 7b, 14b, 72b) and the paper's four stages; nested dicts, merged under the recipe's own keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_QWEN25 = {"vocab_size": 152064, "rope_base": 1e6, "norm_eps": 1e-6}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vision": {
+            "tile_size": 84, "hidden_size": 96, "num_layers": 3, "num_heads": 3, "ffn_hidden_size": 384, "layer_scale_init": 0.1,
+        },
+        "projector": {"hidden_size": 128},
+        "language": {
+            "num_layers": 3, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 384, "vocab_size": 1280,
+            "max_positions": 8192,
+        },
+        "init_std": 0.05,
+        "lm_head_chunk": 256,
+    },
+    "7b": {
+        "language": {
+            "num_layers": 28, "hidden_size": 3584, "num_heads": 28, "num_kv_heads": 4, "ffn_hidden_size": 18944, **_QWEN25,
+        },
+    },
+    "14b": {
+        "language": {
+            "num_layers": 48, "hidden_size": 5120, "num_heads": 40, "num_kv_heads": 8, "ffn_hidden_size": 13824, **_QWEN25,
+        },
+    },
+    "72b": {
+        "language": {
+            "num_layers": 80, "hidden_size": 8192, "num_heads": 64, "num_kv_heads": 8, "ffn_hidden_size": 29568, **_QWEN25,
+        },
+    },
+}  # fmt: skip
+"""Model sizes. The tower is InternViT-300M, the default of VisionConfig, in all but tiny. Source: Long-VITA section 3, Qwen2.5 configs."""
+
+STAGES: dict[int, dict[str, Any]] = {
+    1: {
+        "data": {"seq_length": 32768, "resets": True, "packing": "same_source", "max_images": 128, "max_frames": 128},
+        "train": {"steps": 1000, "global_batch": 528, "modules": ["projector"], "lr": 1e-3, "min_lr": 1e-5},
+    },
+    2: {
+        "data": {"seq_length": 16384, "resets": True, "packing": "same_source", "max_images": 64, "max_frames": 64},
+        "train": {
+            "steps": 5000, "global_batch": 528, "modules": ["vision", "projector", "language"], "lr": 1e-5, "min_lr": 1e-7,
+            "vision_lr_mult": 0.1, "vision_layer_decay": 0.9,
+        },
+    },
+    3: {
+        "data": {"seq_length": 131072, "resets": False, "packing": "cross_source", "max_images": 512, "max_frames": 512},
+        "train": {"steps": 1000, "global_batch": 64, "modules": ["projector", "language"], "lr": 5e-6, "min_lr": 1e-7},
+    },
+    4: {
+        "data": {"seq_length": 1048576, "resets": False, "packing": "cross_source", "max_images": 4096, "max_frames": 4096},
+        "train": {"steps": 500, "global_batch": 8, "modules": ["projector", "language"], "lr": 5e-6, "min_lr": 1e-7},
+    },
+}  # fmt: skip
+"""The paper's four stages (Table 2)."""

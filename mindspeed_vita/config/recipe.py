@@ -1,0 +1,275 @@
+"""The recipe: every setting of a training run, as frozen dataclasses. Parsing lives in load.py, cross-field checks in validate.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+MODULES = ("vision", "projector", "language")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The vision tower: a plain ViT over square tiles."""
+
+    tower: str = "intern_vit"
+    """Name in the tower registry."""
+    tile_size: int = 448
+    """Side of a tile, in pixels."""
+    patch_size: int = 14
+    """Side of a patch, in pixels."""
+    hidden_size: int = 1024
+    """Width of the tower."""
+    num_layers: int = 24
+    """Transformer layers."""
+    num_heads: int = 16
+    """Attention heads; must divide hidden_size."""
+    ffn_hidden_size: int = 4096
+    """Width of the feed-forward layer."""
+    norm_eps: float = 1e-6
+    """LayerNorm epsilon inside the tower."""
+    layer_scale_init: float = 1.0
+    """Initial value of the LayerScale vectors ls1 and ls2."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.tile_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """From tower features to language embeddings: pixel shuffle, LayerNorm, two linear layers."""
+
+    kind: str = "mlp"
+    """Name in the projector registry."""
+    pixel_shuffle: int = 2
+    """Side of the square of patches merged into one token."""
+    hidden_size: int = 1024
+    """Width between the two linear layers."""
+    norm_eps: float = 1e-5
+    """LayerNorm epsilon of the pre-norm (1e-5 in the released weights, not the tower's 1e-6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScalingConfig:
+    """Stretches rotary positions beyond the lengths the weights were trained on; the same in training, inference and export."""
+
+    kind: str = "none"
+    """none | linear | ntk (NTK-aware base) | yarn | longrope."""
+    factor: float = 1.0
+    """How many times longer than original_positions."""
+    original_positions: int = 32768
+    """Positions the weights were trained on."""
+    beta_fast: float = 32.0
+    """yarn: frequencies that turn more often than this within original_positions stay as they are."""
+    beta_slow: float = 1.0
+    """yarn: frequencies that turn less often than this are interpolated."""
+    attention_factor: float = 0.0
+    """yarn, longrope: factor on cosine and sine; 0 takes the method's own (1 + 0.1 ln factor; sqrt(1 + ln factor / ln original))."""
+    short_factor: tuple[float, ...] = ()
+    """longrope: divisor of each frequency for documents of at most original_positions."""
+    long_factor: tuple[float, ...] = ()
+    """longrope: divisor of each frequency for longer documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """A Qwen2.5 decoder."""
+
+    num_layers: int = 48
+    """Decoder layers."""
+    hidden_size: int = 5120
+    """Width of the residual stream."""
+    num_heads: int = 40
+    """Query heads."""
+    num_kv_heads: int = 8
+    """Key and value heads (grouped queries); must divide num_heads."""
+    ffn_hidden_size: int = 13824
+    """Width of the gated feed-forward layer."""
+    vocab_size: int = 152064
+    """Rows of the embedding table and of the output layer."""
+    max_positions: int = 1310720
+    """Longest position written to an exported config."""
+    rope_base: float = 1e6
+    """Base of the rotary embedding."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """Stretching of the rotary positions."""
+    norm_eps: float = 1e-6
+    """RMSNorm epsilon."""
+    tie_embeddings: bool = False
+    """Use the embedding table as the output layer."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Tower, projector and language model."""
+
+    preset: str = "tiny"
+    """Where the defaults of this section come from: tiny, 7b, 14b or 72b (presets.py)."""
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """The vision tower."""
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    """The projector."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """The language model."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+    lm_head: str = "masked"
+    """masked (logits for supervised rows only) | chunked (all rows, in chunks) | original (all rows at once)."""
+    lm_head_chunk: int = 1024
+    """Rows per chunk of logits."""
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Language-model tokens that one tile becomes."""
+        return (self.vision.grid // self.projector.pixel_shuffle) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from and how they become packs."""
+
+    mixture: str = ""
+    """Path of the mixture YAML (sources with paths, ratio or num)."""
+    media_root: str = ""
+    """Folder that relative media paths start from; empty: the folder of each JSONL file."""
+    tokenizer: str = ""
+    """Tokenizer folder (Qwen2.5, or one that holds the same special tokens)."""
+    template: str = "qwen2"
+    """Name in the chat-template registry."""
+    seq_length: int = 32768
+    """Tokens per pack."""
+    resets: bool = True
+    """Isolate the samples of a pack: positions restart and attention stays inside each sample."""
+    packing: str = "same_source"
+    """same_source | cross_source."""
+    min_tiles: int = 1
+    """Fewest tiles a picture is cut into."""
+    max_tiles: int = 12
+    """Most tiles a picture is cut into (thumbnail not counted)."""
+    max_images: int = 128
+    """Most pictures in one sample; a sample with more is skipped and counted."""
+    max_frames: int = 128
+    """Most frames taken from one video."""
+    max_fps: float = 1.0
+    """Frames per second taken from a video."""
+    frame_sampler: str = "uniform"
+    """uniform (corrected) | legacy (the released sampler, which can cut off a folder's tail)."""
+    num_workers: int = 0
+    """Loader processes per data-parallel rank; 0 loads in the training process."""
+    seed: int = 1234
+    """Seed of the packing plan."""
+    quarantine: str = ""
+    """JSONL file for samples that failed to decode; empty: quarantine.jsonl in the checkpoint folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Sizes of the parallel axes; data parallel is what remains of the world."""
+
+    tp: int = 1
+    """Tensor parallel; above 1 it always uses sequence parallel."""
+    pp: int = 1
+    """Pipeline parallel; the tower lives on the first stage."""
+    cp: int = 1
+    """Context parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    global_batch: int = 8
+    """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    modules: tuple[str, ...] = MODULES
+    """Modules that train; the others are frozen: vision, projector, language."""
+    lr: float = 1e-5
+    """Peak learning rate."""
+    min_lr: float = 1e-7
+    """Final learning rate of the cosine."""
+    warmup_fraction: float = 0.03
+    """Share of the steps spent in linear warm-up."""
+    vision_lr_mult: float = 1.0
+    """Learning-rate multiplier of the tower."""
+    projector_lr_mult: float = 1.0
+    """Learning-rate multiplier of the projector."""
+    language_lr_mult: float = 1.0
+    """Learning-rate multiplier of the language model."""
+    vision_layer_decay: float = 1.0
+    """Extra multiplier per tower layer, counted down from the last: layer i gets decay ** (num_layers - 1 - i)."""
+    weight_decay: float = 0.0
+    """AdamW weight decay; never on biases, norms and LayerScale."""
+    beta1: float = 0.9
+    """Adam beta 1."""
+    beta2: float = 0.999
+    """Adam beta 2."""
+    eps: float = 1e-8
+    """Adam epsilon."""
+    clip_grad: float = 1.0
+    """Global gradient-norm limit; 0 turns clipping off."""
+    precision: str = "bf16"
+    """bf16 | fp32. Optimizer state and gradient reduction are fp32 in both."""
+    recompute: str = "none"
+    """none | selective (core attention) | full (every layer)."""
+    seed: int = 1234
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Saving, resuming and starting."""
+
+    directory: str = "checkpoints"
+    """Folder of this run: step_XXXXXXX folders, metrics.jsonl, quarantine.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept; 0 keeps all."""
+    init_from: str = ""
+    """Weights to start from when the folder holds no checkpoint: a native run or step folder. Weights only."""
+    background: bool = False
+    """Write checkpoints in a thread while training goes on, from a copy in host memory; the last one is always waited for."""
+    resume: bool = True
+    """Continue from the newest checkpoint in the folder if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run prints and writes."""
+
+    every: int = 1
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write TensorBoard events to <directory>/tensorboard."""
+    progress: bool = True
+    """Show a progress bar on a terminal; plain lines elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run."""
+
+    name: str = "run"
+    """Shown in logs and tables."""
+    stage: Optional[int] = None
+    """1 to 4: take the paper's settings of that stage as defaults (presets.py)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Parallel axes."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and starting."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Logs."""

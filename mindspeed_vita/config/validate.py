@@ -1,0 +1,165 @@
+"""Checks that fields agree with each other, the layout and the world size, before a device or a process group is touched."""
+
+from __future__ import annotations
+
+import math
+
+from mindspeed_vita.config.recipe import MODULES, LanguageConfig, ModelConfig, Recipe
+
+
+def validate(recipe: Recipe, world_size: int = 1) -> None:
+    """Refuses a recipe that cannot run on world_size processes.
+
+    Raises:
+        ValueError: one message that lists every problem: what was found, what was expected, what to do.
+    """
+    problems = [*_model(recipe.model), *_choices(recipe), *_layout(recipe, world_size), *_train(recipe)]
+    if problems:
+        raise ValueError(f"recipe {recipe.name!r}: " + "; ".join(problems))
+
+
+def validate_model(model: ModelConfig) -> None:
+    """The checks that concern the architecture alone.
+
+    Raises:
+        ValueError: as validate.
+    """
+    problems = _model(model)
+    if problems:
+        raise ValueError("model: " + "; ".join(problems))
+
+
+def _divides(name: str, value: int, by_name: str, by: int, advice: str) -> list[str]:
+    return [] if by > 0 and value % by == 0 else [f"{by_name}={by} does not divide {name}={value}; {advice}"]
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> list[str]:
+    return [] if value in choices else [f"{name}={value!r}; expected one of {', '.join(choices)}"]
+
+
+def _model(model: ModelConfig) -> list[str]:
+    vision, language = model.vision, model.language
+    sizes = [
+        *((f"model.vision.{name}", getattr(vision, name)) for name in ("tile_size", "patch_size", "hidden_size", "num_layers")),
+        ("model.vision.num_heads", vision.num_heads),
+        ("model.vision.ffn_hidden_size", vision.ffn_hidden_size),
+        ("model.projector.pixel_shuffle", model.projector.pixel_shuffle),
+        ("model.projector.hidden_size", model.projector.hidden_size),
+        *((f"model.language.{name}", getattr(language, name)) for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads")),
+        ("model.language.ffn_hidden_size", language.ffn_hidden_size),
+        ("model.language.vocab_size", language.vocab_size),
+        ("model.lm_head_chunk", model.lm_head_chunk),
+    ]
+    small = [f"{name}={value}; expected at least 1" for name, value in sizes if value < 1]
+    if small:
+        return small  # nothing below can be said about sizes that are none
+    odd = [] if language.head_dim % 2 == 0 else [f"width of a head={language.head_dim}; rotary positions need an even one"]
+    return [
+        *odd,
+        *_divides("model.vision.tile_size", vision.tile_size, "model.vision.patch_size", vision.patch_size, "use a divisor"),
+        *_divides("the patch grid", vision.grid, "model.projector.pixel_shuffle", model.projector.pixel_shuffle, "use a divisor"),
+        *_divides("model.vision.hidden_size", vision.hidden_size, "model.vision.num_heads", vision.num_heads, "use a divisor"),
+        *_divides("model.language.hidden_size", language.hidden_size, "model.language.num_heads", language.num_heads, "use a divisor"),
+        *_divides("model.language.num_heads", language.num_heads, "model.language.num_kv_heads", language.num_kv_heads, "use a divisor"),
+        *_one_of("model.lm_head", model.lm_head, ("masked", "chunked", "original")),
+        *_rope(model.language),
+    ]
+
+
+def _rope(language: LanguageConfig) -> list[str]:
+    scaling, name = language.rope_scaling, "model.language.rope_scaling"
+    problems = _one_of(f"{name}.kind", scaling.kind, ("none", "linear", "ntk", "yarn", "longrope"))
+    if scaling.kind != "none" and scaling.factor < 1:
+        problems.append(f"{name}.factor={scaling.factor}; expected at least 1")
+    if scaling.kind == "longrope":
+        wanted = language.head_dim // 2
+        for key, values in (("short_factor", scaling.short_factor), ("long_factor", scaling.long_factor)):
+            if len(values) != wanted:
+                problems.append(f"{name}.{key} has {len(values)} numbers; expected {wanted}, one for each frequency of a head")
+    return problems
+
+
+def _choices(recipe: Recipe) -> list[str]:
+    data, train = recipe.data, recipe.train
+    problems = [
+        *_one_of("data.packing", data.packing, ("same_source", "cross_source")),
+        *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy")),
+        *_one_of("train.precision", train.precision, ("bf16", "fp32")),
+        *_one_of("train.recompute", train.recompute, ("none", "selective", "full")),
+    ]
+    if not 1 <= data.min_tiles <= data.max_tiles:
+        problems.append(f"data.min_tiles={data.min_tiles} and data.max_tiles={data.max_tiles}; expected 1 <= min_tiles <= max_tiles")
+    unknown = [name for name in train.modules if name not in MODULES]
+    if unknown or not train.modules:
+        problems.append(f"train.modules={list(train.modules)}; expected at least one of {', '.join(MODULES)}")
+    return problems
+
+
+def _layout(recipe: Recipe, world_size: int) -> list[str]:
+    layout, language = recipe.parallel, recipe.model.language
+    if min(layout.tp, layout.pp, layout.cp) < 1:
+        return [f"parallel sizes must be at least 1, found tp={layout.tp} pp={layout.pp} cp={layout.cp}"]
+    problems = []
+    model_size = layout.tp * layout.pp * layout.cp
+    if world_size % model_size:
+        problems.append(
+            f"tp*pp*cp={layout.tp}*{layout.pp}*{layout.cp}={model_size} does not divide the {world_size} processes that were started; "
+            f"start a multiple of {model_size} (torchrun --nproc_per_node) or change the sizes"
+        )
+    for name, value in (
+        ("model.language.num_heads", language.num_heads),
+        ("model.language.num_kv_heads", language.num_kv_heads),
+        ("model.language.ffn_hidden_size", language.ffn_hidden_size),
+        ("model.language.vocab_size", language.vocab_size),
+    ):
+        problems += _divides(name, value, "parallel.tp", layout.tp, "use a divisor")
+    problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
+    if layout.pp > 1 and language.tie_embeddings:
+        problems.append(f"parallel.pp={layout.pp} with model.language.tie_embeddings: two stages would share a table; use pp=1 and more tp")
+    granule = 2 * layout.cp * layout.tp
+    if recipe.data.seq_length % granule:
+        up = -(-recipe.data.seq_length // granule) * granule
+        problems.append(
+            f"data.seq_length={recipe.data.seq_length} is not a multiple of 2*cp*tp=2*{layout.cp}*{layout.tp}={granule}; use {up}"
+        )
+    return problems + _batch(recipe, world_size, model_size)
+
+
+def _batch(recipe: Recipe, world_size: int, model_size: int) -> list[str]:
+    if world_size % model_size:
+        return []
+    return _divides("train.global_batch", recipe.train.global_batch, "data parallel size", world_size // model_size, "use a multiple of it")
+
+
+def _train(recipe: Recipe) -> list[str]:
+    train = recipe.train
+    problems = []
+    for name, value, low in (
+        ("train.steps", train.steps, 1),
+        ("train.global_batch", train.global_batch, 1),
+        ("data.seq_length", recipe.data.seq_length, 1),
+        ("checkpoint.save_every", recipe.checkpoint.save_every, 1),
+        ("checkpoint.keep", recipe.checkpoint.keep, 0),
+        ("logging.every", recipe.logging.every, 1),
+        ("data.num_workers", recipe.data.num_workers, 0),
+        ("data.max_images", recipe.data.max_images, 1),
+        ("data.max_frames", recipe.data.max_frames, 1),
+        ("train.clip_grad", train.clip_grad, 0),
+        ("train.weight_decay", train.weight_decay, 0),
+        ("train.vision_lr_mult", train.vision_lr_mult, 0),
+        ("train.projector_lr_mult", train.projector_lr_mult, 0),
+        ("train.language_lr_mult", train.language_lr_mult, 0),
+        ("train.vision_layer_decay", train.vision_layer_decay, 0),
+    ):
+        if value < low:
+            problems.append(f"{name}={value}; expected at least {low}")
+    for name, share in (("train.beta1", train.beta1), ("train.beta2", train.beta2)):
+        if not 0 <= share < 1:
+            problems.append(f"{name}={share}; expected at least 0 and less than 1")
+    if not 0 < recipe.data.max_fps < math.inf:
+        problems.append(f"data.max_fps={recipe.data.max_fps}; expected a positive number")
+    if not 0 <= train.min_lr <= train.lr < math.inf:
+        problems.append(f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr")
+    if not 0 <= train.warmup_fraction < 1:
+        problems.append(f"train.warmup_fraction={train.warmup_fraction}; expected a share between 0 and 1")
+    return problems

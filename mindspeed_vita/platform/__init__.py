@@ -1,0 +1,6 @@
+"""Devices behind one small interface, and every branch between the supported megatron-core lines."""
+
+from mindspeed_vita.platform.base import Capabilities, Memory, Platform
+from mindspeed_vita.platform.select import announce, get_platform
+
+__all__ = ["Capabilities", "Memory", "Platform", "announce", "get_platform"]

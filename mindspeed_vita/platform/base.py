@@ -1,0 +1,98 @@
+"""The interface that cpu.py, cuda.py and npu.py fill in. Nothing here touches a device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What the rest of the package may ask of a device."""
+
+    accelerator: bool
+    """Tensors live outside host memory."""
+    fused_optimizer: bool
+    """torch.optim.AdamW(fused=True) has a kernel for this device."""
+    pinned_memory: bool
+    """Host buffers can be pinned for asynchronous copies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory in bytes; peak counts from the start of the process (host) or of the device context."""
+
+    peak: int
+    """Highest use so far."""
+    total: Optional[int]
+    """Capacity; None where it is unknown."""
+
+
+class Platform(ABC):
+    """A device type as one process sees it."""
+
+    name: str
+    """cpu, cuda or npu."""
+    device: torch.device
+    """The device of this process."""
+    backend: str
+    """Collective backend spec for torch.distributed; CPU tensors always go through gloo."""
+    capabilities: Capabilities
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Make this process use `device` and make megatron.core run on it. Idempotent; call before models are built."""
+
+    @abstractmethod
+    def seed(self, seed: int) -> None:
+        """Seed Python, numpy, torch on the host and the device's generator."""
+
+    @abstractmethod
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        """Generator states by name ("cpu", and the device where it has its own), as uint8 CPU tensors."""
+
+    @abstractmethod
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `rng_state` returned; names unknown to this device are left out (a checkpoint may come from another)."""
+
+    @abstractmethod
+    def device_count(self) -> int:
+        """Devices of this kind on this host; a CPU counts as one."""
+
+    @abstractmethod
+    def memory(self) -> Memory:
+        """Peak use and capacity."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything queued on the device is done."""
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        return f"device: {self.device} ({self.name}), collectives: {self.backend}"
+
+
+def seed_host(seed: int) -> None:
+    """Seed Python's, numpy's and torch's host generators."""
+    import random
+
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)
+
+
+def host_memory() -> Memory:
+    """Peak resident set of this process, and the host's memory."""
+    import os
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Memory(peak=peak, total=total)

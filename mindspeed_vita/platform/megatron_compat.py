@@ -1,0 +1,129 @@
+"""Every branch between the supported megatron-core lines, 0.12.x and 0.16.x. Nothing else in the package asks for a version.
+
+megatron is imported inside the functions only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Sequence
+
+import torch
+import torch.distributed as dist
+
+SUPPORTED = ((0, 12), (0, 16))
+
+
+def core_version() -> tuple[int, int]:
+    """(major, minor) of the megatron-core that is imported."""
+    import megatron.core
+
+    major, minor = megatron.core.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def is_old_core() -> bool:
+    """True on the 0.12 line: no vp_stage, no pg_collection, token counts summed over data parallel only."""
+    return core_version() < (0, 13)
+
+
+def check_version() -> None:
+    """Refuse a megatron-core outside the tested range.
+
+    Raises:
+        ValueError: naming what was found and what to install.
+    """
+    found = core_version()
+    if not SUPPORTED[0] <= found <= SUPPORTED[-1]:
+        lines = " or ".join(f"{major}.{minor}.x" for major, minor in SUPPORTED)
+        raise ValueError(f"megatron-core {found[0]}.{found[1]} is not supported; install {lines} (0.16.1 where nothing else pins it)")
+
+
+def vp_stage_argument(vp_stage: Optional[int] = None) -> dict[str, Any]:
+    """`vp_stage=` for the functions and constructors that know it: 0.12 has no such argument."""
+    return {} if is_old_core() else {"vp_stage": vp_stage}
+
+
+def context_parallel_group(pg_collection: Any = None) -> dist.ProcessGroup:
+    """The context-parallel group: 0.16 hands modules a `pg_collection`, on 0.12 it is looked up."""
+    from megatron.core import parallel_state
+
+    if pg_collection is not None and getattr(pg_collection, "cp", None) is not None:
+        return pg_collection.cp
+    return parallel_state.get_context_parallel_group()
+
+
+def checkpoint_metadata() -> dict[str, Any]:
+    """`metadata=` of sharded_state_dict: one checkpoint key per layer instead of layers stacked under one key, on both lines."""
+    return {"non_homogeneous_layers": True}
+
+
+def install_patches() -> None:
+    """What the 0.12 line lacks beside current torch and numpy. Idempotent; nothing to do on 0.16."""
+    if not is_old_core():
+        return
+    import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
+    import numpy as np
+
+    # DistributedOptimizer.step ends here even without fp8 parameters, and the function raises without TransformerEngine
+    distributed_optimizer.quantize_param_shard = lambda *args, **kwargs: None
+    # dist_checkpointing's check that every shard has one owner calls np.product, which numpy 2 removed
+    if not hasattr(np, "product"):
+        np.product = np.prod
+
+
+def destroy_model_parallel() -> None:
+    """Take megatron's parallel state down, so that another one can be made in the same process.
+
+    0.12 forgets two lists of ranks; a later, smaller layout would take ranks for members of groups they are not in.
+    """
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if is_old_core():
+        parallel_state._EMBEDDING_GLOBAL_RANKS = None
+        parallel_state._POSITION_EMBEDDING_GLOBAL_RANKS = None
+
+
+def finalize_model_grads(model: Sequence[torch.nn.Module], num_tokens: Optional[torch.Tensor] = None, **arguments: Any) -> None:
+    """megatron.core's gradient reduction, with the token count summed over dp x cp on both lines.
+
+    0.12 sums `num_tokens` over data parallel only, which at cp 2 doubles every gradient; 0.16 sums over dp x cp.
+    Without any supervised token the gradients stay zero on both lines (core skips the division).
+    """
+    from megatron.core import parallel_state
+    from megatron.core.distributed import finalize_model_grads as core_finalize
+
+    if num_tokens is not None and is_old_core() and parallel_state.get_context_parallel_world_size() > 1:
+        dist.all_reduce(num_tokens, group=parallel_state.get_context_parallel_group())
+    core_finalize(list(model), num_tokens, **arguments)
+
+
+def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, model: Any) -> Any:
+    """megatron.core's DistributedOptimizer over parameter groups of our own making.
+
+    core's factory is passed by: on 0.12 it knows a single learning-rate multiplier, drops groups that are empty on a
+    rank (then groups change places when a resume changes pp), and builds no optimizer on a rank that trains nothing.
+
+    Args:
+        optimizer: torch AdamW over the model's trainable parameters, with the same groups on every rank.
+        config: megatron.core OptimizerConfig.
+        model: the model inside megatron.core's DistributedDataParallel.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    # the constructor is the same on both lines
+    sharded = DistributedOptimizer(
+        optimizer,
+        config,
+        None,
+        lambda *args, **kwargs: None,
+        model_chunks=[model],
+        per_model_buffers={0: model.buffers},
+        data_parallel_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        data_parallel_group_gloo=None,
+        data_parallel_group_idx=dist.get_rank(parallel_state.get_model_parallel_group()),
+        distributed_optimizer_instance_id=0,
+    )
+    sharded.tp_group = parallel_state.get_tensor_model_parallel_group()  # 0.16 reads it when it skips tp duplicates in the norm
+    return sharded
