@@ -1,0 +1,90 @@
+"""Rotary position embedding from explicit positions (half rotation, as Qwen2), with the usual ways to stretch it.
+
+Shapes: T tokens, N heads, D width of a head, F = D / 2 frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mindspeed_vita.config import LanguageConfig, RopeScalingConfig
+
+
+class RotaryTables:
+    """Cosines and sines for a language model's positions.
+
+    fp32 throughout and 1 / base ** x rather than base ** -x, as in transformers: near position 1e6 one last bit of a frequency
+    turns the angle by 0.01, so training and inference must round alike.
+
+    Args:
+        config: base, width of a head and scaling.
+    """
+
+    def __init__(self, config: LanguageConfig) -> None:
+        self.scaling = config.rope_scaling
+        self.attention_factor = _attention_factor(self.scaling)
+        exponents_F = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self.periods_F = _base(config) ** exponents_F
+        self.frequencies_F = _frequencies(self.periods_F, config)
+
+    def __call__(self, positions_T: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos_TD and sin_TD in fp32, both halves alike.
+
+        Args:
+            positions_T: positions of this rank's tokens.
+            longest: tokens of the pack's longest document, over all ranks: LongRoPE has other frequencies for long documents.
+        """
+        frequencies_F = self.frequencies_F
+        if self.scaling.kind == "longrope":
+            divisors = self.scaling.long_factor if longest > self.scaling.original_positions else self.scaling.short_factor
+            frequencies_F = 1.0 / (torch.tensor(divisors, dtype=torch.float32) * self.periods_F)
+        angles_TF = torch.outer(positions_T.to(torch.float32), frequencies_F.to(positions_T.device))
+        angles_TD = torch.cat([angles_TF, angles_TF], dim=-1)
+        return angles_TD.cos() * self.attention_factor, angles_TD.sin() * self.attention_factor
+
+
+def _base(config: LanguageConfig) -> float:
+    """NTK-aware: the base grows so that the slowest frequency is slowed by the factor and the fastest stays."""
+    scaling, width = config.rope_scaling, config.head_dim
+    return config.rope_base * (scaling.factor ** (width / (width - 2)) if scaling.kind == "ntk" else 1.0)
+
+
+def _frequencies(periods_F: torch.Tensor, config: LanguageConfig) -> torch.Tensor:
+    if config.rope_scaling.kind == "linear":
+        return 1.0 / periods_F / config.rope_scaling.factor
+    return _yarn(1.0 / periods_F, config) if config.rope_scaling.kind == "yarn" else 1.0 / periods_F
+
+
+def _yarn(frequencies_F: torch.Tensor, config: LanguageConfig) -> torch.Tensor:
+    """YaRN (arXiv 2309.00071, section 3.2): fast frequencies stay, slow ones are interpolated, with a linear ramp between."""
+    scaling, head_dim, base = config.rope_scaling, config.head_dim, config.rope_base
+
+    def place(turns: float) -> float:
+        """Index of the frequency that turns so often within the original positions."""
+        return head_dim * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = max(math.floor(place(scaling.beta_fast)), 0), min(math.ceil(place(scaling.beta_slow)), head_dim - 1)
+    width = max(high - low, 0.001)  # a ramp of no width would divide by zero
+    kept_F = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return frequencies_F / scaling.factor * (1 - kept_F) + frequencies_F * kept_F
+
+
+def _attention_factor(scaling: RopeScalingConfig) -> float:
+    if scaling.kind not in ("yarn", "longrope"):
+        return 1.0
+    if scaling.attention_factor:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    if scaling.kind == "yarn":
+        return 0.1 * math.log(scaling.factor) + 1.0
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_positions))
+
+
+def apply_rotary(x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+    """Rotates every head by its token's angles; computed in the dtype of x."""
+    cos, sin = cos_TD.to(x_TND.dtype).unsqueeze(1), sin_TD.to(x_TND.dtype).unsqueeze(1)
+    first, second = x_TND.chunk(2, dim=-1)
+    return x_TND * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,132 @@
+"""One rank's part of ring attention, worked out from chunk owners and documents. numpy only.
+
+A run is a maximal stretch of chunks of one rank. Documents lie contiguously, so for a query run and an earlier key run at most
+one document reaches from one into the other: the head of the query run sees the whole tail of the key run, without a mask. The tail of
+a key run is the same for every query run that needs it, and the runs of one source lie in order, so the keys that a
+query run needs from one source are one contiguous slice of what that source sends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RingStep:
+    """What happens at one distance along the ring.
+
+    Attributes:
+        send: int64[], local tokens whose keys and values go to rank + distance (at distance 0: stay here).
+        num_received: tokens whose keys and values arrive from rank - distance.
+        segments: int64[n, 4], local query start and stop, start and stop among the received keys; each is mask-free.
+    """
+
+    send: np.ndarray
+    num_received: int
+    segments: np.ndarray
+
+
+@dataclass(frozen=True)
+class RankSteps:
+    """All of one rank's attention.
+
+    Attributes:
+        diagonal: int64[], bounds of the stretches of local tokens with causal attention inside: runs cut at document bounds.
+        ring: one RingStep per distance 0 .. cp - 1.
+    """
+
+    diagonal: np.ndarray
+    ring: tuple[RingStep, ...]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of all ranks in pack order; arrays of one entry a run."""
+
+    start: np.ndarray
+    stop: np.ndarray
+    owner: np.ndarray
+    local: np.ndarray
+    """First token's place among its owner's tokens."""
+    document: np.ndarray
+    """Start of the document that holds the run's first token."""
+    head: np.ndarray
+    """Where that document, or the run, ends: queries start .. head look before the run."""
+    tail: np.ndarray
+    """Keys tail .. stop belong to a document that goes on after the run; stop where none does."""
+
+
+def rank_steps(bounds: np.ndarray, owners: np.ndarray, chunk: int, cp_size: int, rank: int) -> RankSteps:
+    """Works out one rank's steps.
+
+    Args:
+        bounds: int64[D + 1], document bounds.
+        owners: int64[chunks], rank of each chunk.
+        chunk: tokens per chunk.
+        cp_size: number of ranks.
+        rank: whose steps.
+    """
+    runs = _find_runs(bounds, owners, chunk, cp_size)
+    needed = [_needed(runs, other) for other in range(cp_size)]
+    ring = tuple(_step(runs, needed, rank, distance, cp_size) for distance in range(cp_size))
+    return RankSteps(_diagonal(runs, bounds, rank), ring)
+
+
+def _find_runs(bounds: np.ndarray, owners: np.ndarray, chunk: int, cp_size: int) -> _Runs:
+    first = np.flatnonzero(np.diff(owners, prepend=-1))
+    start = first * chunk
+    stop = np.append(start[1:], len(owners) * chunk)
+    owner = owners[first]
+    local = np.empty_like(start)
+    for rank in range(cp_size):
+        mine = owner == rank
+        lengths = (stop - start)[mine]
+        local[mine] = np.cumsum(lengths) - lengths
+    holder = np.searchsorted(bounds, start, side="right") - 1
+    last = np.searchsorted(bounds, stop - 1, side="right") - 1
+    goes_on = bounds[last + 1] > stop
+    tail = np.where(goes_on, np.maximum(bounds[last], start), stop)
+    return _Runs(start, stop, owner, local, bounds[holder], np.minimum(bounds[holder + 1], stop), tail)
+
+
+def _needed(runs: _Runs, rank: int) -> np.ndarray:
+    """bool[runs]: the runs whose tails this rank's queries look at."""
+    queries = np.flatnonzero((runs.owner == rank) & (runs.document < runs.start))
+    # the first run that the head's document reaches into; from there on every run up to the query's own
+    reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
+    edges = np.zeros(len(runs.start) + 1, dtype=np.int64)
+    np.add.at(edges, reach, 1)
+    np.add.at(edges, queries, -1)
+    return np.cumsum(edges)[:-1] > 0
+
+
+def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, cp_size: int) -> RingStep:
+    receiver, source = (rank + distance) % cp_size, (rank - distance) % cp_size
+    outgoing = np.flatnonzero(needed[receiver] & (runs.owner == rank))
+    incoming = np.flatnonzero(needed[rank] & (runs.owner == source))
+    lengths = (runs.stop - runs.tail)[incoming]
+    place = np.concatenate([[0], np.cumsum(lengths)])
+    queries = np.flatnonzero((runs.owner == rank) & (runs.document < runs.start))
+    reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
+    key_start, key_stop = place[np.searchsorted(incoming, reach)], place[np.searchsorted(incoming, queries)]
+    local = runs.local[queries]
+    segments = np.stack([local, local + (runs.head - runs.start)[queries], key_start, key_stop], axis=1)
+    return RingStep(_tokens(runs, outgoing), int(place[-1]), segments[key_stop > key_start])
+
+
+def _tokens(runs: _Runs, chosen: np.ndarray) -> np.ndarray:
+    """Local places of the tails of some runs of one owner, in order."""
+    lengths = (runs.stop - runs.tail)[chosen]
+    first = (runs.local + runs.tail - runs.start)[chosen]
+    return np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+
+
+def _diagonal(runs: _Runs, bounds: np.ndarray, rank: int) -> np.ndarray:
+    mine = runs.owner == rank
+    cuts = [np.zeros(1, dtype=np.int64)]
+    for start, stop, local in zip(runs.start[mine], runs.stop[mine], runs.local[mine]):
+        low, high = np.searchsorted(bounds, [start, stop], side="right")
+        cuts.append(np.append(bounds[low:high][bounds[low:high] < stop], stop) - start + local)
+    return np.unique(np.concatenate(cuts))

@@ -1,0 +1,57 @@
+"""Block kernels with log-sum-exp: every backend equals the plain reference, and merged blocks equal attention in one piece."""
+
+import numpy as np
+import pytest
+import torch
+
+from mindspeed_vita.ops.attention import reference
+from mindspeed_vita.ops.attention.blocks import block_kernels, merge_, segment_rows
+
+
+def tensors(heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(20, heads), (31, kv_heads), (31, kv_heads), (20, heads)]
+    return tuple(torch.randn(*shape, width, generator=generator).to(dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("width", [64, 72, 80, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_merged_blocks_equal_attention_in_one_piece(width: int, dtype: torch.dtype) -> None:
+    query, key, value, grad = tensors(6, 2, width, dtype)
+    # rows 3..20 look at keys 0..12 in one block and at 12..31 in another; unequal lengths, one of them a single row
+    first, second = np.array([[3, 4, 0, 12], [4, 20, 0, 12]]), np.array([[3, 20, 12, 31]])
+    kernels, scale = block_kernels(query), width**-0.5
+    out, lse = torch.zeros(20, 6, width), torch.full((20, 6), float("-inf"))
+    for segments in (first, second):
+        partial = kernels.blocks_forward(query, key, value, segments, causal=False, scale=scale)
+        merge_(out, lse, segment_rows(segments, query.device), *partial)
+    wanted = [x.float().requires_grad_() for x in (query, key, value)]
+    expected = reference.masked(*wanted, torch.ones(20, 31, dtype=torch.bool), scale)
+    tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(out[3:], expected[3:], rtol=0, atol=tolerance)
+
+    dq, dkv = torch.zeros(20, 6, width), torch.zeros(2, 31, 2, width)
+    for segments in (first, second):
+        kernels.blocks_backward(grad, query, key, value, out.to(dtype), lse, segments, causal=False, scale=scale, dq_TND=dq, dkv_2SGD=dkv)
+    expected_grads = torch.autograd.grad(expected[3:], wanted, grad[3:].float())
+    for found, want in zip((dq, dkv[0], dkv[1]), expected_grads):
+        assert float((found - want).detach().abs().max() / want.detach().abs().max()) < 4 * tolerance
+
+
+@pytest.mark.parametrize("name", ["torch_native", "reference"])
+def test_causal_blocks_are_causal_from_the_diagonal(name: str) -> None:
+    query, key, value, _ = tensors(4, 4, 16, torch.float32)
+    segments = np.array([[0, 7, 0, 7], [7, 8, 7, 8], [8, 20, 8, 20]])
+    out, lse = block_kernels(query, name).blocks_forward(query, key[:20], value[:20], segments, causal=True, scale=0.25)
+    for start, stop in segments[:, :2]:
+        mask = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
+        wanted = reference.masked(query[start:stop], key[start:stop], value[start:stop], mask, 0.25)
+        torch.testing.assert_close(out[start:stop], wanted, rtol=0, atol=2e-6)
+    assert lse.dtype == torch.float32
+
+
+def test_refusals_name_every_reason() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        block_kernels(torch.zeros(1, 1, 8), "flash9")
+    with pytest.raises(ValueError, match="torch_native: its blocks run on cpu"):
+        block_kernels(torch.zeros(1, 1, 8, device="meta"), "torch_native")

@@ -1,0 +1,101 @@
+"""A plan's segments and diagonals cover exactly the pairs that a brute-force mask allows, each once, with keys that really arrive."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindspeed_vita.sharding import CPPlan, index, plan
+from mindspeed_vita.sharding.cp_plan import chunk_work, rank_work
+
+
+def brute_force_mask(bounds: np.ndarray) -> np.ndarray:
+    position = np.arange(bounds[-1])
+    document = np.searchsorted(bounds, position, side="right")
+    return (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
+
+
+def pairs_of_plan(cp_plan: CPPlan) -> np.ndarray:
+    """How often the steps of all ranks compute each (query, key) pair of the pack."""
+    count = np.zeros((cp_plan.num_tokens, cp_plan.num_tokens), dtype=int)
+    own = [index(cp_plan, rank) for rank in range(cp_plan.cp_size)]
+    for rank in range(cp_plan.cp_size):
+        steps = cp_plan.steps(rank)
+        assert steps.diagonal[0] == 0 and steps.diagonal[-1] == len(own[rank])
+        for start, stop in zip(steps.diagonal[:-1], steps.diagonal[1:]):
+            queries = own[rank][start:stop]
+            count[np.ix_(queries, queries)] += np.tril(np.ones((stop - start, stop - start), dtype=int))
+        for distance, step in enumerate(steps.ring):
+            source = (rank - distance) % cp_plan.cp_size
+            received = own[source][cp_plan.steps(source).ring[distance].send]
+            assert len(received) == step.num_received
+            for query_start, query_stop, key_start, key_stop in step.segments:
+                count[np.ix_(own[rank][query_start:query_stop], received[key_start:key_stop])] += 1
+    return count
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_steps_compute_every_allowed_pair_once(data: st.DataObject) -> None:
+    cp_size = data.draw(st.integers(1, 8))
+    num_tokens = 2 * cp_size * data.draw(st.integers(1, 6))
+    cuts = data.draw(st.lists(st.integers(0, num_tokens), max_size=12))
+    bounds = np.array(sorted([0, num_tokens, *cuts]))
+    padding = int(bounds[-1] - bounds[-2]) if data.draw(st.booleans()) else 0
+    chunks = [size for size in range(1, num_tokens + 1) if num_tokens % (size * 2 * cp_size) == 0]
+    cp_plan = plan(bounds, cp_size, data.draw(st.sampled_from([None, *chunks])), padding=padding)
+    mask = brute_force_mask(cp_plan.cu_seqlens)
+    content = num_tokens - padding
+    np.testing.assert_array_equal(mask[:content], brute_force_mask(bounds)[:content])
+    np.testing.assert_array_equal(pairs_of_plan(cp_plan), mask.astype(int))
+    np.testing.assert_array_equal(rank_work(cp_plan), [mask[index(cp_plan, rank)].sum() for rank in range(cp_size)])
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    chunk=st.integers(1, 5),
+)
+def test_chunk_work_counts_pairs(lengths: list[int], chunk: int) -> None:
+    total = -(-sum(lengths) // chunk) * chunk
+    bounds = np.unique(np.concatenate([[0], np.cumsum(lengths), [total]]))
+    np.testing.assert_array_equal(chunk_work(bounds, chunk), brute_force_mask(bounds).sum(1).reshape(-1, chunk).sum(1))
+
+
+def test_padding_does_not_turn_one_document_into_several() -> None:
+    one = plan(np.array([0, 1020, 1024]), 4, padding=4)
+    assert one.owners.tolist() == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert plan(np.array([0, 1020, 1024]), 4).owners.tolist() != one.owners.tolist()
+
+
+def test_long_padding_is_evened_out_and_cut_into_pieces() -> None:
+    cp_plan = plan(np.array([0, 10_000, 16_384]), 4, padding=6_384)
+    assert np.diff(cp_plan.cu_seqlens)[1:].max() == 512
+    work = rank_work(cp_plan)
+    assert work.max() / work.mean() < 1.1
+
+
+def test_documents_aligned_to_ranks_send_nothing() -> None:
+    cp_plan = plan(np.arange(0, 65) * 1024, 4)
+    for rank in range(4):
+        steps = cp_plan.steps(rank)
+        assert sum(step.num_received for step in steps.ring[1:]) == 0
+        assert all(len(step.segments) == 0 for step in steps.ring)
+
+
+def test_one_document_needs_every_earlier_key() -> None:
+    steps = [plan(np.array([0, 64]), 4).steps(rank) for rank in range(4)]
+    # the owner of the last chunk, rank 0, sees all keys of the others
+    assert [step.num_received for step in steps[0].ring[1:]] == [16, 16, 16]
+
+
+@pytest.mark.parametrize("cp_size", [8, 32])
+def test_a_million_tokens_are_evened_out(cp_size: int) -> None:
+    rng = np.random.default_rng(0)
+    bounds = np.unique(np.concatenate([[0, 2**20], rng.integers(0, 2**20, 300)]))
+    started = time.perf_counter()
+    cp_plan = plan(bounds, cp_size)
+    print(f"planned in {time.perf_counter() - started:.3f} s")
+    work = rank_work(cp_plan)
+    assert work.max() / work.mean() < 1.05
