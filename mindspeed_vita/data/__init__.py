@@ -1,0 +1,1 @@
+"""From rows of JSON and media files to packs of a fixed number of tokens."""

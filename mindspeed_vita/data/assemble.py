@@ -1,0 +1,200 @@
+"""From samples to a PackedBatch: tokens, shifted labels, positions, documents, and this rank's tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mindspeed_vita.data.batch import IGNORE, MediaFailure, PackedBatch
+from mindspeed_vita.data.fitting import MediaLimits
+from mindspeed_vita.data.media.image import picture_tiles
+from mindspeed_vita.data.media.paths import MediaError, resolve
+from mindspeed_vita.data.media.video import VideoHeader, video_tiles
+from mindspeed_vita.data.sample import Sample
+from mindspeed_vita.data.templates import ChatTemplate
+from mindspeed_vita.hf.tiling import blank_tile
+from mindspeed_vita.hf.token_layout import VisionTokenIds, expand, image_layout, image_tile_count, in_tag_order, video_layout
+from mindspeed_vita.sharding import plan, tile_owner
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One picture or video of a sample, ready to be cut."""
+
+    path: str
+    grid: tuple[int, int] | None
+    """(columns, rows) of a picture."""
+    header: VideoHeader | None
+    numbers: tuple[int, ...]
+    """Frames of a video."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, thumbnail included."""
+        return image_tile_count(self.grid) if self.grid else len(self.numbers)
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """Tokens of one sample with its media expanded; T tokens, N tiles."""
+
+    sample_id: int
+    source_id: int
+    source: str
+    root: str
+    tokens_T: np.ndarray
+    """int64[T]."""
+    labels_T: np.ndarray
+    """int64[T], shifted: the label at t is the token at t + 1 where that is supervised; the last is never."""
+    tile_starts_N: np.ndarray
+    """int64[N], each tile's first context token."""
+    media: tuple[Medium, ...]
+    """In the order of their tags, which is the order of the tiles."""
+
+
+def encode_sample(
+    sample: Sample,
+    media: Sequence[Medium],
+    *,
+    tokenizer: Any,
+    template: ChatTemplate,
+    ids: VisionTokenIds,
+    limits: MediaLimits,
+    sample_id: int,
+    source_id: int,
+    source: str,
+    root: str,
+) -> EncodedSample:
+    """Tokenises a sample and lays out its media, pictures first in media, then videos.
+
+    Raises:
+        ValueError: tags and media disagree.
+    """
+    text, supervised = template.encode(sample.messages, tokenizer)
+    pictures = [medium for medium in media if medium.grid]
+    videos = [medium for medium in media if not medium.grid]
+    tags = [token for token in text if token in (ids.image_tag, ids.video_tag)]
+    layouts = in_tag_order(
+        text,
+        ids,
+        [image_layout(ids, medium.num_tiles, medium.grid, limits.tokens_per_tile) for medium in pictures if medium.grid],
+        [video_layout(ids, medium.num_tiles, limits.tokens_per_tile) for medium in videos],
+    )
+    expanded = expand(text, ids, layouts)
+    tokens = np.array(expanded.token_ids, dtype=np.int64)
+    origins = np.array(expanded.origins, dtype=np.int64)
+    learn = np.array(supervised, dtype=bool)[origins] & (origins >= 0)
+    next_picture, next_video = iter(pictures), iter(videos)
+    return EncodedSample(
+        sample_id=sample_id,
+        source_id=source_id,
+        source=source,
+        root=root,
+        tokens_T=tokens,
+        labels_T=shift_labels(tokens, learn),
+        tile_starts_N=np.array(expanded.tile_starts, dtype=np.int64),
+        media=tuple(next(next_picture if tag == ids.image_tag else next_video) for tag in tags),
+    )
+
+
+def shift_labels(tokens_T: np.ndarray, supervised_T: np.ndarray) -> np.ndarray:
+    """Labels of one sample: at t the token at t + 1 if that is supervised, otherwise -100; the last is -100. int64[T]."""
+    labels = np.full(len(tokens_T), IGNORE, dtype=np.int64)
+    labels[:-1] = np.where(supervised_T[1:], tokens_T[1:], IGNORE)
+    return labels
+
+
+def assemble_pack(
+    samples: Sequence[EncodedSample],
+    *,
+    seq_length: int,
+    resets: bool,
+    pad_id: int,
+    tile_size: int,
+    group_rank: int = 0,
+    group_size: int = 1,
+    cp_size: int = 1,
+    decode: bool = True,
+) -> PackedBatch:
+    """Concatenates samples, pads to seq_length and decodes this rank's tiles.
+
+    A medium that fails to decode leaves blank tiles and takes its sample out of the loss; token and tile counts never change.
+
+    Args:
+        samples: in pack order; their tokens fit seq_length.
+        seq_length: S.
+        resets: positions restart and attention stays inside each sample.
+        pad_id: token of the padding.
+        tile_size: side of a tile, in pixels.
+        group_rank: this rank's place in the tensor x context parallel group that shares the tiles.
+        group_size: size of that group.
+        cp_size: context-parallel size of the plan.
+        decode: False leaves every tile out, for ranks that encode none.
+    """
+    lengths = np.array([len(sample.tokens_T) for sample in samples], dtype=np.int64)
+    sample_cu = np.concatenate([[0], np.cumsum(lengths)])
+    used = int(sample_cu[-1])
+    assert 0 < used <= seq_length, (used, seq_length)
+    bounds = sample_cu if resets else np.array([0, used])
+    cu_seqlens = bounds if used == seq_length else np.concatenate([bounds, [seq_length]])
+    tokens = np.full(seq_length, pad_id, dtype=np.int64)
+    labels = np.full(seq_length, IGNORE, dtype=np.int64)
+    tokens[:used] = np.concatenate([sample.tokens_T for sample in samples])
+    labels[:used] = np.concatenate([sample.labels_T for sample in samples])
+    starts = np.concatenate([sample.tile_starts_N + offset for sample, offset in zip(samples, sample_cu)])
+
+    cp_plan = plan(cu_seqlens, cp_size, padding=seq_length - used)
+    if cp_size > 1:
+        cp_plan.steps(group_rank * cp_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
+    tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)
+    tiles, failures = _decode(samples, tile_range, tile_size)
+    failed_ids = {failure.sample_id for failure in failures}
+    batch = PackedBatch(
+        tokens_T=torch.from_numpy(tokens),
+        labels_T=torch.from_numpy(labels),
+        weights_T=torch.from_numpy((labels != IGNORE).astype(np.float32)),
+        positions_T=torch.from_numpy(np.arange(seq_length) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int64)),
+        sample_cu=torch.from_numpy(sample_cu),
+        sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
+        source_ids=torch.tensor([sample.source_id for sample in samples], dtype=torch.int64),
+        tile_first_token=torch.from_numpy(starts),
+        tiles_NCHW=torch.from_numpy(tiles),
+        tile_range=tile_range,
+        failed=torch.zeros(len(samples), dtype=torch.bool),
+        failures=tuple(failures),
+        plan=cp_plan,
+    )
+    if not failures:
+        return batch
+    return batch.with_failed(torch.tensor([sample.sample_id in failed_ids for sample in samples]))
+
+
+def _decode(samples: Sequence[EncodedSample], wanted: range, tile_size: int) -> tuple[np.ndarray, list[MediaFailure]]:
+    tiles = np.empty((len(wanted), 3, tile_size, tile_size), dtype=np.uint8)
+    failures = []
+    first = 0
+    for sample in samples:
+        for medium in sample.media:
+            own = range(max(first, wanted.start) - first, min(first + medium.num_tiles, wanted.stop) - first)
+            if own:
+                into = slice(first + own.start - wanted.start, first + own.stop - wanted.start)
+                try:
+                    tiles[into] = _medium_tiles(medium, own, tile_size, sample.root)
+                except MediaError as error:
+                    tiles[into] = blank_tile(tile_size)
+                    failures.append(MediaFailure(sample.source, sample.sample_id, medium.path, error.reason))
+            first += medium.num_tiles
+    return tiles, failures
+
+
+def _medium_tiles(medium: Medium, own: range, tile_size: int, root: str) -> np.ndarray:
+    path = resolve(medium.path, root)
+    if medium.grid:
+        return picture_tiles(path, medium.grid, tile_size=tile_size, wanted=own)
+    assert medium.header is not None
+    return video_tiles(path, medium.header, list(medium.numbers[own.start : own.stop]), tile_size=tile_size, root=root)

@@ -1,0 +1,90 @@
+"""Makes a sample fit a pack: fewer frames first, then fewer tiles, then fewer turns; token counts come from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindspeed_vita.data.media.video import VideoHeader
+from mindspeed_vita.hf.tiling import choose_grid
+from mindspeed_vita.hf.token_layout import image_tile_count, image_token_count, video_token_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """How pictures and videos become tiles."""
+
+    tokens_per_tile: int
+    tile_size: int
+    min_tiles: int
+    max_tiles: int
+    max_frames: int
+    max_fps: float
+    sampler: str
+
+    def grid(self, size: tuple[int, int], max_tiles: int) -> tuple[int, int]:
+        """Grid of a picture of (width, height) under a tighter limit of tiles."""
+        return choose_grid(*size, tile_size=self.tile_size, min_tiles=self.min_tiles, max_tiles=max_tiles)
+
+    def frames(self, header: VideoHeader, max_frames: int) -> list[int]:
+        """Frame numbers of a video under a tighter limit of frames."""
+        return header.sample(max_frames=max_frames, max_fps=self.max_fps, sampler=self.sampler)
+
+
+@dataclass(frozen=True)
+class FittedMedia:
+    """Pictures and videos of one sample, as they will be cut."""
+
+    grids: tuple[tuple[int, int], ...]
+    """(columns, rows) of each picture."""
+    frame_limits: tuple[int, ...]
+    """Most frames of each video; the frames follow from it and from the header."""
+    num_tokens: int
+    num_tiles: int
+
+
+def fit_media(sizes: Sequence[tuple[int, int]], videos: Sequence[VideoHeader], room: int, limits: MediaLimits) -> FittedMedia | None:
+    """Chooses grids and frame counts that need at most room tokens.
+
+    Everything keeps its full size where that fits. Otherwise videos lose frames evenly, down to one each, and only then
+    pictures lose tiles: the limit of tiles per picture falls one at a time.
+
+    Args:
+        sizes: (width, height) of each picture.
+        videos: header of each video.
+        room: tokens of the pack that the text leaves.
+        limits: the full sizes.
+
+    Returns:
+        The choice, or None where even the smallest one does not fit.
+    """
+    wanted = [len(limits.frames(header, limits.max_frames)) for header in videos]
+    tiles_now = range(limits.max_tiles, limits.min_tiles - 1, -1) if sizes else (limits.max_tiles,)
+    for max_tiles in tiles_now:
+        grids = tuple(limits.grid(size, max_tiles) for size in sizes)
+        picture_tokens = sum(image_token_count(grid, limits.tokens_per_tile) for grid in grids)
+        shares = _share(wanted, (room - picture_tokens) // video_token_count(1, limits.tokens_per_tile))
+        if picture_tokens > room or shares is None:
+            continue
+        # A video that keeps all its frames keeps the limit they came from: a tighter one would move them.
+        frame_limits = tuple(limits.max_frames if share == want else share for share, want in zip(shares, wanted))
+        num_frames = sum(len(limits.frames(header, limit)) for header, limit in zip(videos, frame_limits))
+        return FittedMedia(
+            grids,
+            frame_limits,
+            picture_tokens + video_token_count(num_frames, limits.tokens_per_tile),
+            sum(image_tile_count(grid) for grid in grids) + num_frames,
+        )
+    return None
+
+
+def _share(wanted: Sequence[int], budget: int) -> list[int] | None:
+    """Shares a budget of frames out in proportion to what is wanted, at least one each; None if it is too small."""
+    total = sum(wanted)
+    if total <= budget:
+        return list(wanted)
+    if budget < len(wanted):
+        return None
+    spare = budget - len(wanted)
+    above = total - len(wanted)
+    return [1 + (want - 1) * spare // above for want in wanted]

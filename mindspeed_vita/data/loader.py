@@ -1,0 +1,162 @@
+"""Deals packs to data-parallel ranks, in this process or in worker processes: the same stream, and a state of one integer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Generator, Iterator
+from itertools import count
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.data.dataset import PackDataset
+
+_T = TypeVar("_T")
+
+
+class PackLoader:
+    """Endless packs of one rank, over all epochs.
+
+    Step s, micro-batch m, data-parallel rank d gets pack start_pack + s * micro_batches * dp_size + m * dp_size + d, so every
+    data-parallel size deals the same packs to the same step as long as the global batch is the same.
+    """
+
+    def __init__(
+        self,
+        dataset: PackDataset,
+        *,
+        start_pack: int,
+        dp_rank: int,
+        dp_size: int,
+        micro_batches: int,
+        group_rank: int = 0,
+        group_size: int = 1,
+        cp_size: int = 1,
+        decode: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        """Sets up the stream; nothing is read before the first pack is asked for.
+
+        Args:
+            dataset: the packs.
+            start_pack: packs consumed so far, over all ranks.
+            dp_rank: this rank's place among the data-parallel ranks.
+            dp_size: data-parallel size.
+            micro_batches: packs per rank and step.
+            group_rank: place in the tensor x context parallel group that shares a pack's tiles.
+            group_size: size of that group.
+            cp_size: context-parallel size.
+            decode: False gives packs without tiles, for pipeline stages that encode none.
+            num_workers: worker processes; 0 assembles packs in this process.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        for name, value, least in (("start_pack", start_pack, 0), ("micro_batches", micro_batches, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}; expected {least} or more")
+        if not 0 <= dp_rank < dp_size or not 0 <= group_rank < group_size:
+            raise ValueError(f"rank {dp_rank} of {dp_size}, group rank {group_rank} of {group_size}; expected rank < size")
+        self.micro_batches = micro_batches
+        self.global_batch = micro_batches * dp_size
+        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, cp_size=cp_size, decode=decode)
+        self._start = start_pack
+        self._first = start_pack + dp_rank
+        self._stride = dp_size
+        self._num_workers = num_workers
+        self._given = 0
+        # weak: a loader that is dropped takes its workers along at once
+        self._packs: weakref.ref[Generator[PackedBatch, None, None]] | None = None
+
+    @property
+    def packs_consumed(self) -> int:
+        """Packs of all ranks up to the last whole step given out: start_pack of a loader that goes on from here."""
+        return self._start + self._given // self.micro_batches * self.global_batch
+
+    def numbers(self) -> Iterator[int]:
+        """Global pack numbers of this rank, endless."""
+        return count(self._first + self._given * self._stride, self._stride)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """Packs from where the last iteration stopped; that one ends."""
+        self.close()
+        packs = self._iterate()
+        self._packs = weakref.ref(packs)
+        return packs
+
+    def close(self) -> None:
+        """Ends the iteration and its worker processes; iterating again goes on from there."""
+        packs = self._packs() if self._packs is not None else None
+        if packs is not None:
+            packs.close()
+
+    def _iterate(self) -> Generator[PackedBatch, None, None]:
+        stream = self._stream()
+        try:
+            for batch in stream:
+                self._given += 1
+                yield batch
+        finally:
+            if isinstance(stream, _MultiProcessingDataLoaderIter):
+                # torch has no public name for it, and dropping the iterator is not enough: a traceback may hold it
+                stream._shutdown_workers()
+
+    def _stream(self) -> Iterator[PackedBatch]:
+        if not self._num_workers:
+            return map(self._view.__getitem__, self.numbers())
+        # The packs of the first epoch are planned before the fork, once for all workers.
+        self._view.dataset.locate(self._first)
+        loader = torch.utils.data.DataLoader(
+            self._view,
+            batch_size=None,
+            sampler=_Numbers(self),
+            num_workers=self._num_workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
+            # Its own generator: the loader draws a seed, and the model's random numbers must not depend on num_workers.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
+
+
+class _RankView(torch.utils.data.Dataset):
+    """The packs as one rank sees them."""
+
+    def __init__(self, dataset: PackDataset, *, group_rank: int, group_size: int, cp_size: int, decode: bool) -> None:
+        self.dataset = dataset
+        self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "cp_size": cp_size, "decode": decode}
+
+    def __getitem__(self, number: int) -> PackedBatch:
+        return self.dataset.pack(number, **self._rank)
+
+
+class _Numbers(torch.utils.data.Sampler):
+    def __init__(self, loader: PackLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[int]:
+        return self._loader.numbers()
+
+
+def _unchanged(batch: _T) -> _T:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, and workers inherit the run's handler: it is the run's to end them. SIGTERM is
+    # torch's: silent from the run itself, deadly from elsewhere.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The thread that hands tensors over reports a run that stopped in the middle of taking one; its going is reported by the run itself.
+    sys.excepthook = _report_unless_the_run_is_gone
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _report_unless_the_run_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,1 @@
+"""Pictures and videos: headers for the index, tiles for the packs."""

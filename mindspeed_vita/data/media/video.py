@@ -1,0 +1,91 @@
+"""Videos: frame count and rate from headers alone, and frames. A video is a file or a folder of frame pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindspeed_vita.data.media.image import frame_picture, probe_picture
+from mindspeed_vita.data.media.paths import MediaError, resolve
+from mindspeed_vita.hf.frames import (
+    decode_file_frames,
+    directory_fps,
+    list_frames,
+    probe_file,
+    sample_directory_frames,
+    sample_file_frames,
+)
+from mindspeed_vita.hf.tiling import PICTURE_ERRORS, frame_tile
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What the frames to take follow from."""
+
+    is_folder: bool
+    num_frames: int
+    fps: float
+
+    def sample(self, *, max_frames: int, max_fps: float, sampler: str) -> list[int]:
+        """Frame numbers to take, ascending; at most max_frames."""
+        choose = sample_directory_frames if self.is_folder else sample_file_frames
+        return choose(self.num_frames, self.fps, max_frames=max_frames, max_fps=max_fps, sampler=sampler)
+
+
+def probe_video(path: str, root: str | None = None) -> VideoHeader:
+    """Header of a video file, or the number of pictures in a folder.
+
+    Args:
+        path: as written in the sample, relative to root or absolute: the rate of a folder follows from its name, not from
+            where a symbolic link leads.
+        root: folder that neither the video nor its first frame may lie outside of; None sets no bounds.
+
+    Raises:
+        MediaError: nothing usable there.
+    """
+    written = path if root is None else os.path.join(root, path)
+    path = path if root is None else resolve(path, root)
+    if os.path.isdir(path):
+        files = list_frames(path)
+        if not files:
+            raise MediaError(path, "folder without .png, .jpg or .jpeg frames")
+        probe_picture(files[0] if root is None else resolve(files[0], root))
+        return VideoHeader(True, len(files), directory_fps(written))
+    with _reading(path, "read as a video"):
+        return VideoHeader(False, *probe_file(path))
+
+
+def video_tiles(path: str, header: VideoHeader, numbers: list[int], *, tile_size: int, root: str) -> np.ndarray:
+    """Tiles of some frames: uint8[len(numbers), 3, H, W]. A file that ends early repeats its last frame.
+
+    Raises:
+        MediaError: the video cannot be decoded or changed since it was indexed.
+    """
+    tiles = np.empty((len(numbers), 3, tile_size, tile_size), dtype=np.uint8)
+    if header.is_folder:
+        files = list_frames(path)
+        if len(files) != header.num_frames:
+            raise MediaError(path, f"holds {len(files)} frames, had {header.num_frames} when it was indexed")
+        for place, number in enumerate(numbers):
+            tiles[place] = frame_picture(resolve(files[number], root), tile_size=tile_size)
+        return tiles
+    images = decode_file_frames(path, numbers)
+    for place in range(len(numbers)):
+        with _reading(path, "decoded"):
+            image = next(images)
+        tiles[place] = frame_tile(image, tile_size=tile_size)
+    return tiles
+
+
+@contextmanager
+def _reading(path: str, how: str) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, *PICTURE_ERRORS) as error:
+        raise MediaError(path, f"cannot be {how} ({type(error).__name__}: {error})") from error

@@ -1,0 +1,97 @@
+"""The mixture: which files make up a data set and how much of each. The released Long-VITA YAML files load as they are."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+_ENTRY_KEYS = ("ratio", "num", "data_paths")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """One entry of the mixture that is switched on."""
+
+    name: str
+    """Key in the YAML; what same-source packing and per-source losses go by."""
+    ratio: float
+    """Share of each file's rows drawn per epoch; above 1 repeats rows."""
+    num: int | None
+    """Most rows drawn from each file."""
+    paths: tuple[str, ...]
+    """Files that exist."""
+
+    def draw(self, place: int, num_rows: int, seed: int) -> np.ndarray:
+        """Rows of the place-th file drawn for every epoch: int64, shuffled, each as often as any other give or take one."""
+        used = int(num_rows * self.ratio)
+        used = used if self.num is None else min(used, self.num)
+        if not num_rows:
+            return np.empty(0, dtype=np.int64)
+        key = [seed, zlib.crc32(self.name.encode()), place]
+        return np.random.default_rng(key).permutation(num_rows)[np.arange(used) % num_rows]
+
+
+def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
+    """Reads ``dataset: {name: {ratio, num, data_paths}}``; other top-level keys are ignored.
+
+    An entry is off with ratio 0, num 0, or no paths. Relative paths start from the working directory or, where nothing lies
+    there, from the folder of the mixture.
+
+    Raises:
+        ValueError: the file is missing or no such YAML, an entry is malformed, a file of an entry that is on is missing, or
+            every entry is off.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"mixture {str(path)!r} cannot be read ({error.strerror}); set data.mixture to a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"mixture {path} is no YAML: {error}") from error
+    entries = content.get("dataset") if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        raise ValueError(f"mixture {path}: found no mapping 'dataset'; expected dataset: {{name: {{ratio, num, data_paths}}}}")
+    specs, missing = [], []
+    for name, entry in entries.items():
+        spec = _entry(str(name), entry, f"mixture {path}: dataset.{name}")
+        if spec is None:
+            continue
+        found = [_locate(file, path.parent) for file in spec.paths]
+        missing += [f"{name}: {file}" for file, place in zip(spec.paths, found) if place is None]
+        specs.append(SourceSpec(name=spec.name, ratio=spec.ratio, num=spec.num, paths=tuple(place for place in found if place)))
+    if missing:
+        shown = "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ValueError(
+            f"mixture {path}: found no file for {shown}; looked in the working directory {Path.cwd()} and in {path.parent.resolve()}; "
+            "correct the path or set ratio: 0"
+        )
+    if not specs:
+        raise ValueError(f"mixture {path}: every entry is off (ratio 0, num 0 or no data_paths); switch at least one on")
+    return tuple(specs)
+
+
+def _entry(name: str, entry: Any, where: str) -> SourceSpec | None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: found {entry!r}, expected a mapping with ratio, num and data_paths")
+    unknown = sorted(str(key) for key in entry if key not in _ENTRY_KEYS)
+    if unknown:
+        raise ValueError(f"{where}: found unknown keys {', '.join(unknown)}; expected {', '.join(_ENTRY_KEYS)}")
+    ratio, num, paths = entry.get("ratio", 1), entry.get("num"), entry.get("data_paths")
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < float("inf"):
+        raise ValueError(f"{where}.ratio: found {ratio!r}, expected a number from 0 up")
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 0):
+        raise ValueError(f"{where}.num: found {num!r}, expected a whole number from 0 up")
+    if paths is not None and (not isinstance(paths, list) or not all(isinstance(file, str) for file in paths)):
+        raise ValueError(f"{where}.data_paths: found {paths!r}, expected a list of files")
+    if ratio == 0 or num == 0 or not paths:
+        return None
+    return SourceSpec(name=name, ratio=float(ratio), num=num, paths=tuple(paths))
+
+
+def _locate(file: str, folder: Path) -> str | None:
+    return next((str(place) for place in (Path(file), folder / file) if place.is_file()), None)

@@ -1,0 +1,71 @@
+"""Loads a Qwen2.5-style tokenizer folder, adds the Long-VITA vision tokens where they are missing, and fingerprints the result."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mindspeed_vita.hf.token_layout import NEWLINE_TOKEN, VISION_TOKENS, VisionTokenIds
+
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_PROBE = "It's 2,718 small things:\n\n \tüber 你好 🎉 <|im_start|>user\n<image><video>"
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Loads a tokenizer folder; nothing is fetched from a network.
+
+    Vision tokens that the vocabulary lacks are added at its end in released order: a plain Qwen2.5 folder gives ids
+    151665 to 151681, as in the released checkpoints.
+
+    Args:
+        folder: tokenizer.json, or vocab.json and merges.txt, with tokenizer_config.json.
+
+    Returns:
+        A transformers tokenizer.
+
+    Raises:
+        ValueError: no such folder, no tokenizer in it, or the chat tokens are missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"tokenizer folder {str(folder)!r} does not exist; set data.tokenizer to a Qwen2.5 tokenizer folder")
+    if not (folder / "tokenizer.json").is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{folder} holds {held}; expected tokenizer.json, or vocab.json and merges.txt, of a Qwen2.5 tokenizer")
+    from transformers import AutoConfig, AutoTokenizer
+
+    from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
+
+    # with the architecture known, transformers does not ask whether to run the code that a Long-VITA folder's config.json points to
+    AutoConfig.register(LongVITAConfig.model_type, LongVITAConfig, exist_ok=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} does not load as a tokenizer ({error}); expected a Qwen2.5 tokenizer folder") from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(f"{folder} loads as {type(tokenizer).__name__} without a Rust backend; save it with tokenizer.json")
+    vocabulary = tokenizer.get_vocab()  # a look-up by id would give missing tokens the id of the unknown token
+    missing = [token for token in (*CHAT_TOKENS, NEWLINE_TOKEN) if token not in vocabulary]
+    if missing:
+        raise ValueError(f"the tokenizer in {folder} lacks {', '.join(missing)}; expected a Qwen2.5 tokenizer, which has them")
+    tokenizer.add_tokens([token for token in VISION_TOKENS if token not in vocabulary], special_tokens=True)
+    return tokenizer
+
+
+def vision_token_ids(tokenizer: Any) -> VisionTokenIds:
+    """Ids of the vision tokens.
+
+    Raises:
+        ValueError: the vocabulary lacks one.
+    """
+    return VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over the vocabulary and over the ids of a probe text: equal for equal behaviour, whatever the files look like."""
+    digest = hashlib.sha256()
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
+        digest.update(f"{number}\t{token}\n".encode("utf-8", "surrogatepass"))
+    digest.update(repr(tokenizer(_PROBE, add_special_tokens=False).input_ids).encode())
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Cutting long conversations: the longest run of turns that fits, each turn tokenised once."""
+
+from dataclasses import replace
+
+import pytest
+
+from mindspeed_vita.data.fitting import MediaLimits
+from mindspeed_vita.data.index import IndexBuilder
+from mindspeed_vita.data.sample import Message, Sample
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import vision_token_ids
+
+LIMITS = MediaLimits(tokens_per_tile=4, tile_size=28, min_tiles=1, max_tiles=12, max_frames=8, max_fps=1, sampler="uniform")
+
+
+def builder(tokenizer, seq_length: int, **limits) -> IndexBuilder:
+    return IndexBuilder(
+        tokenizer=tokenizer,
+        template=get_template("qwen2"),
+        ids=vision_token_ids(tokenizer),
+        limits=replace(LIMITS, **limits),
+        seq_length=seq_length,
+        max_images=100,
+    )
+
+
+def add(index: IndexBuilder, sample: Sample, root: str = "."):
+    return index.add(sample, where="d.jsonl:1", root=root, place=(0, 0, 0), text=b"{}")
+
+
+def dialogue(num_messages: int, *, tag_every: int = 0) -> Sample:
+    tagged = [bool(tag_every) and place % tag_every == 0 for place in range(num_messages)]
+    texts = [("<image>" if tag else "") + "word " * (place % 5) for place, tag in enumerate(tagged)]
+    roles = ["user" if place % 2 == 0 else "assistant" for place in range(num_messages)]
+    return Sample(tuple(map(Message, roles, texts)), ("p.png",) * sum(tagged), ())
+
+
+class CountingTokenizer:
+    """The tokenizer, with the texts it was given."""
+
+    def __init__(self, tokenizer) -> None:
+        self.convert_tokens_to_ids, self.get_vocab = tokenizer.convert_tokens_to_ids, tokenizer.get_vocab
+        self.backend_tokenizer = self
+        self._encode = tokenizer.backend_tokenizer.encode
+        self.texts: list[str] = []
+
+    def encode(self, text, **options):
+        self.texts.append(text)
+        return self._encode(text, **options)
+
+
+def test_a_long_conversation_is_tokenised_once(tokenizer):
+    counting = CountingTokenizer(tokenizer)
+    sample = Sample(tuple(Message(("user", "assistant")[place % 2], f"turn {place}") for place in range(600)), (), ())
+    assert add(builder(counting, 64), sample) == 0
+    contents = [text for text in counting.texts if text.startswith("turn")]
+    assert len(contents) == 600
+
+
+@pytest.mark.parametrize("num_messages", [2, 7, 16, 25])
+@pytest.mark.parametrize("tag_every", [0, 1, 3])
+def test_the_longest_run_of_turns_that_fits_is_kept(tokenizer, tmp_path, picture, num_messages, tag_every):
+    picture(90, 60).save(tmp_path / "p.png")
+    sample = dialogue(num_messages, tag_every=tag_every)
+    ends = sorted({*range(2, num_messages + 1, 2), num_messages})
+    smallest = {}
+    for end in ends:
+        index = builder(tokenizer, 10_000, max_tiles=1)
+        add(index, sample.first_turns(end), str(tmp_path))
+        smallest[end] = int(index.build().num_tokens[0])
+    for room in range(10, max(smallest.values()) + 3, 7):
+        index = builder(tokenizer, room)
+        fits = [end for end in ends if smallest[end] <= room]
+        assert (add(index, sample, str(tmp_path)) is None) == (not fits)
+        if fits:
+            built = index.build()
+            assert built.num_messages[0] == fits[-1] and built.num_tokens[0] <= room
+            assert len(built.grids(0)) == len(sample.first_turns(fits[-1]).images)

@@ -1,0 +1,155 @@
+"""The stream of packs depends on one integer only: not on data-parallel size, worker processes or where the run was cut."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import islice
+from multiprocessing import active_children
+
+import pytest
+import torch
+
+from mindspeed_vita.data.loader import PackLoader, _start_worker
+
+
+@pytest.fixture
+def data(world, picture, say):
+    for number in range(3):
+        picture(40 + 9 * number, 30).save(world.folder / f"{number}.png")
+    rows = [{"messages": say("x" * (number % 7) + "?", "Yes." * (1 + number % 5))} for number in range(20)]
+    rows += [{"messages": say("<image>What?", "A cat."), "images": [f"{number % 3}.png"]} for number in range(6)]
+    return world.build(rows, seq_length=96)
+
+
+def steps(data, *, dp_size, start=0, num_steps, num_workers=0, global_batch=4, **rank):
+    """Packs of each step, in global order, as the given number of ranks reads them."""
+    micro_batches = global_batch // dp_size
+    streams = []
+    for dp_rank in range(dp_size):
+        loader = PackLoader(
+            data, start_pack=start, dp_rank=dp_rank, dp_size=dp_size, micro_batches=micro_batches, num_workers=num_workers, **rank
+        )
+        streams.append(list(islice(loader, num_steps * micro_batches)))
+    return [streams[place % dp_size][place // dp_size] for place in range(num_steps * global_batch)]
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right):
+        assert torch.equal(one.tokens_T, other.tokens_T) and torch.equal(one.labels_T, other.labels_T)
+        assert torch.equal(one.tiles_NCHW, other.tiles_NCHW) and torch.equal(one.sample_ids, other.sample_ids)
+        assert torch.equal(one.cu_seqlens, other.cu_seqlens) and one.tile_range == other.tile_range
+
+
+def test_the_same_packs_at_every_data_parallel_size_over_epochs(data):
+    num_steps = data.num_packs(0) // 4 + 2
+    one = steps(data, dp_size=1, num_steps=num_steps)
+    assert data.locate(len(one) - 1)[0] == 1, "the stream runs into the second epoch"
+    for dp_size in (2, 4):
+        assert_same(steps(data, dp_size=dp_size, num_steps=num_steps), one)
+    first_epoch = torch.cat([pack.sample_ids for pack in one[: data.num_packs(0)]])
+    assert sorted(first_epoch.tolist()) == list(range(26)), "every sample once per epoch"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_worker_processes_give_the_same_stream(data, num_workers):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert_same(steps(data, dp_size=2, num_steps=3, num_workers=num_workers), steps(data, dp_size=2, num_steps=3))
+    assert torch.equal(torch.get_rng_state(), before), "workers must not move the model's random numbers"
+
+
+def test_resume_at_another_size_and_worker_count_goes_on_where_it_stopped(data):
+    whole = steps(data, dp_size=1, num_steps=5)
+    loader = PackLoader(data, start_pack=0, dp_rank=1, dp_size=2, micro_batches=2)
+    list(islice(loader, 4))
+    assert loader.packs_consumed == 8
+    resumed = steps(data, dp_size=4, start=loader.packs_consumed, num_steps=3, num_workers=1)
+    assert_same(resumed, whole[8:])
+
+
+def test_iterating_again_goes_on_and_half_a_step_does_not_count(data):
+    loader = PackLoader(data, start_pack=4, dp_rank=0, dp_size=1, micro_batches=4)
+    first = list(islice(loader, 3))
+    assert loader.packs_consumed == 4
+    second = list(islice(loader, 2))
+    assert loader.packs_consumed == 8
+    assert_same(first + second, [data[number] for number in range(4, 9)])
+
+
+def test_a_group_shares_the_tiles_of_each_pack(data):
+    whole = steps(data, dp_size=1, num_steps=2)
+    parts = [steps(data, dp_size=1, num_steps=2, group_rank=rank, group_size=2, cp_size=2) for rank in range(2)]
+    for pack, left, right in zip(whole, *parts):
+        assert torch.equal(torch.cat([left.tiles_NCHW, right.tiles_NCHW]), pack.tiles_NCHW)
+        assert left.plan.cp_size == 2 and left.plan.num_tokens == 96
+
+
+def test_impossible_ranks_are_refused(data):
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        PackLoader(data, start_pack=0, dp_rank=2, dp_size=2, micro_batches=1)
+    with pytest.raises(ValueError, match="start_pack=-1"):
+        PackLoader(data, start_pack=-1, dp_rank=0, dp_size=1, micro_batches=1)
+
+
+def test_close_ends_the_workers_and_iterating_goes_on(data):
+    whole = steps(data, dp_size=1, num_steps=2)
+    loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=4, num_workers=2)
+    loader.close()
+    others = set(active_children())  # of tests that share this process
+    packs = iter(loader)
+    first = list(islice(packs, 3))
+    held = set(active_children()) - others
+    assert len(held) == 2
+    loader.close()
+    assert not any(worker.is_alive() for worker in held) and next(packs, None) is None
+    assert_same(first + list(islice(loader, 5)), whole)
+    loader.close()
+
+
+def test_a_worker_is_silent_about_a_run_that_went_away_in_the_middle_of_a_tensor(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _start_worker(0)
+        for gone in (BrokenPipeError(32, "Broken pipe"), ConnectionResetError(), EOFError()):
+            sys.excepthook(type(gone), gone, None)
+        assert capsys.readouterr().err == ""
+        sys.excepthook(ValueError, ValueError("what is wrong"), None)
+        assert "what is wrong" in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+RUN_UNTIL_STOPPED = """
+import json, sys
+from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.dataset import build_data
+from mindspeed_vita.data.loader import PackLoader
+from mindspeed_vita.engine.faults import Stopped, stop_signals
+
+data = build_data(DataConfig(**json.loads(sys.argv[1])), tokens_per_tile=4, tile_size=28, vocab_size=512)
+loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1, num_workers=2)
+try:
+    with stop_signals():
+        for pack in loader:
+            print("pack", flush=True)
+except Stopped as stopped:
+    loader.close()
+    print("stopped", stopped, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_ends_workers_without_a_word(data, number):
+    command = [sys.executable, "-c", RUN_UNTIL_STOPPED, json.dumps(asdict(data.settings))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline() == "pack\n", run.stderr.read()
+        os.killpg(run.pid, number)
+        out, err = run.communicate(timeout=60)
+    assert (out.splitlines()[-1], err, run.returncode) == (f"stopped {signal.Signals(number).name}", "", 0)
