@@ -1,0 +1,1 @@
+"""The model: modules over megatron.core that know no process group and no framework arguments."""

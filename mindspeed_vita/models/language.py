@@ -1,0 +1,135 @@
+"""The language model: Qwen2.5 built from megatron.core's GPTModel, with our core attention and norms that run everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from mindspeed_vita.config import LanguageConfig
+from mindspeed_vita.models.core_attention import Attend, PackedCoreAttention
+from mindspeed_vita.platform.megatron_compat import vp_stage_argument
+
+
+def language_transformer_config(
+    config: LanguageConfig,
+    *,
+    init_std: float,
+    dtype: torch.dtype,
+    tp: int,
+    pp: int,
+    cp: int,
+    recompute: str,
+    init_on_cpu: bool,
+) -> TransformerConfig:
+    """megatron's configuration of the decoder.
+
+    Args:
+        config: sizes.
+        init_std: of the initial weights.
+        dtype: of parameters and activations.
+        tp, pp, cp: sizes of the parallel axes; tp > 1 always uses sequence parallel.
+        recompute: none | selective | full.
+        init_on_cpu: draw full weights on the host, so that they do not depend on tp.
+    """
+    settings: dict[str, dict[str, Any]] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective"},
+        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    }
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        num_query_groups=config.num_kv_heads,
+        ffn_hidden_size=config.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=config.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        init_method_std=init_std,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        context_parallel_size=cp,
+        sequence_parallel=tp > 1,
+        calculate_per_token_loss=True,
+        use_cpu_initialization=init_on_cpu,
+        # fused kernels of apex and TransformerEngine, which are CUDA only
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        **settings[recompute],
+    )
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm with megatron's constructor; tags its weight for the gradient sum of sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: object) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def _layer_spec(attend: Attend) -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=ModuleSpec(module=PackedCoreAttention, params={"attend": attend}),
+                    linear_proj=RowParallelLinear,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def build_language_model(
+    config: LanguageConfig, transformer_config: TransformerConfig, *, attend: Attend, pre_process: bool, post_process: bool
+) -> GPTModel:
+    """The part of the decoder that lives on this pipeline stage.
+
+    Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
+    embedding, decoder and output layer itself.
+    """
+    layers = [_layer_spec(attend)] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
+    return GPTModel(
+        config=transformer_config,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
+        vocab_size=config.vocab_size,
+        max_sequence_length=config.max_positions,
+        pre_process=pre_process,
+        post_process=post_process,
+        parallel_output=True,
+        share_embeddings_and_output_weights=config.tie_embeddings,
+        position_embedding_type="none",
+    )

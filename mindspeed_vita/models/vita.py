@@ -1,0 +1,167 @@
+"""Long-VITA: vision tower, projector and language model as one megatron module; each pipeline stage builds its own part.
+
+Knows no process group: attention, tile exchange and head come from outside (parallel/build.py).
+Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, N tiles, R vision rows.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Optional, Protocol
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
+
+from mindspeed_vita.config import MODULES, ModelConfig
+from mindspeed_vita.models.core_attention import Attend
+from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
+from mindspeed_vita.models.language import build_language_model
+from mindspeed_vita.models.lm_head import LanguageHead
+from mindspeed_vita.models.packed_context import PackedContext
+from mindspeed_vita.models.projector import projectors
+from mindspeed_vita.models.splice import splice
+from mindspeed_vita.models.vision import towers
+from mindspeed_vita.ops.normalize import normalize_tiles
+from mindspeed_vita.ops.rotary import RotaryTables
+
+
+class Exchange(Protocol):
+    """Sends this rank's vision rows to the ranks whose tokens need them and returns the rows for this rank's tokens, differentiable."""
+
+    def __call__(self, rows_RH: torch.Tensor, route: VisionRoute) -> torch.Tensor: ...
+
+
+class VitaModel(MegatronModule):
+    """The part of Long-VITA that lives on one pipeline stage; tower and projector are on the first.
+
+    Args:
+        config: architecture.
+        transformer_config: megatron's configuration of the decoder.
+        attend: attention of the language model.
+        exchange: exchange of vision rows.
+        head: language head.
+        pre_process, post_process: whether this is the first, the last pipeline stage.
+        trainable: modules that train; the others are frozen, and a frozen tower runs without autograd.
+        seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        transformer_config: TransformerConfig,
+        *,
+        attend: Attend,
+        exchange: Exchange,
+        head: LanguageHead,
+        pre_process: bool = True,
+        post_process: bool = True,
+        trainable: tuple[str, ...] = MODULES,
+        seed: int = 1234,
+    ) -> None:
+        super().__init__(config=transformer_config)
+        self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
+        self.pre_process, self.post_process = pre_process, post_process
+        self.rotary = RotaryTables(config.language)
+        self.exchange, self.head = exchange, head
+        self.trainable = frozenset(trainable)
+        self.vision: Optional[nn.Module] = None
+        self.projector: Optional[nn.Module] = None
+        if pre_process:
+            self._build_vision(config, transformer_config, seed)
+        self.language = build_language_model(
+            config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process
+        )
+        self.share_embeddings_and_output_weights = config.language.tie_embeddings
+        for name in MODULES:
+            module = getattr(self, name)
+            if module is not None and name not in self.trainable:
+                module.requires_grad_(False)
+
+    def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, seed: int) -> None:
+        vision = config.vision
+        recompute = transformer_config.recompute_granularity == "full"
+        self.tile_shape = (3, vision.tile_size, vision.tile_size)
+        self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, recompute=recompute)
+        self.projector = projectors.build(
+            config.projector.kind,
+            config.projector,
+            grid=vision.grid,
+            input_size=vision.hidden_size,
+            output_size=config.language.hidden_size,
+            transformer_config=transformer_config,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for module in (self.vision, self.projector):
+            init_weights(module, config.init_std, generator)
+            module.to(transformer_config.params_dtype)
+            for parameter in module.parameters():
+                # replicated, each rank with the gradient of its own tiles: megatron sums tagged gradients over tensor parallel
+                parameter.sequence_parallel = transformer_config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, inputs: ModelInputs) -> torch.Tensor:
+        """On the last stage the loss of each token, float32[T], 0 where unsupervised; on the others hidden states [L, 1, H]."""
+        hidden = self._decode(inputs)
+        if not self.post_process:
+            return hidden
+        return self.head.losses(hidden, self._output_weight(), inputs.labels_T, inputs.weights_T)
+
+    def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
+        """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""
+        return self.head.logits(self._decode(inputs), self._output_weight(), rows_R)
+
+    def _decode(self, inputs: ModelInputs) -> torch.Tensor:
+        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.plan.longest_document)
+        return self.language.decoder(
+            hidden_states=self._embed(inputs) if self.pre_process else None,
+            attention_mask=None,
+            packed_seq_params=PackedContext(plan=inputs.plan, cos_TD=cos_TD, sin_TD=sin_TD),
+        )
+
+    def _embed(self, inputs: ModelInputs) -> torch.Tensor:
+        embeddings_L1H = self.language.embedding(input_ids=inputs.tokens_T.unsqueeze(0), position_ids=None)
+        trains = torch.is_grad_enabled() and bool(self.trainable & {"vision", "projector"})
+        if not inputs.num_tiles and not trains:
+            return embeddings_L1H
+        rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
+        if inputs.route is not None:
+            received_RH = self.exchange(rows_RH[: len(inputs.route.send_rows)], inputs.route)
+            embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.places)
+        # a rank without tiles ran a dummy: joined with weight 0, so that every rank's graph holds the same parameters
+        return embeddings_L1H + 0 * rows_RH.sum() if trains and not len(inputs.tiles_NCHW) else embeddings_L1H
+
+    def _encode(self, tiles_NCHW: torch.Tensor, trains: bool, like: torch.Tensor) -> torch.Tensor:
+        """Rows of this rank's tiles [R, H]; a rank without tiles encodes one dummy tile if anything here trains."""
+        assert self.vision is not None and self.projector is not None
+        if not len(tiles_NCHW):
+            if not trains:
+                return like.new_zeros(0, like.shape[-1])
+            tiles_NCHW = torch.zeros(1, *self.tile_shape, dtype=torch.uint8, device=like.device)
+        with nullcontext() if "vision" in self.trainable else torch.no_grad():
+            features = self.vision(normalize_tiles(tiles_NCHW).to(like.dtype))
+        return self.projector(features).flatten(0, 1)
+
+    def _output_weight(self) -> torch.Tensor:
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.language.output_layer.weight
+
+    def shared_embedding_or_output_weight(self) -> torch.Tensor:
+        """The tied table on the first or last stage; megatron sums its gradients over both."""
+        return self.language.shared_embedding_or_output_weight()
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """Hidden states from the stage before; called by megatron's schedules."""
+        self.language.set_input_tensor(input_tensor)
+
+
+@torch.no_grad()
+def init_weights(module: nn.Module, std: float, generator: torch.Generator) -> None:
+    """Normal weights of the given deviation, zero biases; norms and LayerScale keep their constructors' values."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("class_token") or parameter.dim() > 1:
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        elif name.endswith("bias"):
+            parameter.zero_()

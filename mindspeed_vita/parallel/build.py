@@ -1,0 +1,63 @@
+"""Builds the model for one rank: picks attention, exchange and head by the layout and hands them to models/."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.models.core_attention import Attend
+from mindspeed_vita.models.language import language_transformer_config
+from mindspeed_vita.models.lm_head import LanguageHead
+from mindspeed_vita.models.vita import VitaModel
+from mindspeed_vita.ops.attention import packed_attention
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.tile_exchange import TileExchange
+from mindspeed_vita.sharding import CPPlan
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | str = "cpu") -> VitaModel:
+    """The part of the model that lives on this rank, with frozen modules frozen, on the given device.
+
+    The platform must have been chosen and megatron's parallel state initialised.
+    """
+    model = recipe.model
+    on_cpu = torch.device(device).type == "cpu"
+    torch.manual_seed(recipe.train.seed + 100 * layout.pp_rank)  # every stage draws its own layers
+    transformer_config = language_transformer_config(
+        model.language,
+        init_std=model.init_std,
+        dtype=DTYPES[recipe.train.precision],
+        tp=layout.tp_size,
+        pp=layout.pp_size,
+        cp=layout.cp_size,
+        recompute=recipe.train.recompute,
+        init_on_cpu=on_cpu,
+    )
+    return VitaModel(
+        model,
+        transformer_config,
+        attend=_attend(layout),
+        exchange=TileExchange(layout.tp_cp_group, layout.tile_group_size),
+        head=LanguageHead(mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size),
+        pre_process=layout.is_first_stage,
+        post_process=layout.is_last_stage,
+        trainable=recipe.train.modules,
+        seed=recipe.train.seed,
+    ).to(device)
+
+
+def _attend(layout: ParallelLayout) -> Attend:
+    if layout.cp_size > 1:
+        return partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank)
+    return _attend_locally
+
+
+def _attend_locally(
+    q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: CPPlan, *, scale: float
+) -> torch.Tensor:
+    return packed_attention(q_TND, k_TGD, v_TGD, plan.cu_seqlens.tolist(), scale=scale)

@@ -1,0 +1,79 @@
+"""Where this process stands on every parallel axis: sizes, ranks and groups as one value that is passed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelLayout:
+    """Sizes, ranks and process groups of tensor, pipeline, context and data parallelism.
+
+    The tp x cp group shares out tiles; its ranks are ordered cp_rank * tp_size + tp_rank.
+    """
+
+    tp_size: int
+    tp_rank: int
+    pp_size: int
+    pp_rank: int
+    cp_size: int
+    cp_rank: int
+    dp_size: int
+    dp_rank: int
+    tp_group: Any
+    pp_group: Any
+    cp_group: Any
+    dp_group: Any
+    dp_cp_group: Any
+    tp_cp_group: Any
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this is the first pipeline stage."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this is the last pipeline stage."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def tile_rank(self) -> int:
+        """Rank in the tp x cp group."""
+        return self.cp_rank * self.tp_size + self.tp_rank
+
+    @property
+    def tile_group_size(self) -> int:
+        """Ranks that share out the tiles of a pack."""
+        return self.cp_size * self.tp_size
+
+    def describe(self) -> str:
+        """The layout in one word for tables: tp1 pp1 cp1 dp2."""
+        return f"tp{self.tp_size} pp{self.pp_size} cp{self.cp_size} dp{self.dp_size}"
+
+    @classmethod
+    def from_megatron(cls) -> ParallelLayout:
+        """Reads megatron's parallel state, which must be initialised."""
+        from megatron.core import parallel_state as state
+
+        layout = cls(
+            tp_size=state.get_tensor_model_parallel_world_size(),
+            tp_rank=state.get_tensor_model_parallel_rank(),
+            pp_size=state.get_pipeline_model_parallel_world_size(),
+            pp_rank=state.get_pipeline_model_parallel_rank(),
+            cp_size=state.get_context_parallel_world_size(),
+            cp_rank=state.get_context_parallel_rank(),
+            dp_size=state.get_data_parallel_world_size(),
+            dp_rank=state.get_data_parallel_rank(),
+            tp_group=state.get_tensor_model_parallel_group(),
+            pp_group=state.get_pipeline_model_parallel_group(),
+            cp_group=state.get_context_parallel_group(),
+            dp_group=state.get_data_parallel_group(),
+            dp_cp_group=state.get_data_parallel_group(with_context_parallel=True),
+            tp_cp_group=state.get_tensor_and_context_parallel_group(),
+        )
+        assert dist.get_rank(layout.tp_cp_group) == layout.tile_rank
+        return layout

@@ -1,0 +1,205 @@
+"""Ring attention over a plan: queries stay, keys and values travel, partial results merge by log-sum-exp in fp32.
+
+At distance d every rank sends to rank + d the keys which that rank's queries look at, and gets its own from rank - d; a transfer runs while
+the blocks of the one before are computed. Where every key is needed this is the ring; where documents live on one rank
+nothing is sent. In the backward pass the same keys travel again and their gradients return the same way.
+Shapes: T tokens of this rank, N query heads, G key heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.ops.attention.blocks import BlockKernels, block_kernels, merge_, segment_rows
+from mindspeed_vita.sharding import CPPlan
+from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
+
+
+def ring_attention(
+    q_TND: torch.Tensor,
+    k_TGD: torch.Tensor,
+    v_TGD: torch.Tensor,
+    plan: CPPlan,
+    *,
+    scale: float,
+    group: Any,
+    rank: int,
+    backend: Optional[str] = None,
+) -> torch.Tensor:
+    """Causal attention inside each document of the plan, over tokens spread over a group.
+
+    Args:
+        q_TND: queries of this rank's tokens, in the order of sharding.index(plan, rank).
+        k_TGD, v_TGD: its keys and values.
+        plan: owners and documents.
+        scale: factor on the scores.
+        group: context-parallel process group.
+        rank: this process's rank in it.
+        backend: name of an attention backend; None takes the first that does not refuse.
+
+    Returns:
+        out_TND in the dtype of q_TND. Outputs, log-sum-exps and gradients accumulate in fp32.
+
+    Raises:
+        ValueError: no backend can serve the tensors.
+    """
+    kernels = block_kernels(q_TND, backend)
+    return _RingAttention.apply(q_TND, k_TGD, v_TGD, plan.steps(rank), scale, GroupExchange(group), kernels)
+
+
+class _RingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        steps: RankSteps,
+        scale: float,
+        exchange: Exchange,
+        kernels: BlockKernels,
+    ) -> torch.Tensor:
+        out, lse_TN = ring_forward(q, torch.stack([k, v]), steps, scale, exchange, kernels)
+        ctx.save_for_backward(q, k, v, out, lse_TN)
+        ctx.steps, ctx.scale, ctx.exchange, ctx.kernels = steps, scale, exchange, kernels
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
+        q, k, v, out, lse_TN = ctx.saved_tensors
+        dq, dkv, returning = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.kernels)
+        collect(dkv, returning)
+        return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None
+
+
+def ring_forward(
+    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: Exchange, kernels: BlockKernels
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One rank's output, in the dtype of its queries, and its log-sum-exp, fp32 [T, N]."""
+    transfer = exchange.fetch(kv_2TGD, steps, 1)
+    block_out, lse_TN = kernels.blocks_forward(q_TND, kv_2TGD[0], kv_2TGD[1], _diagonal_segments(steps), causal=True, scale=scale)
+    out_TND = block_out.float()
+    for distance, step in enumerate(steps.ring):
+        if distance:
+            received = transfer.wait()
+            transfer = exchange.fetch(kv_2TGD, steps, distance + 1)
+        else:
+            received = _own_keys(kv_2TGD, step)
+        if len(step.segments):
+            partial = kernels.blocks_forward(q_TND, received[0], received[1], step.segments, causal=False, scale=scale)
+            merge_(out_TND, lse_TN, segment_rows(step.segments, q_TND.device), *partial)
+    return out_TND.to(q_TND.dtype), lse_TN
+
+
+def ring_backward(
+    grad_TND: torch.Tensor,
+    q_TND: torch.Tensor,
+    kv_2TGD: torch.Tensor,
+    out_TND: torch.Tensor,
+    lse_TN: torch.Tensor,
+    steps: RankSteps,
+    scale: float,
+    exchange: Exchange,
+    kernels: BlockKernels,
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[RingStep, Transfer]]]:
+    """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts that others are sending back for `collect`."""
+    transfer = exchange.fetch(kv_2TGD, steps, 1)
+    dq_TND = torch.zeros_like(q_TND, dtype=torch.float32)
+    dkv_2TGD = torch.zeros_like(kv_2TGD, dtype=torch.float32)
+
+    def add(keys: torch.Tensor, segments: np.ndarray, causal: bool, dkv: torch.Tensor) -> None:
+        kernels.blocks_backward(
+            grad_TND, q_TND, keys[0], keys[1], out_TND, lse_TN, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv
+        )
+
+    add(kv_2TGD, _diagonal_segments(steps), True, dkv_2TGD)
+    returning = []
+    for distance, step in enumerate(steps.ring):
+        if distance:
+            received = transfer.wait()
+            transfer = exchange.fetch(kv_2TGD, steps, distance + 1)
+        else:
+            received = _own_keys(kv_2TGD, step)
+        dkv_received = torch.zeros_like(received, dtype=torch.float32)
+        if len(step.segments):
+            add(received, step.segments, False, dkv_received)
+        back = exchange.give_back(dkv_received, step, distance) if distance else Transfer(dkv_received)
+        returning.append((step, back))
+    return dq_TND, dkv_2TGD, returning
+
+
+def collect(dkv_2TGD: torch.Tensor, returning: list[tuple[RingStep, Transfer]]) -> None:
+    """Adds what comes back for this rank's keys, in place."""
+    for step, transfer in returning:
+        dkv_2TGD.index_add_(1, _index(step, dkv_2TGD.device), transfer.wait())
+
+
+class Exchange(Protocol):
+    """Moves keys, values and their gradients between the ranks of a context-parallel group."""
+
+    def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
+        """Keys and values from rank - distance, [2, num_received, G, D], against those that rank + distance needs of ours."""
+
+    def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
+        """Gradients of fetched keys return to rank - distance, against those of ours from rank + distance."""
+
+
+class Transfer:
+    """A transfer under way; keeps what is sent alive until it is done."""
+
+    def __init__(self, received: torch.Tensor, sent: Optional[torch.Tensor] = None, works: tuple[Any, ...] = ()) -> None:
+        self.received, self.sent, self.works = received, sent, works
+
+    def wait(self) -> torch.Tensor:
+        """What arrived."""
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+class GroupExchange:
+    """Point-to-point transfers in one context-parallel group. All ranks start the same transfers in the same order."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
+        """See Exchange."""
+        if distance >= len(steps.ring):
+            return Transfer(kv_2TGD[:, :0])
+        step = steps.ring[distance]
+        return self._swap(kv_2TGD.index_select(1, _index(step, kv_2TGD.device)), step.num_received, distance)
+
+    def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
+        """See Exchange."""
+        return self._swap(dkv, len(step.send), -distance)
+
+    def _swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:
+        ranks, rank = dist.get_process_group_ranks(self.group), dist.get_rank(self.group)
+        incoming = outgoing.new_empty((2, num_incoming, *outgoing.shape[2:]))
+        operations = []
+        if outgoing.numel():
+            operations.append(dist.P2POp(dist.isend, outgoing, ranks[(rank + distance) % len(ranks)], self.group))
+        if incoming.numel():
+            operations.append(dist.P2POp(dist.irecv, incoming, ranks[(rank - distance) % len(ranks)], self.group))
+        works = tuple(dist.batch_isend_irecv(operations)) if operations else ()
+        return Transfer(incoming, outgoing, works)
+
+
+def _index(step: RingStep, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(step.send).to(device)
+
+
+def _own_keys(kv_2TGD: torch.Tensor, step: RingStep) -> torch.Tensor:
+    """This rank's keys that its own later runs look at."""
+    return kv_2TGD.index_select(1, _index(step, kv_2TGD.device))
+
+
+def _diagonal_segments(steps: RankSteps) -> np.ndarray:
+    """Each stretch with itself, int64[n, 4]."""
+    starts, stops = steps.diagonal[:-1], steps.diagonal[1:]
+    return np.stack([starts, stops, starts, stops], axis=1)

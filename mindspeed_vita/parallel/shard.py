@@ -1,0 +1,53 @@
+"""From a pack to one rank's model inputs: its tokens by the plan's index, its tiles, and the route of the vision rows."""
+
+from __future__ import annotations
+
+import torch
+
+from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
+from mindspeed_vita.models.splice import check_counts
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.sharding import index, tile_routes
+
+
+def shard_batch(batch: PackedBatch, layout: ParallelLayout, device: torch.device, *, tokens_per_tile: int) -> ModelInputs:
+    """The share of a pack that this rank works on.
+
+    Args:
+        batch: the whole pack's integers, and this rank's tiles.
+        layout: this rank's place.
+        device: where the tensors go.
+        tokens_per_tile: language-model tokens of one tile (ModelConfig.tokens_per_tile).
+
+    Raises:
+        ValueError: the pack's vision tokens and tiles do not agree.
+    """
+    num_tiles = len(batch.tile_first_token)
+    context_ids = batch.tokens_T[batch.tile_first_token].unique()
+    check_counts(int(torch.isin(batch.tokens_T, context_ids).sum()), num_tiles, tokens_per_tile)
+    own = torch.from_numpy(index(batch.plan, layout.cp_rank))
+
+    def share(values_S: torch.Tensor) -> torch.Tensor:
+        return values_S[own].to(device, non_blocking=True)
+
+    return ModelInputs(
+        tokens_T=share(batch.tokens_T),
+        labels_T=share(batch.labels_T),
+        weights_T=share(batch.weights_T),
+        positions_T=share(batch.positions_T),
+        plan=batch.plan,
+        tiles_NCHW=batch.tiles_NCHW.to(device, non_blocking=True),
+        num_tiles=num_tiles,
+        route=_route(batch, layout, device, tokens_per_tile) if num_tiles and layout.is_first_stage else None,
+    )
+
+
+def _route(batch: PackedBatch, layout: ParallelLayout, device: torch.device, tokens_per_tile: int) -> VisionRoute:
+    route = tile_routes(batch.plan, batch.tile_first_token.numpy(), tokens_per_tile, layout.tp_size, layout.tile_rank)
+    return VisionRoute(
+        send_rows=torch.from_numpy(route.send_rows).to(device),
+        send_counts=route.send_counts,
+        recv_counts=route.recv_counts,
+        places=torch.from_numpy(route.places).to(device),
+    )

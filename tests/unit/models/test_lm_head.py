@@ -1,0 +1,41 @@
+"""The three heads give one loss and one gradient; masked computes logits for supervised rows only."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("megatron.core")
+
+from mindspeed_vita.models.lm_head import LanguageHead
+
+
+def inputs(num_tokens: int, supervised: float) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(num_tokens, 1, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 50, (num_tokens,), generator=generator)
+    labels[torch.rand(num_tokens, generator=generator) >= supervised] = -100
+    return hidden, weight, labels, torch.rand(num_tokens, generator=generator)
+
+
+@pytest.mark.parametrize("mode", ["masked", "chunked", "original"])
+@pytest.mark.parametrize("supervised", [0.0, 0.3, 1.0])
+def test_head_equals_plain_cross_entropy(mode: str, supervised: float) -> None:
+    hidden, weight, labels, weights = inputs(37, supervised)
+    losses = LanguageHead(mode=mode, chunk=5).losses(hidden, weight, labels, weights)
+    grads = torch.autograd.grad(losses.sum(), (hidden, weight))
+    expected = F.cross_entropy(hidden.squeeze(1) @ weight.T, labels, ignore_index=-100, reduction="none") * weights
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(grads, torch.autograd.grad(expected.sum(), (hidden, weight))):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert (losses[labels == -100] == 0).all()
+
+
+def test_masked_head_makes_logits_for_supervised_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, labels, weights = inputs(64, 0.2)
+    shapes = []
+    linear = F.linear
+    monkeypatch.setattr("mindspeed_vita.models.lm_head.F.linear", lambda x, w: shapes.append(x.shape[0]) or linear(x, w))
+    with torch.no_grad():
+        LanguageHead(mode="masked", chunk=4).losses(hidden, weight, labels, weights)
+    assert sum(shapes) == int((labels != -100).sum()) and max(shapes) <= 4
