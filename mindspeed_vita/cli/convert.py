@@ -1,0 +1,114 @@
+"""`vita convert --from PATH --to hf|native --output DIR`"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+_EPILOG = """
+examples:
+  vita convert --from runs/stage4 --to hf --output exported
+  vita convert --from Long-VITA-16K_HF --to native --output runs/released
+  vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
+  vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
+
+A native folder is a start for checkpoint.init_from. An export is read back and compared tensor by tensor before it appears; the
+result stands in its verification.json.
+"""
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native run or step folder, or Hugging Face folder")
+    parser.add_argument("--vision", metavar="DIR", help="InternViT folder, where --from is a Qwen2.5 language model")
+    parser.add_argument("--to", required=True, choices=("hf", "native"), help="format to write")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the source names or holds none")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), help="type to store; default: as in the source")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert and report in one line."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
+    shard_bytes = parse_size(arguments.max_shard_size)
+    source, output = Path(arguments.source), Path(arguments.output)
+    if not source.is_dir():
+        raise ValueError(f"--from {source}: no such folder")
+    if source.resolve() == output.resolve():
+        raise ValueError(f"--output {output} is the source; choose another folder")
+    if arguments.to == "hf":
+        from mindspeed_vita.checkpoint.hf_export import check_output, export_hf
+        from mindspeed_vita.data.tokenizer import load_tokenizer
+
+        check_output(output)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not empty; choose another --output")
+    weights, recipe = _read_hf(source, arguments, dtype) if (source / "config.json").is_file() else _read_native(source, arguments)
+    if arguments.to == "hf":
+        tokenizer = load_tokenizer(recipe.data.tokenizer)
+        done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes)
+        size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
+        print(f"{output}: {size}, read back with max_diff {done.max_diff}")
+    else:
+        folder = _write_native(output, weights, recipe, dtype)
+        print(f"{folder}: {len(weights)} tensors; start from it with checkpoint.init_from={output}")
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB", "200MB" or a plain number.
+
+    Raises:
+        ValueError: anything else, or zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|)", text.strip().upper())
+    if match is None or not float(match.group(1)):
+        raise ValueError(f"--max-shard-size is {text!r}; expected something like 5GB or 200MB")
+    return max(1, int(float(match.group(1)) * _UNITS[match.group(2)]))
+
+
+def _read_native(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:
+    from dataclasses import replace
+
+    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.config import recipe_from_dict
+
+    if arguments.vision:
+        raise ValueError(f"{source} is a native checkpoint and holds its tower; leave --vision out")
+    weights, content = native.read_full_weights(source)
+    recipe = recipe_from_dict(content, where=str(source))
+    tokenizer = arguments.tokenizer or recipe.data.tokenizer
+    return weights, replace(recipe, data=replace(recipe.data, tokenizer=str(tokenizer)))
+
+
+def _read_hf(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> tuple[Mapping[str, Any], Any]:
+    from dataclasses import replace
+
+    from mindspeed_vita.checkpoint.hf_import import import_hf
+    from mindspeed_vita.config import Recipe
+
+    found = import_hf(source, vision=arguments.vision, dtype=dtype)
+    if found.initialised:
+        print(f"new, with initial values: {', '.join(found.initialised)}")
+    tokenizer = arguments.tokenizer or str(source.resolve())
+    return found.weights, Recipe(name=source.name, model=found.model, data=replace(found.data, tokenizer=str(tokenizer)))
+
+
+def _write_native(output: Path, weights: Mapping[str, Any], recipe: Any, dtype: Optional[Any]) -> Path:
+    from dataclasses import replace
+
+    import torch
+
+    from mindspeed_vita.checkpoint import native
+
+    tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in weights.items()}
+    stored = tensors["language.embedding.word_embeddings.weight"].dtype
+    precision = "fp32" if stored is torch.float32 else "bf16"
+    return native.save_full_weights(output, tensors, replace(recipe, train=replace(recipe.train, precision=precision)))

@@ -1,0 +1,60 @@
+"""`vita train RECIPE.yaml key=value ...`"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+_EPILOG = """
+examples:
+  vita train examples/tiny/stage1.yaml
+  vita train recipe.yaml train.lr=1e-4 checkpoint.directory=runs/a
+  torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train recipe.yaml parallel.tp=4
+  DEVICE=cpu vita train recipe.yaml        (auto, npu, cuda or cpu)
+
+The same command continues from the newest checkpoint in checkpoint.directory. Every recipe key, with its default and one line of
+documentation, stands in mindspeed_vita/config/recipe.py; `--print-recipe` shows the recipe with all defaults filled in.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.epilog = _EPILOG
+    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. train.steps=100")
+    parser.add_argument("--print-recipe", action="store_true", help="print the recipe with all defaults and exit")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or print the recipe."""
+    import yaml
+
+    from mindspeed_vita.config import load_recipe, recipe_to_dict, validate
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.print_recipe:
+        print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
+        return 0
+    validate(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.engine.faults import Stopped, stop_signals
+    from mindspeed_vita.engine.loop import train
+
+    try:
+        with stop_signals():
+            result = train(recipe)
+    except Stopped as stop:
+        newest = native.latest(recipe.checkpoint.directory)
+        rest = f"the same command continues from {newest}" if newest else "no checkpoint was written yet"
+        raise Stopped(stop.number, f"stopped by {stop}; {rest}") from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
+        print(
+            f"{recipe.name}: {result.step} steps, {result.layout}, loss {first} -> {last}, {result.tokens_per_second:,.0f} tokens/s, "
+            f"peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
+            flush=True,
+        )
+    sys.stdout.flush()
+    return 0

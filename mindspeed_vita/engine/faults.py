@@ -1,0 +1,117 @@
+"""Samples that cannot be decoded, stop signals, and runs that went wrong."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Iterator, Optional
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.engine import metrics
+from mindspeed_vita.parallel.layout import ParallelLayout
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient norm is not a finite number."""
+
+
+class Stopped(BaseException):
+    """A stop signal arrived. Like KeyboardInterrupt not an Exception: nothing on the way may take it for a failure."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        self.number = number
+        super().__init__(message or signal.Signals(number).name)
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT end the block with Stopped, at once: a step that is half done is lost, a checkpoint never is."""
+
+    def stop(number: int, frame: Optional[FrameType]) -> None:
+        # The same signal ends the loader's workers where it goes to the whole process group; torch reports that as their crash.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise Stopped(number)
+
+    try:
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class FailedSamples:
+    """The record of samples that failed: agreed on by all ranks, so that each of them masks the same labels, for good.
+
+    A sample that failed once stays masked, also in later epochs and after a resume: the curve does not depend on whether a
+    disk that was ill has recovered.
+
+    Args:
+        quarantine: JSONL file for the reasons.
+        known: sample ids from a checkpoint.
+        run: what tells this run's lines from those of others in the same file; the "run" of metrics.truncate.
+    """
+
+    def __init__(self, quarantine: Path, known: tuple[int, ...] = (), *, run: Optional[str] = None) -> None:
+        self.quarantine = quarantine
+        self._run = {} if run is None else {"run": run}
+        self.ids: set[int] = set(known)
+        self._new: set[int] = set()
+
+    def agree(self, batch: Any, layout: ParallelLayout, step: int) -> Any:
+        """The batch with every failure of the tp x cp x pp group applied. Collective over that group.
+
+        Args:
+            batch: PackedBatch; its `failed` holds what this rank met.
+            layout: this rank's place.
+            step: step the batch is for, noted in the quarantine file.
+        """
+        self._note(batch.failures, step)
+        known = torch.tensor(sorted(self.ids), dtype=batch.sample_ids.dtype)
+        failed = (batch.failed | torch.isin(batch.sample_ids, known)).to(torch.uint8)
+        for group, size in ((layout.tp_cp_group, layout.tile_group_size), (layout.pp_group, layout.pp_size)):
+            if size > 1 and failed.numel():
+                dist.all_reduce(failed, dist.ReduceOp.MAX, group=group)
+        self._new |= set(batch.sample_ids[failed.bool()].tolist()) - self.ids
+        return batch.with_failed(failed.bool())
+
+    def settle(self) -> int:
+        """Share this step's failures with every rank. Collective over the world.
+
+        Returns:
+            How many samples failed for the first time.
+        """
+        new = [self._new]
+        if dist.get_world_size() > 1:
+            count = torch.tensor(len(self._new))
+            dist.all_reduce(count, dist.ReduceOp.MAX)
+            if count:
+                new = [set() for _ in range(dist.get_world_size())]
+                dist.all_gather_object(new, self._new)
+        found = set().union(*new) - self.ids
+        self.ids |= found
+        self._new = set()
+        return len(found)
+
+    def note_skipped(self, skipped: Any) -> None:
+        """Write down the samples that the index left out (once, at the start of a run)."""
+        entries = [{**self._run, "kind": "skipped", "step": 0, "where": str(s.where), "reason": str(s.reason)} for s in skipped]
+        if entries:
+            metrics.append(self.quarantine, entries)
+
+    def _note(self, failures: Any, step: int) -> None:
+        entries = [
+            {**self._run, "kind": "failed", "step": step, **{key: getattr(item, key) for key in ("sample_id", "source", "path", "reason")}}
+            for item in failures
+            if int(item.sample_id) not in self.ids
+        ]
+        if entries:
+            metrics.append(self.quarantine, entries)

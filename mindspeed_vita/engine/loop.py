@@ -1,0 +1,216 @@
+"""The built-in training loop: data, model, optimizer, checkpoints and logs of one run, on any layout."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch.distributed as dist
+
+from mindspeed_vita.checkpoint import atomic, native
+from mindspeed_vita.checkpoint.ranks import gather
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.engine import metrics
+from mindspeed_vita.engine import optimizer as optim
+from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.feed import open_dataset, open_loader
+from mindspeed_vita.engine.progress import Progress
+from mindspeed_vita.engine.random_state import random_state, set_random_state
+from mindspeed_vita.engine.session import distributed
+from mindspeed_vita.engine.step import Stepper, StepResult
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.platform import Platform, get_platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    step: int
+    """Steps done."""
+    first_loss: Optional[float]
+    """Loss of the run's first step (rank 0 remembers it over restarts)."""
+    last_loss: Optional[float]
+    tokens_per_second: float
+    """Mean over this process's steps but the first, all ranks together; 0 when it made none."""
+    checkpoint: Path
+    """The step folder written last."""
+    peak_memory: int
+    """Highest use of any rank, bytes."""
+    layout: str
+    """tp, pp, cp, dp."""
+
+
+def train(recipe: Recipe, *, stop_at_step: Optional[int] = None) -> TrainResult:
+    """Train a recipe to its last step, from the newest checkpoint in its folder if there is one.
+
+    Args:
+        recipe: the run. Every rank passes the same.
+        stop_at_step: save and return after this step, as if the run went on later; the schedule stays that of the recipe.
+
+    Raises:
+        ValueError: a setting, the data, or a checkpoint does not fit; one message that says what to do.
+        OSError: the disk is full or not writable.
+        TrainingDiverged: the loss is not finite any more.
+    """
+    platform = get_platform()
+    with distributed(recipe, platform) as layout:
+        return _Run(recipe, platform, layout).train(recipe.train.steps if stop_at_step is None else stop_at_step)
+
+
+class _Run:
+    """One process's part of a run."""
+
+    def __init__(self, recipe: Recipe, platform: Platform, layout: ParallelLayout) -> None:
+        # imports megatron.core: only now that the device is chosen
+        from mindspeed_vita.parallel.build import build_model
+
+        self.recipe, self.platform, self.layout = recipe, platform, layout
+        self.directory = Path(recipe.checkpoint.directory)
+        self.run = os.path.abspath(self.directory)  # tells this run's lines apart in a quarantine file that runs share
+        self.leads = dist.get_rank() == 0
+        self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
+        resume_from = self._resume_from()
+        self.dataset = open_dataset(recipe, layout)
+        model = build_model(recipe, layout, platform.device)
+        if resume_from is None and recipe.checkpoint.init_from:
+            native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)
+        self.model = optim.wrap_model(model)
+        self.optimizer = optim.build_optimizer(self.model, recipe, platform)
+        self.schedule = optim.build_schedule(self.optimizer, recipe.train)
+        self.step, self.packs, self.saved = 0, 0, resume_from
+        self.writing: Optional[native.StepWriter] = None
+        known: tuple[int, ...] = ()
+        if resume_from is not None:
+            state = native.load(resume_from, model=model, optimizer=self.optimizer, recipe=recipe, fingerprint=self.dataset.fingerprint)
+            self.step, self.packs, known = state.step, state.packs, state.failed_samples
+            self.schedule.step(increment=state.step)
+            set_random_state(platform, native.load_rng(resume_from, self.sizes))
+        quarantine = Path(recipe.data.quarantine) if recipe.data.quarantine else self.directory / "quarantine.jsonl"
+        self._open_files(quarantine)
+        self.failed = FailedSamples(quarantine, known, run=self.run)
+        if self.leads and self.step == 0:
+            self.failed.note_skipped(self.dataset.skipped)
+
+    def _resume_from(self) -> Optional[Path]:
+        newest = native.latest(self.directory)
+        seen = set(gather(newest.name if newest else "none"))
+        if len(seen) > 1:
+            raise ValueError(
+                f"processes see different newest checkpoints in {self.directory} ({', '.join(sorted(seen))}); "
+                f"checkpoint.directory must lie on a file system that all hosts share"
+            )
+        if newest is not None and not self.recipe.checkpoint.resume:
+            raise ValueError(
+                f"checkpoint.resume is false, but {self.directory} holds {newest.name}; set it to true to continue, "
+                f"or choose another checkpoint.directory"
+            )
+        return newest
+
+    def _open_files(self, quarantine: Path) -> None:
+        self.log: Optional[metrics.MetricsLog] = None
+        if self.leads:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            quarantine.parent.mkdir(parents=True, exist_ok=True)
+            metrics.truncate(quarantine, self.step, run=self.run)
+            self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=self.recipe.logging.tensorboard)
+        dist.barrier()  # nobody adds to the quarantine before it was truncated
+
+    def train(self, last: int) -> TrainResult:
+        """Steps up to and including `last`."""
+        recipe, last = self.recipe, min(last, self.recipe.train.steps)
+        progress = self._progress()
+        batches = open_loader(self.dataset, recipe, self.layout, start_pack=self.packs)
+        stepper = Stepper(
+            recipe, self.layout, self.platform, model=self.model, optimizer=self.optimizer, batches=iter(batches), failed=self.failed
+        )
+        tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
+        try:
+            while self.step < last:
+                start = time.perf_counter()
+                result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
+                self.platform.synchronize()
+                busy.append(time.perf_counter() - start)
+                self.step += 1
+                self.packs += recipe.train.global_batch
+                self._report(result, busy[-1], tokens / busy[-1], progress)
+                self._publish(wait=False)
+                if self.step % recipe.checkpoint.save_every == 0 or self.step == last:
+                    self._save()
+                    self._publish(wait=not recipe.checkpoint.background or self.step == last)
+        except TrainingDiverged:
+            self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
+            raise
+        finally:
+            batches.close()
+            if progress is not None:
+                progress.close()
+            if self.log is not None:
+                self.log.close()
+        return self._finish(tokens, busy, progress)
+
+    def _report(self, result: StepResult, seconds: float, speed: float, progress: Optional[Progress]) -> None:
+        if self.log is None or progress is None:
+            return
+        # groups differ by their multiplier; the recipe's own rate is the one people look for
+        rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
+        entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
+        entry.update(packs=self.packs, memory=self.platform.memory().peak)
+        if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
+            self.log.write(entry)
+        progress.update(entry)
+
+    def _save(self) -> None:
+        self._publish(wait=True)  # one at a time, in order
+        state = native.TrainState(
+            step=self.step,
+            packs=self.packs,
+            fingerprint=self.dataset.fingerprint,
+            failed_samples=tuple(sorted(self.failed.ids)),
+            layout=self.sizes,
+        )
+        self.writing = native.start_save(
+            self.directory,
+            state,
+            model=self.model.module,
+            optimizer=self.optimizer,
+            recipe=self.recipe,
+            rng=random_state(self.platform),
+            keep=self.recipe.checkpoint.keep,
+            background=self.recipe.checkpoint.background,
+        )
+
+    def _publish(self, wait: bool) -> None:
+        """Makes the step that is being written visible, if it is all written or is to be waited for."""
+        if self.writing is not None and (wait or self.writing.written()):
+            self.saved, self.writing = self.writing.finish(), None
+
+    def _progress(self) -> Optional[Progress]:
+        if not self.leads:
+            return None
+        recipe = self.recipe
+        every = max(recipe.logging.every, recipe.train.steps // 20)
+        progress = Progress(recipe.name, steps=recipe.train.steps, done=self.step, bar=recipe.logging.progress, every=every)
+        progress.line(f"{recipe.name}: {self.dataset.describe()}")
+        if self.saved is not None:
+            progress.line(f"{recipe.name}: continuing from {self.saved} ({self.layout.describe()})")
+        return progress
+
+    def _finish(self, tokens: int, busy: list[float], progress: Optional[Progress]) -> TrainResult:
+        peaks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(peaks, self.platform.memory().peak)
+        warm = busy[1:] or busy
+        assert self.saved is not None and atomic.step_of(self.saved) == self.step
+        result = TrainResult(
+            step=self.step,
+            first_loss=self.log.first_loss if self.log else None,
+            last_loss=self.log.last_loss if self.log else None,
+            tokens_per_second=tokens * len(warm) / sum(warm) if warm else 0.0,
+            checkpoint=self.saved,
+            peak_memory=max(peaks),
+            layout=self.layout.describe(),
+        )
+        return result

@@ -1,0 +1,123 @@
+"""metrics.jsonl, quarantine.jsonl and TensorBoard events: files that read as one clean run after any number of restarts."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Optional
+
+
+def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[str, Any]]:
+    """Drop a run's lines of a JSONL file that lie beyond a step, and a torn last line.
+
+    Lines of others, and what is no line of ours, stay byte for byte. Nothing is written where nothing is to go;
+    where something is, a line that another run adds in that very moment can be lost.
+
+    Args:
+        path: file whose lines have a "step"; it may be absent.
+        step: last step to keep.
+        run: the "run" of our lines, in a file that runs may share; None where our lines have none.
+
+    Returns:
+        Our lines that are kept, parsed.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    if not path.is_file():
+        return []
+    whole = path.read_bytes()
+    kept, ours = [], []
+    for line in io.BytesIO(whole):
+        entry = _parse(line)
+        if not line.endswith(b"\n"):  # the process was killed while writing it
+            if entry is None:
+                continue
+            line += b"\n"
+        if entry is not None and entry.get("run") == run and isinstance(entry.get("step"), int):
+            if entry["step"] > step:
+                continue
+            ours.append(entry)
+        kept.append(line)
+    content = b"".join(kept)
+    if content != whole:
+        temp = path.with_name(path.name + ".tmp")
+        with _advice(path):
+            temp.write_bytes(content)
+            os.replace(temp, path)
+    return ours
+
+
+def append(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Add lines to a JSONL file, in one write, so that several ranks may share it.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    with _advice(path), path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def _parse(line: bytes) -> Optional[dict[str, Any]]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+@contextmanager
+def _advice(path: Path) -> Iterator[None]:
+    """A write that fails names the file, which the system's own error does not, and says what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        advice = "; free space there and start the run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OSError(error.errno, f"cannot be written ({error.strerror}){advice}", str(path)) from error
+
+
+class MetricsLog:
+    """Curves of one run, on the rank that writes.
+
+    Args:
+        directory: folder of the run.
+        step: step the run continues from; later lines go.
+        tensorboard: write events too, where TensorBoard is installed.
+    """
+
+    def __init__(self, directory: Path, *, step: int, tensorboard: bool) -> None:
+        self.path = directory / "metrics.jsonl"
+        kept = truncate(self.path, step)
+        losses = [entry["loss"] for entry in kept if "loss" in entry]
+        self.first_loss: Optional[float] = losses[0] if losses else None
+        self.last_loss: Optional[float] = losses[-1] if losses else None
+        self._events = _event_writer(directory / "tensorboard", step) if tensorboard else None
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Add one step's line; it needs "step" and "loss"."""
+        append(self.path, [dict(entry)])
+        if self.first_loss is None:
+            self.first_loss = entry["loss"]
+        self.last_loss = entry["loss"]
+        if self._events is not None:
+            for name, value in entry.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, entry["step"])
+
+    def close(self) -> None:
+        """Flush the events."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    # purge_step hides the events of steps that are trained again
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,130 @@
+"""A pool of worker processes that run functions under any parallel layout, so that many cases share a few process starts.
+
+One pool serves one line of megatron-core. A layout's world size may be smaller than the pool: the other workers idle. The process
+group of a world size is made once per layout; workers are spawned and import megatron once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Optional
+
+
+class LayoutPool:
+    """Worker processes for layouts of up to `size` ranks.
+
+    Args:
+        size: largest world size.
+        overlay: folder with another megatron-core, put first on the workers' path; None takes the installed one.
+    """
+
+    def __init__(self, size: int, overlay: Optional[str] = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        self._group = 0
+        self._workers: list[tuple[Any, Connection]] = []
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank, overlay), daemon=True)
+            process.start()
+            there.close()
+            self._workers.append((process, here))
+
+    def run(self, function: str, tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, **arguments: Any) -> list[Any]:
+        """Calls "module:function"(layout, **arguments) on every rank of the layout and returns the results by rank.
+
+        Raises:
+            RuntimeError: a rank failed; carries its traceback. The pool is closed then.
+        """
+        self._group += 1
+        world = tp * pp * cp * dp
+        assert world <= len(self._workers), f"the pool has {len(self._workers)} workers, the layout needs {world}"
+        store = str(Path(self._folder.name) / f"group_{self._group}")
+        workers = self._workers[:world]
+        for _, pipe in workers:
+            pipe.send((function, (tp, pp, cp), world, store, arguments))
+        results: dict[int, Any] = {}
+        while len(results) < world:
+            for ready in wait([pipe for rank, (_, pipe) in enumerate(workers) if rank not in results]):
+                rank = next(number for number, (_, pipe) in enumerate(workers) if pipe is ready)
+                text, results[rank] = self._receive(workers[rank][1])
+                if text:  # the others may wait for this rank for ever
+                    self.close()
+                    raise RuntimeError(f"rank {rank}:\n{text}")
+        return [results[rank] for rank in range(world)]
+
+    @staticmethod
+    def _receive(pipe: Connection) -> tuple[str, Any]:
+        try:
+            return pipe.recv()  # type: ignore[no-any-return]
+        except EOFError:
+            return "the process ended", None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the workers are gone."""
+        return not self._workers
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for process, pipe in self._workers:
+            pipe.close()
+            process.join(timeout=1)
+            if process.is_alive():
+                process.kill()
+        self._workers = []
+        self._folder.cleanup()
+
+
+def _serve(pipe: Connection, rank: int, overlay: Optional[str]) -> None:
+    if overlay:
+        sys.path.insert(0, overlay)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["LOCAL_RANK"] = str(rank)
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, sizes, world, store, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = _call(function, sizes, world, store, rank, arguments)
+            pipe.send(("", result))
+        except BaseException:  # noqa: BLE001 - whatever it was, the test in the other process reports it
+            pipe.send((traceback.format_exc(), None))
+
+
+def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, rank: int, arguments: dict[str, Any]) -> Any:
+    import torch.distributed as dist
+
+    from mindspeed_vita.engine.session import quiet_imports
+    from mindspeed_vita.platform import get_platform
+    from mindspeed_vita.platform.megatron_compat import destroy_model_parallel, install_patches
+
+    quiet_imports()
+    platform = get_platform()
+    platform.activate()
+    install_patches()
+    from megatron.core import parallel_state, tensor_parallel
+
+    from mindspeed_vita.parallel.layout import ParallelLayout
+
+    dist.init_process_group(platform.backend, rank=rank, world_size=world, store=dist.FileStore(store, world))
+    try:
+        tp, pp, cp = sizes
+        parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
+        tensor_parallel.model_parallel_cuda_manual_seed(1234)
+        module, name = function.split(":")
+        return getattr(importlib.import_module(module), name)(ParallelLayout.from_megatron(), **arguments)
+    finally:
+        destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,68 @@
+"""What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere. Rank 0 only."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Mapping, Optional
+
+
+class Progress:
+    """Progress of a run on standard error.
+
+    Args:
+        name: shown in front.
+        steps: steps of the whole run.
+        done: steps already done.
+        bar: draw a bar if standard error is a terminal.
+        every: steps between plain lines.
+    """
+
+    def __init__(self, name: str, *, steps: int, done: int, bar: bool, every: int) -> None:
+        self.name, self.steps, self.every = name, steps, max(1, every)
+        self._bar: Optional[Any] = None
+        if bar and sys.stderr.isatty():
+            self._bar = _rich_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=steps, completed=done, loss="-", speed="-")
+
+    def update(self, entry: Mapping[str, Any]) -> None:
+        """Show one step's metrics."""
+        step, speed = entry["step"], f"{entry['tokens_per_second']:,.0f} tok/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=f"{entry['loss']:.4f}", speed=speed)
+        elif step % self.every == 0 or step == self.steps or step == 1:
+            left = (self.steps - step) * entry["seconds"]
+            self.line(f"{self.name} step {step}/{self.steps} loss {entry['loss']:.4f} lr {entry['lr']:.2e} {speed} {_clock(left)} left")
+
+    def line(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

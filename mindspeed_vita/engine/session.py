@@ -1,0 +1,119 @@
+"""Process groups and seeds of a run: one process without a launcher, or many under torchrun."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Iterator
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.config import Recipe, validate
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.platform import Platform, announce, megatron_compat
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def world_size() -> int:
+    """Processes of this run: the running group's, else what torchrun set, else 1."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's rank: the running group's, else what torchrun set, else 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
+    """Make this process part of the run: device, process groups, megatron's parallel state, seeds.
+
+    A process group that exists already is used; then a parallel state of other sizes is replaced.
+
+    Raises:
+        ValueError: the recipe does not fit the number of processes. Raised before any group is made.
+    """
+    validate(recipe, world_size())
+    quiet_imports()
+    platform.activate()
+    megatron_compat.check_version()
+    megatron_compat.install_patches()
+    from megatron.core import parallel_state, tensor_parallel
+
+    if not dist.is_initialized():
+        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+            dist.init_process_group(platform.backend, timeout=_TIMEOUT)
+        else:
+            dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+    announce(platform, rank=dist.get_rank())
+    if parallel_state.model_parallel_is_initialized():
+        megatron_compat.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=recipe.parallel.tp,
+        pipeline_model_parallel_size=recipe.parallel.pp,
+        context_parallel_size=recipe.parallel.cp,
+        create_gloo_process_groups=False,  # every group carries gloo for CPU tensors already
+    )
+    platform.seed(recipe.train.seed)
+    layout = ParallelLayout.from_megatron()
+    # stages draw their own layers: with one seed for all, the third stage's would equal the second's
+    tensor_parallel.model_parallel_cuda_manual_seed(recipe.train.seed + 100 * layout.pp_rank)
+    _open_channels(layout, platform)
+    return layout
+
+
+def _open_channels(layout: ParallelLayout, platform: Platform) -> None:
+    """One collective in every group that later moves data point to point: NCCL wants all ranks in a group's first operation."""
+    if platform.capabilities.accelerator:
+        for group in (layout.cp_group, layout.pp_group, layout.tp_cp_group):
+            dist.all_reduce(torch.zeros(1, device=platform.device), group=group)
+
+
+def shutdown() -> None:
+    """Take down what `init_distributed` made. Does nothing where nothing is up."""
+    if not dist.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        megatron_compat.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def distributed(recipe: Recipe, platform: Platform) -> Iterator[ParallelLayout]:
+    """`init_distributed` for a block; groups that were up before stay up."""
+    borrowed = dist.is_initialized()
+    layout = init_distributed(recipe, platform)
+    yield layout
+    # not in a finally: after an error other ranks may be gone, and taking a group down waits for them
+    if not borrowed:
+        shutdown()
+
+
+def first_to_report() -> bool:
+    """Whether this process is the one that prints the error all are about to end with: the first one that fails.
+
+    Before there is a process group torchrun's own store decides; where there is none, every process speaks for itself.
+    """
+    if world_size() == 1:
+        return True
+    if dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10))
+    else:
+        return True
+    return bool(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
+
+
+def quiet_imports() -> None:
+    """Silences what megatron.core warns of on import and use, and torch's renamings that only megatron.core can follow."""
+    # megatron.core warns about every optional package it would like, and calls collectives by names that new torch deprecates
+    deprecated = r"`torch\.distributed\..*is deprecated.*"
+    for message in (".*Transformer Engine.*", ".*Apex is not installed.*", ".*transformer_engine.*", deprecated):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", module=r"megatron\.core.*")

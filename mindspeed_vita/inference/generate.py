@@ -1,0 +1,222 @@
+"""Greedy decoding with the native model in one process. Every token recomputes the whole sequence: exact and simple, not fast."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.hf_tokenizer import stop_ids
+from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict
+from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
+from mindspeed_vita.data.batch import MediaFailure, PackedBatch
+from mindspeed_vita.data.fitting import MediaLimits
+from mindspeed_vita.data.media.image import probe_picture
+from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.video import probe_video
+from mindspeed_vita.data.sample import Message, Sample
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
+from mindspeed_vita.engine.session import init_distributed, world_size
+from mindspeed_vita.inference.request import Answer, Request
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.shard import shard_batch
+from mindspeed_vita.platform import get_platform
+from mindspeed_vita.sharding import index, plan
+
+if TYPE_CHECKING:
+    from mindspeed_vita.models.vita import VitaModel
+
+
+class NativeGenerator:
+    """A native model that answers.
+
+    Args:
+        model: this rank's part; one pipeline stage.
+        layout: this rank's place; tensor and context parallel.
+        recipe: settings of the data section and the architecture.
+        tokenizer: with the vision tokens.
+        device: where the model is.
+    """
+
+    def __init__(self, model: VitaModel, layout: ParallelLayout, recipe: Recipe, tokenizer: Any, device: torch.device) -> None:
+        self.model, self.layout, self.recipe, self.tokenizer, self.device = model.eval(), layout, recipe, tokenizer, device
+        self.ids = vision_token_ids(tokenizer)
+        data, architecture = recipe.data, recipe.model
+        self.limits = MediaLimits(
+            tokens_per_tile=architecture.tokens_per_tile,
+            tile_size=architecture.vision.tile_size,
+            min_tiles=data.min_tiles,
+            max_tiles=data.max_tiles,
+            max_frames=data.max_frames,
+            max_fps=data.max_fps,
+            sampler=data.frame_sampler,
+        )
+
+    def prompt(self, request: Request, *, room: int = 0) -> PackedBatch:
+        """The request as a pack of one document, up to where the answer begins; the same code as in training makes it.
+
+        Args:
+            request: what is asked.
+            room: places kept free for the answer; under tp or cp the whole is rounded up to equal shares.
+
+        Raises:
+            ValueError: tags and media disagree, or a medium cannot be used.
+        """
+        template = get_template(self.recipe.data.template)
+        # An empty answer gives its header; what training would supervise after it is what remains to be generated.
+        messages = (*request.messages, Message("assistant", ""))
+        supervised = template.encode(messages, self.tokenizer)[1]
+        tail = len(supervised) - len(np.trim_zeros(np.logical_not(supervised), "b"))
+        encoded = encode_sample(
+            Sample(messages, request.images, request.videos),
+            [*map(self._picture, request.images), *map(self._video, request.videos)],
+            tokenizer=self.tokenizer,
+            template=template,
+            ids=self.ids,
+            limits=self.limits,
+            sample_id=0,
+            source_id=0,
+            source="prompt",
+            root=os.sep,
+        )
+        encoded = _without_tail(encoded, tail)
+        share = 2 * self.layout.tile_group_size if self.layout.tile_group_size > 1 else 1
+        length = -(-(len(encoded.tokens_T) + room) // share) * share
+        batch = assemble_pack(
+            [encoded],
+            seq_length=length,
+            resets=False,
+            pad_id=self.tokenizer.pad_token_id,
+            tile_size=self.limits.tile_size,
+            group_rank=self.layout.tile_rank,
+            group_size=self.layout.tile_group_size,
+            cp_size=self.layout.cp_size,
+        )
+        failures = self._all_failures(batch)
+        if failures:
+            raise ValueError(f"{failures[0].path} {failures[0].reason}")
+        # the free places belong to the prompt's document, not to padding: the answer will stand there
+        bounds = torch.tensor([0, length])
+        return replace(
+            batch, positions_T=torch.arange(length), cu_seqlens=bounds, plan=plan(bounds.numpy(), self.layout.cp_size)
+        )
+
+    def _all_failures(self, batch: PackedBatch) -> list[MediaFailure]:
+        """Media that any rank could not decode: all ranks must stop, not only the one that met it."""
+        if self.layout.tile_group_size == 1:
+            return list(batch.failures)
+        found: list[Any] = [None] * self.layout.tile_group_size
+        dist.all_gather_object(found, batch.failures, group=self.layout.tp_cp_group)
+        return [failure for failures in found for failure in failures]
+
+    @torch.no_grad()
+    def logits(self, batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
+        """Logits of some tokens of a pack, on every rank: fp32 [len(rows), vocabulary].
+
+        Args:
+            batch: the pack.
+            rows: int64, positions in the whole pack.
+        """
+        inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile)
+        if self.layout.cp_size == 1:
+            return self.model.logits(inputs, rows.to(self.device))
+        own = torch.from_numpy(index(batch.plan, self.layout.cp_rank))
+        place = torch.searchsorted(own, rows).clamp_max(len(own) - 1)
+        mine = own[place] == rows
+        scores = self.model.logits(inputs, place[mine].to(self.device))
+        whole = scores.new_zeros(len(rows), scores.shape[-1])
+        whole[mine.to(self.device)] = scores
+        dist.all_reduce(whole, group=self.layout.cp_group)  # every row has one owner
+        return whole
+
+    def generate(self, request: Request, *, max_new_tokens: int) -> Answer:
+        """See Generator. The context tokens of tiles are never generated.
+
+        The length is fixed while decoding, and each step computes the whole sequence and one row of logits (Long-VITA, section
+        3.4); so it works under any layout, at the price of a sequence's work per token.
+        """
+        batch = self.prompt(request, room=max_new_tokens)
+        stops = stop_ids(self.tokenizer)
+        prompt_tokens = int(batch.sample_cu[-1])
+        answer: list[int] = []
+        while len(answer) < max_new_tokens:
+            last = prompt_tokens + len(answer) - 1
+            scores = self.logits(batch, torch.tensor([last]))[0]
+            scores[list(self.ids.placeholders)] = float("-inf")
+            token = int(scores.argmax())
+            if token in stops:
+                break
+            answer.append(token)
+            batch.tokens_T[last + 1] = token
+        text = self.tokenizer.decode(answer, skip_special_tokens=True)
+        return Answer(text=text, token_ids=tuple(answer), prompt_tokens=prompt_tokens)
+
+    def _picture(self, path: str) -> Medium:
+        path = os.path.abspath(path)
+        try:
+            grid = self.limits.grid(probe_picture(path), self.limits.max_tiles)
+        except MediaError as error:
+            raise ValueError(f"image {error.path} {error.reason}") from error
+        return Medium(path, grid, None, ())
+
+    def _video(self, path: str) -> Medium:
+        path = os.path.abspath(path)
+        try:
+            header = probe_video(path)
+        except MediaError as error:
+            raise ValueError(f"video {error.path} {error.reason}") from error
+        return Medium(path, None, header, tuple(self.limits.frames(header, self.limits.max_frames)))
+
+
+def load_native(
+    path: str | Path, *, tokenizer: Optional[str | Path] = None, tp: int = 1, cp: int = 1, max_frames: Optional[int] = None
+) -> NativeGenerator:
+    """Load a native run or step folder on the best device, in one process or under torchrun with tp * cp processes.
+
+    Args:
+        path: run folder (its newest step) or step folder.
+        tokenizer: folder; None takes the one of the recipe that the step was trained with.
+        tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
+        max_frames: most frames taken from a video; None takes the recipe's setting.
+
+    Raises:
+        ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
+    """
+    folder = native.find(path)
+    recipe = inference_recipe(recipe_from_dict(native.saved_recipe(folder), where=str(folder)), tp, cp)
+    if max_frames is not None:
+        recipe = replace(recipe, data=replace(recipe.data, max_frames=max_frames))
+    if world_size() != tp * cp:
+        found = world_size()
+        raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
+    loaded = load_tokenizer(tokenizer or recipe.data.tokenizer)
+    platform = get_platform()
+    layout = init_distributed(recipe, platform)
+    # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
+    from mindspeed_vita.parallel.build import build_model
+
+    model = build_model(recipe, layout, platform.device)
+    native.load_weights(folder, model, config=recipe.model)
+    return NativeGenerator(model, layout, recipe, loaded, platform.device)
+
+
+def inference_recipe(recipe: Recipe, tp: int, cp: int) -> Recipe:
+    """The recipe under another layout and without what only training needs."""
+    return replace(
+        recipe,
+        parallel=ParallelConfig(tp=tp, cp=cp),
+        train=replace(recipe.train, recompute="none", global_batch=1),
+        data=replace(recipe.data, seq_length=2 * tp * cp),
+    )
+
+
+def _without_tail(sample: EncodedSample, tail: int) -> EncodedSample:
+    keep = len(sample.tokens_T) - tail
+    return replace(sample, tokens_T=sample.tokens_T[:keep], labels_T=sample.labels_T[:keep])

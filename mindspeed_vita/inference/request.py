@@ -1,0 +1,62 @@
+"""What a user asks: messages with tags, and the files they refer to. Shared by every way of generating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mindspeed_vita.data.sample import Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A conversation that ends with the user's turn."""
+
+    messages: tuple[Message, ...]
+    """Turns; <image> and <video> stand for the media, in order."""
+    images: tuple[str, ...] = ()
+    """Paths of pictures."""
+    videos: tuple[str, ...] = ()
+    """Paths of video files or of folders of frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model said."""
+
+    text: str
+    """Without special tokens."""
+    token_ids: tuple[int, ...]
+    """As generated, the stop token left out."""
+    prompt_tokens: int
+    """Length of the prompt, media included."""
+
+
+class Generator(Protocol):
+    """A loaded checkpoint that answers."""
+
+    def generate(self, request: Request, *, max_new_tokens: int) -> Answer:
+        """Greedy decoding, until the end of the turn or `max_new_tokens`."""
+        ...
+
+
+def ask(prompt: str, images: Sequence[str] = (), videos: Sequence[str] = ()) -> Request:
+    """One user turn. Media without a tag in the prompt go before it, each on a line of its own, as in training.
+
+    Raises:
+        ValueError: a file is missing, or the prompt has some tags but not one per medium.
+    """
+    for kind, paths in (("image", images), ("video", videos)):
+        for path in paths:
+            if not Path(path).exists():
+                raise ValueError(f"{kind} {path}: no such file")
+    lead = ""
+    for kind, paths in (("image", images), ("video", videos)):
+        found = prompt.count(f"<{kind}>")
+        if found == 0:
+            lead += f"<{kind}>\n" * len(paths)
+        elif found != len(paths):
+            raise ValueError(f"the prompt has {found} <{kind}> tags for {len(paths)} {kind}s; give one tag each, or none at all")
+    return Request(messages=(Message("user", lead + prompt),), images=tuple(images), videos=tuple(videos))

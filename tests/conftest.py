@@ -1,0 +1,31 @@
+"""Settings for every test: one thread a process, fixed seeds, and property tests that draw the same cases each time."""
+
+from __future__ import annotations
+
+import os
+import random
+
+# before torch and numpy are loaded, or they have made their pools
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# a GPU in the machine must not change what the CPU tests see
+if os.environ.setdefault("DEVICE", "cpu") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("vita", deadline=None, derandomize=True)
+settings.load_profile("vita")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,78 @@
+"""Runs that are killed without a warning: the curve goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mindspeed_vita.config import recipe_to_dict
+from tests.distributed.fixtures import Pools
+from tests.tiny_data import TinyData, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "tests.distributed.layout_runs:run"
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing(pools: Pools, tiny: TinyData, tmp_path: Path) -> None:
+    """Three kills of all processes; then the same command, and from a copy another layout, both as if nothing had happened."""
+    steps = 40
+
+    def recipe(directory: Path) -> dict[str, Any]:
+        train = {"steps": steps, "lr": 2e-3, "min_lr": 2e-4}
+        return recipe_to_dict(tiny.recipe(directory, train=train, checkpoint={"save_every": 3}))
+
+    pools("installed").run(RUN, dp=2, content=recipe(tmp_path / "straight"))
+    straight = read_metrics(tmp_path / "straight")
+    directory, path = tmp_path / "killed", tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(directory)))
+    for moment in sorted(random.Random(11).sample(range(2, steps - 4), 3)):
+        kill_after(launch(path), directory, moment)
+    shutil.copytree(directory, tmp_path / "copy")
+    for process in launch(path):
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    assert read_metrics(directory) == straight
+    pools("installed").run(RUN, tp=2, cp=2, content=recipe(tmp_path / "copy"))
+    # a sum over ranks runs in another order than in the first part of the run
+    assert read_metrics(tmp_path / "copy") == pytest.approx(straight, rel=1e-5)
+
+
+def launch(recipe: Path, processes: int = 2) -> list[subprocess.Popen[str]]:
+    """`vita train` in processes of its own, as torchrun would start them, but each to be ended by its id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mindspeed_vita.cli.main", "train", str(recipe)]
+    shared = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [
+        subprocess.Popen(
+            command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(processes)
+    ]
+
+
+def kill_after(processes: list[subprocess.Popen[str]], directory: Path, step: int) -> None:
+    """SIGKILL for every rank once a step is in the metrics."""
+    deadline = time.monotonic() + 300
+    path = directory / "metrics.jsonl"
+    while (path.read_text().count("\n") if path.is_file() else 0) < step and time.monotonic() < deadline and processes[0].poll() is None:
+        time.sleep(0.01)
+    ended = [process.communicate()[1] for process in processes if process.poll() is not None]
+    assert not ended, f"the run ended before it could be killed: {ended}"
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.communicate()

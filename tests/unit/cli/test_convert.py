@@ -1,0 +1,115 @@
+"""`vita convert` and `vita generate` through the command line: there and back, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mindspeed_vita.checkpoint import native
+from mindspeed_vita.cli.convert import parse_size
+from mindspeed_vita.cli.main import main
+from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    make_tokenizer(folder / "tokenizer")
+    native.save_full_weights(folder / "run", random_weights(), tiny_recipe(tokenizer=str(folder / "tokenizer")))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)).save(folder / "wide.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    assert main(["convert", "--from", str(run / "run"), "--to", "hf", "--output", str(run / "hf")]) == 0
+    return run / "hf"
+
+
+def test_native_to_hf_to_native_is_exact(run: Path, exported: Path, tmp_path: Path) -> None:
+    assert main(["convert", "--from", str(exported), "--to", "native", "--output", str(tmp_path / "back")]) == 0
+    before, _ = native.read_full_weights(run / "run")
+    after, recipe = native.read_full_weights(tmp_path / "back")
+    assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
+    assert recipe["data"]["max_tiles"] == 4 and recipe["train"]["precision"] == "fp32"
+
+
+def test_exported_again_from_the_export_nothing_changes(exported: Path, tmp_path: Path) -> None:
+    assert main(["convert", "--from", str(exported), "--to", "hf", "--output", str(tmp_path / "again")]) == 0
+    for path in exported.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_both_formats_give_the_same_answer(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for checkpoint in (run / "run", run / "run" / "step_0000000", exported):
+        question = ["--prompt", "What?", "--image", str(run / "wide.png"), "--max-new-tokens", "5"]
+        assert main(["generate", str(checkpoint), *question]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+
+
+def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "frames").mkdir()
+    for number in range(4):
+        Image.open(run / "wide.png").save(run / "frames" / f"{number}.png")
+    lengths = []
+    for checkpoint in (run / "run", exported):
+        for limit in ([], ["--max-frames", "2"]):
+            question = ["--prompt", "What?", "--video", str(run / "frames"), "--max-new-tokens", "1", *limit]
+            assert main(["generate", str(checkpoint), *question]) == 0
+            lengths.append(int(capsys.readouterr().err.split(" prompt tokens")[0].split()[-1]))
+    assert lengths[0] == lengths[2] > lengths[1] == lengths[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("convert --from {gone} --to hf --output {new}", "--from {gone}: no such folder"),
+        ("convert --from {run} --to hf --output {run}", "is the source; choose another folder"),
+        ("convert --from {run} --to hf --output {full}", "is not an earlier export"),
+        ("convert --from {hf} --to native --output {full}", "is not empty; choose another --output"),
+        ("convert --from {run} --vision {hf} --to hf --output {new}", "leave --vision out"),
+        ("convert --from {hf} --vision {hf} --to native --output {new}", "is a whole Long-VITA; leave --vision out"),
+        ("convert --from {run} --to hf --output {new} --tokenizer {gone}", "tokenizer folder '{gone}' does not exist"),
+        ("convert --from {run} --to hf --output {new} --max-shard-size many", "--max-shard-size is 'many'"),
+        ("generate {gone} --prompt x", "checkpoint {gone}: no such folder"),
+        ("generate {full} --prompt x", "holds no whole checkpoint"),
+        ("generate {hf} --prompt x --image {gone}", "image {gone}: no such file"),
+        ("generate {hf} --prompt <image><image> --image {full}/notes.txt", "2 <image> tags for 1 images"),
+        ("generate {hf} --prompt x --image {full}/notes.txt", "notes.txt' cannot be read"),
+        ("generate {hf} --prompt x --max-new-tokens 0", "--max-new-tokens is 0"),
+        ("generate {hf} --prompt x --max-frames 0", "--max-frames is 0"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    run: Path, exported: Path, tmp_path: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"gone": tmp_path / "gone", "new": tmp_path / "new", "full": tmp_path / "full", "run": run / "run", "hf": exported}
+    names["full"].mkdir()
+    (names["full"] / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert main([part.format(**names) for part in arguments.split()]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vita: error:")]
+    assert len(lines) == 1 and message.format(**names) in lines[0]
+    assert not names["new"].exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "native"])
+def test_an_output_in_the_way_is_refused_before_weights_are_read(
+    run: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "read_full_weights", lambda path: pytest.fail("weights were read"))
+    (tmp_path / "notes.txt").write_text("mine")
+    for output in (tmp_path, tmp_path / "notes.txt"):
+        assert main(["convert", "--from", str(run / "run"), "--to", to, "--output", str(output)]) == 2
+        assert "choose another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("1.5KB", 1500), ("77", 77)])
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size

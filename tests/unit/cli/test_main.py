@@ -1,0 +1,86 @@
+"""`vita` finds its subcommands, and an error of the user ends in one line and status 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mindspeed_vita.cli import main as cli
+from mindspeed_vita.engine.faults import Stopped, TrainingDiverged
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """A subcommand `try` that raises what one gives it."""
+
+    def build(error: BaseException) -> None:
+        def run(arguments) -> int:
+            raise error
+
+        module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+        monkeypatch.setitem(sys.modules, "vita_test_command", module)
+        monkeypatch.setitem(cli.COMMANDS, "try", ("vita_test_command", "raise"))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "error, line, status",
+    [
+        (ValueError("lr=x;\n use a number"), "vita: error: lr=x; use a number", 2),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.yaml"), "vita: error: a.yaml: No such file or directory", 2),
+        (OSError("cannot save into runs/a"), "vita: error: cannot save into runs/a", 2),
+        (TrainingDiverged("step 3: the loss is nan"), "vita: error: step 3: the loss is nan", 2),
+        (Stopped(15, "stopped by SIGTERM; nothing lost"), "vita: stopped by SIGTERM; nothing lost", 143),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(command, capsys, error, line, status):
+    command(error)
+    assert cli.main(["try"]) == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_bug_shows_its_traceback(command, capsys):
+    command(KeyError("oops"))
+    assert cli.main(["try"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "expected one of train, convert" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "train a recipe" in capsys.readouterr().out
+    assert cli.main([]) == 2
+
+
+def test_train_help_says_where_recipe_keys_are_documented(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert "mindspeed_vita/config/recipe.py" in capsys.readouterr().out
+
+
+def test_print_recipe_fills_in_the_defaults(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: mine\n")
+    assert cli.main(["train", str(path), "train.lr=3e-4", "--print-recipe"]) == 0
+    printed = capsys.readouterr().out
+    assert "name: mine" in printed and "lr: 0.0003" in printed and "save_every: 500" in printed
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [("train.lrr=1", "unknown key train.lrr; did you mean train.lr?"), ("parallel.tp=2", "does not divide the 1 processes")],
+)
+def test_a_recipe_that_cannot_run_is_one_line(tmp_path, capsys, override, part):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: mine\n")
+    assert cli.main(["train", str(path), override]) == 2
+    error = capsys.readouterr().err
+    assert part in error and error.count("\n") == 1
