@@ -1,0 +1,118 @@
+"""Ring attention on a CPU: time of two ranks against one process, and what a virtual ring computes and moves against its plan.
+
+    OMP_NUM_THREADS=1 python scripts/bench/attention.py [--tokens 16384]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mindspeed_vita.ops.attention import torch_native
+from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
+from mindspeed_vita.sharding import CPPlan, index, plan
+from mindspeed_vita.sharding.cp_plan import rank_work
+
+HEADS, KV_HEADS, WIDTH = 5, 1, 128
+"""One tensor-parallel rank's share of the 14B model at tp 8."""
+
+
+class Counting:
+    """torch_native's block kernels that also count the query-key pairs they are given."""
+
+    def __init__(self) -> None:
+        self.forward_pairs = self.backward_pairs = 0
+
+    def refuse_blocks(self, query: torch.Tensor) -> None:
+        """As torch_native."""
+
+    @staticmethod
+    def _pairs(segments: np.ndarray, causal: bool) -> int:
+        rows, keys = segments[:, 1] - segments[:, 0], segments[:, 3] - segments[:, 2]
+        return int((rows * (rows + 1) // 2 if causal else rows * keys).sum())
+
+    def blocks_forward(self, *tensors: Any, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As torch_native."""
+        self.forward_pairs += self._pairs(tensors[-1], causal)
+        return torch_native.blocks_forward(*tensors, causal=causal, scale=scale)
+
+    def blocks_backward(self, *tensors: Any, causal: bool, **rest: Any) -> None:
+        """As torch_native."""
+        self.backward_pairs += self._pairs(tensors[-1], causal)
+        torch_native.blocks_backward(*tensors, causal=causal, **rest)
+
+
+def tensors(num_tokens: int) -> list[torch.Tensor]:
+    """Query, key, value and upstream gradient of a pack."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(num_tokens, heads, WIDTH, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+
+
+def rank_seconds(rank: int, world: int, num_tokens: int, store: str, results: Any) -> None:
+    """CPU seconds of one rank for forward and backward over one document; the best of three."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, store=dist.FileStore(store, world))
+    cp_plan = plan(np.array([0, num_tokens]), world)
+    rows = torch.from_numpy(index(cp_plan, rank))
+    query, key, value, grad = (x[rows] for x in tensors(num_tokens))
+    best = float("inf")
+    for _ in range(3):
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        dist.barrier()
+        started = time.process_time()
+        ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, group=dist.group.WORLD, rank=rank).backward(grad)
+        best = min(best, time.process_time() - started)
+    results[rank] = best
+    dist.destroy_process_group()
+
+
+def measured_ring(num_tokens: int) -> None:
+    """CPU time of each of two ranks over that of one process."""
+    seconds = {}
+    for world in (1, 2):
+        with TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:
+            results = manager.dict()
+            mp.spawn(rank_seconds, (world, num_tokens, str(Path(folder) / "store"), results), nprocs=world)
+            seconds[world] = max(results.values())
+    print(f"| one document of {num_tokens:,} | 2 processes | CPU time of the slower rank / one process | {seconds[2] / seconds[1]:.3f} |")
+
+
+def counted(name: str, cp_plan: CPPlan) -> None:
+    """Pairs computed and keys moved by a virtual ring, against the plan and one device."""
+    kernels = Counting()
+    virtual_ring_attention(*tensors(cp_plan.num_tokens), cp_plan, scale=WIDTH**-0.5, kernels=kernels)
+    needed = int(rank_work(cp_plan).sum())
+    moved = sum(step.num_received for rank in range(cp_plan.cp_size) for step in cp_plan.steps(rank).ring[1:])
+    print(f"| {name} | virtual ring of {cp_plan.cp_size} | pairs computed / one device, forward | {kernels.forward_pairs / needed:.3f} |")
+    print(f"| {name} | virtual ring of {cp_plan.cp_size} | pairs computed / one device, backward | {kernels.backward_pairs / needed:.3f} |")
+    ring = cp_plan.num_tokens * (cp_plan.cp_size - 1)
+    print(f"| {name} | virtual ring of {cp_plan.cp_size} | keys moved / full ring | {moved / ring:.3f} |")
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=16384)
+    num_tokens = parser.parse_args().tokens
+    torch.set_num_threads(1)
+    print(f"{HEADS} query heads, {KV_HEADS} key head, width {WIDTH}, fp32, one thread a process\n")
+    print("| documents | ranks | what | ratio |\n|---|---|---|---|")
+    measured_ring(num_tokens)
+    counted("one", plan(np.array([0, num_tokens]), 8))
+    packed = np.unique(np.concatenate([[0, num_tokens], np.random.default_rng(0).integers(1, num_tokens, 12)]))
+    counted(f"{len(packed) - 1} uneven", plan(packed, 8))
+    aligned = np.arange(65) * 1024
+    counted("64 of 1,024, aligned", plan(aligned, 4))
+
+
+if __name__ == "__main__":
+    main()
