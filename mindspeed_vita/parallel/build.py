@@ -1,4 +1,4 @@
-"""Builds the model for one rank: picks attention, exchange and head by the layout and hands them to models/."""
+"""Builds the model for one rank: attention, exchange and head for the layout, handed to models/."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from functools import partial
 import torch
 
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.lm_head import LanguageHead
 from mindspeed_vita.models.vita import VitaModel
-from mindspeed_vita.ops.attention import packed_attention
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.ring import ring_attention
 from mindspeed_vita.parallel.tile_exchange import TileExchange
-from mindspeed_vita.sharding import CPPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -41,7 +38,7 @@ def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | s
     return VitaModel(
         model,
         transformer_config,
-        attend=_attend(layout),
+        attend=partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank),
         exchange=TileExchange(layout.tp_cp_group, layout.tile_group_size),
         head=LanguageHead(mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size),
         pre_process=layout.is_first_stage,
@@ -49,15 +46,3 @@ def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | s
         trainable=recipe.train.modules,
         seed=recipe.train.seed,
     ).to(device)
-
-
-def _attend(layout: ParallelLayout) -> Attend:
-    if layout.cp_size > 1:
-        return partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank)
-    return _attend_locally
-
-
-def _attend_locally(
-    q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: CPPlan, *, scale: float
-) -> torch.Tensor:
-    return packed_attention(q_TND, k_TGD, v_TGD, plan.cu_seqlens.tolist(), scale=scale)

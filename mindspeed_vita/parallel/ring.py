@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.ops.attention.blocks import BlockKernels, block_kernels, merge_, segment_rows
+from mindspeed_vita.ops.attention import Backend, choose
+from mindspeed_vita.ops.attention.blocks import merge_, on_device, segment_rows
 from mindspeed_vita.sharding import CPPlan
 from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
 
@@ -37,7 +38,7 @@ def ring_attention(
         k_TGD, v_TGD: its keys and values.
         plan: owners and documents.
         scale: factor on the scores.
-        group: context-parallel process group.
+        group: context-parallel process group; None for a plan of one rank.
         rank: this process's rank in it.
         backend: name of an attention backend; None takes the first that does not refuse.
 
@@ -47,7 +48,7 @@ def ring_attention(
     Raises:
         ValueError: no backend can serve the tensors.
     """
-    kernels = block_kernels(q_TND, backend)
+    kernels = choose(q_TND, backend)
     return _RingAttention.apply(q_TND, k_TGD, v_TGD, plan.steps(rank), scale, GroupExchange(group), kernels)
 
 
@@ -61,7 +62,7 @@ class _RingAttention(torch.autograd.Function):
         steps: RankSteps,
         scale: float,
         exchange: Exchange,
-        kernels: BlockKernels,
+        kernels: Backend,
     ) -> torch.Tensor:
         out, lse_TN = ring_forward(q, torch.stack([k, v]), steps, scale, exchange, kernels)
         ctx.save_for_backward(q, k, v, out, lse_TN)
@@ -77,12 +78,12 @@ class _RingAttention(torch.autograd.Function):
 
 
 def ring_forward(
-    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: Exchange, kernels: BlockKernels
+    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: Exchange, kernels: Backend
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One rank's output, in the dtype of its queries, and its log-sum-exp, fp32 [T, N]."""
     transfer = exchange.fetch(kv_2TGD, steps, 1)
-    block_out, lse_TN = kernels.blocks_forward(q_TND, kv_2TGD[0], kv_2TGD[1], _diagonal_segments(steps), causal=True, scale=scale)
-    out_TND = block_out.float()
+    block_out, lse_TN = kernels.blocks_forward(q_TND, kv_2TGD[0], kv_2TGD[1], steps.diagonal_segments, causal=True, scale=scale)
+    out_TND = block_out
     for distance, step in enumerate(steps.ring):
         if distance:
             received = transfer.wait()
@@ -90,6 +91,7 @@ def ring_forward(
         else:
             received = _own_keys(kv_2TGD, step)
         if len(step.segments):
+            out_TND = out_TND.float()  # a copy the first time: what is not merged need not be accumulated
             partial = kernels.blocks_forward(q_TND, received[0], received[1], step.segments, causal=False, scale=scale)
             merge_(out_TND, lse_TN, segment_rows(step.segments, q_TND.device), *partial)
     return out_TND.to(q_TND.dtype), lse_TN
@@ -104,7 +106,7 @@ def ring_backward(
     steps: RankSteps,
     scale: float,
     exchange: Exchange,
-    kernels: BlockKernels,
+    kernels: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[RingStep, Transfer]]]:
     """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts that others are sending back for `collect`."""
     transfer = exchange.fetch(kv_2TGD, steps, 1)
@@ -116,7 +118,7 @@ def ring_backward(
             grad_TND, q_TND, keys[0], keys[1], out_TND, lse_TN, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv
         )
 
-    add(kv_2TGD, _diagonal_segments(steps), True, dkv_2TGD)
+    add(kv_2TGD, steps.diagonal_segments, True, dkv_2TGD)
     returning = []
     for distance, step in enumerate(steps.ring):
         if distance:
@@ -135,7 +137,7 @@ def ring_backward(
 def collect(dkv_2TGD: torch.Tensor, returning: list[tuple[RingStep, Transfer]]) -> None:
     """Adds what comes back for this rank's keys, in place."""
     for step, transfer in returning:
-        dkv_2TGD.index_add_(1, _index(step, dkv_2TGD.device), transfer.wait())
+        dkv_2TGD.index_add_(1, on_device(step.send, dkv_2TGD.device), transfer.wait())
 
 
 class Exchange(Protocol):
@@ -172,7 +174,7 @@ class GroupExchange:
         if distance >= len(steps.ring):
             return Transfer(kv_2TGD[:, :0])
         step = steps.ring[distance]
-        return self._swap(kv_2TGD.index_select(1, _index(step, kv_2TGD.device)), step.num_received, distance)
+        return self._swap(kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device)), step.num_received, distance)
 
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
         """See Exchange."""
@@ -190,16 +192,6 @@ class GroupExchange:
         return Transfer(incoming, outgoing, works)
 
 
-def _index(step: RingStep, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(step.send).to(device)
-
-
 def _own_keys(kv_2TGD: torch.Tensor, step: RingStep) -> torch.Tensor:
     """This rank's keys that its own later runs look at."""
-    return kv_2TGD.index_select(1, _index(step, kv_2TGD.device))
-
-
-def _diagonal_segments(steps: RankSteps) -> np.ndarray:
-    """Each stretch with itself, int64[n, 4]."""
-    starts, stops = steps.diagonal[:-1], steps.diagonal[1:]
-    return np.stack([starts, stops, starts, stops], axis=1)
+    return kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device))

@@ -7,7 +7,7 @@ from typing import Optional
 
 import torch
 
-from mindspeed_vita.ops.attention.blocks import BlockKernels, block_kernels
+from mindspeed_vita.ops.attention import Backend, choose
 from mindspeed_vita.parallel.ring import Transfer, collect, ring_backward, ring_forward
 from mindspeed_vita.sharding import CPPlan, index
 from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
@@ -21,7 +21,7 @@ def virtual_ring_attention(
     plan: CPPlan,
     *,
     scale: float,
-    kernels: Optional[BlockKernels] = None,
+    kernels: Optional[Backend] = None,
 ) -> tuple[torch.Tensor, ...]:
     """Output and gradients of a whole pack as a ring of plan.cp_size ranks computes them.
 
@@ -35,7 +35,7 @@ def virtual_ring_attention(
     Returns:
         (out, dq, dk, dv) of the whole pack in the inputs' dtypes.
     """
-    kernels = kernels or block_kernels(q_SND)
+    kernels = kernels or choose(q_SND)
     own = [torch.from_numpy(index(plan, rank)).to(q_SND.device) for rank in range(plan.cp_size)]
     steps = [plan.steps(rank) for rank in range(plan.cp_size)]
     queries = [q_SND[rows] for rows in own]

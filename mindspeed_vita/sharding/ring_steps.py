@@ -9,6 +9,7 @@ query run needs from one source are one contiguous slice of what that source sen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,6 +40,12 @@ class RankSteps:
 
     diagonal: np.ndarray
     ring: tuple[RingStep, ...]
+
+    @cached_property
+    def diagonal_segments(self) -> np.ndarray:
+        """Each of those stretches with itself, int64[n, 4]."""
+        starts, stops = self.diagonal[:-1], self.diagonal[1:]
+        return np.stack([starts, stops, starts, stops], axis=1)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,10 @@ class Counting:
     def __init__(self) -> None:
         self.forward_pairs = self.backward_pairs = 0
 
-    def refuse_blocks(self, query: torch.Tensor) -> None:
+    def refuse(self, query: torch.Tensor) -> None:
         """As torch_native."""
+
+    tiles = staticmethod(torch_native.tiles)
 
     @staticmethod
     def _pairs(segments: np.ndarray, causal: bool) -> int:

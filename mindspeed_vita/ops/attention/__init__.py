@@ -1,5 +1,6 @@
-"""Attention over packed documents and over tiles."""
+"""Attention over blocks of packed documents, and over tiles."""
 
-from mindspeed_vita.ops.attention.api import backend_names, packed_attention, tile_attention
+from mindspeed_vita.ops.attention.api import tile_attention
+from mindspeed_vita.ops.attention.registry import Backend, backend_names, choose
 
-__all__ = ["backend_names", "packed_attention", "tile_attention"]
+__all__ = ["Backend", "backend_names", "choose", "tile_attention"]

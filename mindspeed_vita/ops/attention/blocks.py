@@ -1,75 +1,103 @@
-"""Attention block by block, with the log-sum-exp, for ring attention: which backend serves it, and how partial results merge.
+"""What is common to attention in blocks: the rows of segments as tensors on a device, and the merge of partial results.
 
-A call takes segments, int64[n, 4]: query start and stop, key start and stop. The query ranges of one call do not overlap; key
-ranges may. A segment is mask-free, or (causal) a square with causal attention inside.
-Shapes: T query tokens, S keys, N query heads, G key heads, D width; Q the query rows of all segments, one after the other.
+Segments are int64[n, 4]: query start and stop, key start and stop. Shapes as in registry.py.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Protocol
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Union
 
 import numpy as np
 import torch
 
-from mindspeed_vita.ops.attention import reference, torch_native
-from mindspeed_vita.ops.attention.choice import choose
+Rows = Union[slice, torch.Tensor]
 
 
-class BlockKernels(Protocol):
-    """What a backend offers to ring attention."""
+@dataclass(frozen=True)
+class PackedSegments:
+    """Segments as kernels for variable lengths want them: their rows one after the other.
 
-    def refuse_blocks(self, query: torch.Tensor) -> Optional[str]:
-        """Why it cannot serve this tensor; None if it can."""
-
-    def blocks_forward(
-        self, q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """out_QND and its log-sum-exp, fp32 [Q, N]."""
-
-    def blocks_backward(
-        self,
-        grad_TND: torch.Tensor,
-        q_TND: torch.Tensor,
-        k_SGD: torch.Tensor,
-        v_SGD: torch.Tensor,
-        out_TND: torch.Tensor,
-        lse_TN: torch.Tensor,
-        segments: np.ndarray,
-        *,
-        causal: bool,
-        scale: float,
-        dq_TND: torch.Tensor,
-        dkv_2SGD: torch.Tensor,
-    ) -> None:
-        """Adds the segments' gradients to dq and dkv, both fp32. out and lse are the final ones, merged over all segments."""
-
-
-_BACKENDS: dict[str, BlockKernels] = {"torch_native": torch_native, "reference": reference}  # type: ignore[dict-item]
-
-
-def block_kernels(query: torch.Tensor, name: Optional[str] = None) -> BlockKernels:
-    """The first backend that does not refuse, or the named one.
-
-    Raises:
-        ValueError: none can serve the tensor, with every reason; or no backend has that name.
+    Attributes:
+        query_rows, key_rows: a slice where the rows are one stretch, else int64 indices on the device.
+        cu_query, cu_key: int32[n + 1] on the device, bounds of the segments among those rows.
+        longest_query, longest_key: tokens of the longest segment.
     """
-    return choose(_BACKENDS, lambda backend: backend.refuse_blocks(query), name)
+
+    query_rows: Rows
+    key_rows: Rows
+    cu_query: torch.Tensor
+    cu_key: torch.Tensor
+    longest_query: int
+    longest_key: int
 
 
-def segment_rows(segments: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Query rows of all segments, one after the other: int64[Q]."""
-    rows = np.concatenate([np.arange(start, stop) for start, stop in segments[:, :2]]) if len(segments) else np.zeros(0, np.int64)
-    return torch.from_numpy(rows).to(device)
+def pack_segments(segments: np.ndarray, device: torch.device) -> PackedSegments:
+    """The segments on a device; made once for each array, since every layer asks for the same ones."""
+    return kept(segments, device, "packed", lambda: _pack(segments, device))
 
 
-def merge_(
-    out_TND: torch.Tensor, lse_TN: torch.Tensor, rows_Q: torch.Tensor, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor
-) -> None:
-    """Merges a partial result into some rows of an fp32 accumulator, in place, by log-sum-exp."""
-    old_lse = lse_TN[rows_Q]
-    new_lse = torch.logaddexp(old_lse, block_lse_QN)
-    out_TND[rows_Q] = (
-        out_TND[rows_Q] * (old_lse - new_lse).exp().unsqueeze(-1) + block_out_QND.float() * (block_lse_QN - new_lse).exp().unsqueeze(-1)
+def segment_rows(segments: np.ndarray, device: torch.device) -> Rows:
+    """Query rows of all segments, one after the other."""
+    return kept(segments, device, "rows", lambda: _rows(segments[:, :2], device))
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on a device; moved once. On a CPU the two share their memory."""
+    if device.type == "cpu":
+        return torch.from_numpy(array)
+    return kept(array, device, "tensor", lambda: torch.from_numpy(array).to(device))
+
+
+_kept: dict[tuple[int, str, str], Any] = {}
+
+
+def kept(array: np.ndarray, device: torch.device, name: str, make: Callable[[], Any]) -> Any:
+    """What was made of an array for a device, for as long as the array lives: a copy to a device makes the host wait each time."""
+    key = (id(array), str(device), name)
+    if key not in _kept:
+        _kept[key] = make()
+        weakref.finalize(array, _kept.pop, key, None)
+    return _kept[key]
+
+
+def _pack(segments: np.ndarray, device: torch.device) -> PackedSegments:
+    query_lengths, key_lengths = segments[:, 1] - segments[:, 0], segments[:, 3] - segments[:, 2]
+
+    def bounds(lengths: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+
+    return PackedSegments(
+        _rows(segments[:, :2], device),
+        _rows(segments[:, 2:], device),
+        bounds(query_lengths),
+        bounds(key_lengths),
+        int(query_lengths.max()),
+        int(key_lengths.max()),
     )
-    lse_TN[rows_Q] = new_lse
+
+
+def _rows(ranges: np.ndarray, device: torch.device) -> Rows:
+    if (ranges[1:, 0] == ranges[:-1, 1]).all():
+        return slice(int(ranges[0, 0]), int(ranges[-1, 1]))
+    return torch.from_numpy(np.concatenate([np.arange(start, stop) for start, stop in ranges])).to(device)
+
+
+def merge_(out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor) -> None:
+    """Merges a partial result into some rows of an fp32 accumulator, in place, by log-sum-exp."""
+    old_lse = lse_TN[rows]
+    new_lse = torch.logaddexp(old_lse, block_lse_QN)
+    out_TND[rows] = (
+        out_TND[rows] * (old_lse - new_lse).exp().unsqueeze(-1) + block_out_QND.float() * (block_lse_QN - new_lse).exp().unsqueeze(-1)
+    )
+    lse_TN[rows] = new_lse
+
+
+def add_rows_(total: torch.Tensor, rows: Rows, part: torch.Tensor, dim: int = 0) -> None:
+    """Adds a part to some rows of a total, in place; a row that is named twice gets both."""
+    if isinstance(rows, slice):
+        total.narrow(dim, rows.start, rows.stop - rows.start).add_(part)
+    else:
+        total.index_add_(dim, rows, part.to(total.dtype))

@@ -1,11 +1,11 @@
 """Attention as plain math in fp32: slow, memory-hungry, and what every other backend is compared with.
 
-Shapes as in api.py.
+Shapes as in registry.py.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -14,17 +14,6 @@ import torch
 def refuse(query: torch.Tensor) -> Optional[str]:
     """The reference takes every call."""
     return None
-
-
-def packed(
-    q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, cu_seqlens: Sequence[int], scale: float
-) -> torch.Tensor:
-    """Causal attention inside each document; see api.packed_attention."""
-    bounds = torch.as_tensor(list(cu_seqlens), device=q_TND.device)
-    position = torch.arange(q_TND.shape[0], device=q_TND.device)
-    document = torch.searchsorted(bounds, position, right=True)
-    mask_TT = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
-    return masked(q_TND, k_TGD, v_TGD, mask_TT, scale)
 
 
 def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scale: float) -> torch.Tensor:
@@ -44,15 +33,10 @@ def masked(
     return torch.einsum("nts,snd->tnd", weights, v_SND).to(q_TND.dtype)
 
 
-def refuse_blocks(query: torch.Tensor) -> Optional[str]:
-    """The reference takes every call."""
-    return None
-
-
 def blocks_forward(
     q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See blocks.BlockKernels."""
+    """See registry.Backend."""
     outs, lses = [], []
     for q0, q1, k0, k1 in segments.tolist():
         scores_NQS, v_NSD = _block_scores(q_TND[q0:q1], k_SGD[k0:k1], causal, scale), _per_head(v_SGD[k0:k1], q_TND.shape[1])
@@ -76,7 +60,7 @@ def blocks_backward(
     dq_TND: torch.Tensor,
     dkv_2SGD: torch.Tensor,
 ) -> None:
-    """See blocks.BlockKernels. dS = P * (dO V^T - sum(dO * O)), with P from the final log-sum-exp."""
+    """See registry.Backend. dS = P * (dO V^T - sum(dO * O)), with P from the final log-sum-exp."""
     heads, kv_heads = q_TND.shape[1], k_SGD.shape[1]
 
     def fold(x_NSD: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mindspeed_vita.ops.attention import reference
-from mindspeed_vita.ops.attention.blocks import block_kernels, merge_, segment_rows
+from mindspeed_vita.ops.attention import blocks, choose, reference, registry
+from mindspeed_vita.ops.attention.blocks import merge_, on_device, segment_rows
 
 
 def tensors(heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -20,7 +20,7 @@ def test_merged_blocks_equal_attention_in_one_piece(width: int, dtype: torch.dty
     query, key, value, grad = tensors(6, 2, width, dtype)
     # rows 3..20 look at keys 0..12 in one block and at 12..31 in another; unequal lengths, one of them a single row
     first, second = np.array([[3, 4, 0, 12], [4, 20, 0, 12]]), np.array([[3, 20, 12, 31]])
-    kernels, scale = block_kernels(query), width**-0.5
+    kernels, scale = choose(query), width**-0.5
     out, lse = torch.zeros(20, 6, width), torch.full((20, 6), float("-inf"))
     for segments in (first, second):
         partial = kernels.blocks_forward(query, key, value, segments, causal=False, scale=scale)
@@ -42,7 +42,7 @@ def test_merged_blocks_equal_attention_in_one_piece(width: int, dtype: torch.dty
 def test_causal_blocks_are_causal_from_the_diagonal(name: str) -> None:
     query, key, value, _ = tensors(4, 4, 16, torch.float32)
     segments = np.array([[0, 7, 0, 7], [7, 8, 7, 8], [8, 20, 8, 20]])
-    out, lse = block_kernels(query, name).blocks_forward(query, key[:20], value[:20], segments, causal=True, scale=0.25)
+    out, lse = choose(query, name).blocks_forward(query, key[:20], value[:20], segments, causal=True, scale=0.25)
     for start, stop in segments[:, :2]:
         mask = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
         wanted = reference.masked(query[start:stop], key[start:stop], value[start:stop], mask, 0.25)
@@ -51,7 +51,39 @@ def test_causal_blocks_are_causal_from_the_diagonal(name: str) -> None:
 
 
 def test_refusals_name_every_reason() -> None:
-    with pytest.raises(ValueError, match="unknown"):
-        block_kernels(torch.zeros(1, 1, 8), "flash9")
-    with pytest.raises(ValueError, match="torch_native: its blocks run on cpu"):
-        block_kernels(torch.zeros(1, 1, 8, device="meta"), "torch_native")
+    with pytest.raises(ValueError, match="'flash9' is unknown; use one of flash_attn, "):
+        choose(torch.zeros(1, 1, 8), "flash9")
+    with pytest.raises(ValueError, match="torch_native: runs on cpu, not on meta"):
+        choose(torch.zeros(1, 1, 8, device="meta"), "torch_native")
+    with pytest.raises(ValueError, match="torch_cuda: runs on cuda, not on cpu"):
+        choose(torch.zeros(1, 1, 8), "torch_cuda")
+
+
+def test_the_choice_is_printed_once_with_the_reasons_of_those_that_refused(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(registry, "_said", set())
+    monkeypatch.delenv("RANK", raising=False)
+    query = torch.zeros(1, 1, 8)
+    assert choose(query) is choose(query) and choose(query).__name__.endswith("torch_native")
+    assert capsys.readouterr().err == "attention of packs: torch_native\n"
+    monkeypatch.setattr("mindspeed_vita.ops.attention.torch_native.refuse", lambda query: "too slow today")
+    assert choose(query) is reference
+    assert capsys.readouterr().err == "attention of packs: reference, slower than what refused (torch_native: too slow today)\n"
+    monkeypatch.setenv("RANK", "1")
+    choose(query, what="tiles")
+    assert capsys.readouterr().err == "", "one rank speaks for all"
+
+
+def test_what_is_kept_for_an_array_goes_with_it() -> None:
+    array, meta = np.arange(3), torch.device("meta")
+    assert on_device(array, meta) is on_device(array, meta)
+    kept = {key for key in blocks._kept if key[0] == id(array)}
+    assert len(kept) == 1
+    del array
+    assert not kept & set(blocks._kept)
+
+
+def test_rows_of_one_stretch_are_a_view() -> None:
+    cpu = torch.device("cpu")
+    assert segment_rows(np.array([[2, 5, 0, 1], [5, 6, 0, 1]]), cpu) == slice(2, 6)
+    rows = segment_rows(np.array([[2, 4, 0, 1], [5, 6, 0, 1]]), cpu)
+    assert isinstance(rows, torch.Tensor) and rows.tolist() == [2, 3, 5]

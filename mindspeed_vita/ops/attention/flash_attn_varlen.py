@@ -1,0 +1,140 @@
+"""Attention on CUDA by the flash-attn package (2.7 or newer), where it is installed. Not run on CUDA hardware so far.
+
+Shapes as in registry.py.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from functools import lru_cache
+from typing import Optional
+
+import numpy as np
+import torch
+
+from mindspeed_vita.ops.attention.blocks import PackedSegments
+from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
+
+_OLDEST = (2, 7)
+_WIDEST = 256
+
+
+def refuse(query: torch.Tensor) -> Optional[str]:
+    """Takes bf16 and fp16, widths that are multiples of 8 up to 256."""
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return f"takes bf16 and fp16, not {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > _WIDEST:
+        return f"takes head widths that are multiples of 8 up to {_WIDEST}, not {query.shape[-1]}"
+    return _refuse_installation()
+
+
+@lru_cache(maxsize=1)
+def _refuse_installation() -> Optional[str]:
+    try:
+        version = importlib.metadata.version("flash-attn")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        return f"flash-attn {version} is too old; install {'.'.join(map(str, _OLDEST))} or newer"
+    try:
+        import flash_attn.flash_attn_interface  # noqa: F401
+    except (ImportError, OSError) as error:  # built for another torch
+        return f"flash-attn {version} does not load: {error}"
+    return None
+
+
+def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scale: float) -> torch.Tensor:
+    """Bidirectional attention inside each tile; see api.tile_attention."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q_BPND, k_BPND, v_BPND, softmax_scale=scale, causal=False)
+
+
+def blocks_forward(
+    q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See registry.Backend."""
+    return varlen_forward(_FlashAttn(), q_TND, k_SGD, v_SGD, segments, causal=causal, scale=scale)
+
+
+def blocks_backward(
+    grad_TND: torch.Tensor,
+    q_TND: torch.Tensor,
+    k_SGD: torch.Tensor,
+    v_SGD: torch.Tensor,
+    out_TND: torch.Tensor,
+    lse_TN: torch.Tensor,
+    segments: np.ndarray,
+    *,
+    causal: bool,
+    scale: float,
+    dq_TND: torch.Tensor,
+    dkv_2SGD: torch.Tensor,
+) -> None:
+    """See registry.Backend."""
+    tensors = (grad_TND, q_TND, k_SGD, v_SGD, out_TND, lse_TN)
+    varlen_backward(_FlashAttn(), *tensors, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
+
+
+class _FlashAttn:
+    """The package's functions below its autograd: the public ones do not take a log-sum-exp back."""
+
+    def forward(
+        self, q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, packed: PackedSegments, *, causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
+
+        out, lse_NQ, *_ = _flash_attn_varlen_forward(
+            q_QND.contiguous(),
+            k_KGD.contiguous(),
+            v_KGD.contiguous(),
+            cu_seqlens_q=packed.cu_query,
+            cu_seqlens_k=packed.cu_key,
+            max_seqlen_q=packed.longest_query,
+            max_seqlen_k=packed.longest_key,
+            dropout_p=0.0,
+            softmax_scale=scale,
+            causal=causal,
+        )
+        return out, lse_NQ
+
+    def backward(
+        self,
+        grad_QND: torch.Tensor,
+        q_QND: torch.Tensor,
+        k_KGD: torch.Tensor,
+        v_KGD: torch.Tensor,
+        out_QND: torch.Tensor,
+        lse_NQ: torch.Tensor,
+        packed: PackedSegments,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
+
+        dq, dk, dv = torch.empty_like(q_QND), torch.empty_like(k_KGD), torch.empty_like(v_KGD)
+        _flash_attn_varlen_backward(
+            grad_QND,
+            q_QND,
+            k_KGD,
+            v_KGD,
+            out_QND,
+            lse_NQ,
+            dq,
+            dk,
+            dv,
+            cu_seqlens_q=packed.cu_query,
+            cu_seqlens_k=packed.cu_key,
+            max_seqlen_q=packed.longest_query,
+            max_seqlen_k=packed.longest_key,
+            dropout_p=0.0,
+            softmax_scale=scale,
+            causal=causal,
+            window_size_left=-1,
+            window_size_right=-1,
+            softcap=0.0,
+            alibi_slopes=None,
+            deterministic=False,
+        )
+        return dq, dk, dv

@@ -1,0 +1,103 @@
+"""The CUDA backends call their kernels as those want to be called: against emulated kernels on a CPU, not on CUDA hardware."""
+
+import importlib.metadata
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from mindspeed_vita.ops.attention import flash_attn_varlen, reference, torch_cuda
+from tests.unit.ops.emulated_cuda import EmulatedCudaKernels, flash_backward, flash_forward
+
+FREE = np.array([[3, 4, 0, 12], [4, 20, 0, 12], [25, 58, 5, 31]])  # shared keys, a single row, unequal lengths, a gap
+SQUARES = np.array([[0, 33, 0, 33], [33, 34, 33, 34], [34, 60, 34, 60]])
+
+
+@pytest.fixture
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A flash-attn package of version 2.8 with emulated kernels; returns the names of the calls."""
+    calls: list[str] = []
+
+    def _flash_attn_varlen_forward(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left=-1,
+        window_size_right=-1, softcap=0.0, alibi_slopes=None, return_softmax=False, block_table=None, leftpad_k=None, seqused_k=None,
+    ):  # fmt: skip
+        calls.append("forward")
+        out, lse = flash_forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, softmax_scale)
+        return out, lse, torch.empty(0), torch.empty(2)
+
+    def _flash_attn_varlen_backward(
+        dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p,
+        softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
+    ):  # fmt: skip
+        calls.append("backward")
+        assert (window_size_left, window_size_right) == (-1, -1)
+        lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        for into, grad in zip((dq, dk, dv), flash_backward(dout, q, k, v, out, softmax_lse, *lengths, causal, softmax_scale)):
+            into.copy_(grad)
+        return torch.empty(0)
+
+    package, interface = ModuleType("flash_attn"), ModuleType("flash_attn.flash_attn_interface")
+    interface._flash_attn_varlen_forward = _flash_attn_varlen_forward
+    interface._flash_attn_varlen_backward = _flash_attn_varlen_backward
+    package.flash_attn_interface = interface
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.8.3")
+    flash_attn_varlen._refuse_installation.cache_clear()
+    yield calls
+    flash_attn_varlen._refuse_installation.cache_clear()
+
+
+def compare(backend: ModuleType, dtype: torch.dtype, width: int, segments: np.ndarray, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    query, key, value, grad = (torch.randn(60, heads, width, generator=generator).to(dtype) for heads in (6, 2, 2, 6))
+    results = []
+    for kernels in (backend, reference):
+        out_QND, lse_QN = kernels.blocks_forward(query, key, value, segments, causal=causal, scale=0.2)
+        rows = np.concatenate([np.arange(start, stop) for start, stop in segments[:, :2]])
+        out, lse = torch.zeros_like(query), torch.zeros(60, 6)
+        out[rows], lse[rows] = out_QND, lse_QN
+        dq, dkv = torch.zeros(60, 6, width), torch.zeros(2, 60, 2, width)
+        tensors = (grad, query, key, value, out, lse)
+        kernels.blocks_backward(*tensors, segments, causal=causal, scale=0.2, dq_TND=dq, dkv_2SGD=dkv)
+        results.append((out_QND, lse_QN, dq, dkv))
+    # gradients of shared keys are rounded to the kernel's dtype before they are added
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for found, wanted in zip(*results):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.float().abs().max()))
+
+
+@pytest.mark.parametrize("segments, causal", [(FREE, False), (SQUARES, True)], ids=["free", "causal"])
+@pytest.mark.parametrize("width", [64, 72, 80, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_torchs_kernels(dtype: torch.dtype, width: int, segments: np.ndarray, causal: bool) -> None:
+    with EmulatedCudaKernels() as kernels:
+        compare(torch_cuda, dtype, width, segments, causal)
+    kind = "efficient" if dtype == torch.float32 else "flash"
+    times = len(segments) if dtype == torch.float32 else 1
+    assert kernels.calls == [f"_{kind}_attention_forward"] * times + [f"_{kind}_attention_backward"] * times
+
+
+@pytest.mark.parametrize("segments, causal", [(FREE, False), (SQUARES, True)], ids=["free", "causal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_flash_attn_package(flash_attn: list[str], dtype: torch.dtype, segments: np.ndarray, causal: bool) -> None:
+    assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64, dtype=dtype)) is None
+    compare(flash_attn_varlen, dtype, 64, segments, causal)
+    assert flash_attn == ["forward", "backward"]
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason(flash_attn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64)) == "takes bf16 and fp16, not torch.float32"
+    odd = torch.zeros(1, 1, 20, dtype=torch.bfloat16)
+    assert flash_attn_varlen.refuse(odd) == torch_cuda._refuse_shape(odd) == "takes head widths that are multiples of 8 up to 256, not 20"
+    assert torch_cuda._refuse_shape(torch.zeros(1, 1, 8, dtype=torch.float64)) == "takes bf16, fp16 and fp32, not torch.float64"
+    assert torch_cuda.refuse(torch.zeros(1, 1, 8)) == "runs on cuda, not on cpu"
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.5.9")
+    flash_attn_varlen._refuse_installation.cache_clear()
+    assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64, dtype=torch.bfloat16)) == (
+        "flash-attn 2.5.9 is too old; install 2.7 or newer"
+    )
