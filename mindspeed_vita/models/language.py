@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,11 +92,15 @@ class RMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
-def _layer_spec(attend: Attend) -> ModuleSpec:
+Norm = Callable[..., torch.nn.Module]
+"""Constructor of a norm: (config, hidden_size, eps)."""
+
+
+def _layer_spec(attend: Attend, norm: Norm) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
@@ -106,7 +111,7 @@ def _layer_spec(attend: Attend) -> ModuleSpec:
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
             mlp_bda=get_bias_dropout_add,
         ),
@@ -114,17 +119,23 @@ def _layer_spec(attend: Attend) -> ModuleSpec:
 
 
 def build_language_model(
-    config: LanguageConfig, transformer_config: TransformerConfig, *, attend: Attend, pre_process: bool, post_process: bool
+    config: LanguageConfig,
+    transformer_config: TransformerConfig,
+    *,
+    attend: Attend,
+    pre_process: bool,
+    post_process: bool,
+    norm: Norm = RMSNorm,
 ) -> GPTModel:
     """The part of the decoder that lives on this pipeline stage.
 
     Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
     embedding, decoder and output layer itself.
     """
-    layers = [_layer_spec(attend)] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
+    layers = [_layer_spec(attend, norm)] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
     return GPTModel(
         config=transformer_config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_positions,
         pre_process=pre_process,

@@ -18,7 +18,7 @@ from torch import nn
 from mindspeed_vita.config import MODULES, ModelConfig
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
-from mindspeed_vita.models.language import build_language_model
+from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model
 from mindspeed_vita.models.lm_head import LanguageHead
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
@@ -46,6 +46,7 @@ class VitaModel(MegatronModule):
         pre_process, post_process: whether this is the first, the last pipeline stage.
         trainable: modules that train; the others are frozen, and a frozen tower runs without autograd.
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
+        norm: the decoder's norm; a training framework may bring a fused one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class VitaModel(MegatronModule):
         post_process: bool = True,
         trainable: tuple[str, ...] = MODULES,
         seed: int = 1234,
+        norm: Norm = RMSNorm,
     ) -> None:
         super().__init__(config=transformer_config)
         self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
@@ -72,7 +74,7 @@ class VitaModel(MegatronModule):
         if pre_process:
             self._build_vision(config, transformer_config, seed)
         self.language = build_language_model(
-            config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process
+            config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process, norm=norm
         )
         self.share_embeddings_and_output_weights = config.language.tie_embeddings
         for name in MODULES:

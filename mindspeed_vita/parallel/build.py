@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,14 +36,18 @@ def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | s
         recompute=recipe.train.recompute,
         init_on_cpu=on_cpu,
     )
-    return VitaModel(
-        model,
-        transformer_config,
-        attend=partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank),
-        exchange=TileExchange(layout.tp_cp_group, layout.tile_group_size),
-        head=LanguageHead(mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size),
-        pre_process=layout.is_first_stage,
-        post_process=layout.is_last_stage,
-        trainable=recipe.train.modules,
-        seed=recipe.train.seed,
-    ).to(device)
+    return VitaModel(model, transformer_config, **model_arguments(recipe, layout)).to(device)
+
+
+def model_arguments(recipe: Recipe, layout: ParallelLayout) -> dict[str, Any]:
+    """What VitaModel is given beside its two configurations, whoever made them."""
+    model = recipe.model
+    return {
+        "attend": partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank),
+        "exchange": TileExchange(layout.tp_cp_group, layout.tile_group_size),
+        "head": LanguageHead(mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size),
+        "pre_process": layout.is_first_stage,
+        "post_process": layout.is_last_stage,
+        "trainable": recipe.train.modules,
+        "seed": recipe.train.seed,
+    }
