@@ -5,11 +5,14 @@ Shapes: T tokens of this context-parallel rank, L = T / tp of them held here (se
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region, gather_from_tensor_model_parallel_region
-from torch.utils.checkpoint import checkpoint
+
+from mindspeed_vita.ops.cross_entropy import chunked_cross_entropy
 
 IGNORE = -100
 
@@ -20,11 +23,13 @@ class LanguageHead:
     Args:
         mode: masked (supervised rows only, in chunks) | chunked (all rows, in chunks) | original (all rows at once).
         chunk: rows of logits that exist at a time.
-        tp_rank, tp_size: place in the tensor-parallel group; the vocabulary is split over it.
+        tp_rank, tp_size, tp_group: the tensor-parallel group and this rank's place; the vocabulary is split over it.
     """
 
-    def __init__(self, *, mode: str, chunk: int, tp_rank: int = 0, tp_size: int = 1) -> None:
-        self.mode, self.chunk, self.tp_rank, self.tp_size = mode, chunk, tp_rank, tp_size
+    def __init__(self, *, mode: str, chunk: int, tp_rank: int = 0, tp_size: int = 1, tp_group: Any = None) -> None:
+        assert tp_size == 1 or tp_group is not None
+        self.mode, self.chunk = mode, chunk
+        self.tp_rank, self.tp_size, self.tp_group = tp_rank, tp_size, tp_group if tp_size > 1 else None
 
     def losses(
         self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, weights_T: torch.Tensor
@@ -43,9 +48,12 @@ class LanguageHead:
         if self.tp_size > 1:
             hidden_QH = gather_from_sequence_parallel_region(hidden_QH, tensor_parallel_output_grad=True)
         labels_Q = labels_T[rows_Q].clamp_min(0)
-        step = len(rows_Q) if self.mode == "original" else self.chunk
-        pieces = [self._chunk_losses(hidden, weight_VH, labels) for hidden, labels in zip(hidden_QH.split(step), labels_Q.split(step))]
-        losses_Q = torch.cat(pieces) * shown_Q * weights_T[rows_Q]
+        if self.mode == "original":
+            losses_Q = self._losses_at_once(hidden_QH, weight_VH, labels_Q)
+        else:
+            first = self.tp_rank * len(weight_VH)
+            losses_Q = chunked_cross_entropy(hidden_QH, weight_VH, labels_Q, chunk=self.chunk, first=first, group=self.tp_group)
+        losses_Q = losses_Q * shown_Q * weights_T[rows_Q]
         return torch.zeros_like(weights_T, dtype=torch.float32).index_add(0, rows_Q, losses_Q)
 
     def logits(self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
@@ -73,14 +81,8 @@ class LanguageHead:
         rows = first + share * torch.arange(self.tp_size, device=labels_T.device).unsqueeze(1)
         return rows.flatten(), shown.flatten().float()
 
-    def _chunk_losses(self, hidden_CH: torch.Tensor, weight_VH: torch.Tensor, labels_C: torch.Tensor) -> torch.Tensor:
-        def run(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            logits = F.linear(hidden, weight).float()
-            if self.tp_size == 1:
-                return F.cross_entropy(logits, labels_C, reduction="none")
-            return vocab_parallel_cross_entropy(logits.unsqueeze(1), labels_C.unsqueeze(1)).squeeze(1)
-
-        if self.mode == "original" or not torch.is_grad_enabled():
-            return run(hidden_CH, weight_VH)
-        # the chunk's logits are computed again in the backward pass rather than kept
-        return checkpoint(run, hidden_CH, weight_VH, use_reentrant=False, preserve_rng_state=False)
+    def _losses_at_once(self, hidden_QH: torch.Tensor, weight_VH: torch.Tensor, labels_Q: torch.Tensor) -> torch.Tensor:
+        logits_QV = F.linear(hidden_QH, weight_VH).float()
+        if self.tp_size == 1:
+            return F.cross_entropy(logits_QV, labels_Q, reduction="none")
+        return vocab_parallel_cross_entropy(logits_QV.unsqueeze(1), labels_Q.unsqueeze(1)).squeeze(1)

@@ -10,6 +10,7 @@ import torch
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.lm_head import LanguageHead
+from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.ring import ring_attention
@@ -41,13 +42,17 @@ def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | s
 
 def model_arguments(recipe: Recipe, layout: ParallelLayout) -> dict[str, Any]:
     """What VitaModel is given beside its two configurations, whoever made them."""
-    model = recipe.model
+    model, tensor = recipe.model, recipe.parallel.vision_parallel == "tensor"
+    sharded = partial(sharded_linears, tp_rank=layout.tp_rank, tp_size=layout.tp_size)
     return {
         "attend": partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank),
-        "exchange": TileExchange(layout.tp_cp_group, layout.tile_group_size),
-        "head": LanguageHead(mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size),
+        "exchange": TileExchange(layout.cp_group, layout.cp_size) if tensor else TileExchange(layout.tp_cp_group, layout.tile_group_size),
+        "head": LanguageHead(
+            mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size, tp_group=layout.tp_group
+        ),
         "pre_process": layout.is_first_stage,
         "post_process": layout.is_last_stage,
         "trainable": recipe.train.modules,
+        "tower_linears": sharded if tensor else whole_linears,
         "seed": recipe.train.seed,
     }
