@@ -9,7 +9,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_vita.models.packed_context import PackedContext
-from mindspeed_vita.ops.rotary import apply_rotary
+from mindspeed_vita.ops.tokenwise import apply_rotary
 from mindspeed_vita.sharding import CPPlan
 
 

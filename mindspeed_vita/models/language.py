@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from mindspeed_vita.config import LanguageConfig
 from mindspeed_vita.models.core_attention import Attend, PackedCoreAttention
+from mindspeed_vita.ops.tokenwise import rms_norm, swiglu
 from mindspeed_vita.platform.megatron_compat import vp_stage_argument
 
 
@@ -85,11 +86,28 @@ def language_transformer_config(
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm with megatron's constructor; tags its weight for the gradient sum of sequence parallelism."""
+    """RMSNorm with megatron's constructor; tags its weight for the gradient sum of sequence parallelism."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises the last dimension."""
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps)
+
+
+class GatedMLP(MLP):
+    """megatron's MLP, whose gate goes through ops/. A class rather than a spec: megatron warns of specs of other classes than its own."""
+
+    def __init__(self, config: TransformerConfig, **arguments: Any) -> None:
+        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear), **arguments)
+
+    def forward(self, hidden_states: torch.Tensor, *unused: Any, **also_unused: Any) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """Output and its bias, which is None without linear biases."""
+        gate_and_up, bias = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(gate_and_up if bias is None else gate_and_up + bias))
 
 
 Norm = Callable[..., torch.nn.Module]
@@ -112,7 +130,7 @@ def _layer_spec(attend: Attend, norm: Norm) -> ModuleSpec:
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+            mlp=GatedMLP,
             mlp_bda=get_bias_dropout_add,
         ),
     )

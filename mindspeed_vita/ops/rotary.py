@@ -1,6 +1,6 @@
-"""Rotary position embedding from explicit positions (half rotation, as Qwen2), with the usual ways to stretch it.
+"""Tables for rotary position embedding from explicit positions, with the usual ways to stretch it. tokenwise/ applies them.
 
-Shapes: T tokens, N heads, D width of a head, F = D / 2 frequencies.
+Shapes: T tokens, D width of a head, F = D / 2 frequencies.
 """
 
 from __future__ import annotations
@@ -81,10 +81,3 @@ def _attention_factor(scaling: RopeScalingConfig) -> float:
     if scaling.kind == "yarn":
         return 0.1 * math.log(scaling.factor) + 1.0
     return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_positions))
-
-
-def apply_rotary(x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
-    """Rotates every head by its token's angles; computed in the dtype of x."""
-    cos, sin = cos_TD.to(x_TND.dtype).unsqueeze(1), sin_TD.to(x_TND.dtype).unsqueeze(1)
-    first, second = x_TND.chunk(2, dim=-1)
-    return x_TND * cos + torch.cat([-second, first], dim=-1) * sin

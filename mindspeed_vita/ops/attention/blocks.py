@@ -23,6 +23,7 @@ class PackedSegments:
     Attributes:
         query_rows, key_rows: a slice where the rows are one stretch, else int64 indices on the device.
         cu_query, cu_key: int32[n + 1] on the device, bounds of the segments among those rows.
+        query_ends, key_ends: the same bounds on the host, without the leading 0.
         longest_query, longest_key: tokens of the longest segment.
     """
 
@@ -30,6 +31,8 @@ class PackedSegments:
     key_rows: Rows
     cu_query: torch.Tensor
     cu_key: torch.Tensor
+    query_ends: tuple[int, ...]
+    key_ends: tuple[int, ...]
     longest_query: int
     longest_key: int
 
@@ -74,6 +77,8 @@ def _pack(segments: np.ndarray, device: torch.device) -> PackedSegments:
         _rows(segments[:, 2:], device),
         bounds(query_lengths),
         bounds(key_lengths),
+        tuple(np.cumsum(query_lengths).tolist()),
+        tuple(np.cumsum(key_lengths).tolist()),
         int(query_lengths.max()),
         int(key_lengths.max()),
     )
@@ -87,6 +92,12 @@ def _rows(ranges: np.ndarray, device: torch.device) -> Rows:
 
 def merge_(out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor) -> None:
     """Merges a partial result into some rows of an fp32 accumulator, in place, by log-sum-exp."""
+    if out_TND.device.type == "npu":
+        from mindspeed_vita.ops.attention import npu  # builds on this module
+
+        if npu.can_merge(out_TND):
+            out_TND[rows], lse_TN[rows] = npu.merged(out_TND[rows], lse_TN[rows], block_out_QND.float(), block_lse_QN)
+            return
     old_lse = lse_TN[rows]
     new_lse = torch.logaddexp(old_lse, block_lse_QN)
     out_TND[rows] = (

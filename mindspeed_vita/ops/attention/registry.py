@@ -64,6 +64,7 @@ _HERE = "mindspeed_vita.ops.attention"
 _BACKENDS = {
     "flash_attn": _Entry(f"{_HERE}.flash_attn_varlen", "cuda"),
     "torch_cuda": _Entry(f"{_HERE}.torch_cuda", "cuda"),
+    "npu": _Entry(f"{_HERE}.npu", "npu"),
     "torch_native": _Entry(f"{_HERE}.torch_native", "cpu"),
     "reference": _Entry(f"{_HERE}.reference", None),
 }

@@ -9,7 +9,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding, apply
 
 from mindspeed_vita.checkpoint.hf_config import language_config, rope_parameters
 from mindspeed_vita.config import LanguageConfig, RopeScalingConfig
-from mindspeed_vita.ops.rotary import RotaryTables, apply_rotary
+from mindspeed_vita.ops.rotary import RotaryTables
+from mindspeed_vita.ops.tokenwise import apply_rotary
 
 FACTORS = tuple(1.0 + 0.5 * number for number in range(8))
 

@@ -1,0 +1,241 @@
+"""Attention on Ascend by npu_fusion_attention, and its merge by npu_ring_attention_update. Not run on Ascend hardware so far.
+
+torch_npu is imported by the calls only. Shapes as in registry.py.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, Iterator, Optional
+
+import numpy as np
+import torch
+
+from mindspeed_vita.ops.attention.blocks import PackedSegments
+from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_WIDEST = 768
+_MOST_HEADS = 256
+_MOST_SEQUENCES = 1024
+"""Of one call in layout TND."""
+_MASK_SIZE = 2048
+"""Side of the mask that stands for causal attention of any length."""
+_FULL, _CAUSAL_FROM_BOTTOM_RIGHT = 0, 3
+"""Sparse modes. Without a mask every mode means full attention."""
+_COPIES = 8
+"""Softmax statistics come, and are wanted, eight times."""
+
+
+def refuse(query: torch.Tensor) -> Optional[str]:
+    """Takes bf16, fp16 and fp32, up to 256 heads, of widths up to 768."""
+    if query.device.type != "npu":
+        return f"runs on npu, not on {query.device.type}"
+    if query.dtype not in _DTYPES:
+        return f"takes bf16, fp16 and fp32, not {query.dtype}"
+    heads, width = query.shape[-2:]
+    if width > _WIDEST or heads > _MOST_HEADS:
+        return f"takes up to {_MOST_HEADS} heads of widths up to {_WIDEST}, not {heads} of {width}"
+    return None
+
+
+def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scale: float) -> torch.Tensor:
+    """Bidirectional attention inside each tile; see api.tile_attention. The gradient is torch_npu's own."""
+    import torch_npu
+
+    query, key, value = (x.contiguous() for x in (q_BPND, k_BPND, v_BPND))
+    return torch_npu.npu_fusion_attention(query, key, value, query.shape[2], "BSND", scale=scale)[0]
+
+
+def blocks_forward(
+    q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See registry.Backend."""
+    return varlen_forward(_Fusion(), q_TND, k_SGD, v_SGD, segments, causal=causal, scale=scale)
+
+
+def blocks_backward(
+    grad_TND: torch.Tensor,
+    q_TND: torch.Tensor,
+    k_SGD: torch.Tensor,
+    v_SGD: torch.Tensor,
+    out_TND: torch.Tensor,
+    lse_TN: torch.Tensor,
+    segments: np.ndarray,
+    *,
+    causal: bool,
+    scale: float,
+    dq_TND: torch.Tensor,
+    dkv_2SGD: torch.Tensor,
+) -> None:
+    """See registry.Backend."""
+    tensors = (grad_TND, q_TND, k_SGD, v_SGD, out_TND, lse_TN)
+    varlen_backward(_Fusion(), *tensors, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
+
+
+class _Fusion:
+    """npu_fusion_attention in layout TND over any number of sequences; see varlen.VarlenKernel.
+
+    A log-sum-exp goes back as a maximum, with 1 for the sum: the kernel only uses exp(score - maximum) / sum.
+    """
+
+    def forward(
+        self, q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, packed: PackedSegments, *, causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch_npu
+
+        order, outs, lses = statistics_order(q_QND.device), [], []
+        for rows, keys, lengths in _calls(packed):
+            query, key, value = (x.contiguous() for x in (q_QND[rows], k_KGD[keys], v_KGD[keys]))
+            out, top, total = torch_npu.npu_fusion_attention(
+                query, key, value, query.shape[1], "TND", scale=scale, **_masking(causal, query.device), **lengths, **_layout(order)
+            )[:3]
+            outs.append(out)
+            lses.append(_from_statistics(top[..., 0] + total[..., 0].log(), lengths["actual_seq_qlen"], order))
+        return torch.cat(outs), torch.cat(lses).transpose(0, 1)
+
+    def backward(
+        self,
+        grad_QND: torch.Tensor,
+        q_QND: torch.Tensor,
+        k_KGD: torch.Tensor,
+        v_KGD: torch.Tensor,
+        out_QND: torch.Tensor,
+        lse_NQ: torch.Tensor,
+        packed: PackedSegments,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        import torch_npu
+
+        order, parts = statistics_order(q_QND.device), []
+        for rows, keys, lengths in _calls(packed):
+            query, key, value, grad, out = (x.contiguous() for x in (q_QND[rows], k_KGD[keys], v_KGD[keys], grad_QND[rows], out_QND[rows]))
+            lse_QN = lse_NQ[:, rows].transpose(0, 1)
+            top = _copies(_to_statistics(lse_QN, lengths["actual_seq_qlen"], order))
+            parts.append(
+                torch_npu.npu_fusion_attention_grad(
+                    query,
+                    key,
+                    value,
+                    grad,
+                    query.shape[1],
+                    "TND",
+                    softmax_max=top,
+                    softmax_sum=torch.ones_like(top),
+                    attention_in=out,
+                    scale_value=scale,
+                    **_masking(causal, query.device),
+                    **lengths,
+                    **_layout(order),
+                )[:3]  # 4 outputs up to torch_npu 2.8, 5 from 2.9 on
+            )
+        dq, dk, dv = (torch.cat(part) for part in zip(*parts))
+        return dq, dk, dv
+
+
+def can_merge(out_TND: torch.Tensor) -> bool:
+    """Whether `merged` serves outputs like these: the operator came with torch_npu 2.11 and wants widths that are multiples of 64."""
+    import torch_npu
+
+    return hasattr(torch_npu, "npu_ring_attention_update") and out_TND.shape[-1] % 64 == 0
+
+
+def merged(
+    out_TND: torch.Tensor, lse_TN: torch.Tensor, other_TND: torch.Tensor, other_lse_TN: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two partial results over the same rows as one: output, and its log-sum-exp in fp32. Has no gradient."""
+    import torch_npu
+
+    top, other_top = _copies(lse_TN), _copies(other_lse_TN)
+    ones = torch.ones_like(top)
+    out, top, total = torch_npu.npu_ring_attention_update(
+        out_TND.contiguous(),
+        top,
+        ones,
+        other_TND.contiguous(),
+        other_top,
+        ones,
+        actual_seq_qlen=_bounds(len(out_TND), out_TND.device),
+        input_layout="TND",
+        input_softmax_layout="TND",
+    )
+    return out, top[..., 0] + total[..., 0].log()
+
+
+@lru_cache(maxsize=256)
+def _bounds(num_tokens: int, device: torch.device) -> torch.Tensor:
+    """One sequence as the merge wants it: unlike in attention the lengths are cumulative with a leading 0, and lie on the device."""
+    return torch.tensor([0, num_tokens], dtype=torch.int64).to(device)
+
+
+@cache
+def statistics_order(device: torch.device) -> str:
+    """TND or NTD: how the softmax statistics of layout TND lie in memory when TND is asked for. Tried out once on a tiny call.
+
+    They have the shape [T, N, 8] either way, and CANN before 8.3 knows only NTD: sequence by sequence, each as [N, tokens].
+
+    Raises:
+        RuntimeError: they are in neither order.
+    """
+    import torch_npu
+
+    # two queries, two heads: all scores of head 0 are 0 and all of head 1 are 1
+    query = torch.zeros(2, 2, 16, dtype=torch.float16)
+    query[:, 1] = 1.0
+    query = query.to(device)
+    statistics = torch_npu.npu_fusion_attention(
+        query, torch.ones_like(query), query, 2, "TND", scale=1 / 16, actual_seq_qlen=[2], actual_seq_kvlen=[2], softmax_layout="TND"
+    )[1]
+    top = statistics[..., 0].flatten().cpu()
+    for order, wanted in (("TND", [0.0, 1.0, 0.0, 1.0]), ("NTD", [0.0, 0.0, 1.0, 1.0])):
+        if torch.allclose(top, torch.tensor(wanted), atol=1e-2):
+            return order
+    raise RuntimeError(f"softmax maxima {top.tolist()} are in neither TND nor NTD order; run scripts/npu_check.py to see what else differs")
+
+
+def _layout(order: str) -> dict[str, Any]:
+    return {"softmax_layout": "TND"} if order == "TND" else {}
+
+
+def _masking(causal: bool, device: torch.device) -> dict[str, Any]:
+    return {"atten_mask": _causal_mask(device), "sparse_mode": _CAUSAL_FROM_BOTTOM_RIGHT} if causal else {"sparse_mode": _FULL}
+
+
+@cache
+def _causal_mask(device: torch.device) -> torch.Tensor:
+    return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool).triu(1).to(device)
+
+
+def _calls(packed: PackedSegments) -> Iterator[tuple[slice, slice, dict[str, list[int]]]]:
+    """Query rows, key rows and cumulative lengths (on the host, without a leading 0) of as many segments as one call takes."""
+    first_row = first_key = 0
+    for start in range(0, len(packed.query_ends), _MOST_SEQUENCES):
+        row_ends = packed.query_ends[start : start + _MOST_SEQUENCES]
+        key_ends = packed.key_ends[start : start + _MOST_SEQUENCES]
+        lengths = {
+            "actual_seq_qlen": [end - first_row for end in row_ends],
+            "actual_seq_kvlen": [end - first_key for end in key_ends],
+        }
+        yield slice(first_row, row_ends[-1]), slice(first_key, key_ends[-1]), lengths
+        first_row, first_key = row_ends[-1], key_ends[-1]
+
+
+def _from_statistics(values: torch.Tensor, ends: list[int], order: str) -> torch.Tensor:
+    """[T, N] from statistics as the kernel lays them."""
+    if order == "TND":
+        return values
+    heads, flat = values.shape[1], values.reshape(-1)
+    return torch.cat([flat[start * heads : end * heads].view(heads, -1).T for start, end in zip([0, *ends], ends)])
+
+
+def _to_statistics(values_TN: torch.Tensor, ends: list[int], order: str) -> torch.Tensor:
+    """[T, N] as the kernel lays them; the inverse of _from_statistics."""
+    if order == "TND":
+        return values_TN
+    return torch.cat([values_TN[start:end].T.reshape(-1) for start, end in zip([0, *ends], ends)]).view(values_TN.shape)
+
+
+def _copies(values_TN: torch.Tensor) -> torch.Tensor:
+    return values_TN.unsqueeze(-1).expand(*values_TN.shape, _COPIES).contiguous()

@@ -1,0 +1,65 @@
+"""The calls, and who serves them: fused kernels for the tensor's device where there are any and they do not refuse.
+
+A refusal is printed once with its reason. Shapes: T tokens, N heads, D width of a head; X any leading dimensions, H hidden.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Optional, Protocol, cast
+
+import torch
+
+from mindspeed_vita.ops.tokenwise import native
+
+
+class Backend(Protocol):
+    """What a module with these kernels offers."""
+
+    def refuse(self, name: str, x: torch.Tensor) -> Optional[str]:
+        """Why it cannot serve the call of that name for such a tensor; None if it can."""
+
+    def rms_norm(self, x_XH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor: ...
+
+    def swiglu(self, x_XH: torch.Tensor) -> torch.Tensor: ...
+
+    def apply_rotary(self, x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor: ...
+
+
+_FUSED = {"npu": "mindspeed_vita.ops.tokenwise.npu"}
+"""By device type."""
+_said: set[str] = set()
+
+
+def rms_norm(x_XH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x ** 2) + eps) * weight over the last dimension, in the dtype of x."""
+    return _backend("rms_norm", x_XH).rms_norm(x_XH, weight_H, eps)
+
+
+def swiglu(x_XH: torch.Tensor) -> torch.Tensor:
+    """silu(first half) * second half of the last dimension (arXiv 2002.05202)."""
+    return _backend("swiglu", x_XH).swiglu(x_XH)
+
+
+def apply_rotary(x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+    """Rotates every head by its token's angles (half rotation, as Qwen2); computed in the dtype of x.
+
+    Args:
+        x_TND: queries or keys.
+        cos_TD, sin_TD: from ops.rotary.RotaryTables.
+    """
+    return _backend("apply_rotary", x_TND).apply_rotary(x_TND, cos_TD, sin_TD)
+
+
+def _backend(name: str, x: torch.Tensor) -> Backend:
+    if x.device.type in _FUSED:
+        fused = cast(Backend, importlib.import_module(_FUSED[x.device.type]))
+        reason = fused.refuse(name, x)
+        if reason is None:
+            return fused
+        line = f"{name}: plain torch on {x.device.type}, which is slower; the fused kernel {reason}"
+        if line not in _said:
+            _said.add(line)
+            print(line, file=sys.stderr, flush=True)
+    return cast(Backend, native)
