@@ -179,6 +179,9 @@ class ParallelConfig:
     """Pipeline parallel; the tower lives on the first stage."""
     cp: int = 1
     """Context parallel."""
+    vision_parallel: str = "balanced"
+    """balanced (every rank holds the tower, tiles are shared out over tp x cp) | tensor (tp ranks share the tower's weights, tiles
+    are shared out over cp)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,6 +113,7 @@ def _layout(recipe: Recipe, world_size: int) -> list[str]:
         ("model.language.vocab_size", language.vocab_size),
     ):
         problems += _divides(name, value, "parallel.tp", layout.tp, "use a divisor")
+    problems += _tower(recipe)
     problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
     if layout.pp > 1 and language.tie_embeddings:
         problems.append(f"parallel.pp={layout.pp} with model.language.tie_embeddings: two stages would share a table; use pp=1 and more tp")
@@ -123,6 +124,17 @@ def _layout(recipe: Recipe, world_size: int) -> list[str]:
             f"data.seq_length={recipe.data.seq_length} is not a multiple of 2*cp*tp=2*{layout.cp}*{layout.tp}={granule}; use {up}"
         )
     return problems + _batch(recipe, world_size, model_size)
+
+
+def _tower(recipe: Recipe) -> list[str]:
+    layout, vision = recipe.parallel, recipe.model.vision
+    problems = _one_of("parallel.vision_parallel", layout.vision_parallel, ("balanced", "tensor"))
+    if layout.vision_parallel == "tensor":
+        # A tower whose heads do not divide (InternViT-6B has 25) needs zero heads added in models/vision/linears.py, dropped on export.
+        advice = "parallel.vision_parallel=tensor cuts the tower into whole heads and equal columns; use a divisor, or balanced"
+        problems += _divides("model.vision.num_heads", vision.num_heads, "parallel.tp", layout.tp, advice)
+        problems += _divides("model.vision.ffn_hidden_size", vision.ffn_hidden_size, "parallel.tp", layout.tp, advice)
+    return problems
 
 
 def _batch(recipe: Recipe, world_size: int, model_size: int) -> list[str]:

@@ -107,7 +107,13 @@ class Stepper:
 
         batch = next(batches)
         self._samples += len(batch.sample_ids)
-        inputs = shard_batch(batch, self.layout, self.platform.device, tokens_per_tile=self.recipe.model.tokens_per_tile)
+        inputs = shard_batch(
+            batch,
+            self.layout,
+            self.platform.device,
+            tokens_per_tile=self.recipe.model.tokens_per_tile,
+            vision_parallel=self.recipe.parallel.vision_parallel,
+        )
         supervised = inputs.num_supervised
 
         def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

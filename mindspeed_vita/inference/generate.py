@@ -124,7 +124,8 @@ class NativeGenerator:
             batch: the pack.
             rows: int64, positions in the whole pack.
         """
-        inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile)
+        mode = self.recipe.parallel.vision_parallel
+        inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile, vision_parallel=mode)
         if self.layout.cp_size == 1:
             return self.model.logits(inputs, rows.to(self.device))
         own = torch.from_numpy(index(batch.plan, self.layout.cp_rank))

@@ -19,7 +19,7 @@ class VisionRoute:
 
     Attributes:
         send_rows: int64 on the device, rows of this rank's encoded tiles in sending order.
-        send_counts, recv_counts: rows to and from each rank of the tp x cp group.
+        send_counts, recv_counts: rows to and from each rank of the exchange's group.
         places: int64 on the device, the local token of each received row.
     """
 

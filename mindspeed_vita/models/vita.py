@@ -6,7 +6,7 @@ Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any, Optional, Protocol
 
 import torch
@@ -24,8 +24,12 @@ from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
 from mindspeed_vita.models.splice import splice
 from mindspeed_vita.models.vision import towers
+from mindspeed_vita.models.vision.linears import TowerLinears, whole_linears
 from mindspeed_vita.ops.normalize import normalize_tiles
 from mindspeed_vita.ops.rotary import RotaryTables
+
+TILES_AT_ONCE = 32
+"""Tiles that a tower without gradients encodes at a time: one InternViT-300M tile takes about 25 MB meanwhile, and a few fill a device."""
 
 
 class Exchange(Protocol):
@@ -45,6 +49,7 @@ class VitaModel(MegatronModule):
         head: language head.
         pre_process, post_process: whether this is the first, the last pipeline stage.
         trainable: modules that train; the others are frozen, and a frozen tower runs without autograd.
+        tower_linears: how the tower's linear layers are cut over tensor parallelism; whole on every rank by default.
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
         norm: the decoder's norm; a training framework may bring a fused one.
     """
@@ -60,6 +65,7 @@ class VitaModel(MegatronModule):
         pre_process: bool = True,
         post_process: bool = True,
         trainable: tuple[str, ...] = MODULES,
+        tower_linears: Callable[[TransformerConfig], TowerLinears] = whole_linears,
         seed: int = 1234,
         norm: Norm = RMSNorm,
     ) -> None:
@@ -72,7 +78,7 @@ class VitaModel(MegatronModule):
         self.vision: Optional[nn.Module] = None
         self.projector: Optional[nn.Module] = None
         if pre_process:
-            self._build_vision(config, transformer_config, seed)
+            self._build_vision(config, transformer_config, tower_linears(transformer_config), seed)
         self.language = build_language_model(
             config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process, norm=norm
         )
@@ -82,11 +88,11 @@ class VitaModel(MegatronModule):
             if module is not None and name not in self.trainable:
                 module.requires_grad_(False)
 
-    def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, seed: int) -> None:
+    def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, linears: TowerLinears, seed: int) -> None:
         vision = config.vision
         recompute = transformer_config.recompute_granularity == "full"
-        self.tile_shape = (3, vision.tile_size, vision.tile_size)
-        self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, recompute=recompute)
+        self.tile_shape, self.feature_shape = (3, vision.tile_size, vision.tile_size), (vision.grid**2, vision.hidden_size)
+        self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, recompute=recompute, linears=linears)
         self.projector = projectors.build(
             config.projector.kind,
             config.projector,
@@ -96,12 +102,13 @@ class VitaModel(MegatronModule):
             transformer_config=transformer_config,
         )
         generator = torch.Generator().manual_seed(seed)
-        for module in (self.vision, self.projector):
-            init_weights(module, config.init_std, generator)
+        for module, partial in ((self.vision, linears.tp_size == 1), (self.projector, True)):
+            init_weights(module, config.init_std, generator, linears.tp_rank, linears.tp_size)
             module.to(transformer_config.params_dtype)
             for parameter in module.parameters():
-                # replicated, each rank with the gradient of its own tiles: megatron sums tagged gradients over tensor parallel
-                parameter.sequence_parallel = transformer_config.sequence_parallel  # type: ignore[attr-defined]
+                # A whole tower has the gradient of this rank's tiles, the projector at most that of its rows: megatron sums tagged
+                # gradients over tensor parallel. In a tower that is cut each rank has the whole gradient of what it holds.
+                parameter.sequence_parallel = partial and transformer_config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, inputs: ModelInputs) -> torch.Tensor:
         """On the last stage the loss of each token, float32[T], 0 where unsupervised; on the others hidden states [L, 1, H]."""
@@ -129,21 +136,31 @@ class VitaModel(MegatronModule):
             return embeddings_L1H
         rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
         if inputs.route is not None:
-            received_RH = self.exchange(rows_RH[: len(inputs.route.send_rows)], inputs.route)
+            received_RH = self.exchange(rows_RH, inputs.route)
             embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.places)
         # a rank without tiles ran a dummy: joined with weight 0, so that every rank's graph holds the same parameters
         return embeddings_L1H + 0 * rows_RH.sum() if trains and not len(inputs.tiles_NCHW) else embeddings_L1H
 
     def _encode(self, tiles_NCHW: torch.Tensor, trains: bool, like: torch.Tensor) -> torch.Tensor:
-        """Rows of this rank's tiles [R, H]; a rank without tiles encodes one dummy tile if anything here trains."""
-        assert self.vision is not None and self.projector is not None
-        if not len(tiles_NCHW):
-            if not trains:
-                return like.new_zeros(0, like.shape[-1])
-            tiles_NCHW = torch.zeros(1, *self.tile_shape, dtype=torch.uint8, device=like.device)
-        with nullcontext() if "vision" in self.trainable else torch.no_grad():
-            features = self.vision(normalize_tiles(tiles_NCHW).to(like.dtype))
+        """Rows of this rank's tiles [R, H]; a rank without tiles takes a dummy through what trains here."""
+        assert self.projector is not None
+        if len(tiles_NCHW):
+            features = self._features(tiles_NCHW, like.dtype)
+        elif not trains:
+            return like.new_zeros(0, like.shape[-1])
+        elif "vision" in self.trainable:
+            features = self._features(torch.zeros(1, *self.tile_shape, dtype=torch.uint8, device=like.device), like.dtype)
+        else:
+            features = like.new_zeros(1, *self.feature_shape)
         return self.projector(features).flatten(0, 1)
+
+    def _features(self, tiles_NCHW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The tower's output [N, patches, H]; without autograd in parts, so that a long film needs no memory for all its activations."""
+        assert self.vision is not None
+        if torch.is_grad_enabled() and "vision" in self.trainable:
+            return self.vision(normalize_tiles(tiles_NCHW).to(dtype))
+        with torch.no_grad():
+            return torch.cat([self.vision(normalize_tiles(part).to(dtype)) for part in tiles_NCHW.split(TILES_AT_ONCE)])
 
     def _output_weight(self) -> torch.Tensor:
         if self.share_embeddings_and_output_weights:
@@ -160,10 +177,17 @@ class VitaModel(MegatronModule):
 
 
 @torch.no_grad()
-def init_weights(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Normal weights of the given deviation, zero biases; norms and LayerScale keep their constructors' values."""
+def init_weights(module: nn.Module, std: float, generator: torch.Generator, tp_rank: int = 0, tp_size: int = 1) -> None:
+    """Normal weights of the given deviation, zero biases; norms and LayerScale keep their constructors' values.
+
+    Full weights are drawn, of which a tensor-parallel rank takes its part, so they do not depend on tp_size.
+    """
     for name, parameter in module.named_parameters():
         if name.endswith("class_token") or parameter.dim() > 1:
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+            shape, cut = list(parameter.shape), getattr(parameter, "tensor_model_parallel", False)
+            dim = parameter.partition_dim if cut else 0  # type: ignore[attr-defined]
+            shape[dim] *= tp_size if cut else 1
+            drawn = torch.empty(shape).normal_(0.0, std, generator=generator)
+            parameter.copy_(drawn.chunk(tp_size, dim)[tp_rank] if cut else drawn)
         elif name.endswith("bias"):
             parameter.zero_()

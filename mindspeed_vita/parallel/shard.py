@@ -8,17 +8,21 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.splice import check_counts
 from mindspeed_vita.parallel.layout import ParallelLayout
-from mindspeed_vita.sharding import index, tile_routes
+from mindspeed_vita.parallel.tile_exchange import gather_tiles
+from mindspeed_vita.sharding import index, tile_owner, tile_routes
 
 
-def shard_batch(batch: PackedBatch, layout: ParallelLayout, device: torch.device, *, tokens_per_tile: int) -> ModelInputs:
-    """The share of a pack that this rank works on.
+def shard_batch(
+    batch: PackedBatch, layout: ParallelLayout, device: torch.device, *, tokens_per_tile: int, vision_parallel: str
+) -> ModelInputs:
+    """The share of a pack that this rank works on. Collective over tp with vision_parallel=tensor: decoded tiles are put together.
 
     Args:
         batch: the whole pack's integers, and this rank's tiles.
         layout: this rank's place.
         device: where the tensors go.
         tokens_per_tile: language-model tokens of one tile (ModelConfig.tokens_per_tile).
+        vision_parallel: as the model was built (ParallelConfig.vision_parallel).
 
     Raises:
         ValueError: the pack's vision tokens and tiles do not agree.
@@ -31,20 +35,27 @@ def shard_batch(batch: PackedBatch, layout: ParallelLayout, device: torch.device
     def share(values_S: torch.Tensor) -> torch.Tensor:
         return values_S[own].to(device, non_blocking=True)
 
+    has_tiles, tensor = num_tiles > 0 and layout.is_first_stage, vision_parallel == "tensor"
+    tiles_NCHW = batch.tiles_NCHW.to(device, non_blocking=True)
+    if has_tiles and tensor:
+        neighbours = slice(layout.cp_rank * layout.tp_size, (layout.cp_rank + 1) * layout.tp_size)
+        owned = tile_owner(num_tiles, layout.tile_group_size)[neighbours]
+        tiles_NCHW = gather_tiles(tiles_NCHW, [len(tiles) for tiles in owned], layout.tp_group)
     return ModelInputs(
         tokens_T=share(batch.tokens_T),
         labels_T=share(batch.labels_T),
         weights_T=share(batch.weights_T),
         positions_T=share(batch.positions_T),
         plan=batch.plan,
-        tiles_NCHW=batch.tiles_NCHW.to(device, non_blocking=True),
+        tiles_NCHW=tiles_NCHW,
         num_tiles=num_tiles,
-        route=_route(batch, layout, device, tokens_per_tile) if num_tiles and layout.is_first_stage else None,
+        route=_route(batch, layout, device, tokens_per_tile, tensor) if has_tiles else None,
     )
 
 
-def _route(batch: PackedBatch, layout: ParallelLayout, device: torch.device, tokens_per_tile: int) -> VisionRoute:
-    route = tile_routes(batch.plan, batch.tile_first_token.numpy(), tokens_per_tile, layout.tp_size, layout.tile_rank)
+def _route(batch: PackedBatch, layout: ParallelLayout, device: torch.device, tokens_per_tile: int, tensor: bool) -> VisionRoute:
+    first = batch.tile_first_token.numpy()
+    route = tile_routes(batch.plan, first, tokens_per_tile, layout.tp_size, layout.tile_rank, tensor=tensor)
     return VisionRoute(
         send_rows=torch.from_numpy(route.send_rows).to(device),
         send_counts=route.send_counts,

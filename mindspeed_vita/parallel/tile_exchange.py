@@ -1,7 +1,11 @@
-"""Vision rows travel from the ranks that encoded them to the ranks whose tokens need them: one all-to-all, differentiable."""
+"""Vision rows travel from the ranks that encoded them to the ranks whose tokens need them: one all-to-all, differentiable.
+
+Where tensor-parallel ranks encode together, each decodes a part of the tiles and gather_tiles puts them together first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,10 +34,10 @@ def _all_to_all(rows_RH: torch.Tensor, send: tuple[int, ...], recv: tuple[int, .
 
 
 class TileExchange:
-    """The exchange over one tp x cp group.
+    """The exchange over one group.
 
     Args:
-        group: the tp x cp process group.
+        group: the ranks that share out a pack's tiles: the tp x cp group, or the cp group where tp ranks encode together.
         group_size: its size; a group of one only reorders rows.
     """
 
@@ -46,3 +50,21 @@ class TileExchange:
         if self.group_size == 1:
             return ordered
         return _AllToAllRows.apply(ordered, route.send_counts, route.recv_counts, self.group)
+
+
+def gather_tiles(tiles_NCHW: torch.Tensor, counts: Sequence[int], group: Any) -> torch.Tensor:
+    """The tiles of all ranks of a group, in the order of the ranks.
+
+    Args:
+        tiles_NCHW: this rank's tiles, uint8.
+        counts: how many each rank has.
+        group: the ranks.
+    """
+    most = max(counts)
+    if len(counts) == 1 or not most:
+        return tiles_NCHW
+    padded = tiles_NCHW.new_zeros(most, *tiles_NCHW.shape[1:])
+    padded[: len(tiles_NCHW)] = tiles_NCHW
+    gathered = padded.new_empty(len(counts) * most, *padded.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(gathered.split(most), counts)])

@@ -23,6 +23,9 @@ CASES = [
     pytest.param(True, "masked", ("projector",), "full", id="stage-1-recomputed"),
 ]
 
+TENSOR_LAYOUTS = ((2, 1, 2, 1), (1, 1, 4, 1), (2, 2, 1, 1))
+TENSOR_CASES = [case for case in CASES if case.id != "original-head-attention-recomputed"]
+
 
 @pytest.fixture(scope="module")
 def weights(layout_pool: LayoutPool) -> dict[str, torch.Tensor]:
@@ -64,4 +67,26 @@ def test_layout_equals_one_process(
         RUN, tp, pp, cp, dp, folder=str(tmp_path), full=weights, **_arguments(resets, head, modules, recompute)
     )[0]
     result = compare(found, references[resets, head, modules, recompute])
+    assert result.equal, result
+
+
+@pytest.mark.parametrize(("tp", "pp", "cp", "dp"), TENSOR_LAYOUTS, ids=["".join(map(str, layout)) for layout in TENSOR_LAYOUTS])
+@pytest.mark.parametrize(("resets", "head", "modules", "recompute"), TENSOR_CASES)
+def test_a_tower_cut_over_tensor_parallel_equals_one_process(
+    layout_pool: LayoutPool,
+    weights: dict[str, torch.Tensor],
+    references: dict[Any, Any],
+    tmp_path: Path,
+    tp: int,
+    pp: int,
+    cp: int,
+    dp: int,
+    resets: bool,
+    head: str,
+    modules: tuple[str, ...],
+    recompute: str,
+) -> None:
+    """The packs have tiles over the seams, one tile for two context ranks, and none."""
+    arguments = {"folder": str(tmp_path), "full": weights, "vision_parallel": "tensor", **_arguments(resets, head, modules, recompute)}
+    result = compare(layout_pool.run(RUN, tp, pp, cp, dp, **arguments)[0], references[resets, head, modules, recompute])
     assert result.equal, result

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Optional
 
 import torch
 
-COLUMN = ("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias")
+COLUMN = ("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias", "linear_fc1.weight", "linear_fc1.bias")
 ROW = ("linear_proj.weight", "mlp.linear_fc2.weight")
 
 
@@ -17,18 +18,17 @@ def global_name(name: str, pp_rank: int, layers_per_stage: int) -> str:
     )
 
 
-def take_slice(name: str, full: torch.Tensor, tp_rank: int, tp_size: int) -> torch.Tensor:
-    """The part of a full tensor that a tensor-parallel rank holds; tower and projector are replicated."""
-    if tp_size == 1 or not name.startswith("language."):
+def take_slice(name: str, full: torch.Tensor, tp_rank: int, tp_size: int, *, tower_cut: bool = False) -> torch.Tensor:
+    """The part of a full tensor that a tensor-parallel rank holds; the projector, and the tower unless it is cut, are replicated."""
+    if tp_size == 1:
         return full
-    if name.endswith("mlp.linear_fc1.weight"):
+    if _gated(name):
         return torch.cat([half.chunk(tp_size)[tp_rank] for half in full.chunk(2)])
-    if name.endswith(COLUMN):
-        return full.chunk(tp_size)[tp_rank]
-    return full.chunk(tp_size, dim=1)[tp_rank] if name.endswith(ROW) else full
+    dim = _cut_dim(name, tower_cut)
+    return full if dim is None else full.chunk(tp_size, dim)[tp_rank]
 
 
-def join_slices(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+def join_slices(name: str, parts: list[torch.Tensor], *, tower_cut: bool = False) -> torch.Tensor:
     """The full tensor from the tensor-parallel ranks' parts; replicated parts must be equal.
 
     Raises:
@@ -36,15 +36,24 @@ def join_slices(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
     """
     if len(parts) == 1:
         return parts[0]
-    if name.startswith("language."):
-        if name.endswith("mlp.linear_fc1.weight"):
-            gates, ups = zip(*(part.chunk(2) for part in parts))
-            return torch.cat([*gates, *ups])
-        if name.endswith(COLUMN):
-            return torch.cat(parts)
-        if name.endswith(ROW):
-            return torch.cat(parts, dim=1)
+    if _gated(name):
+        gates, ups = zip(*(part.chunk(2) for part in parts))
+        return torch.cat([*gates, *ups])
+    dim = _cut_dim(name, tower_cut)
+    if dim is not None:
+        return torch.cat(parts, dim)
     tolerance = 1e-6 * float(parts[0].abs().max().clamp_min(1e-12))
     for part in parts[1:]:
         torch.testing.assert_close(part, parts[0], rtol=0, atol=tolerance, msg=f"{name} differs over tp")
     return parts[0]
+
+
+def _gated(name: str) -> bool:
+    return name.startswith("language.") and name.endswith("mlp.linear_fc1.weight")
+
+
+def _cut_dim(name: str, tower_cut: bool) -> Optional[int]:
+    """The dim along which the ranks share a tensor; None where each holds all of it."""
+    if not name.startswith(("language.", "vision.layers.") if tower_cut else "language."):
+        return None
+    return 0 if name.endswith(COLUMN) else 1 if name.endswith(ROW) else None

@@ -16,13 +16,20 @@ from mindspeed_vita.parallel.layout import ParallelLayout
 PACKS = 4
 
 
-def make_recipe(layout: ParallelLayout, head: str = "masked", modules: tuple[str, ...] = MODULES, recompute: str = "none") -> Recipe:
+def make_recipe(
+    layout: ParallelLayout,
+    head: str = "masked",
+    modules: tuple[str, ...] = MODULES,
+    recompute: str = "none",
+    vision_parallel: str = "balanced",
+) -> Recipe:
     """The recipe of a parity step."""
+    sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size}
     return recipe_from_dict(
         {
             "model": {**MODEL, "lm_head": head},
             "data": {"seq_length": SEQ_LENGTH},
-            "parallel": {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size},
+            "parallel": {**sizes, "vision_parallel": vision_parallel},
             "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute},
         }
     )
@@ -41,12 +48,13 @@ def initial_weights(layout: ParallelLayout) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def load_weights(model: torch.nn.Module, full: dict[str, torch.Tensor], layout: ParallelLayout, num_layers: int) -> None:
+def load_weights(model: torch.nn.Module, full: dict[str, torch.Tensor], layout: ParallelLayout, recipe: Recipe) -> None:
     """Puts this rank's slices of full tensors into its model."""
+    num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             whole = full[global_name(name, layout.pp_rank, num_layers // layout.pp_size)]
-            parameter.copy_(take_slice(name, whole, layout.tp_rank, layout.tp_size))
+            parameter.copy_(take_slice(name, whole, layout.tp_rank, layout.tp_size, tower_cut=tower_cut))
 
 
 class _GradientReader:
@@ -67,6 +75,7 @@ def loss_and_gradients(
     head: str,
     modules: tuple[str, ...],
     recompute: str = "none",
+    vision_parallel: str = "balanced",
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -76,9 +85,9 @@ def loss_and_gradients(
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform
 
-    recipe, platform = make_recipe(layout, head, modules, recompute), get_platform()
+    recipe, platform = make_recipe(layout, head, modules, recompute, vision_parallel), get_platform()
     model = build_model(recipe, layout, platform.device)
-    load_weights(model, full, layout, recipe.model.language.num_layers)
+    load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient
     settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=False)
     wrapped = DistributedDataParallel(model.config, settings, model)
@@ -93,10 +102,11 @@ def loss_and_gradients(
         failed=FailedSamples(Path(folder) / "quarantine.jsonl", ()),
     )
     result = stepper.run(1, lambda: None)
-    return _gather(result.loss, model, layout, recipe.model.language.num_layers)
+    return _gather(result.loss, model, layout, recipe)
 
 
-def _gather(loss: float, model: Any, layout: ParallelLayout, num_layers: int) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
+def _gather(loss: float, model: Any, layout: ParallelLayout, recipe: Recipe) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
+    num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
     mine = {
         global_name(name, layout.pp_rank, num_layers // layout.pp_size): parameter.main_grad.to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -113,7 +123,7 @@ def _gather(loss: float, model: Any, layout: ParallelLayout, num_layers: int) ->
             for dp_rank in range(layout.dp_size):
                 ranks = sorted((part for part in parts if part[0][:3] == (pp_rank, cp_rank, dp_rank)), key=lambda part: part[0][3])
                 for name in ranks[0][2]:
-                    whole = join_slices(name, [part[2][name] for part in ranks])
+                    whole = join_slices(name, [part[2][name] for part in ranks], tower_cut=tower_cut)
                     if name in gradients:  # reduced over cp and dp, so equal on all of them
                         torch.testing.assert_close(whole, gradients[name], rtol=0, atol=0, msg=f"{name} differs over cp or dp")
                     gradients[name] = whole
