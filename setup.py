@@ -21,7 +21,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["mindspeed_vita", "mindspeed_vita.*"]),
+    packages=[*find_packages(include=["mindspeed_vita", "mindspeed_vita.*"]), "mindspeed_vita.patches"],
+    # the ledger of patches lies at the top of the repository and inside the package of a wheel
+    package_dir={"mindspeed_vita.patches": "patches"},
+    package_data={"mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"]},
     install_requires=requirements(),
     extras_require={
         "dev": [

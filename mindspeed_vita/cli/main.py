@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints between native and Hugging Face format"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "doctor": ("mindspeed_vita.cli.doctor", "say what this machine has; --parity: check that every parallel layout is exact on it"),
+    "patches": ("mindspeed_vita.cli.patches", "the patches of upstream code: list them, compare them with upstream's sources"),
 }
 
 

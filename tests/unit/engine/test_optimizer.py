@@ -13,6 +13,7 @@ import torch
 from mindspeed_vita.config import TrainConfig, recipe_from_dict
 from mindspeed_vita.engine import optimizer as optim
 from mindspeed_vita.engine.session import init_distributed, shutdown
+from mindspeed_vita.parallel import parameter_groups
 from mindspeed_vita.platform import get_platform
 
 MODEL = {
@@ -52,16 +53,16 @@ def build(**train):
 
 def test_multipliers_follow_module_and_depth():
     train = TrainConfig(vision_lr_mult=0.1, projector_lr_mult=2.0, vision_layer_decay=0.9)
-    assert optim.learning_rate_multiplier("language.output_layer.weight", train, 24) == 1.0
-    assert optim.learning_rate_multiplier("projector.norm.bias", train, 24) == 2.0
-    assert optim.learning_rate_multiplier("vision.layers.23.ls1", train, 24) == pytest.approx(0.1)
-    assert optim.learning_rate_multiplier("vision.layers.0.ls1", train, 24) == pytest.approx(0.1 * 0.9**23)
-    assert optim.learning_rate_multiplier("vision.conv1.weight", train, 24) == pytest.approx(0.1 * 0.9**24)
+    assert parameter_groups.learning_rate_multiplier("language.output_layer.weight", train, 24) == 1.0
+    assert parameter_groups.learning_rate_multiplier("projector.norm.bias", train, 24) == 2.0
+    assert parameter_groups.learning_rate_multiplier("vision.layers.23.ls1", train, 24) == pytest.approx(0.1)
+    assert parameter_groups.learning_rate_multiplier("vision.layers.0.ls1", train, 24) == pytest.approx(0.1 * 0.9**23)
+    assert parameter_groups.learning_rate_multiplier("vision.conv1.weight", train, 24) == pytest.approx(0.1 * 0.9**24)
 
 
 def test_biases_norms_and_layer_scale_do_not_decay():
     _, wrapped, _ = build()
-    decaying = {name for name, parameter in wrapped.module.named_parameters() if optim.decays(name, parameter)}
+    decaying = {name for name, parameter in wrapped.module.named_parameters() if parameter_groups.decays(name, parameter)}
     assert "language.decoder.layers.0.mlp.linear_fc1.weight" in decaying
     assert not {name for name in decaying if name.endswith(("bias", "layernorm.weight", "norm.weight", "ls1", "ls2"))}
 
@@ -69,15 +70,15 @@ def test_biases_norms_and_layer_scale_do_not_decay():
 def test_every_parameter_is_in_one_group_with_its_rates():
     recipe, wrapped, _ = build()
     named = {id(parameter): name for name, parameter in wrapped.module.named_parameters()}
-    groups = optim.parameter_groups(wrapped.module, recipe.train, 2)
+    groups = parameter_groups.parameter_groups(wrapped.module, recipe.train, 2)
     seen = [named[id(parameter)] for group in groups for parameter in group["params"]]
     assert sorted(seen) == sorted(named.values())
     for group in groups:
         for parameter in group["params"]:
-            multiplier = optim.learning_rate_multiplier(named[id(parameter)], recipe.train, 2)
+            multiplier = parameter_groups.learning_rate_multiplier(named[id(parameter)], recipe.train, 2)
             assert group["max_lr"] == pytest.approx(1e-2 * multiplier)
             assert group["min_lr"] == pytest.approx(1e-4 * multiplier)
-            assert group["wd_mult"] == float(optim.decays(named[id(parameter)], parameter))
+            assert group["wd_mult"] == float(parameter_groups.decays(named[id(parameter)], parameter))
 
 
 def test_the_schedule_warms_up_then_falls_to_each_groups_minimum():
@@ -104,8 +105,8 @@ def test_updates_equal_plain_adamw_over_the_same_groups():
         [
             {
                 "params": [copy],
-                "factor": optim.learning_rate_multiplier(name, recipe.train, 2),
-                "weight_decay": 0.1 * optim.decays(name, copy),
+                "factor": parameter_groups.learning_rate_multiplier(name, recipe.train, 2),
+                "weight_decay": 0.1 * parameter_groups.decays(name, copy),
             }
             for name, copy in copies.items()
         ],
@@ -132,7 +133,7 @@ def test_nothing_to_train_is_an_error():
     recipe, wrapped, _ = build()
     wrapped.module.requires_grad_(False)
     with pytest.raises(ValueError, match="leaves nothing to train"):
-        optim.parameter_groups(wrapped.module, recipe.train, 2)
+        parameter_groups.parameter_groups(wrapped.module, recipe.train, 2)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""What enters other training frameworks. Nothing outside this package imports them."""
