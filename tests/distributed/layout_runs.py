@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+import torch
+
 
 def run(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None) -> int:
     """Train a recipe under the layout of the pool's call; returns the steps done."""
     from mindspeed_vita.config import recipe_from_dict
     from mindspeed_vita.engine.loop import train
 
-    sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size}
-    return train(recipe_from_dict({**content, "parallel": sizes}), stop_at_step=stop).step
+    return train(recipe_from_dict(_under(layout, content)), stop_at_step=stop).step
+
+
+def _under(layout: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the sizes of a layout."""
+    return {**content, "parallel": {**content["parallel"], "tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size}}
 
 
 def answer(layout: Any, *, folder: str, prompt: str, images: list[str], videos: list[str]) -> tuple[int, ...]:
@@ -31,11 +37,19 @@ def load_and_save(layout: Any, *, content: dict[str, Any], source: str, target: 
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform
 
-    sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size}
-    recipe = recipe_from_dict({**content, "parallel": sizes})
+    recipe = recipe_from_dict(_under(layout, content))
     wrapped = optim.wrap_model(build_model(recipe, layout))
     optimizer = optim.build_optimizer(wrapped, recipe, get_platform())
     folder = native.find(source)
     fingerprint = native.load_state(folder).fingerprint
     state = native.load(folder, model=wrapped.module, optimizer=optimizer, recipe=recipe, fingerprint=fingerprint)
     native.save(target, state, model=wrapped.module, optimizer=optimizer, recipe=recipe, rng={}, keep=0)
+
+
+def initial_tower(layout: Any, *, content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """This rank's initial weights of tower and projector."""
+    from mindspeed_vita.config import recipe_from_dict
+    from mindspeed_vita.parallel.build import build_model
+
+    model = build_model(recipe_from_dict(_under(layout, content)), layout)
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if not name.startswith("language.")}

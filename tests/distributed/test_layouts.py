@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from mindspeed_vita.checkpoint import native, shards
-from mindspeed_vita.config import recipe_to_dict
+from mindspeed_vita.checkpoint.hf_weights import native_tensors
+from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
+from mindspeed_vita.engine.parity.full_tensors import take_slice
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 RUN = "tests.distributed.layout_runs:run"
@@ -94,6 +96,48 @@ def test_weights_and_optimizer_cross_lines_and_layouts_exactly(pools, content, t
         assert set(ours.keys()) == set(theirs.keys())
         assert all(torch.equal(ours.tensor(key), theirs.tensor(key)) for key in ours.keys())
     assert {key.split(".")[0] for key in ours.keys()} >= {"exp_avg", "exp_avg_sq"}
+
+
+def cut(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the tower's weights shared out over tensor parallelism."""
+    return {**recipe, "parallel": {**recipe["parallel"], "vision_parallel": "tensor"}}
+
+
+def test_a_cut_tower_trains_the_same_curve_and_continues_whole(layout_pool, content, expected, curves, tmp_path):
+    recipe = content(tmp_path)
+    layout_pool.run(RUN, tp=2, cp=2, content=cut(recipe), stop=3)
+    layout_pool.run(RUN, content=recipe, stop=4)
+    layout_pool.run(RUN, tp=2, pp=2, content=cut(recipe))
+    assert_same(curves(tmp_path), expected)
+
+
+def test_a_cut_tower_goes_to_a_whole_one_and_back_exactly(layout_pool, content, tmp_path):
+    first, whole, again = (tmp_path / name for name in ("first", "whole", "again"))
+    recipe = content(first, precision="bf16")
+    layout_pool.run(RUN, tp=2, dp=2, content=cut(recipe), stop=2)
+    load_and_save = "tests.distributed.layout_runs:load_and_save"
+    layout_pool.run(load_and_save, content=recipe, source=str(first), target=str(whole))
+    layout_pool.run(load_and_save, tp=2, content=cut(recipe), source=str(whole), target=str(again))
+    for part in ("weights", "optimizer"):
+        ours, *others = (shards.Reader(native.find(folder) / part) for folder in (first, whole, again))
+        assert all(ours.keys() == other.keys() for other in others)
+        assert all(torch.equal(ours.tensor(key), other.tensor(key)) for key in ours.keys() for other in others)
+    assert {key.split(".")[0] for key in ours.keys()} == {"exp_avg", "exp_avg_sq", "param"}
+    # exports are made of these, so they do not depend on the cut either
+    model = recipe_from_dict(recipe).model
+    shapes = {name: tuple(tensor.shape) for name, tensor in native_tensors(model).items()}
+    assert {name: tuple(tensor.shape) for name, tensor in native.read_full_weights(first)[0].items()} == shapes
+
+
+def test_initial_weights_do_not_depend_on_the_cut(layout_pool, content, tmp_path):
+    recipe = content(tmp_path)
+    initial = "tests.distributed.layout_runs:initial_tower"
+    whole = layout_pool.run(initial, content=recipe)[0]
+    for tp_rank, mine in enumerate(layout_pool.run(initial, tp=2, content=cut(recipe))):
+        assert mine.keys() == whole.keys()
+        assert sum(mine[name].shape != whole[name].shape for name in mine) == 2 * 6  # of each layer, four weights and two biases
+        for name, tensor in mine.items():
+            assert torch.equal(tensor, take_slice(name, whole[name], tp_rank, 2, tower_cut=True)), name
 
 
 def test_a_stage_without_anything_to_train_saves_and_resumes(layout_pool, content, curves, tmp_path):

@@ -25,6 +25,12 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"parallel": {"cp": 2}, "data": {"seq_length": 578}}, 2, r"seq_length=578 is not a multiple of 2\*cp\*tp=2\*2\*1=4; use 580"),
         ({"train": {"global_batch": 3}}, 2, r"data parallel size=2 does not divide train.global_batch=3"),
         ({"parallel": {"tp": 0}}, 1, "at least 1"),
+        ({"parallel": {"vision_parallel": "tiles"}}, 1, "parallel.vision_parallel='tiles'; expected one of balanced, tensor"),
+        (
+            {"parallel": {"tp": 2, "vision_parallel": "tensor"}},
+            2,
+            "parallel.tp=2 does not divide model.vision.num_heads=3; parallel.vision_parallel=tensor cuts the tower into whole heads",
+        ),
         ({"parallel": {"pp": 3}, "model": {"language": {"tie_embeddings": True}}}, 3, "two stages would share a table; use pp=1"),
         ({"model": {"vision": {"patch_size": 0}}}, 1, "model.vision.patch_size=0; expected at least 1"),
         ({"model": {"language": {"num_layers": -2}}}, 1, "model.language.num_layers=-2; expected at least 1"),

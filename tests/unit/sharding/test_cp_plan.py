@@ -42,32 +42,44 @@ def test_tiles_are_shared_out_once_and_evenly(num_tiles: int, group_size: int) -
     assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_every_row_reaches_the_one_rank_that_holds_its_token(data: st.DataObject) -> None:
-    """The routes of all ranks, played through, put row r of tile n at token first[n] + r, wherever the tile's tokens lie."""
-    tp_size, cp_size, rows = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
-    num_tiles = data.draw(st.integers(0, 6))
-    gaps = data.draw(st.lists(st.integers(0, 5), min_size=num_tiles, max_size=num_tiles))
+@given(num_tiles=st.integers(0, 40), cp_size=st.integers(1, 5), tp_size=st.integers(1, 5))
+def test_tiles_of_tensor_neighbours_are_those_of_their_context_rank(num_tiles: int, cp_size: int, tp_size: int) -> None:
+    fine, coarse = tile_owner(num_tiles, cp_size * tp_size), tile_owner(num_tiles, cp_size)
+    for cp_rank, owned in enumerate(coarse):
+        assert [tile for part in fine[cp_rank * tp_size :][:tp_size] for tile in part] == list(owned)
+
+
+@st.composite
+def packs_with_tiles(draw: st.DrawFn) -> tuple[int, int, int, list[int], int]:
+    """(tp, cp, rows a tile, first tokens of the tiles, tokens)."""
+    tp_size, cp_size, rows = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     first, place = [], 0
-    for gap in gaps:
+    for gap in draw(st.lists(st.integers(0, 5), max_size=6)):
         first.append(place + gap)
         place += gap + rows
     granule = 2 * cp_size * tp_size
-    num_tokens = max(granule, -(-place // granule) * granule)
-    cp_plan = plan(np.array([0, num_tokens]), cp_size)
-    group_size = tp_size * cp_size
-    routes = [tile_routes(cp_plan, np.array(first, dtype=np.int64), rows, tp_size, rank) for rank in range(group_size)]
-    owners = tile_owner(num_tiles, group_size)
+    return tp_size, cp_size, rows, first, max(granule, -(-place // granule) * granule)
 
+
+@settings(max_examples=100, deadline=None)
+@given(pack=packs_with_tiles(), tensor=st.booleans())
+def test_every_row_reaches_the_one_rank_that_holds_its_token(pack: tuple[int, int, int, list[int], int], tensor: bool) -> None:
+    """The routes of all ranks, played through, put row r of tile n at token first[n] + r, wherever the tile's tokens lie."""
+    tp_size, cp_size, rows, first, num_tokens = pack
+    cp_plan = plan(np.array([0, num_tokens]), cp_size)
+    world = range(tp_size * cp_size)
+    routes = [tile_routes(cp_plan, np.array(first, dtype=np.int64), rows, tp_size, rank, tensor=tensor) for rank in world]
     result = np.full(num_tokens, -1)
-    for receiver in range(group_size):
+    for receiver in world:
+        # ranks of the exchange's group, and the receiver's place among them
+        group = [rank for rank in world if not tensor or rank % tp_size == receiver % tp_size]
+        owners, place = tile_owner(len(first), len(group)), group.index(receiver)
         arrived = []
-        for sender in range(group_size):
-            assert routes[sender].send_counts[receiver] == routes[receiver].recv_counts[sender]
-            start = sum(routes[sender].send_counts[:receiver])
-            picked = routes[sender].send_rows[start : start + routes[sender].send_counts[receiver]]
-            arrived.append(picked + owners[sender].start * rows)
+        for sender, owned in zip(group, owners):
+            route = routes[sender]
+            assert route.send_counts[place] == routes[receiver].recv_counts[group.index(sender)]
+            start = sum(route.send_counts[:place])
+            arrived.append(route.send_rows[start : start + route.send_counts[place]] + owned.start * rows)
         share = index(cp_plan, receiver // tp_size).reshape(tp_size, -1)[receiver % tp_size]
         result[share[routes[receiver].places]] = np.concatenate(arrived)
     expected = np.full(num_tokens, -1)
