@@ -83,8 +83,11 @@ class FailedSamples:
         self._new |= set(batch.sample_ids[failed.bool()].tolist()) - self.ids
         return batch.with_failed(failed.bool())
 
-    def settle(self) -> int:
+    def settle(self, group: Optional[dist.ProcessGroup] = None) -> int:
         """Share this step's failures with every rank. Collective over the world.
+
+        Args:
+            group: all ranks, on a backend that takes host tensors; None: the default group does.
 
         Returns:
             How many samples failed for the first time.
@@ -92,10 +95,10 @@ class FailedSamples:
         new = [self._new]
         if dist.get_world_size() > 1:
             count = torch.tensor(len(self._new))
-            dist.all_reduce(count, dist.ReduceOp.MAX)
+            dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
             if count:
                 new = [set() for _ in range(dist.get_world_size())]
-                dist.all_gather_object(new, self._new)
+                dist.all_gather_object(new, self._new, group=group)
         found = set().union(*new) - self.ids
         self.ids |= found
         self._new = set()

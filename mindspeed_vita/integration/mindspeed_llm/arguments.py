@@ -1,0 +1,132 @@
+"""The bridge between a recipe and Megatron's arguments, in both directions. The only file that asks Megatron for its arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mindspeed_vita.config import Recipe, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, TEXT, VITA, attribute
+
+
+def megatron_arguments() -> Any:
+    """The arguments of the running `pretrain`."""
+    from megatron.training import get_args
+
+    return get_args()
+
+
+def running_recipe() -> Recipe:
+    """The recipe that the running `pretrain` was told by its flags."""
+    return recipe_from_arguments(megatron_arguments())
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Adds the --vita-... flags."""
+    group = parser.add_argument_group(title="vita", description="keys of mindspeed_vita/config/recipe.py that Megatron has no flag for")
+    for key, flag in VITA.items():
+        group.add_argument(flag, type=str, default=None, metavar="VALUE", help=f"recipe key {key}")
+
+
+def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that Megatron's arguments and the --vita-... flags say. What neither says comes from --vita-stage and --vita-model-preset.
+
+    Args:
+        arguments: as argparse leaves them, before or after Megatron's own checks.
+
+    Raises:
+        ValueError: a --vita-... value has the wrong type, or a name is unknown.
+    """
+    content: dict[str, Any] = {}
+    for key, flag in MEGATRON.items():
+        value = getattr(arguments, attribute(flag), None)
+        if value is not None:
+            _put(content, key, value)
+    for key, flag in VITA.items():
+        text = getattr(arguments, attribute(flag), None)
+        if text is not None:
+            _put(content, key, _parse(key, flag, text))
+    _put(content, "model.language.tie_embeddings", not arguments.untie_embeddings_and_output_weights)
+    _put(content, "train.precision", "bf16" if arguments.bf16 else "fp32")
+    _put(content, "train.recompute", arguments.recompute_granularity or "none")
+    _put(content, "checkpoint.resume", arguments.load is not None)
+    _put(content, "logging.tensorboard", getattr(arguments, "tensorboard_dir", None) is not None)
+    return recipe_from_dict(content, where="command line")
+
+
+def arguments_from_recipe(recipe: Recipe) -> list[str]:
+    """The command line, without a program's name, that makes MindSpeed-LLM run a recipe.
+
+    Raises:
+        ValueError: the recipe has a value that Megatron's flag cannot carry.
+    """
+    content = recipe_to_dict(recipe)
+    line = list(FIXED)
+    for key, flag in MEGATRON.items():
+        value = _get(content, key)
+        if value != "":
+            line += [flag, _number(key, flag, value)]
+    line += _switches(recipe)
+    defaults = recipe_to_dict(recipe_from_dict({"stage": recipe.stage, "model": {"preset": recipe.model.preset}}))
+    for key, flag in VITA.items():
+        value = _get(content, key)
+        if value is not None and (value != _get(defaults, key) or key in ("stage", "model.preset")):
+            line += [flag, _text(value)]
+    return line
+
+
+def _switches(recipe: Recipe) -> list[str]:
+    switches = [] if recipe.model.language.tie_embeddings else ["--untie-embeddings-and-output-weights"]
+    if recipe.parallel.tp > 1:
+        switches.append("--sequence-parallel")
+    if recipe.train.precision == "bf16":
+        switches.append("--bf16")
+    if recipe.train.recompute != "none":
+        switches += ["--recompute-granularity", recipe.train.recompute]
+    if recipe.train.recompute == "full":
+        switches += ["--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    if recipe.checkpoint.resume:
+        switches += ["--load", recipe.checkpoint.directory]
+    if recipe.logging.tensorboard:
+        switches += ["--tensorboard-dir", str(Path(recipe.checkpoint.directory) / "tensorboard")]
+    return switches
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+    content[leaf] = value
+
+
+def _get(content: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        content = content[part]
+    return content
+
+
+def _number(key: str, flag: str, value: Any) -> str:
+    if flag != "--rotary-base":
+        return str(value)
+    if value != int(value):
+        raise ValueError(f"{key}={value}: Megatron's {flag} takes whole numbers only; use one, or the built-in engine")
+    return str(int(value))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value) if all(isinstance(item, str) for item in value) else str(value)
+    return str(value)
+
+
+def _parse(key: str, flag: str, text: str) -> Any:
+    if key in TEXT:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{flag} {text!r} is not a YAML value") from error

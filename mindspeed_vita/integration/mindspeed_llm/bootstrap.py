@@ -1,0 +1,33 @@
+"""Enters MindSpeed-LLM in the one order that works: checks, platform, its adaptor, our feature, the ledger's patches, Megatron."""
+
+from __future__ import annotations
+
+import os
+
+from mindspeed_vita.integration.mindspeed_llm.feature import feature
+from mindspeed_vita.integration.mindspeed_llm.machine import check_machine
+from mindspeed_vita.integration.patching import apply_ledger
+from mindspeed_vita.platform import Platform, announce, get_platform
+
+
+def bootstrap() -> Platform:
+    """Makes this process one of MindSpeed-LLM's, with this package in it. sys.argv must hold Megatron's flags, which it reads on import.
+
+    Returns:
+        The NPU of this process. Its `activate` is not called: torch_npu's transfer_to_npu, which MindSpeed-LLM imports, does the same work.
+
+    Raises:
+        ValueError: something is missing or has the wrong version, or an upstream function is not what a patch was written against.
+    """
+    check_machine()
+    platform = get_platform("npu")
+    # Megatron asks for it where tensor or context parallelism is used
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    import mindspeed_llm  # noqa: F401 - the adaptor: applies MindSpeed's patches, so before anything of megatron is imported
+    from mindspeed.features_manager.features_manager import MindSpeedFeaturesManager
+    from mindspeed.patch_utils import MindSpeedPatchesManager
+
+    MindSpeedFeaturesManager.FEATURES_LIST.append(feature())
+    apply_ledger(MindSpeedPatchesManager)
+    announce(platform, rank=int(os.environ.get("RANK", "0")))
+    return platform

@@ -1,0 +1,123 @@
+"""Recipe keys and command-line flags: which key Megatron has a flag for, and the --vita-... flag of every other key. Tables only."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any, Iterator
+
+from mindspeed_vita.config import Recipe
+
+MEGATRON = {
+    "model.language.num_layers": "--num-layers",
+    "model.language.hidden_size": "--hidden-size",
+    "model.language.num_heads": "--num-attention-heads",
+    "model.language.num_kv_heads": "--num-query-groups",
+    "model.language.ffn_hidden_size": "--ffn-hidden-size",
+    "model.language.vocab_size": "--padded-vocab-size",
+    "model.language.max_positions": "--max-position-embeddings",
+    "model.language.rope_base": "--rotary-base",
+    "model.language.norm_eps": "--norm-epsilon",
+    "model.init_std": "--init-method-std",
+    "data.tokenizer": "--tokenizer-name-or-path",
+    "data.seq_length": "--seq-length",
+    "parallel.tp": "--tensor-model-parallel-size",
+    "parallel.pp": "--pipeline-model-parallel-size",
+    "parallel.cp": "--context-parallel-size",
+    "train.steps": "--train-iters",
+    "train.global_batch": "--global-batch-size",
+    "train.lr": "--lr",
+    "train.min_lr": "--min-lr",
+    "train.warmup_fraction": "--lr-warmup-fraction",
+    "train.weight_decay": "--weight-decay",
+    "train.beta1": "--adam-beta1",
+    "train.beta2": "--adam-beta2",
+    "train.eps": "--adam-eps",
+    "train.clip_grad": "--clip-grad",
+    "train.seed": "--seed",
+    "checkpoint.directory": "--save",
+    "checkpoint.save_every": "--save-interval",
+    "logging.every": "--log-interval",
+}
+"""Keys whose value is the flag's value."""
+
+BY_HAND = (
+    "model.language.tie_embeddings",
+    "train.precision",
+    "train.recompute",
+    "checkpoint.resume",
+    "logging.tensorboard",
+)
+"""Keys that arguments.py turns into switches."""
+
+FIXED = (
+    "--use-mcore-models",
+    "--transformer-impl",
+    "local",
+    "--position-embedding-type",
+    "rope",
+    "--normalization",
+    "RMSNorm",
+    "--swiglu",
+    "--disable-bias-linear",
+    "--add-qkv-bias",
+    "--group-query-attention",
+    "--attention-dropout",
+    "0.0",
+    "--hidden-dropout",
+    "0.0",
+    "--no-masked-softmax-fusion",
+    "--no-gradient-accumulation-fusion",
+    "--micro-batch-size",
+    "1",
+    "--calculate-per-token-loss",
+    "--use-distributed-optimizer",
+    "--lr-decay-style",
+    "cosine",
+    "--tokenizer-type",
+    "PretrainedFromHF",
+    "--make-vocab-size-divisible-by",
+    "1",
+    "--dataloader-type",
+    "single",
+    "--num-workers",
+    "0",
+    "--eval-iters",
+    "0",
+    "--ckpt-format",
+    "torch",
+    "--no-create-attention-mask-in-dataloader",
+)
+"""What every Long-VITA run says to Megatron, whatever its recipe: a Qwen2.5 decoder, one pack a micro-batch, and packs dealt by number."""
+
+NO_EFFECT = {
+    "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
+    "checkpoint.background": "MindSpeed-LLM writes checkpoints in the background with --async-save --ckpt-format torch_dist",
+    "logging.progress": "MindSpeed-LLM prints lines",
+}
+"""Keys that only the built-in engine knows, and why. They are carried along, so that the recipe comes back whole."""
+
+
+def leaves(cls: type = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the recipe with its type, dotted, in order."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{field.name}", hint
+
+
+def attribute(flag: str) -> str:
+    """The name argparse keeps a flag's value under."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+VITA = {
+    key: "--vita-" + key.replace(".", "-").replace("_", "-") for key, _ in leaves() if key not in MEGATRON and key not in BY_HAND
+}
+"""Keys that Megatron has no flag for."""
+
+TEXT = frozenset(key for key, hint in leaves() if hint is str)
+"""Keys whose value is taken as it is written; the others are YAML."""

@@ -1,0 +1,42 @@
+"""Trains Long-VITA with MindSpeed-LLM: `torchrun ... pretrain_vita.py --num-layers 48 ... --vita-data-mixture mixture.yaml`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mindspeed_vita.integration.mindspeed_llm.bootstrap import bootstrap
+
+
+def train() -> None:
+    """Runs what sys.argv says, with Megatron's flags.
+
+    Raises:
+        ValueError: something is missing, or a flag or setting does not fit.
+    """
+    platform = bootstrap()
+    # upstream modules only from here on
+    from megatron.core.enums import ModelType
+    from mindspeed_llm.training.training import pretrain
+
+    from mindspeed_vita.integration.mindspeed_llm.run import MindSpeedRun
+
+    run = MindSpeedRun(platform)
+    pretrain(run.datasets, run.model, ModelType.encoder_or_decoder, run.forward_step)
+
+
+def main() -> int:
+    """`train`, with one clear line for a mistake of the user."""
+    try:
+        train()
+    except ValueError as error:
+        if os.environ.get("VITA_TRACEBACK"):
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"pretrain_vita: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What `pretrain` is given: the model, the data, and the step over them, made from the recipe that the command line says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.checkpoint import native
+from mindspeed_vita.engine import metrics
+from mindspeed_vita.engine.faults import FailedSamples
+from mindspeed_vita.engine.feed import open_dataset, open_loader
+from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments, running_recipe
+from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
+from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
+from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
+from mindspeed_vita.parallel.build import model_arguments
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.platform import Platform
+
+
+class PackNumbers(torch.utils.data.Dataset):
+    """The numbers of a run's packs, which Megatron's sampler deals and resumes from consumed_train_samples. The packs are elsewhere."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+
+class MindSpeedRun:
+    """One process's part of a run; its methods are what `pretrain` is given.
+
+    Args:
+        platform: its device.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self.forward_step = ForwardStep(platform.device)
+
+    def model(self, pre_process: bool = True, post_process: bool = True) -> MindSpeedVitaModel:
+        """Megatron's model provider: this stage's part, from Megatron's configuration, which MindSpeed's options are part of."""
+        from megatron.core.models.gpt import gpt_layer_specs
+        from megatron.training.arguments import core_transformer_config_from_args
+        from megatron.training.checkpointing import checkpoint_exists
+
+        arguments = megatron_arguments()
+        self.recipe = running_recipe()
+        self.layout = ParallelLayout.from_megatron().with_ulysses(self.recipe.parallel.ulysses)
+        assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
+        self.built = MindSpeedVitaModel(
+            self.recipe.model,
+            core_transformer_config_from_args(arguments),
+            norm=gpt_layer_specs.LNImpl,  # MindSpeed's, fused with --use-fused-rmsnorm
+            **model_arguments(self.recipe, self.layout),
+        )
+        self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
+        if self.recipe.checkpoint.init_from and not checkpoint_exists(arguments.load):
+            native.load_weights(self.recipe.checkpoint.init_from, self.built, config=self.recipe.model)
+        return self.built
+
+    def datasets(self, samples: Any) -> tuple[PackNumbers, None, None]:
+        """Megatron's data provider, called once a checkpoint was loaded: opens the data where it left off.
+
+        Raises:
+            ValueError: the data does not fit the recipe, or is not that of the checkpoint.
+        """
+        arguments, recipe = megatron_arguments(), self.recipe
+        dataset = open_dataset(recipe, self.layout)
+        known = resumed_failures(self.built.loaded_state, dataset.fingerprint, arguments.load) if arguments.iteration else ()
+        quarantine = Path(recipe.data.quarantine or Path(recipe.checkpoint.directory) / "quarantine.jsonl")
+        run = os.path.abspath(recipe.checkpoint.directory)
+        if dist.get_rank() == 0:
+            quarantine.parent.mkdir(parents=True, exist_ok=True)
+            metrics.truncate(quarantine, arguments.iteration, run=run)
+            print(f"{recipe.name}: {dataset.describe()}", flush=True)
+        dist.barrier()  # nobody adds to the quarantine before it was truncated
+        failed = FailedSamples(quarantine, known, run=run)
+        self.built.run_state = lambda: {"fingerprint": dataset.fingerprint, "failed_samples": sorted(failed.ids)}
+        loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
+        self.forward_step.open(recipe, self.layout, loader, failed, arguments.iteration)
+        return PackNumbers(samples[0]), None, None
+
+    datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron then asks every tensor-parallel rank
+
+
+def resumed_failures(state: Optional[Mapping[str, Any]], fingerprint: str, folder: str) -> tuple[int, ...]:
+    """Samples that had failed when a checkpoint was written.
+
+    Args:
+        state: what the checkpoint holds of ours.
+        fingerprint: of this run's data.
+        folder: the checkpoint's, for the message.
+
+    Raises:
+        ValueError: the checkpoint holds nothing of ours, or was written with other data.
+    """
+    advice = "start from its weights only, with --finetune and another --save"
+    if state is None:
+        raise ValueError(f"{folder} was not written by this package, so its data cannot be resumed; {advice}")
+    if state["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{folder} was written with other data (fingerprint {state['fingerprint'][:12]}, this run has {fingerprint[:12]}): "
+            f"the mixture, its files, the tokenizer, the template or a --vita-data setting changed; restore them to resume, or {advice}"
+        )
+    return tuple(state["failed_samples"])

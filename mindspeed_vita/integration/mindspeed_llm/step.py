@@ -1,0 +1,140 @@
+"""One micro-batch and one step as MindSpeed-LLM's `pretrain` calls them: our batch, our loss, and what must happen between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.data.batch import IGNORE, PackedBatch
+from mindspeed_vita.data.loader import PackLoader
+from mindspeed_vita.engine.faults import FailedSamples
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.shard import shard_batch
+
+
+class ForwardStep:
+    """Megatron's forward_step_func: takes the next pack, runs the model on this rank's share of it.
+
+    The data iterator yields numbers of packs, dealt and resumed by Megatron's own sampler; the packs come from a PackLoader that
+    deals by the same rule, and the two must agree.
+
+    Args:
+        device: where tensors go.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def open(self, recipe: Recipe, layout: ParallelLayout, loader: PackLoader, failed: FailedSamples, step: int) -> None:
+        """Starts reading. Collective over the world.
+
+        Args:
+            recipe: the run.
+            layout: this rank's place.
+            loader: this rank's packs, from the first that was not consumed.
+            failed: record of failed samples.
+            step: optimizer steps done.
+        """
+        self.recipe, self.layout, self.failed, self.done = recipe, layout, failed, step
+        self._host = _host_groups(layout)
+        self._micro_batches = loader.micro_batches
+        self._numbers, self._loaded = loader.numbers(), iter(loader)
+        self._packs: Iterator[PackedBatch] = iter(())
+
+    def start_step(self) -> None:
+        """Packs of the next step. With a pipeline, collective over the ranks that share them.
+
+        Inside it the stages could not agree on samples that failed to decode: a later one waits there for an earlier one's output.
+        """
+        packs = (self.failed.agree(next(self._loaded), self._host, self.done + 1) for _ in range(self._micro_batches))
+        self._packs = packs if self.layout.pp_size == 1 else iter(list(packs))
+
+    def finish_step(self) -> None:
+        """Every rank learns which samples failed in the step. Collective over the world."""
+        self.failed.settle(self._host.dp_cp_group)
+        self.done += 1
+
+    def __call__(self, numbers: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
+        """Losses of one micro-batch's tokens (hidden states before the last stage), and what makes a loss of them."""
+        dealt, expected = int(next(numbers)), next(self._numbers)
+        assert dealt == expected, f"Megatron's sampler deals pack {dealt}, the loader {expected}"
+        batch = next(self._packs)
+        inputs = shard_batch(
+            batch,
+            self.layout,
+            self.device,
+            tokens_per_tile=self.recipe.model.tokens_per_tile,
+            vision_parallel=self.recipe.parallel.vision_parallel,
+        )
+        supervised = int((batch.labels_T != IGNORE).sum())
+        return model(inputs), partial(self._loss, supervised)
+
+    def _loss(self, supervised: int, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """(sum to differentiate, tokens it is divided by, report).
+
+        core 0.12 sums the tokens over data parallelism only, so each context-parallel rank names those of the whole pack.
+        """
+        total = losses_T.sum()
+        report = torch.stack([total.detach().float(), total.new_tensor(supervised / self.layout.cp_size, dtype=torch.float32)])
+        dist.all_reduce(report, group=self.layout.dp_cp_group)
+        tokens = torch.tensor(supervised, dtype=torch.int32, device=total.device)
+        # a step without a supervised token reports 0, not 0 / 0
+        return total, tokens, {"lm loss": (report[0], report[1].clamp_min(1e-6))}
+
+
+def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Around Megatron's train_step, where every rank is between two steps: stages agree on failed samples, the learning rate is set.
+
+    Megatron gives the first update the rate of warm-up step 0; here, as in the built-in engine, an update has the rate of its own number.
+    """
+
+    @wraps(train_step)
+    def step(forward_step_func: Any, data_iterator: Any, model: Any, optimizer: Any, opt_param_scheduler: Any, config: Any) -> Any:
+        if isinstance(forward_step_func, ForwardStep):
+            forward_step_func.start_step()
+            look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
+        result = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
+        if isinstance(forward_step_func, ForwardStep):
+            forward_step_func.finish_step()
+        return result
+
+    return step
+
+
+def look_ahead(scheduler: Any, samples: int) -> None:
+    """Sets every group's learning rate to that of the update about to be made, and leaves the scheduler where it was.
+
+    Args:
+        scheduler: Megatron's OptimizerParamScheduler, which counts samples.
+        samples: of one step.
+    """
+    scheduler.num_steps += samples
+    for group in scheduler.optimizer.param_groups:
+        group["lr"] = scheduler.get_lr(group) * group.get("lr_mult", 1.0)
+    scheduler.num_steps -= samples
+
+
+def _host_groups(layout: ParallelLayout) -> ParallelLayout:
+    """The layout with gloo groups for host tensors where failures are agreed on: HCCL takes none. Collective over the world."""
+    return replace(
+        layout,
+        tp_cp_group=_on_gloo(layout.tp_cp_group),
+        pp_group=_on_gloo(layout.pp_group),
+        dp_cp_group=dist.new_group(backend="gloo"),
+    )
+
+
+def _on_gloo(group: Any) -> Any:
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, tuple(dist.get_process_group_ranks(group)))
+    mine = None
+    for ranks in sorted(set(everyone)):
+        made = dist.new_group(list(ranks), backend="gloo")
+        mine = made if dist.get_rank() in ranks else mine
+    return mine

@@ -1,0 +1,122 @@
+"""The bridge: a recipe becomes a command line and comes back the same; flags alone make a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import pytest
+
+from mindspeed_vita.config import Recipe, recipe_from_dict
+from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe, recipe_from_arguments, register
+from mindspeed_vita.integration.mindspeed_llm.flags import BY_HAND, MEGATRON, NO_EFFECT, VITA, leaves
+
+# the types that Megatron-LM core_v0.12.1 and MindSpeed-LLM 26.1.0 parse these flags with; whole numbers unless named here
+_FLOATS = {
+    "--norm-epsilon", "--init-method-std", "--lr", "--min-lr", "--lr-warmup-fraction", "--weight-decay", "--adam-beta1", "--adam-beta2",
+    "--adam-eps", "--clip-grad",
+}  # fmt: skip
+_TEXTS = {"--tokenizer-name-or-path", "--save"}
+
+
+def parse(line: list[str]) -> argparse.Namespace:
+    """What upstream's parser makes of a command line, as far as the bridge reads it."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for flag in MEGATRON.values():
+        parser.add_argument(flag, type=float if flag in _FLOATS else str if flag in _TEXTS else int, default=None)
+    parser.add_argument("--untie-embeddings-and-output-weights", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--recompute-granularity", default=None)
+    parser.add_argument("--load", default=None)
+    parser.add_argument("--tensorboard-dir", default=None)
+    register(parser)
+    return parser.parse_known_args(line)[0]
+
+
+def round_trip(recipe: Recipe) -> Recipe:
+    return recipe_from_arguments(parse(arguments_from_recipe(recipe)))
+
+
+RECIPES = [
+    {},
+    {"model": {"preset": "tiny"}, "train": {"precision": "fp32"}},
+    *({"stage": stage, "model": {"preset": preset}} for preset in ("7b", "14b", "72b") for stage in (1, 2, 3, 4)),
+    {
+        "name": "on",
+        "stage": 3,
+        "model": {
+            "preset": "7b",
+            "lm_head": "chunked",
+            "init_std": 0.01,
+            "vision": {"layer_scale_init": 0.5},
+            "language": {
+                "tie_embeddings": True,
+                "rope_scaling": {"kind": "longrope", "factor": 4.0, "short_factor": [1.0] * 64, "long_factor": [1.5] * 64},
+            },
+        },
+        "data": {"mixture": "a b/mixture.yaml", "tokenizer": "tokenizer", "resets": True, "max_fps": 0.5, "num_workers": 3},
+        "parallel": {"tp": 4, "pp": 2, "cp": 2},
+        "train": {"modules": ["projector", "vision"], "vision_lr_mult": 0.1, "vision_layer_decay": 0.9, "recompute": "full", "lr": 3e-6},
+        "checkpoint": {"directory": "runs/x", "init_from": "runs/w", "resume": False, "keep": 0, "background": True},
+        "logging": {"tensorboard": False, "progress": False, "every": 7},
+    },
+]
+
+
+@pytest.mark.parametrize("content", RECIPES, ids=lambda content: str(content)[:60])
+def test_a_recipe_comes_back_whole(content: dict):
+    recipe = recipe_from_dict(content)
+    assert round_trip(recipe) == recipe
+
+
+def test_every_key_of_the_recipe_has_exactly_one_way():
+    keys = [key for key, _ in leaves()]
+    ways = [*MEGATRON, *VITA, *BY_HAND]
+    assert sorted(ways) == sorted(keys)
+    assert set(NO_EFFECT) <= set(VITA)
+
+
+def test_flags_alone_make_a_recipe():
+    line = """
+        --num-layers 28 --hidden-size 3584 --num-attention-heads 28 --num-query-groups 4 --ffn-hidden-size 18944
+        --padded-vocab-size 152064 --seq-length 16384 --max-position-embeddings 32768 --rotary-base 1000000 --lr 1e-5 --min-lr 1e-7
+        --lr-warmup-fraction 0.03 --tensor-model-parallel-size 4 --untie-embeddings-and-output-weights --bf16 --global-batch-size 528
+        --train-iters 5000 --vita-stage 2 --vita-model-preset 7b --vita-data-mixture mixture.yaml --vita-train-vision-lr-mult 0.2
+    """
+    recipe = recipe_from_arguments(parse(line.split()))
+    assert recipe.model.language == recipe_from_dict({"model": {"preset": "7b"}}).model.language.__class__(
+        num_layers=28, hidden_size=3584, num_heads=28, num_kv_heads=4, ffn_hidden_size=18944, vocab_size=152064, max_positions=32768
+    )
+    assert (recipe.data.resets, recipe.data.packing, recipe.data.max_images) == (True, "same_source", 64), "from the stage"
+    assert (recipe.train.vision_lr_mult, recipe.train.vision_layer_decay) == (0.2, 0.9), "a flag over the stage"
+    assert recipe.data.mixture == "mixture.yaml" and recipe.parallel.tp == 4 and recipe.train.precision == "bf16"
+
+
+def test_flags_say_what_they_carry():
+    line = arguments_from_recipe(recipe_from_dict({"stage": 2, "model": {"preset": "14b"}, "parallel": {"tp": 8}}))
+    text = " ".join(line)
+    assert "--num-layers 48 --hidden-size 5120 --num-attention-heads 40 --num-query-groups 8" in text
+    assert "--rotary-base 1000000 " in text and "--sequence-parallel" in text and "--untie-embeddings-and-output-weights" in text
+    assert "--vita-stage 2" in text and "vision-lr-mult" not in text, "the stage says it"
+
+
+def test_a_value_that_megatron_cannot_carry_is_refused():
+    recipe = recipe_from_dict({"model": {"preset": "tiny", "language": {"rope_base": 10000.5}}})
+    with pytest.raises(ValueError, match="--rotary-base takes whole numbers only"):
+        arguments_from_recipe(recipe)
+
+
+def test_a_wrong_value_names_its_key():
+    arguments = parse(arguments_from_recipe(recipe_from_dict({"model": {"preset": "tiny"}})))
+    arguments.vita_data_max_tiles = "many"
+    with pytest.raises(ValueError, match=r"command line: data.max_tiles='many'; expected a whole number"):
+        recipe_from_arguments(arguments)
+    arguments.vita_data_max_tiles = "[1"
+    with pytest.raises(ValueError, match=r"--vita-data-max-tiles '\[1' is not a YAML value"):
+        recipe_from_arguments(arguments)
+
+
+def test_a_switch_is_read_back():
+    recipe = recipe_from_dict({"model": {"preset": "tiny"}, "train": {"recompute": "selective"}})
+    assert round_trip(recipe).train.recompute == "selective"
+    assert round_trip(replace(recipe, train=replace(recipe.train, recompute="none"))).train.recompute == "none"

@@ -1,0 +1,76 @@
+"""Our parameter groups take the place of Megatron's for a model of ours, and of no other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mindspeed_vita.config import TrainConfig
+from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
+
+RATES = {"lr": 9.0, "min_lr": 0.9, "decoupled_lr": None, "decoupled_min_lr": None}
+"""Upstream's arguments; the model's own settings count."""
+
+
+class Wrapped(torch.nn.Module):
+    """As DDP and Float16Module hold a model."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def upstream(model_chunks, no_weight_decay_cond, scale_lr_cond, lr_mult, lr, min_lr, decoupled_lr, decoupled_min_lr):
+    return [("upstream", len(model_chunks), lr_mult, lr)]
+
+
+def model() -> torch.nn.Module:
+    parts = {"vision": torch.nn.Linear(2, 2), "projector": torch.nn.Linear(2, 2), "language": torch.nn.Linear(2, 2)}
+    made = torch.nn.ModuleDict(parts)
+    made["vision"].requires_grad_(False)
+    made.parameter_settings = ParameterSettings(train=TrainConfig(lr=1e-2, min_lr=1e-3, projector_lr_mult=2.0), num_vision_layers=2)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda into, mine: into.__setitem__(0, mine))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_a_model_with_settings_gets_its_own_groups(layers):
+    ours = chunk = model()
+    for _ in range(layers):
+        chunk = Wrapped(chunk)
+    groups = parameter_groups_wrapper(upstream)([chunk], None, None, 1.0, **RATES)
+    seen = {(group["max_lr"], group["min_lr"], group["wd_mult"], group["lr_mult"]): group["params"] for group in groups}
+    assert {key: [id(parameter) for parameter in members] for key, members in seen.items()} == {
+        (2e-2, 2e-3, 1.0, 1.0): [id(ours["projector"].weight)],
+        (2e-2, 2e-3, 0.0, 1.0): [id(ours["projector"].bias)],
+        (1e-2, 1e-3, 1.0, 1.0): [id(ours["language"].weight)],
+        (1e-2, 1e-3, 0.0, 1.0): [id(ours["language"].bias)],
+    }
+    assert not any(group["is_expert_parallel"] or group["is_decoupled_lr"] for group in groups)
+
+
+def test_a_rank_that_trains_nothing_has_the_groups_of_the_others(monkeypatch):
+    def gather(into, mine):
+        into[:] = [mine, [(2.0, 0.0), (2.0, 1.0)]]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    frozen = model().requires_grad_(False)
+    groups = parameter_groups_wrapper(upstream)([Wrapped(frozen)], None, None, 1.0, **RATES)
+    assert [(group["max_lr"], group["wd_mult"], group["params"]) for group in groups] == [(2e-2, 1.0, []), (2e-2, 0.0, [])]
+    assert torch.optim.AdamW(groups, lr=1e-2).param_groups[0]["params"] == []
+
+
+def test_another_model_gets_upstreams_groups():
+    other = Wrapped(torch.nn.Linear(2, 2))
+    assert parameter_groups_wrapper(upstream)([other, other], None, None, 0.5, **RATES) == [("upstream", 2, 0.5, 9.0)]
+
+
+def test_several_chunks_a_stage_are_refused():
+    with pytest.raises(ValueError, match="2 model chunks on one pipeline stage; leave out --num-layers-per-virtual-pipeline-stage"):
+        parameter_groups_wrapper(upstream)([model(), model()], None, None, 1.0, **RATES)
