@@ -114,6 +114,7 @@ def _layout(recipe: Recipe, world_size: int) -> list[str]:
     ):
         problems += _divides(name, value, "parallel.tp", layout.tp, "use a divisor")
     problems += _tower(recipe)
+    problems += _ulysses(recipe)
     problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
     if layout.pp > 1 and language.tie_embeddings:
         problems.append(f"parallel.pp={layout.pp} with model.language.tie_embeddings: two stages would share a table; use pp=1 and more tp")
@@ -124,6 +125,18 @@ def _layout(recipe: Recipe, world_size: int) -> list[str]:
             f"data.seq_length={recipe.data.seq_length} is not a multiple of 2*cp*tp=2*{layout.cp}*{layout.tp}={granule}; use {up}"
         )
     return problems + _batch(recipe, world_size, model_size)
+
+
+def _ulysses(recipe: Recipe) -> list[str]:
+    layout, language = recipe.parallel, recipe.model.language
+    if layout.ulysses == 1:
+        return []
+    problems = _divides("parallel.cp", layout.cp, "parallel.ulysses", layout.ulysses, "the ring has cp / ulysses places; use a divisor")
+    for name, heads in (("num_heads", language.num_heads), ("num_kv_heads", language.num_kv_heads)):
+        if heads % layout.tp == 0:
+            advice = "Ulysses deals whole heads; use a divisor, less tp, or ulysses=1 (the ring alone takes any heads)"
+            problems += _divides(f"model.language.{name} / parallel.tp", heads // layout.tp, "parallel.ulysses", layout.ulysses, advice)
+    return problems
 
 
 def _tower(recipe: Recipe) -> list[str]:

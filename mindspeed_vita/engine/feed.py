@@ -42,7 +42,7 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         micro_batches=recipe.train.global_batch // layout.dp_size,
         group_rank=layout.tile_rank,
         group_size=layout.tile_group_size,
-        cp_size=layout.cp_size,
+        cp_size=layout.ring_size,
         decode=layout.is_first_stage,
         num_workers=recipe.data.num_workers,
     )

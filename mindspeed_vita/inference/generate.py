@@ -97,7 +97,7 @@ class NativeGenerator:
             tile_size=self.limits.tile_size,
             group_rank=self.layout.tile_rank,
             group_size=self.layout.tile_group_size,
-            cp_size=self.layout.cp_size,
+            cp_size=self.layout.ring_size,
         )
         failures = self._all_failures(batch)
         if failures:
@@ -105,7 +105,7 @@ class NativeGenerator:
         # the free places belong to the prompt's document, not to padding: the answer will stand there
         bounds = torch.tensor([0, length])
         return replace(
-            batch, positions_T=torch.arange(length), cu_seqlens=bounds, plan=plan(bounds.numpy(), self.layout.cp_size)
+            batch, positions_T=torch.arange(length), cu_seqlens=bounds, plan=plan(bounds.numpy(), self.layout.ring_size)
         )
 
     def _all_failures(self, batch: PackedBatch) -> list[MediaFailure]:
@@ -128,7 +128,7 @@ class NativeGenerator:
         inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile, vision_parallel=mode)
         if self.layout.cp_size == 1:
             return self.model.logits(inputs, rows.to(self.device))
-        own = torch.from_numpy(index(batch.plan, self.layout.cp_rank))
+        own = torch.from_numpy(index(inputs.plan, self.layout.cp_rank))
         place = torch.searchsorted(own, rows).clamp_max(len(own) - 1)
         mine = own[place] == rows
         scores = self.model.logits(inputs, place[mine].to(self.device))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.lm_head import LanguageHead
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
@@ -15,6 +16,7 @@ from mindspeed_vita.models.vita import VitaModel
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.ring import ring_attention
 from mindspeed_vita.parallel.tile_exchange import TileExchange
+from mindspeed_vita.parallel.ulysses import ulysses_attention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -45,7 +47,7 @@ def model_arguments(recipe: Recipe, layout: ParallelLayout) -> dict[str, Any]:
     model, tensor = recipe.model, recipe.parallel.vision_parallel == "tensor"
     sharded = partial(sharded_linears, tp_rank=layout.tp_rank, tp_size=layout.tp_size)
     return {
-        "attend": partial(ring_attention, group=layout.cp_group, rank=layout.cp_rank),
+        "attend": _attend(layout),
         "exchange": TileExchange(layout.cp_group, layout.cp_size) if tensor else TileExchange(layout.tp_cp_group, layout.tile_group_size),
         "head": LanguageHead(
             mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size, tp_group=layout.tp_group
@@ -56,3 +58,9 @@ def model_arguments(recipe: Recipe, layout: ParallelLayout) -> dict[str, Any]:
         "tower_linears": sharded if tensor else whole_linears,
         "seed": recipe.train.seed,
     }
+
+
+def _attend(layout: ParallelLayout) -> Attend:
+    if layout.ulysses_size == 1:
+        return partial(ring_attention, group=layout.ring_group, rank=layout.ring_rank)
+    return partial(ulysses_attention, group=layout.ulysses_group, ring_group=layout.ring_group, ring_rank=layout.ring_rank)

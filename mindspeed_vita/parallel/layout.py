@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -29,6 +29,11 @@ class ParallelLayout:
     dp_group: Any
     dp_cp_group: Any
     tp_cp_group: Any
+    ulysses_size: int = 1
+    """Neighbouring context-parallel ranks that share a place on the ring."""
+    ulysses_group: Any = None
+    ring_group: Any = None
+    """The ranks that a ring goes through; with ulysses_size 1 the context-parallel group."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -39,6 +44,16 @@ class ParallelLayout:
     def is_last_stage(self) -> bool:
         """Whether this is the last pipeline stage."""
         return self.pp_rank == self.pp_size - 1
+
+    @property
+    def ring_size(self) -> int:
+        """Places on the ring of context parallelism."""
+        return self.cp_size // self.ulysses_size
+
+    @property
+    def ring_rank(self) -> int:
+        """This rank's place on the ring."""
+        return self.cp_rank // self.ulysses_size
 
     @property
     def tile_rank(self) -> int:
@@ -52,7 +67,8 @@ class ParallelLayout:
 
     def describe(self) -> str:
         """The layout in one word for tables: tp1 pp1 cp1 dp2."""
-        return f"tp{self.tp_size} pp{self.pp_size} cp{self.cp_size} dp{self.dp_size}"
+        ulysses = f" (ulysses {self.ulysses_size})" if self.ulysses_size > 1 else ""
+        return f"tp{self.tp_size} pp{self.pp_size} cp{self.cp_size}{ulysses} dp{self.dp_size}"
 
     @classmethod
     def from_megatron(cls) -> ParallelLayout:
@@ -74,6 +90,30 @@ class ParallelLayout:
             dp_group=state.get_data_parallel_group(),
             dp_cp_group=state.get_data_parallel_group(with_context_parallel=True),
             tp_cp_group=state.get_tensor_and_context_parallel_group(),
+            ring_group=state.get_context_parallel_group(),
         )
         assert dist.get_rank(layout.tp_cp_group) == layout.tile_rank
         return layout
+
+    def with_ulysses(self, size: int) -> ParallelLayout:
+        """The same layout with so many neighbouring context-parallel ranks at each place of the ring. Every process of the world calls it.
+
+        The groups are made anew by each call, and last as long as the process group of the world.
+        """
+        if size == 1:
+            return replace(self, ulysses_size=1, ulysses_group=None, ring_group=self.cp_group)
+        cp_groups: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(cp_groups, tuple(dist.get_process_group_ranks(self.cp_group)))
+        groups = {}
+        for ranks in sorted(set(cp_groups)):
+            for first in range(0, len(ranks), size):
+                groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size])
+            for place in range(size):
+                groups["ring", ranks, place] = dist.new_group(ranks[place::size])
+        mine = cp_groups[dist.get_rank()]
+        return replace(
+            self,
+            ulysses_size=size,
+            ulysses_group=groups["ulysses", mine, self.cp_rank // size],
+            ring_group=groups["ring", mine, self.cp_rank % size],
+        )

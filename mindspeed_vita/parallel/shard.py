@@ -9,7 +9,7 @@ from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.splice import check_counts
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.tile_exchange import gather_tiles
-from mindspeed_vita.sharding import index, tile_owner, tile_routes
+from mindspeed_vita.sharding import CPPlan, index, tile_owner, tile_routes
 
 
 def shard_batch(
@@ -30,7 +30,8 @@ def shard_batch(
     num_tiles = len(batch.tile_first_token)
     context_ids = batch.tokens_T[batch.tile_first_token].unique()
     check_counts(int(torch.isin(batch.tokens_T, context_ids).sum()), num_tiles, tokens_per_tile)
-    own = torch.from_numpy(index(batch.plan, layout.cp_rank))
+    plan = batch.plan.shared_by(layout.ulysses_size)
+    own = torch.from_numpy(index(plan, layout.cp_rank))
 
     def share(values_S: torch.Tensor) -> torch.Tensor:
         return values_S[own].to(device, non_blocking=True)
@@ -46,16 +47,18 @@ def shard_batch(
         labels_T=share(batch.labels_T),
         weights_T=share(batch.weights_T),
         positions_T=share(batch.positions_T),
-        plan=batch.plan,
+        plan=plan,
         tiles_NCHW=tiles_NCHW,
         num_tiles=num_tiles,
-        route=_route(batch, layout, device, tokens_per_tile, tensor) if has_tiles else None,
+        route=_route(batch, plan, layout, device, tokens_per_tile, tensor) if has_tiles else None,
     )
 
 
-def _route(batch: PackedBatch, layout: ParallelLayout, device: torch.device, tokens_per_tile: int, tensor: bool) -> VisionRoute:
+def _route(
+    batch: PackedBatch, plan: CPPlan, layout: ParallelLayout, device: torch.device, tokens_per_tile: int, tensor: bool
+) -> VisionRoute:
     first = batch.tile_first_token.numpy()
-    route = tile_routes(batch.plan, first, tokens_per_tile, layout.tp_size, layout.tile_rank, tensor=tensor)
+    route = tile_routes(plan, first, tokens_per_tile, layout.tp_size, layout.tile_rank, tensor=tensor)
     return VisionRoute(
         send_rows=torch.from_numpy(route.send_rows).to(device),
         send_counts=route.send_counts,

@@ -5,7 +5,7 @@ Planning is plain numpy, so that data workers can do it; ring_steps.py says what
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,13 +29,15 @@ class CPPlan:
         cu_seqlens: int64[D + 1], document bounds from 0 to S; the last documents may be pieces of padding.
         cp_size: number of context-parallel ranks.
         chunk: tokens per chunk; S = chunk * len(owners).
-        owners: int64[S / chunk], the context-parallel rank of each chunk; every rank owns the same number.
+        owners: int64[S / chunk], the place on the ring of each chunk; every place owns the same number.
+        ulysses: ranks that share a place on the ring: each holds a stretch of its tokens, and during attention all of them for some heads.
     """
 
     cu_seqlens: np.ndarray
     cp_size: int
     chunk: int
     owners: np.ndarray
+    ulysses: int = 1
     _steps: dict[int, RankSteps] = field(default_factory=dict, repr=False)
 
     @property
@@ -48,11 +50,20 @@ class CPPlan:
         """Tokens of the longest document: one more than the highest position."""
         return int(np.diff(self.cu_seqlens).max())
 
-    def steps(self, cp_rank: int) -> RankSteps:
-        """What one rank computes, sends and receives; made once, and carried along when a data worker made it."""
-        if cp_rank not in self._steps:
-            self._steps[cp_rank] = rank_steps(self.cu_seqlens, self.owners, self.chunk, self.cp_size, cp_rank)
-        return self._steps[cp_rank]
+    @property
+    def ring_size(self) -> int:
+        """Places on the ring."""
+        return self.cp_size // self.ulysses
+
+    def shared_by(self, ulysses: int) -> CPPlan:
+        """The same ring with so many ranks at each place, numbered ring place * ulysses + rank at the place."""
+        return replace(self, cp_size=self.ring_size * ulysses, ulysses=ulysses)
+
+    def steps(self, ring_rank: int) -> RankSteps:
+        """What one place on the ring computes, sends and receives; made once, and carried along when a data worker made it."""
+        if ring_rank not in self._steps:
+            self._steps[ring_rank] = rank_steps(self.cu_seqlens, self.owners, self.chunk, self.ring_size, ring_rank)
+        return self._steps[ring_rank]
 
 
 def plan(cu_seqlens: np.ndarray, cp_size: int, chunk: int | None = None, *, padding: int = 0) -> CPPlan:
@@ -136,12 +147,15 @@ def chunk_work(bounds: np.ndarray, chunk: int) -> np.ndarray:
 
 
 def rank_work(cp_plan: CPPlan) -> np.ndarray:
-    """Query-key pairs of each rank: int64[cp]."""
+    """Query-key pairs of each place on the ring: int64[ring_size]."""
     work = chunk_work(cp_plan.cu_seqlens, cp_plan.chunk)
-    return np.bincount(cp_plan.owners, weights=work, minlength=cp_plan.cp_size).astype(np.int64)
+    return np.bincount(cp_plan.owners, weights=work, minlength=cp_plan.ring_size).astype(np.int64)
 
 
 def index(cp_plan: CPPlan, cp_rank: int) -> np.ndarray:
     """Pack positions owned by one context-parallel rank, ascending: int64[S / cp]. The same for tokens, labels, positions and rows."""
-    chunks = np.flatnonzero(cp_plan.owners == cp_rank)
-    return (chunks[:, None] * cp_plan.chunk + np.arange(cp_plan.chunk)).reshape(-1)
+    ring_rank, place = divmod(cp_rank, cp_plan.ulysses)
+    chunks = np.flatnonzero(cp_plan.owners == ring_rank)
+    positions = (chunks[:, None] * cp_plan.chunk + np.arange(cp_plan.chunk)).reshape(-1)
+    share = len(positions) // cp_plan.ulysses
+    return positions[place * share : (place + 1) * share]

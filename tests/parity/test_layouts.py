@@ -70,6 +70,24 @@ def test_layout_equals_one_process(
     assert result.equal, result
 
 
+@pytest.mark.parametrize("cp", [2, 4], ids=["ulysses-2", "ring-2-ulysses-2"])
+@pytest.mark.parametrize(("resets", "head", "modules", "recompute"), CASES[:2])
+def test_ulysses_equals_one_process(
+    layout_pool: LayoutPool,
+    weights: dict[str, torch.Tensor],
+    references: dict[Any, Any],
+    tmp_path: Path,
+    cp: int,
+    resets: bool,
+    head: str,
+    modules: tuple[str, ...],
+    recompute: str,
+) -> None:
+    arguments = {"folder": str(tmp_path), "full": weights, **_arguments(resets, head, modules, recompute)}
+    result = compare(layout_pool.run(RUN, 1, 1, cp, 1, ulysses=2, **arguments)[0], references[resets, head, modules, recompute])
+    assert result.equal, result
+
+
 @pytest.mark.parametrize(("tp", "pp", "cp", "dp"), TENSOR_LAYOUTS, ids=["".join(map(str, layout)) for layout in TENSOR_LAYOUTS])
 @pytest.mark.parametrize(("resets", "head", "modules", "recompute"), TENSOR_CASES)
 def test_a_tower_cut_over_tensor_parallel_equals_one_process(

@@ -24,7 +24,7 @@ def make_recipe(
     vision_parallel: str = "balanced",
 ) -> Recipe:
     """The recipe of a parity step."""
-    sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size}
+    sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
             "model": {**MODEL, "lm_head": head},
@@ -76,6 +76,7 @@ def loss_and_gradients(
     modules: tuple[str, ...],
     recompute: str = "none",
     vision_parallel: str = "balanced",
+    ulysses: int = 1,
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -85,6 +86,7 @@ def loss_and_gradients(
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform
 
+    layout = layout.with_ulysses(ulysses)
     recipe, platform = make_recipe(layout, head, modules, recompute, vision_parallel), get_platform()
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)

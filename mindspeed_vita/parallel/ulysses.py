@@ -1,0 +1,83 @@
+"""Ulysses: neighbouring ranks swap tokens for heads around attention, alone or as one place of a ring. Source: arXiv 2309.14509.
+
+Each of u ranks holds a u-th of a stretch of tokens with all heads; one all-to-all gives it the whole stretch with a u-th of the heads,
+attention follows (over the ring, if there is one), and a second all-to-all brings the outputs back.
+Shapes: T tokens of this rank, N query heads, G key heads, D width of a head, u ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.sharding import CPPlan
+
+
+def ulysses_attention(
+    q_TND: torch.Tensor,
+    k_TGD: torch.Tensor,
+    v_TGD: torch.Tensor,
+    plan: CPPlan,
+    *,
+    scale: float,
+    group: Any,
+    ring_group: Any,
+    ring_rank: int,
+    backend: Optional[str] = None,
+) -> torch.Tensor:
+    """Causal attention inside each document of the plan, over tokens spread over ring places of plan.ulysses ranks each.
+
+    Args:
+        q_TND: queries of this rank's tokens, in the order of sharding.index(plan, cp_rank).
+        k_TGD, v_TGD: its keys and values.
+        plan: owners and documents.
+        scale: factor on the scores.
+        group: the plan.ulysses ranks at this place of the ring.
+        ring_group: the ranks of the ring that this rank takes part in.
+        ring_rank: its place there.
+        backend: name of an attention backend; None takes the first that does not refuse.
+
+    Returns:
+        out_TND in the dtype of q_TND.
+
+    Raises:
+        ValueError: the heads do not divide, or no backend can serve the tensors.
+    """
+    heads, kv_heads = q_TND.shape[1], k_TGD.shape[1]
+    for name, count in (("query", heads), ("key", kv_heads)):
+        if count % plan.ulysses:
+            raise ValueError(
+                f"ulysses={plan.ulysses} does not divide this rank's {count} {name} heads; "
+                "use a divisor, less tensor parallelism, or the ring alone"
+            )
+    parts = [x.unflatten(1, (plan.ulysses, -1)) for x in (q_TND, k_TGD, v_TGD)]
+    # one exchange for all three: each rank's heads of q, k and v lie together
+    qkv = _Swap.apply(torch.cat(parts, dim=2).transpose(0, 1).contiguous(), group).flatten(0, 1)
+    q, k, v = qkv.split([heads // plan.ulysses, kv_heads // plan.ulysses, kv_heads // plan.ulysses], dim=1)
+    out = ring_attention(
+        q.contiguous(), k.contiguous(), v.contiguous(), plan, scale=scale, group=ring_group, rank=ring_rank, backend=backend
+    )
+    by_token = _Swap.apply(out.unflatten(0, (plan.ulysses, -1)), group)
+    return by_token.transpose(0, 1).flatten(1, 2)
+
+
+class _Swap(torch.autograd.Function):
+    """All-to-all along the first dimension, [u, ...]: row i goes to rank i. Its own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, outgoing: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        return _all_to_all(outgoing, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _all_to_all(grad, ctx.group), None
+
+
+def _all_to_all(outgoing: torch.Tensor, group: Any) -> torch.Tensor:
+    incoming = torch.empty_like(outgoing, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(incoming, outgoing.contiguous(), group=group)
+    return incoming

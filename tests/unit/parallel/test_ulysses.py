@@ -1,0 +1,15 @@
+"""What Ulysses cannot deal out is refused before anything is sent; that it is exact is shown by tests/parity/test_layouts.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from mindspeed_vita.parallel.ulysses import ulysses_attention
+from mindspeed_vita.sharding import plan
+
+
+@pytest.mark.parametrize("heads, kv_heads, name", [(3, 2, "3 query"), (4, 1, "1 key")])
+def test_heads_that_do_not_divide_are_refused(heads: int, kv_heads: int, name: str) -> None:
+    q, k = torch.zeros(4, heads, 8), torch.zeros(4, kv_heads, 8)
+    with pytest.raises(ValueError, match=f"ulysses=2 does not divide this rank's {name} heads; use a divisor"):
+        ulysses_attention(q, k, k, plan(np.array([0, 8]), 1).shared_by(2), scale=1.0, group=None, ring_group=None, ring_rank=0)
