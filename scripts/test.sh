@@ -16,6 +16,14 @@ if [ ! -d "$VITA_MCORE_012/megatron/core" ]; then
         || { echo "tests: megatron-core 0.12.3 could not be installed; the tests on it are skipped"; unset VITA_MCORE_012; }
 fi
 
+# So does torch_npu, for the tests on a simulated Ascend: where it lies beside torch, even `import torch` wants CANN.
+torch_version="$("$VITA_PYTHON" -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')"
+export VITA_TORCH_NPU="${VITA_TORCH_NPU:-$VITA_ROOT/.venv/overlays/torch-npu-$torch_version}"
+if [ ! -d "$VITA_TORCH_NPU/torch_npu" ]; then
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --target "$VITA_TORCH_NPU" "torch-npu==$torch_version" \
+        || { echo "tests: torch_npu $torch_version could not be installed; the tests on a simulated Ascend are skipped"; unset VITA_TORCH_NPU; }
+fi
+
 failed=()
 step() {
     local name="$1"

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from mindspeed_vita.config import LanguageConfig
 from mindspeed_vita.models.core_attention import Attend, PackedCoreAttention
 from mindspeed_vita.ops.tokenwise import rms_norm, swiglu
-from mindspeed_vita.platform.megatron_compat import vp_stage_argument
+from mindspeed_vita.platform.megatron_compat import mlp_width_argument, vp_stage_argument
 
 
 def language_transformer_config(
@@ -101,8 +101,9 @@ class RMSNorm(torch.nn.RMSNorm):
 class GatedMLP(MLP):
     """megatron's MLP, whose gate goes through ops/. A class rather than a spec: megatron warns of specs of other classes than its own."""
 
-    def __init__(self, config: TransformerConfig, **arguments: Any) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear), **arguments)
+    def __init__(self, config: TransformerConfig, **unused: Any) -> None:
+        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        super().__init__(config, linears, **mlp_width_argument(config.ffn_hidden_size))
 
     def forward(self, hidden_states: torch.Tensor, *unused: Any, **also_unused: Any) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
         """Output and its bias, which is None without linear biases."""

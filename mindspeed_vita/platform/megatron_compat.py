@@ -43,6 +43,11 @@ def vp_stage_argument(vp_stage: Optional[int] = None) -> dict[str, Any]:
     return {} if is_old_core() else {"vp_stage": vp_stage}
 
 
+def mlp_width_argument(width: int) -> dict[str, Any]:
+    """`ffn_hidden_size=` for megatron's MLP: 0.16 warns where it is left out, 0.12 has no such argument."""
+    return {} if is_old_core() else {"ffn_hidden_size": width}
+
+
 def context_parallel_group(pg_collection: Any = None) -> dist.ProcessGroup:
     """The context-parallel group: 0.16 hands modules a `pg_collection`, on 0.12 it is looked up."""
     from megatron.core import parallel_state

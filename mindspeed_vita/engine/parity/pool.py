@@ -12,9 +12,10 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Iterator, Optional
 
 
 class LayoutPool:
@@ -22,20 +23,25 @@ class LayoutPool:
 
     Args:
         size: largest world size.
-        overlay: folder with another megatron-core, put first on the workers' path; None takes the installed one.
+        overlay: folder with packages, put first on the workers' path: another megatron-core, say; None takes the installed ones.
+        prepare: "module:function" that every worker calls before its first run.
+        environment: variables that the workers start with, beside this process's.
     """
 
-    def __init__(self, size: int, overlay: Optional[str] = None) -> None:
+    def __init__(
+        self, size: int, overlay: Optional[str] = None, *, prepare: Optional[str] = None, environment: Optional[dict[str, str]] = None
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
         self._group = 0
         self._workers: list[tuple[Any, Connection]] = []
-        for rank in range(size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, overlay), daemon=True)
-            process.start()
-            there.close()
-            self._workers.append((process, here))
+        with _environment(environment or {}):
+            for rank in range(size):
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there, rank, overlay, prepare), daemon=True)
+                process.start()
+                there.close()
+                self._workers.append((process, here))
 
     def run(self, function: str, tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, **arguments: Any) -> list[Any]:
         """Calls "module:function"(layout, **arguments) on every rank of the layout and returns the results by rank.
@@ -83,7 +89,22 @@ class LayoutPool:
         self._folder.cleanup()
 
 
-def _serve(pipe: Connection, rank: int, overlay: Optional[str]) -> None:
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables for the processes that start meanwhile: the path of shared libraries, say, is read only then."""
+    saved = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(pipe: Connection, rank: int, overlay: Optional[str], prepare: Optional[str]) -> None:
     if overlay:
         sys.path.insert(0, overlay)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -97,10 +118,18 @@ def _serve(pipe: Connection, rank: int, overlay: Optional[str]) -> None:
         except EOFError:
             return
         try:
+            if prepare:
+                _find(prepare)()
+                prepare = None
             result = _call(function, sizes, world, store, rank, arguments)
             pipe.send(("", result))
         except BaseException:  # noqa: BLE001 - whatever it was, the test in the other process reports it
             pipe.send((traceback.format_exc(), None))
+
+
+def _find(function: str) -> Callable[..., Any]:
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
 def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, rank: int, arguments: dict[str, Any]) -> Any:
@@ -123,8 +152,7 @@ def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, ra
         tp, pp, cp = sizes
         parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
         tensor_parallel.model_parallel_cuda_manual_seed(1234)
-        module, name = function.split(":")
-        return getattr(importlib.import_module(module), name)(ParallelLayout.from_megatron(), **arguments)
+        return _find(function)(ParallelLayout.from_megatron(), **arguments)
     finally:
         destroy_model_parallel()
         dist.destroy_process_group()
