@@ -32,7 +32,7 @@ class AppliedPatch:
     kind: str
     replacement: str
     over: tuple[str, ...]
-    """What lay there before, outermost first."""
+    """What lay there before, outermost first; of what is no longer there when asked again, only what wrappers have left a trace of."""
 
 
 @dataclass(frozen=True, kw_only=True)

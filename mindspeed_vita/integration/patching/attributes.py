@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -35,7 +34,8 @@ def snapshot(packages: Sequence[str]) -> dict[str, Any]:
             continue
         for name, value in list(vars(module).items()):
             found[f"{module_name}.{name}"] = value
-            if inspect.isclass(value) and value.__module__ == module_name:
+            # by type(): isinstance would ask proxies for what they stand for, and wake them
+            if issubclass(type(value), type) and value.__module__ == module_name:
                 _add_class(found, f"{module_name}.{value.__qualname__}", value)
     return found
 

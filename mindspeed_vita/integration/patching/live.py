@@ -93,7 +93,8 @@ def holders(value: Any, *, leave_out: tuple[Any, str]) -> list[str]:
         for name, held in list(vars(module).items()):
             if held is value and (module, name) != leave_out:
                 found.add(f"{module_name}.{name}")
-            elif inspect.isclass(held) and held.__module__ == module_name:
+            # by type(): isinstance would ask proxies for what they stand for, and wake them
+            elif issubclass(type(held), type) and held.__module__ == module_name:
                 found.update(f"{module_name}.{held.__qualname__}.{inner}" for inner in _class_names(held, value, leave_out))
             elif type(held) in _CONTAINERS and _contains(held, value):  # a lazy subclass may import half a library when it is read
                 found.add(f"{module_name}.{name}[...]")

@@ -1,12 +1,15 @@
-"""Our parameter groups take the place of Megatron's for a model of ours, and of no other."""
+"""What the ledger puts over Megatron's functions does its work for a model of ours, and leaves any other alone."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mindspeed_vita.config import TrainConfig
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
+from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep, train_step_wrapper
 
 RATES = {"lr": 9.0, "min_lr": 0.9, "decoupled_lr": None, "decoupled_min_lr": None}
 """Upstream's arguments; the model's own settings count."""
@@ -74,3 +77,48 @@ def test_another_model_gets_upstreams_groups():
 def test_several_chunks_a_stage_are_refused():
     with pytest.raises(ValueError, match="2 model chunks on one pipeline stage; leave out --num-layers-per-virtual-pipeline-stage"):
         parameter_groups_wrapper(upstream)([model(), model()], None, None, 1.0, **RATES)
+
+
+class Steps(ForwardStep):
+    """Notes what is called."""
+
+    def __init__(self, seen: list) -> None:
+        super().__init__(torch.device("cpu"))
+        self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2))
+
+    def start_step(self) -> None:
+        self.seen.append("start")
+
+    def finish_step(self) -> None:
+        self.seen.append("finish")
+
+
+def schedule(optimizer):
+    """Megatron's own, counted in samples: two steps of warm-up, eight steps in all."""
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    rates = {"init_lr": 0.0, "max_lr": 1.0, "min_lr": 0.1, "lr_warmup_steps": 4, "lr_decay_steps": 16, "lr_decay_style": "linear"}
+    decay = {"start_wd": 0.0, "end_wd": 0.0, "wd_incr_steps": 16, "wd_incr_style": "constant"}
+    return OptimizerParamScheduler(optimizer, **rates, **decay)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_step_has_the_learning_rate_of_its_own_number(ours):
+    seen: list = []
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": rate, "min_lr": rate / 10, "lr_mult": 1.0} for rate in (1.0, 0.5)]
+    scheduler = schedule(torch.optim.SGD(groups, lr=1.0))
+
+    def train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        opt_param_scheduler.step(increment=2)  # as Megatron does, after the update
+        return "result"
+
+    forward_step = Steps(seen) if ours else object()
+    for _ in range(3):
+        assert train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, None) == "result"
+    assert scheduler.num_steps == 6
+    rates = [entry for entry in seen if isinstance(entry, list)]
+    third = 1.0 - 0.9 * (6 - 4) / (16 - 4)
+    expected = [[0.5, 0.25], [1.0, 0.5], [third, third / 2]] if ours else [[0.0, 0.0], [0.5, 0.25], [1.0, 0.5]]
+    torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
+    assert seen[:3] == (["start", rates[0], "finish"] if ours else rates)
