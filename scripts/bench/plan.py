@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from length_mix import draw
+from length_mix import TOKENS_PER_TILE, draw
 
 from mindspeed_vita.data.packing import plan_packs
 from mindspeed_vita.sharding import CPPlan, plan
@@ -20,15 +20,21 @@ CASES = ((2, 16384, 4), (3, 131072, 2), (3, 131072, 8), (4, 1048576, 8), (4, 104
 """Stage of the mixture, tokens a pack, context-parallel size."""
 
 
-def make_packs(stage: int, capacity: int, count: int) -> list[tuple[np.ndarray, int]]:
-    """Document bounds and padding of packs, by the packing plan that training uses; what exceeds a pack is cut to it."""
-    sources, tokens, _ = draw(stage, 3 * count + count * capacity // 1500)
+def draw_packs(stage: int, capacity: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and tiles of each pack's samples, by the packing plan that training uses; what exceeds a pack is cut to it."""
+    sources, tokens, tiles = draw(stage, 3 * count + count * capacity // 1500)
+    tiles = np.minimum(tiles, np.maximum(0, capacity - tokens + TOKENS_PER_TILE * tiles) // TOKENS_PER_TILE)
     tokens = np.minimum(tokens, capacity)
     mode = "same_source" if stage == 2 else "cross_source"
     packing = plan_packs(tokens, sources, capacity=capacity, mode=mode, seed=0, epoch=0)
+    return [(tokens[samples], tiles[samples]) for samples in map(packing.pack, range(min(count, len(packing))))]
+
+
+def make_packs(stage: int, capacity: int, count: int) -> list[tuple[np.ndarray, int]]:
+    """Document bounds and padding of packs."""
     packs = []
-    for number in range(min(count, len(packing))):
-        bounds = np.concatenate([[0], np.cumsum(tokens[packing.pack(number)])])
+    for tokens, _ in draw_packs(stage, capacity, count):
+        bounds = np.concatenate([[0], np.cumsum(tokens)])
         padding = capacity - int(bounds[-1])
         packs.append((np.append(bounds, capacity) if padding else bounds, padding))
     return packs

@@ -14,6 +14,8 @@ from mindspeed_vita.engine.parity.pool import LayoutPool
 RUN = "mindspeed_vita.engine.parity.step:loss_and_gradients"
 LAYOUTS = ((2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (2, 1, 2, 1), (2, 2, 1, 1), (1, 2, 2, 1), (1, 1, 4, 1))
 """(tp, pp, cp, dp), each axis alone and their products."""
+CASES = [(layout, vision) for layout in LAYOUTS for vision in ("balanced", "tensor") if vision == "balanced" or layout[0] > 1]
+"""Layouts, and how their ranks share the tower (ParallelConfig.vision_parallel)."""
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 2e-5
 """Relative, and relative to each gradient's largest entry: fp32 sums in another order. Worst seen on a CPU: 5e-8 and 9e-6."""
 
@@ -64,7 +66,7 @@ def initial_weights(pool: LayoutPool) -> dict[str, torch.Tensor]:
 
 
 def check_layouts(processes: int, folder: str, report: Callable[[str], None]) -> bool:
-    """Runs every layout that fits a number of processes, with and without resets, and reports one line each.
+    """Runs every layout that fits a number of processes, with and without resets, with both ways to share the tower; reports a line each.
 
     Args:
         processes: largest world size to try.
@@ -86,12 +88,12 @@ def check_layouts(processes: int, folder: str, report: Callable[[str], None]) ->
         for resets in (True, False):
             arguments: dict[str, Any] = {"folder": folder, "full": weights, "resets": resets, "head": "masked", "modules": MODULES}
             expected = pool.run(RUN, **arguments)[0]
-            for tp, pp, cp, dp in LAYOUTS:
-                name = f"tp {tp} pp {pp} cp {cp} dp {dp}  resets {'on ' if resets else 'off'}"
+            for (tp, pp, cp, dp), vision in CASES:
+                name = f"tp {tp} pp {pp} cp {cp} dp {dp}  resets {'on ' if resets else 'off'}  tower {vision:8}"
                 if tp * pp * cp * dp > processes:
                     report(f"{name}  not run: needs {tp * pp * cp * dp} processes, {processes} fit here")
                     continue
-                result = compare(pool.run(RUN, tp, pp, cp, dp, **arguments)[0], expected)
+                result = compare(pool.run(RUN, tp, pp, cp, dp, vision_parallel=vision, **arguments)[0], expected)
                 all_equal &= result.equal
                 verdict = "PASS" if result.equal else f"FAIL ({result.parameter})"
                 report(f"{name}  loss off by {result.loss:.1e}, gradients by at most {result.gradient:.1e} of their absmax  {verdict}")

@@ -20,8 +20,8 @@ def test_versions_and_device_are_listed(capsys: pytest.CaptureFixture[str]) -> N
 def test_parity_reports_each_layout_and_says_which_were_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--parity", "--processes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.endswith("PASS") for line in lines) == 8  # four layouts of two processes, with resets and without
-    assert sum("not run: needs 4 processes, 2 fit here" in line for line in lines) == 8
+    assert sum(line.endswith("PASS") for line in lines) == 10  # four layouts of two processes, tp with both towers, with and without resets
+    assert sum("not run: needs 4 processes, 2 fit here" in line for line in lines) == 12
     assert lines[-1].startswith("PASS")
 
 
