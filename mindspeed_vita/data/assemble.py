@@ -11,9 +11,10 @@ import torch
 
 from mindspeed_vita.data.batch import IGNORE, MediaFailure, PackedBatch
 from mindspeed_vita.data.fitting import MediaLimits
-from mindspeed_vita.data.media.image import picture_tiles
-from mindspeed_vita.data.media.paths import MediaError, resolve
-from mindspeed_vita.data.media.video import VideoHeader, video_tiles
+from mindspeed_vita.data.media.decoder import get_decoder
+from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate
 from mindspeed_vita.hf.tiling import blank_tile
@@ -119,6 +120,7 @@ def assemble_pack(
     group_size: int = 1,
     cp_size: int = 1,
     decode: bool = True,
+    decoding: DecodeSettings | None = None,
 ) -> PackedBatch:
     """Concatenates samples, pads to seq_length and decodes this rank's tiles.
 
@@ -134,6 +136,7 @@ def assemble_pack(
         group_size: size of that group.
         cp_size: context-parallel size of the plan.
         decode: False leaves every tile out, for ranks that encode none.
+        decoding: caps and choices; None takes the defaults.
     """
     lengths = np.array([len(sample.tokens_T) for sample in samples], dtype=np.int64)
     sample_cu = np.concatenate([[0], np.cumsum(lengths)])
@@ -151,7 +154,7 @@ def assemble_pack(
     if cp_size > 1:
         cp_plan.steps(group_rank * cp_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
     tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)
-    tiles, failures = _decode(samples, tile_range, tile_size)
+    tiles, failures = _decode(samples, tile_range, tile_size, decoding or DecodeSettings())
     failed_ids = {failure.sample_id for failure in failures}
     batch = PackedBatch(
         tokens_T=torch.from_numpy(tokens),
@@ -163,7 +166,7 @@ def assemble_pack(
         sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
         source_ids=torch.tensor([sample.source_id for sample in samples], dtype=torch.int64),
         tile_first_token=torch.from_numpy(starts),
-        tiles_NCHW=torch.from_numpy(tiles),
+        tiles_NCHW=tiles,
         tile_range=tile_range,
         failed=torch.zeros(len(samples), dtype=torch.bool),
         failures=tuple(failures),
@@ -174,27 +177,41 @@ def assemble_pack(
     return batch.with_failed(torch.tensor([sample.sample_id in failed_ids for sample in samples]))
 
 
-def _decode(samples: Sequence[EncodedSample], wanted: range, tile_size: int) -> tuple[np.ndarray, list[MediaFailure]]:
-    tiles = np.empty((len(wanted), 3, tile_size, tile_size), dtype=np.uint8)
+def _decode(
+    samples: Sequence[EncodedSample], wanted: range, tile_size: int, decoding: DecodeSettings
+) -> tuple[torch.Tensor, list[MediaFailure]]:
+    tiles_NCHW = _empty_tiles(len(wanted), tile_size)
+    tiles = tiles_NCHW.numpy()
     failures = []
     first = 0
     for sample in samples:
         for medium in sample.media:
             own = range(max(first, wanted.start) - first, min(first + medium.num_tiles, wanted.stop) - first)
             if own:
-                into = slice(first + own.start - wanted.start, first + own.stop - wanted.start)
+                into = tiles[first + own.start - wanted.start : first + own.stop - wanted.start]
                 try:
-                    tiles[into] = _medium_tiles(medium, own, tile_size, sample.root)
+                    _decode_medium(medium, own, sample.root, into, decoding)
                 except MediaError as error:
-                    tiles[into] = blank_tile(tile_size)
+                    into[:] = blank_tile(tile_size)
                     failures.append(MediaFailure(sample.source, sample.sample_id, medium.path, error.reason))
             first += medium.num_tiles
-    return tiles, failures
+    return tiles_NCHW, failures
 
 
-def _medium_tiles(medium: Medium, own: range, tile_size: int, root: str) -> np.ndarray:
-    path = resolve(medium.path, root)
+def _decode_medium(medium: Medium, own: range, root: str, into: np.ndarray, decoding: DecodeSettings) -> None:
+    decoder = get_decoder(decoding)
     if medium.grid:
-        return picture_tiles(path, medium.grid, tile_size=tile_size, wanted=own)
+        decoder.picture(medium.path, root, medium.grid, own, into)
+        return
     assert medium.header is not None
-    return video_tiles(path, medium.header, list(medium.numbers[own.start : own.stop]), tile_size=tile_size, root=root)
+    decoder.video(medium.path, root, medium.header, list(medium.numbers[own.start : own.stop]), into)
+
+
+def _empty_tiles(count: int, tile_size: int) -> torch.Tensor:
+    """uint8[count, 3, H, W]; in a loader's worker in shared memory, where it would be copied to later: a film has gigabytes."""
+    shape = (count, 3, tile_size, tile_size)
+    if not count or torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.empty(0, dtype=torch.uint8)
+    storage = shared._typed_storage()._new_shared(count * 3 * tile_size * tile_size, device="cpu")
+    return shared.new(storage).view(shape)

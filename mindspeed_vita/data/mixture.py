@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mindspeed_vita.config import expand_variables
+
 _ENTRY_KEYS = ("ratio", "num", "data_paths")
 
 
@@ -39,8 +41,8 @@ class SourceSpec:
 def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
     """Reads ``dataset: {name: {ratio, num, data_paths}}``; other top-level keys are ignored.
 
-    An entry is off with ratio 0, num 0, or no paths. Relative paths start from the working directory or, where nothing lies
-    there, from the folder of the mixture.
+    An entry is off with ratio 0, num 0, or no paths. ${VAR} and ${VAR:-default} in the paths of entries that are on expand from the
+    environment. Relative paths start from the working directory or, where nothing lies there, from the folder of the mixture.
 
     Raises:
         ValueError: the file is missing or no such YAML, an entry is malformed, a file of an entry that is on is missing, or
@@ -90,7 +92,8 @@ def _entry(name: str, entry: Any, where: str) -> SourceSpec | None:
         raise ValueError(f"{where}.data_paths: found {paths!r}, expected a list of files")
     if ratio == 0 or num == 0 or not paths:
         return None
-    return SourceSpec(name=name, ratio=float(ratio), num=num, paths=tuple(paths))
+    files = tuple(expand_variables(file, where, "data_paths") for file in paths)
+    return SourceSpec(name=name, ratio=float(ratio), num=num, paths=files)
 
 
 def _locate(file: str, folder: Path) -> str | None:

@@ -12,6 +12,21 @@ CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _PROBE = "It's 2,718 small things:\n\n \tüber 你好 🎉 <|im_start|>user\n<image><video>"
 
 
+def check_folder(folder: str | Path) -> Path:
+    """The folder, if it looks like a tokenizer's; its files are not read.
+
+    Raises:
+        ValueError: no such folder, or no tokenizer in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"tokenizer folder {str(folder)!r} does not exist; set data.tokenizer to a Qwen2.5 tokenizer folder")
+    if not (folder / "tokenizer.json").is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{folder} holds {held}; expected tokenizer.json, or vocab.json and merges.txt, of a Qwen2.5 tokenizer")
+    return folder
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """Loads a tokenizer folder; nothing is fetched from a network.
 
@@ -27,12 +42,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         ValueError: no such folder, no tokenizer in it, or the chat tokens are missing.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"tokenizer folder {str(folder)!r} does not exist; set data.tokenizer to a Qwen2.5 tokenizer folder")
-    if not (folder / "tokenizer.json").is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"{folder} holds {held}; expected tokenizer.json, or vocab.json and merges.txt, of a Qwen2.5 tokenizer")
+    folder = check_folder(folder)
     from transformers import AutoConfig, AutoTokenizer
 
     from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig

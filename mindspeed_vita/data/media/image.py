@@ -8,43 +8,66 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
+from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS, cut_tiles, frame_tile
 
+_DEFAULTS = DecodeSettings()
 
-def probe_picture(path: str) -> tuple[int, int]:
+
+def probe_picture(path: str, settings: DecodeSettings = _DEFAULTS) -> tuple[int, int]:
     """(width, height) from the header.
 
     Raises:
-        MediaError: no readable header.
+        MediaError: no readable header, or one that announces too many pixels.
     """
+    settings.check_file(path)
     with _reading(path), Image.open(path) as image:
         size = image.size
     if min(size) < 1:
         raise MediaError(path, f"is a picture of {size[0]}x{size[1]} pixels")
+    settings.check_size(path, *size)
     return size
 
 
-def picture_tiles(path: str, grid: tuple[int, int], *, tile_size: int, wanted: range) -> np.ndarray:
+def picture_tiles(
+    path: str, grid: tuple[int, int], *, tile_size: int, wanted: range, settings: DecodeSettings = _DEFAULTS
+) -> np.ndarray:
     """Some tiles of a picture, cut by the grid chosen when it was indexed: uint8[len(wanted), 3, H, W].
 
     Raises:
         MediaError: the file cannot be decoded.
     """
-    return cut_tiles(_decode(path), grid, tile_size=tile_size, wanted=wanted)
+    image = _decode(path, settings)
+    if settings.resize == "fast":
+        from mindspeed_vita.data.media.fast_resize import cut_tiles_fast
+
+        return cut_tiles_fast(image, grid, tile_size=tile_size, wanted=wanted)
+    return cut_tiles(image, grid, tile_size=tile_size, wanted=wanted)
 
 
-def frame_picture(path: str, *, tile_size: int) -> np.ndarray:
+def frame_picture(path: str, *, tile_size: int, settings: DecodeSettings = _DEFAULTS) -> np.ndarray:
     """A frame stored as a picture: uint8[3, H, W].
 
     Raises:
         MediaError: the file cannot be decoded.
     """
-    return frame_tile(_decode(path), tile_size=tile_size)
+    return resize_frame(_decode(path, settings), tile_size=tile_size, settings=settings)
 
 
-def _decode(path: str) -> Image.Image:
+def resize_frame(image: Image.Image, *, tile_size: int, settings: DecodeSettings = _DEFAULTS) -> np.ndarray:
+    """Tile of a decoded video frame: uint8[3, H, W]."""
+    if settings.resize == "fast":
+        from mindspeed_vita.data.media.fast_resize import frame_tile_fast
+
+        return frame_tile_fast(image, tile_size=tile_size)
+    return frame_tile(image, tile_size=tile_size)
+
+
+def _decode(path: str, settings: DecodeSettings) -> Image.Image:
+    settings.check_file(path)
     with _reading(path), Image.open(path) as image:
+        settings.check_size(path, *image.size)
         return image.convert("RGB")
 
 

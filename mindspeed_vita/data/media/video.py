@@ -9,17 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspeed_vita.data.media.image import frame_picture, probe_picture
+from mindspeed_vita.data.media.image import frame_picture, probe_picture, resize_frame
+from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
-from mindspeed_vita.hf.frames import (
-    decode_file_frames,
-    directory_fps,
-    list_frames,
-    probe_file,
-    sample_directory_frames,
-    sample_file_frames,
-)
-from mindspeed_vita.hf.tiling import PICTURE_ERRORS, frame_tile
+from mindspeed_vita.data.media.readers import read_frames
+from mindspeed_vita.hf.frames import directory_fps, list_frames, probe_file, sample_directory_frames, sample_file_frames
+from mindspeed_vita.hf.tiling import PICTURE_ERRORS
+
+_DEFAULTS = DecodeSettings()
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,17 @@ class VideoHeader:
         return choose(self.num_frames, self.fps, max_frames=max_frames, max_fps=max_fps, sampler=sampler)
 
 
-def probe_video(path: str, root: str | None = None) -> VideoHeader:
+def probe_video(path: str, root: str | None = None, settings: DecodeSettings = _DEFAULTS) -> VideoHeader:
     """Header of a video file, or the number of pictures in a folder.
 
     Args:
         path: as written in the sample, relative to root or absolute: the rate of a folder follows from its name, not from
             where a symbolic link leads.
         root: folder that neither the video nor its first frame may lie outside of; None sets no bounds.
+        settings: caps.
 
     Raises:
-        MediaError: nothing usable there.
+        MediaError: nothing usable there, or more than the caps allow.
     """
     written = path if root is None else os.path.join(root, path)
     path = path if root is None else resolve(path, root)
@@ -53,32 +51,49 @@ def probe_video(path: str, root: str | None = None) -> VideoHeader:
         files = list_frames(path)
         if not files:
             raise MediaError(path, "folder without .png, .jpg or .jpeg frames")
-        probe_picture(files[0] if root is None else resolve(files[0], root))
-        return VideoHeader(True, len(files), directory_fps(written))
-    with _reading(path, "read as a video"):
-        return VideoHeader(False, *probe_file(path))
+        probe_picture(files[0] if root is None else resolve(files[0], root), settings)
+        header = VideoHeader(True, len(files), directory_fps(written))
+    else:
+        settings.check_file(path)
+        with _reading(path, "read as a video"):
+            header = VideoHeader(False, *probe_file(path))
+    settings.check_video(path, header.num_frames, header.fps)
+    return header
 
 
-def video_tiles(path: str, header: VideoHeader, numbers: list[int], *, tile_size: int, root: str) -> np.ndarray:
-    """Tiles of some frames: uint8[len(numbers), 3, H, W]. A file that ends early repeats its last frame.
+def video_tiles(
+    path: str, header: VideoHeader, numbers: list[int], *, tile_size: int, root: str, settings: DecodeSettings = _DEFAULTS
+) -> np.ndarray:
+    """Tiles of some frames: uint8[len(numbers), 3, H, W]. See iter_video_tiles."""
+    tiles = np.empty((len(numbers), 3, tile_size, tile_size), dtype=np.uint8)
+    for place, tile in enumerate(iter_video_tiles(path, header, numbers, tile_size=tile_size, root=root, settings=settings)):
+        tiles[place] = tile
+    return tiles
+
+
+def iter_video_tiles(
+    path: str, header: VideoHeader, numbers: list[int], *, tile_size: int, root: str, settings: DecodeSettings = _DEFAULTS
+) -> Iterator[np.ndarray]:
+    """Tiles of some frames, one at a time: uint8[3, H, W] each. A file that ends early repeats its last frame.
 
     Raises:
-        MediaError: the video cannot be decoded or changed since it was indexed.
+        MediaError: the video cannot be decoded, changed since it was indexed, or exceeds a cap.
     """
-    tiles = np.empty((len(numbers), 3, tile_size, tile_size), dtype=np.uint8)
     if header.is_folder:
         files = list_frames(path)
         if len(files) != header.num_frames:
             raise MediaError(path, f"holds {len(files)} frames, had {header.num_frames} when it was indexed")
-        for place, number in enumerate(numbers):
-            tiles[place] = frame_picture(resolve(files[number], root), tile_size=tile_size)
-        return tiles
-    images = decode_file_frames(path, numbers)
-    for place in range(len(numbers)):
+        for number in numbers:
+            yield frame_picture(resolve(files[number], root), tile_size=tile_size, settings=settings)
+        return
+    settings.check_file(path)
+    side = tile_size if settings.scale_in_decoder else None
+    images = read_frames(path, numbers, reader=settings.reader, longest_side=side)
+    for _ in numbers:
         with _reading(path, "decoded"):
             image = next(images)
-        tiles[place] = frame_tile(image, tile_size=tile_size)
-    return tiles
+        settings.check_size(path, *image.size)
+        yield resize_frame(image, tile_size=tile_size, settings=settings)
 
 
 @contextmanager
@@ -87,5 +102,7 @@ def _reading(path: str, how: str) -> Iterator[None]:
 
     try:
         yield
+    except StopIteration as error:
+        raise MediaError(path, f"cannot be {how} (it ends before the last frame)") from error
     except (av.error.FFmpegError, *PICTURE_ERRORS) as error:
         raise MediaError(path, f"cannot be {how} ({type(error).__name__}: {error})") from error

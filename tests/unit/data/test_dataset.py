@@ -93,7 +93,7 @@ def test_ranks_decode_only_their_own_tiles_and_together_all(world, picture, clip
     assert all(torch.equal(part.tokens_T, whole.tokens_T) and torch.equal(part.labels_T, whole.labels_T) for part in parts)
     assert all(part.tiles_NCHW.shape[1:] == (3, 28, 28) for part in parts)
     if group_size == 50:
-        assert parts[-1].tiles_NCHW.shape[0] == 0
+        assert min(len(part.tiles_NCHW) for part in parts) == 0
 
 
 def test_text_only_pack_has_no_tiles(world, say):

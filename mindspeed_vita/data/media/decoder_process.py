@@ -1,0 +1,101 @@
+"""The process that decodes: reads requests on standard input, writes tiles on standard output, and may be killed at any moment.
+
+Run as ``python -m mindspeed_vita.data.media.decoder_process MEMORY_BYTES`` by decoder.py; it imports neither torch nor megatron.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mindspeed_vita.data.media.image import picture_tiles, probe_picture
+from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.paths import MediaError, resolve
+from mindspeed_vita.data.media.video import VideoHeader, iter_video_tiles, probe_video
+
+TILE, DONE, REFUSED = b"T", b"D", b"E"
+"""What an answer is made of: tiles, then the end with a JSON value, or the reason why there is none."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serves requests until standard input ends."""
+    _restrict(int(sys.argv[1]))
+    # what libraries print must not reach the answers
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        _answer(json.loads(line), out)
+        out.flush()
+
+
+def _restrict(memory: int) -> None:
+    """Bounds memory, forbids writing files and core dumps, and ends this process with its parent."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _answer(request: dict[str, Any], out: BinaryIO) -> None:
+    settings = DecodeSettings(**request.pop("settings"))
+    work = _WORK[request.pop("kind")]
+    try:
+        value = None
+        for item in work(settings=settings, **request):
+            if isinstance(item, np.ndarray):
+                out.write(TILE)
+                out.write(np.ascontiguousarray(item).data)
+            else:
+                value = item
+        _finish(out, DONE, value)
+    except MediaError as error:
+        _finish(out, REFUSED, error.reason)
+    except MemoryError:
+        _finish(out, REFUSED, f"needs more than {settings.memory:,} bytes to decode (data.decode_memory)")
+
+
+def _finish(out: BinaryIO, tag: bytes, value: Any) -> None:
+    text = json.dumps(value).encode()
+    out.write(tag + len(text).to_bytes(4, "little") + text)
+
+
+def _picture(path: str, root: str, tile_size: int, wanted: list[int], grid: list[int], settings: DecodeSettings) -> Iterator[Any]:
+    columns, rows = grid
+    yield from picture_tiles(resolve(path, root), (columns, rows), tile_size=tile_size, wanted=range(*wanted), settings=settings)
+
+
+def _video(path: str, root: str, tile_size: int, header: list[Any], numbers: list[int], settings: DecodeSettings) -> Iterator[Any]:
+    known = VideoHeader(*header)
+    yield from iter_video_tiles(resolve(path, root), known, numbers, tile_size=tile_size, root=root, settings=settings)
+
+
+def _probe_picture(path: str, root: str, settings: DecodeSettings) -> Iterator[Any]:
+    yield list(probe_picture(resolve(path, root), settings))
+
+
+def _probe_video(path: str, root: str, settings: DecodeSettings) -> Iterator[Any]:
+    header = probe_video(path, root, settings)
+    yield [header.is_folder, header.num_frames, header.fps]
+
+
+_WORK: dict[str, Callable[..., Iterator[Any]]] = {
+    "picture": _picture,
+    "video": _video,
+    "probe_picture": _probe_picture,
+    "probe_video": _probe_video,
+}
+
+
+if __name__ == "__main__":
+    main()
