@@ -161,12 +161,38 @@ class DataConfig:
     """Frames per second taken from a video."""
     frame_sampler: str = "uniform"
     """uniform (corrected) | legacy (the released sampler, which can cut off a folder's tail)."""
+    index: str = ""
+    """Folder for the index and the packing plans, on a file system that all hosts share; empty: vita_index beside the mixture."""
+    index_processes: int = 0
+    """Processes that index; 0: one for each CPU core this process may use."""
     num_workers: int = 0
     """Loader processes per data-parallel rank; 0 loads in the training process."""
+    prefetch: int = 2
+    """Packs that each loader process keeps ready."""
     seed: int = 1234
     """Seed of the packing plan."""
     quarantine: str = ""
     """JSONL file for samples that failed to decode; empty: quarantine.jsonl in the checkpoint folder."""
+    failure_budget: float = 0.01
+    """Share of a source's samples that may have unusable media before the run stops; a few (10) may always."""
+    video_reader: str = "pyav"
+    """pyav | decord (x86-64) | torchcodec (where its FFmpeg libraries are); the same frames from each."""
+    resize: str = "exact"
+    """exact (Pillow's bicubic, as published) | fast (torch's, at most 2/255 off in pictures; a video's edge differs more)."""
+    scale_in_decoder: bool = False
+    """Scale video frames while they are decoded (swscale, with pyav): less memory and time, other pixels."""
+    decode_seconds: float = 60.0
+    """Hard deadline of decoding one picture or video on one rank; then its decoder is killed and the sample masked."""
+    decode_memory: int = 4 << 30
+    """Bytes a decoder process may allocate."""
+    max_media_bytes: int = 16 << 30
+    """Largest picture or video file."""
+    max_pixels: int = 150_000_000
+    """Most pixels of a picture or of one video frame, before it is cut or scaled."""
+    max_video_frames: int = 2_000_000
+    """Most frames of a video, taken or not."""
+    max_video_seconds: float = 21600.0
+    """Longest video."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,8 @@ def _choices(recipe: Recipe) -> list[str]:
     problems = [
         *_one_of("data.packing", data.packing, ("same_source", "cross_source")),
         *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy")),
+        *_one_of("data.video_reader", data.video_reader, ("pyav", "decord", "torchcodec")),
+        *_one_of("data.resize", data.resize, ("exact", "fast")),
         *_one_of("train.precision", train.precision, ("bf16", "fp32")),
         *_one_of("train.recompute", train.recompute, ("none", "selective", "full")),
     ]
@@ -167,6 +169,12 @@ def _train(recipe: Recipe) -> list[str]:
         ("checkpoint.keep", recipe.checkpoint.keep, 0),
         ("logging.every", recipe.logging.every, 1),
         ("data.num_workers", recipe.data.num_workers, 0),
+        ("data.index_processes", recipe.data.index_processes, 0),
+        ("data.prefetch", recipe.data.prefetch, 1),
+        ("data.decode_memory", recipe.data.decode_memory, 1 << 28),
+        ("data.max_media_bytes", recipe.data.max_media_bytes, 1),
+        ("data.max_pixels", recipe.data.max_pixels, 1),
+        ("data.max_video_frames", recipe.data.max_video_frames, 1),
         ("data.max_images", recipe.data.max_images, 1),
         ("data.max_frames", recipe.data.max_frames, 1),
         ("train.clip_grad", train.clip_grad, 0),
@@ -181,6 +189,11 @@ def _train(recipe: Recipe) -> list[str]:
     for name, share in (("train.beta1", train.beta1), ("train.beta2", train.beta2)):
         if not 0 <= share < 1:
             problems.append(f"{name}={share}; expected at least 0 and less than 1")
+    for name, number in (("decode_seconds", recipe.data.decode_seconds), ("max_video_seconds", recipe.data.max_video_seconds)):
+        if not number > 0:
+            problems.append(f"data.{name}={number}; expected a positive number")
+    if not 0 <= recipe.data.failure_budget <= 1:
+        problems.append(f"data.failure_budget={recipe.data.failure_budget}; expected a share between 0 and 1")
     if not 0 < recipe.data.max_fps < math.inf:
         problems.append(f"data.max_fps={recipe.data.max_fps}; expected a positive number")
     if not 0 <= train.min_lr <= train.lr < math.inf:
