@@ -169,7 +169,7 @@ def _check(ledger: Ledger, path: Path) -> None:
     problems: list[str] = []
     if len(ledger.patches) > MOST_PATCHES:
         problems.append(f"{len(ledger.patches)} patches; at most {MOST_PATCHES}: find a seam for one")
-    projects = {upstream.project for upstream in ledger.upstreams}
+    projects = {upstream.project: upstream for upstream in ledger.upstreams}
     for attribute in ("name", "target"):
         values = [getattr(patch, attribute) for patch in ledger.patches]
         problems += [f"two patches with {attribute} {value}" for value in sorted({value for value in values if values.count(value) > 1})]
@@ -180,6 +180,9 @@ def _check(ledger: Ledger, path: Path) -> None:
         elif stacks != (patch.kind == "wrap"):
             endings = " or ".join(WRAPPER_ENDINGS)
             problems.append(f"patch {patch.name}: {patch.kind} by {patch.replacement}; only wrappers' names end in {endings}")
+        behind = set(projects[patch.upstream].versions) - set(patch.versions) if patch.upstream in projects else set()
+        if behind:
+            problems.append(f"patch {patch.name}: {patch.upstream} {sorted(behind)} is supported, but not among the patch's versions")
         if not patch.replacement.startswith("mindspeed_vita.integration."):
             problems.append(f"patch {patch.name}: replacement {patch.replacement}; expected a function in mindspeed_vita.integration")
     entries: list[Patch | Seam] = [*ledger.patches, *ledger.seams]

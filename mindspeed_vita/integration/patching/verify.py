@@ -64,8 +64,9 @@ def verify(folders: Sequence[Path] = (), *, ledger: Optional[Ledger] = None) -> 
 def _project(ledger: Ledger, sources: Checkouts, project: str, entry: dict[str, Any]) -> Finding:
     supported = next(each.versions for each in ledger.upstreams if each.project == project)
     version = entry["version"]
-    wrong = [f"version {version}; check out {' or '.join(supported)}"] if supported and version not in supported else []
-    found = [str(part) for part in (version, entry["branch"], (entry["commit"] or "")[:12]) if part]
+    # a wheel leaves setup.py behind, and then nothing states a version
+    wrong = [f"version {version}; check out {' or '.join(supported)}"] if supported and version and version not in supported else []
+    found = [str(part) for part in (version or "of unknown version", entry["branch"], (entry["commit"] or "")[:12]) if part]
     return Finding(part="upstream", target=project, problems=tuple(wrong), found=" ".join(found))
 
 

@@ -97,6 +97,7 @@ def test_ledger_and_table_agree(table):
         (UPSTREAM + PATCH.replace("mindspeed_vita.integration", "somewhere"), "expected a function in mindspeed_vita.integration"),
         (UPSTREAM + PATCH.replace('"Mega"', '"Giga"'), r"upstream 'Giga'; expected one of \['Mega'\]"),
         (UPSTREAM + PATCH.replace('"(a)"', '"a"'), "'a' is no signature"),
+        (UPSTREAM + 'versions = ["1", "2"]' + PATCH, r"Mega \['2'\] is supported, but not among the patch's versions"),
         (UPSTREAM + PATCH + PATCH, "two patches with name step; two patches with target mega.step"),
         (UPSTREAM + "".join(PATCH.replace("step", f"step{n}") for n in range(9)), "9 patches; at most 8"),
         (UPSTREAM + PATCH + "[[patch.patched_upstream]]\nby = 'x.y'", r"missing keys \['when'\]"),

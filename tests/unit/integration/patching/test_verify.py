@@ -90,6 +90,10 @@ def test_what_does_not_fit_is_named_with_its_remedy(book, tmp_path, changes, sai
     assert any(said in problem for problem in found), found
 
 
+def test_an_unstated_version_is_no_problem(book, tmp_path):
+    assert not problems(book, tmp_path, {"setup.py": ""})
+
+
 def test_a_declaration_behind_a_flag_may_be_absent(book, tmp_path):
     by_flag = replace(book, patches=(patch(patched_upstream=(replace(ALWAYS, when="--fast"),)),))
     assert not problems(by_flag, tmp_path, {"fakespeed/features.py": ""})
