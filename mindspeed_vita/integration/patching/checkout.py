@@ -114,7 +114,7 @@ class Checkouts:
         return self._find(dotted, frozenset())
 
     def patches(self, dotted: str) -> list[Mention]:
-        """Where upstream names the target in a string, as every registration of a patch does."""
+        """Where upstream puts something in the target's place: names it in a string, as every registration does, or assigns to it."""
         return sorted(self._patches(dotted), key=lambda mention: (mention.project, mention.file, mention.name))
 
     def imports(self, dotted: str) -> list[Mention]:
@@ -161,17 +161,12 @@ class Checkouts:
         )
 
     def _patches(self, dotted: str) -> Iterator[Mention]:
-        for project, path, tree in self._files_with(dotted):
-            package = self._package(project, path)
-            names = _imported(_statements(tree.body), package)
-            for scope in ast.walk(tree):
-                if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                    inside = {**names, **_imported(ast.walk(scope), package)}
-                    for written in _beside(scope, dotted):
-                        start, _, rest = written.partition(".")
-                        source = ".".join(filter(None, (inside.get(start, start), rest)))
-                        found = self.find(source)
-                        yield Mention(project=project, file=self._relative(project, path), name=found.name if found else source)
+        for project, path, tree in self._files_with(dotted.rsplit(".", 1)[1]):
+            for nodes, names in _scopes(tree, self._package(project, path)):
+                for written in _put_there(nodes, dotted, names):
+                    source = _resolved(written, names)
+                    found = self.find(source)
+                    yield Mention(project=project, file=self._relative(project, path), name=found.name if found else source)
 
     def _files_with(self, text: str) -> Iterator[tuple[str, Path, ast.Module]]:
         """Parsed files of all projects that hold the text; reading is cheaper than parsing."""
@@ -262,13 +257,33 @@ def _imported(statements: Iterable[ast.AST], package: Sequence[str]) -> dict[str
     return found
 
 
-def _beside(scope: ast.AST, text: str) -> Iterator[str]:
-    """What follows the string in a call's arguments or a tuple: register_patch("a.b.c", this)."""
-    for node in ast.walk(scope):
+def _scopes(tree: ast.Module, package: Sequence[str]) -> Iterator[tuple[list[ast.AST], dict[str, str]]]:
+    """The nodes of each function, and those outside of all, with the names that are imported there."""
+    names = _imported(_statements(tree.body), package)
+    outside = [statement for statement in _statements(tree.body) if isinstance(statement, (ast.Expr, ast.Assign))]
+    yield [node for statement in outside for node in ast.walk(statement)], names
+    for scope in ast.walk(tree):
+        if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield list(ast.walk(scope)), {**names, **_imported(ast.walk(scope), package)}
+
+
+def _put_there(nodes: Iterable[ast.AST], dotted: str, names: Mapping[str, str]) -> Iterator[str]:
+    """What follows the string in a call's arguments or a tuple, register_patch("a.b.c", this), or is assigned, a.b.c = this."""
+    for node in nodes:
         parts = node.args if isinstance(node, ast.Call) else node.elts if isinstance(node, (ast.Tuple, ast.List)) else []
         for part, following in zip(parts, [*parts[1:], None]):
-            if isinstance(part, ast.Constant) and part.value == text:
+            if isinstance(part, ast.Constant) and part.value == dotted:
                 yield ast.unparse(following) if following is not None else "nothing"
+        if isinstance(node, ast.Assign):
+            targets = [ast.unparse(target) for target in node.targets if isinstance(target, ast.Attribute)]
+            if dotted in [_resolved(target, names) for target in targets]:
+                yield ast.unparse(node.value)
+
+
+def _resolved(written: str, names: Mapping[str, str]) -> str:
+    """A name as it is written in a scope, dotted from its package on."""
+    start, _, rest = written.partition(".")
+    return ".".join(filter(None, (names.get(start, start), rest)))
 
 
 def _git(folder: Path, *arguments: str) -> Optional[str]:

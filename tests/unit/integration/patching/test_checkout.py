@@ -66,6 +66,18 @@ FILES = {
         class Better:
             def step(self, model): ...
     ''',
+    "Speed/speed/direct.py": '''
+        import mega.core.work
+        from mega.core import work
+        from speed.faster import Better
+
+        if True:
+            work.Loop.run = Better
+
+        def install(manager):
+            mega.core.work.Loop.run = manager.better
+            work.run = Better
+    ''',
     "Speed/speed/late.py": '''
         def run():
             from mega.core.work import step
@@ -125,6 +137,7 @@ def test_registered_patches_are_named_by_what_they_put_there(sources):
         "speed.faster.step",
     }
     assert [mention.name for mention in sources.patches("mega.core.work.Loop.name")] == ["lambda prefix: prefix"]
+    assert [mention.name for mention in sources.patches("mega.core.work.Loop.run")] == ["manager.better", "speed.faster.Better"]
 
 
 def test_imports_that_bind_a_name_are_told_from_late_ones(sources):
