@@ -157,7 +157,8 @@ def table_row(packs: list[Pack], scheme: Callable[[Pack], Count]) -> str:
     busiest = sum(count.share.max() for count in counts) * ranks / tiles
     forward, most = (sum(float(pick(count.forward)) for count in counts) / tiles / 1e6 for pick in (np.mean, np.max))
     back = sum(float(count.backward.mean()) for count in counts) / tiles / 1e6
-    return f"{sum(count.encodes for count in counts) / tiles:.3f} | {busiest:.2f} | {forward:.3f} | {most:.3f} | {forward + back:.3f}"
+    moved = " | ".join(f"{size:.3f}" if size < 10 else f"{size:.1f}" for size in (forward, most, forward + back))
+    return f"{sum(count.encodes for count in counts) / tiles:.3f} | {busiest:.2f} | {moved}"
 
 
 def main() -> None:
