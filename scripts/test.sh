@@ -5,7 +5,7 @@ set -uo pipefail
 trap 'echo "FAIL: scripts/test.sh: the set-up failed, see its message above"' EXIT
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
 trap - EXIT
-cd -- "$VITA_ROOT"
+cd -- "$VITA_ROOT" || exit 1
 # One thread a process: the multi-process tests would otherwise fight for the cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 

@@ -12,6 +12,7 @@ from typing import Optional, Sequence
 # name -> (module with add_arguments and run, one line of help)
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
+    "check": ("mindspeed_vita.cli.check", "say whether a recipe would start: settings, layout, data, weights"),
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints between native and Hugging Face format"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "doctor": ("mindspeed_vita.cli.doctor", "say what this machine has; --parity: check that every parallel layout is exact on it"),
@@ -39,7 +40,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     module = importlib.import_module(module_name)
     command = argparse.ArgumentParser(prog=f"vita {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(command)
-    return _guarded(module.run, command.parse_args(arguments[1:]))
+    return _guarded(module.run, _parse(command, arguments[1:]))
+
+
+def _parse(command: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """What stands before "--", and under `passed_on` what stands after it, for the commands that pass it on."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    parsed = command.parse_args(arguments[:end])
+    if arguments[end + 1 :] and not hasattr(parsed, "passed_on"):
+        command.error(f"unexpected arguments after --: {' '.join(arguments[end + 1:])}")
+    parsed.passed_on = arguments[end + 1 :]
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Recipes: what a run is told, checked before anything is built."""
 
-from mindspeed_vita.config.load import load_recipe, model_config_from_dict, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config.load import expand_variables, load_recipe, model_config_from_dict, recipe_from_dict, recipe_to_dict
 from mindspeed_vita.config.recipe import (
     MODULES,
     CheckpointConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "RopeScalingConfig",
     "TrainConfig",
     "VisionConfig",
+    "expand_variables",
     "load_recipe",
     "model_config_from_dict",
     "recipe_from_dict",

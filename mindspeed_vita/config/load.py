@@ -130,7 +130,7 @@ def _convert(hint: Any, value: Any, where: str, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, {} if value is None else value, where, f"{name}.")  # type: ignore[arg-type]
     if isinstance(value, str):
-        value = _expand(value, where, name)
+        value = expand_variables(value, where, name)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None:
             return None
@@ -174,7 +174,18 @@ def _type_name(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
-def _expand(text: str, where: str, name: str) -> str:
+def expand_variables(text: str, where: str, name: str) -> str:
+    """${VAR} and ${VAR:-default} from the environment.
+
+    Args:
+        text: what may hold them.
+        where: file, for the message.
+        name: key, for the message.
+
+    Raises:
+        ValueError: a variable without default is not set.
+    """
+
     def replace(match: re.Match[str]) -> str:
         value: Optional[str] = os.environ.get(match.group(1), match.group(2))
         if value is None:

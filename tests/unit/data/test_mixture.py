@@ -99,6 +99,16 @@ def test_a_missing_mixture_is_named(tmp_path):
         load_mixture(tmp_path / "gone.yaml")
 
 
+def test_paths_take_variables_and_only_entries_that_are_on_need_them(folder, monkeypatch):
+    used = "used: {data_paths: ['${VITA_TEST_ROOT}/datasets/jsonl/a.jsonl']}"
+    text = f"dataset: {{{used}, unused: {{ratio: 0, data_paths: ['${{VITA_TEST_UNSET}}/b.jsonl']}}}}"
+    monkeypatch.setenv("VITA_TEST_ROOT", str(folder))
+    assert [source.paths for source in load_mixture(write(folder, text))] == [(str(folder / "datasets/jsonl/a.jsonl"),)]
+    monkeypatch.delenv("VITA_TEST_ROOT")
+    with pytest.raises(ValueError, match="dataset.used: data_paths=.* needs the environment variable VITA_TEST_ROOT"):
+        load_mixture(write(folder, text))
+
+
 def spec(ratio=1.0, num=None, name="x"):
     return SourceSpec(name=name, ratio=ratio, num=num, paths=("p",))
 

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Long-VITA 14B, stage 1 (alignment: only the projector learns).
+# Packs of 32,768 tokens of one source, samples isolated; 528 packs a step, 1,000 steps.
+# tp 8 pp 1 cp 1: 8 devices or a multiple, of 64 GB (NPU) or 96 GB (GPU) each.
+#
+#   DRY_RUN=1 bash examples/long_vita_14b/stage1.sh    prints the command, and checks recipe, layout, data and weights
+#   bash examples/long_vita_14b/stage1.sh              trains; the same command continues after a stop
+#
+# Several nodes: the same on each, with NNODES, NODE_RANK, MASTER_ADDR. Also: NPROC_PER_NODE, MASTER_PORT, DEVICE=auto|npu|cuda|cpu,
+# ENGINE=builtin|mindspeed-llm (default on NPUs). Arguments replace settings (train.steps=100); after -- come MindSpeed-LLM's own flags.
+set -euo pipefail
+here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
+source "$here/../launch.sh"
+
+export MIXTURE="${MIXTURE:-$here/../mixtures/stage1.yaml}"
+require \
+    DATA_ROOT "the folder that holds datasets/ (docs/guides/data.md)" \
+    TOKENIZER "the folder of Qwen2.5-14B-Instruct, for its tokenizer" \
+    BASE_WEIGHTS "what vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output DIR wrote" \
+    OUTPUT_ROOT "one folder for all stages; this one writes stage1/ in it"
+
+launch "$here/stage1.yaml" "$@"

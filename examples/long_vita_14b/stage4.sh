@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Long-VITA 14B, stage 4 (1M: projector and language model learn).
+# Packs of 1,048,576 tokens across sources, not isolated; 8 packs a step, 500 steps.
+# tp 8 pp 1 cp 8: 64 devices or a multiple, of 64 GB (NPU) or 96 GB (GPU) each.
+#
+#   DRY_RUN=1 bash examples/long_vita_14b/stage4.sh    prints the command, and checks recipe, layout, data and weights
+#   bash examples/long_vita_14b/stage4.sh              trains; the same command continues after a stop
+#
+# Several nodes: the same on each, with NNODES, NODE_RANK, MASTER_ADDR. Also: NPROC_PER_NODE, MASTER_PORT, DEVICE=auto|npu|cuda|cpu,
+# ENGINE=builtin|mindspeed-llm (default on NPUs). Arguments replace settings (train.steps=100); after -- come MindSpeed-LLM's own flags.
+set -euo pipefail
+here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
+source "$here/../launch.sh"
+
+export MIXTURE="${MIXTURE:-$here/../mixtures/stage4.yaml}"
+export INIT_FROM="${INIT_FROM:-${OUTPUT_ROOT:-}/stage3}"  # weights to start from
+require \
+    DATA_ROOT "the folder that holds datasets/ (docs/guides/data.md)" \
+    TOKENIZER "the folder of Qwen2.5-14B-Instruct, for its tokenizer" \
+    OUTPUT_ROOT "one folder for all stages; this one writes stage4/ in it"
+
+launch "$here/stage4.yaml" "$@"

@@ -1,0 +1,120 @@
+"""`vita check RECIPE.yaml`: would this recipe start? Settings, layout, data files, tokenizer and weights; nothing is trained."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Callable
+
+from mindspeed_vita.config import Recipe, load_recipe, validate
+
+_EPILOG = """
+examples:
+  vita check examples/tiny/stage1.yaml
+  vita check --processes 64 examples/long_vita_14b/stage4.yaml train.global_batch=16
+
+Nothing is read but names and headers: no device is touched and no sample opened (`vita data check` opens them).
+The stage scripts of examples/ call this with DRY_RUN=1.
+"""
+ENGINES = ("builtin", "mindspeed-llm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes the run will have, over all nodes (default 1)")
+    parser.add_argument("--engine", choices=ENGINES, default="builtin", help="engine the run will use (default builtin)")
+    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file; flags after -- are not looked at"
+    )
+    parser.set_defaults(passed_on=[])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a line a topic; 0 when the run would start, 2 when something is missing."""
+    if arguments.processes < 1:
+        raise ValueError(f"--processes is {arguments.processes}; expected at least 1")
+    if arguments.passed_on and arguments.engine == "builtin":
+        raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    topics: list[tuple[str, Callable[[], str]]] = [
+        ("packs", lambda: _packs(recipe)),
+        ("training", lambda: _training(recipe)),
+        ("layout", lambda: _layout(recipe, arguments.processes)),
+        ("data", lambda: _data(recipe)),
+        ("tokenizer", lambda: _tokenizer(recipe)),
+        ("weights", lambda: _weights(recipe)),
+    ]
+    if arguments.engine == "mindspeed-llm":
+        topics.append(("flags", lambda: _flags(recipe)))
+    problems = 0
+    print(f"{recipe.name}: {arguments.recipe}")
+    for name, look in topics:
+        try:
+            print(f"  {name:<10} {look()}")
+        except ValueError as error:
+            problems += 1
+            print(f"  {name:<10} PROBLEM: {' '.join(str(error).split())}")
+    print("PASS: the run would start" if not problems else f"FAIL: {problems} of {len(topics)} topics have a problem")
+    return 2 if problems else 0
+
+
+def _packs(recipe: Recipe) -> str:
+    data = recipe.data
+    sources = "of one source" if data.packing == "same_source" else "across sources"
+    isolated = "samples isolated" if data.resets else "samples not isolated"
+    return f"{data.seq_length:,} tokens {sources}, {isolated}; at most {data.max_images} pictures, {data.max_frames} frames a video"
+
+
+def _training(recipe: Recipe) -> str:
+    train = recipe.train
+    steps = f"{train.steps:,} steps of {train.global_batch} packs, learning rate {train.lr:g} -> {train.min_lr:g}"
+    return f"{', '.join(train.modules)}; {steps}, {train.precision}, recompute {train.recompute}"
+
+
+def _layout(recipe: Recipe, processes: int) -> str:
+    validate(recipe, processes)
+    layout = recipe.parallel
+    dp = processes // (layout.tp * layout.pp * layout.cp)
+    packs = recipe.train.global_batch // dp
+    return f"{processes} processes: tp {layout.tp} pp {layout.pp} cp {layout.cp} dp {dp}; {packs} packs a step for each data-parallel rank"
+
+
+def _data(recipe: Recipe) -> str:
+    from mindspeed_vita.data.mixture import load_mixture
+
+    sources = load_mixture(recipe.data.mixture)
+    root = recipe.data.media_root
+    if root and not Path(root).is_dir():
+        raise ValueError(f"data.media_root {root}: no such folder")
+    files = sum(len(source.paths) for source in sources)
+    return f"{recipe.data.mixture}: {len(sources)} sources, {files} files, all there; media below {root or 'the folder of each file'}"
+
+
+def _tokenizer(recipe: Recipe) -> str:
+    from mindspeed_vita.data.tokenizer import check_folder
+
+    return str(check_folder(recipe.data.tokenizer))
+
+
+def _weights(recipe: Recipe) -> str:
+    from mindspeed_vita.checkpoint import step_folder
+
+    directory, start = recipe.checkpoint.directory, recipe.checkpoint.init_from
+    newest = step_folder.latest(directory)
+    if newest is not None and recipe.checkpoint.resume:
+        step_folder.check_architecture(newest, recipe.model, resume=True)
+        step_folder.check_training(newest, recipe)
+        return f"continues from {newest}"
+    if not start:
+        return f"random, as checkpoint.init_from is empty; checkpoints go to {directory}"
+    found = step_folder.find(start)
+    step_folder.check_architecture(found, recipe.model)
+    return f"start from {found}; checkpoints go to {directory}"
+
+
+def _flags(recipe: Recipe) -> str:
+    from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
+
+    return f"{len(arguments_from_recipe(recipe))} words for MindSpeed-LLM; vita train --print-megatron-args shows them"

@@ -1,0 +1,222 @@
+"""Full-size recipes: the paper's settings, layouts that divide, scripts that check themselves before they train, and one that trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict, validate
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+SIZES = ("7b", "14b", "72b")
+STAGES = ("stage1", "stage2", "stage3", "stage3_isolated", "stage4", "stage4_isolated")
+RECIPES = [(size, stage) for size in SIZES for stage in STAGES]
+
+LAYOUTS = {"7b": (4, 1), "14b": (8, 1), "72b": (8, 8)}
+CONTEXT_PARALLEL = {1: 1, 2: 1, 3: 2, 4: 8}
+TABLE_2 = {
+    1: {"seq_length": 32768, "resets": True, "packing": "same_source", "global_batch": 528, "steps": 1000, "lr": 1e-3, "min_lr": 1e-5},
+    2: {"seq_length": 16384, "resets": True, "packing": "same_source", "global_batch": 528, "steps": 5000, "lr": 1e-5, "min_lr": 1e-7},
+    3: {"seq_length": 131072, "resets": False, "packing": "cross_source", "global_batch": 64, "steps": 1000, "lr": 5e-6, "min_lr": 1e-7},
+    4: {"seq_length": 1048576, "resets": False, "packing": "cross_source", "global_batch": 8, "steps": 500, "lr": 5e-6, "min_lr": 1e-7},
+}
+MODULES = {1: ("projector",), 2: ("vision", "projector", "language"), 3: ("projector", "language"), 4: ("projector", "language")}
+MEDIA = {1: 128, 2: 64, 3: 512, 4: 4096}
+PATHS = ("DATA_ROOT", "TOKENIZER", "BASE_WEIGHTS", "INIT_FROM", "OUTPUT_ROOT", "MIXTURE")
+
+
+def script_of(size: str, stage: str) -> Path:
+    return EXAMPLES / f"long_vita_{size}" / f"{stage}.sh"
+
+
+def recipe_of(size: str, stage: str) -> Recipe:
+    return load_recipe(script_of(size, stage).with_suffix(".yaml"))
+
+
+def devices(recipe: Recipe) -> int:
+    return recipe.parallel.tp * recipe.parallel.pp * recipe.parallel.cp
+
+
+@pytest.fixture(autouse=True)
+def no_paths_of_the_machine(monkeypatch):
+    for name in (*PATHS, "VITA_OUT", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "ENGINE", "DRY_RUN", "PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def some_paths(monkeypatch):
+    for name in PATHS[:-1]:
+        monkeypatch.setenv(name, f"/nowhere/{name}")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, str]:
+    """Environment with everything a full-size run looks for: empty data files, a tokenizer's name, the head of a checkpoint per size."""
+    folder = tmp_path_factory.mktemp("world")
+    for stage in TABLE_2:
+        for entry in yaml.safe_load((EXAMPLES / f"mixtures/stage{stage}.yaml").read_text())["dataset"].values():
+            for path in entry["data_paths"]:
+                file = Path(path.replace("${DATA_ROOT}", str(folder / "data")))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    for size in SIZES:
+        step = folder / f"weights_{size}" / "step_0000000"
+        step.mkdir(parents=True)
+        (step / "checksums.json").write_text("{}")
+        (step / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe_from_dict({"model": {"preset": size}}))))
+    paths = {"DATA_ROOT": folder / "data", "TOKENIZER": folder / "tokenizer", "OUTPUT_ROOT": folder / "out", "WEIGHTS": folder}
+    return {name: str(path) for name, path in paths.items()}
+
+
+def start(script: Path, *arguments: str, timeout: int = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable, "DEVICE": "cpu", **variables}
+    return subprocess.run(["bash", str(script), *arguments], env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def dry_run(world: dict[str, str], size: str, stage: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    weights = f"{world['WEIGHTS']}/weights_{size}"
+    settings = {**world, "DRY_RUN": "1", "BASE_WEIGHTS" if stage == "stage1" else "INIT_FROM": weights, **variables}
+    return start(script_of(size, stage), *arguments, **settings)
+
+
+@pytest.mark.parametrize("size, stage", RECIPES)
+def test_a_recipe_has_the_papers_settings_and_divides(size, stage, some_paths):
+    recipe = recipe_of(size, stage)
+    number = int(stage[5])
+    expected = dict(TABLE_2[number])
+    if stage.endswith("_isolated"):
+        expected["resets"] = True
+    found = {**recipe_to_dict(recipe)["data"], **recipe_to_dict(recipe)["train"]}
+    assert {key: found[key] for key in expected} == expected
+    assert recipe.train.modules == MODULES[number] and recipe.model.preset == size
+    assert (recipe.data.max_images, recipe.data.max_frames) == (MEDIA[number], MEDIA[number])
+    tower = (0.1, 0.9) if number == 2 else (1.0, 1.0)
+    assert (recipe.train.vision_lr_mult, recipe.train.vision_layer_decay) == tower
+    common = {"weight_decay": 0.0, "clip_grad": 1.0, "beta1": 0.9, "beta2": 0.999, "warmup_fraction": 0.03, "precision": "bf16"}
+    assert {key: found[key] for key in common} == common
+    assert (recipe.parallel.tp, recipe.parallel.pp, recipe.parallel.cp) == (*LAYOUTS[size], CONTEXT_PARALLEL[number])
+    # data-parallel replicas; eight of them take the paper's smallest batch, 8 packs
+    for replicas in (1, 2, 8):
+        validate(recipe, replicas * devices(recipe))
+    with pytest.raises(ValueError, match="does not divide"):
+        validate(recipe, devices(recipe) // 2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_recipe_has_its_script_and_nothing_else_lies_there(size):
+    folder = EXAMPLES / f"long_vita_{size}"
+    assert {path.name for path in folder.iterdir()} == {f"{stage}{end}" for stage in STAGES for end in (".yaml", ".sh")}
+    for path in folder.iterdir():
+        assert len(path.read_text().splitlines()) <= 40, path
+        # a path of a machine would be an absolute one
+        assert not re.findall(r"(?<![\w./}$-])/[a-z]\w+/", path.read_text().removeprefix("#!/usr/bin/env bash")), path
+
+
+@pytest.mark.parametrize("size, stage", RECIPES)
+def test_a_dry_run_prints_the_command_and_passes(world, size, stage):
+    recipe_file = script_of(size, stage).with_suffix(".yaml")
+    text = recipe_file.read_text()
+    tp, pp, cp = (int(re.search(rf"^  {name}: (\d+)$", text, re.MULTILINE)[1]) for name in ("tp", "pp", "cp"))
+    per_node = min(8, tp * pp * cp)
+    nodes = tp * pp * cp // per_node
+    several = {"NODE_RANK": "0", "MASTER_ADDR": "node0"} if nodes > 1 else {}
+    done = dry_run(world, size, stage, NNODES=str(nodes), NPROC_PER_NODE=str(per_node), **several)
+    assert done.returncode == 0, done.stdout + done.stderr
+    command, *report = done.stdout.splitlines()
+    assert f"--nnodes {nodes} --nproc_per_node {per_node}" in command
+    assert f"-m mindspeed_vita.cli.main train {recipe_file.parent}" in command
+    assert f"{tp * pp * cp} processes: tp {tp} pp {pp} cp {cp} dp 1" in done.stdout
+    assert ("samples isolated" in done.stdout) == (stage[5] in "12" or stage.endswith("_isolated"))
+    assert "files, all there" in done.stdout and f"start from {world['WEIGHTS']}/weights_{size}/step_0000000" in done.stdout
+    assert report[-1] == "PASS: the run would start"
+
+
+def test_a_dry_run_on_an_ascend_node_takes_mindspeed_llm_and_its_flags(world, tmp_path):
+    smi = tmp_path / "npu-smi"
+    smi.write_text("#!/bin/sh\nexit 0\n")
+    smi.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    flags = ("train.steps=7", "--", "--swap-attention")
+    done = dry_run(world, "14b", "stage2", *flags, PATH=path, DEVICE="auto", NPROC_PER_NODE="8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = done.stdout.splitlines()[0]
+    assert "DEVICE=npu" in command and "HCCL_CONNECT_TIMEOUT=7200" in command
+    assert re.search(r"train --engine mindspeed-llm \S+/stage2.yaml train.steps=7 -- --swap-attention", command)
+    assert "7 steps of 528 packs" in done.stdout
+    builtin = dry_run(world, "14b", "stage2", *flags, PATH=path, DEVICE="npu", NPROC_PER_NODE="8", ENGINE="builtin")
+    assert builtin.returncode == 2 and "only --engine mindspeed-llm takes flags after --" in builtin.stderr
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"NPROC_PER_NODE": "12"}, r"tp\*pp\*cp=8\*1\*1=8 does not divide the 12 processes"),
+        ({"NPROC_PER_NODE": "8", "DATA_ROOT": "/nowhere"}, "found no file for LLaVA-ReCap: /nowhere/datasets/jsonl/"),
+        ({"NPROC_PER_NODE": "8", "TOKENIZER": "/nowhere"}, "tokenizer folder '/nowhere' does not exist"),
+        ({"NPROC_PER_NODE": "8", "INIT_FROM": "/nowhere"}, "weights +PROBLEM: /nowhere does not exist"),
+        ({"NPROC_PER_NODE": "8", "INIT_FROM": "", "OUTPUT_ROOT": "/nowhere"}, "weights +PROBLEM: /nowhere/stage1 does not exist"),
+    ],
+    ids=["layout", "data", "tokenizer", "weights", "default weights"],
+)
+def test_a_dry_run_names_what_is_wrong(world, variables, message):
+    done = dry_run(world, "14b", "stage2", **variables)
+    assert done.returncode == 2 and re.search(message, done.stdout), done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "FAIL: 1 of 6 topics have a problem"
+
+
+def test_weights_of_another_size_are_refused(world, monkeypatch, capsys):
+    monkeypatch.setenv("BASE_WEIGHTS", f"{world['WEIGHTS']}/weights_7b")
+    for name in ("DATA_ROOT", "TOKENIZER", "OUTPUT_ROOT"):
+        monkeypatch.setenv(name, world[name])
+    assert main(["check", "--processes", "8", str(script_of("14b", "stage1").with_suffix(".yaml"))]) == 2
+    assert "model.language.hidden_size: 3584 there, 5120 here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({}, r"environment variables first:\n  DATA_ROOT: .*\n  TOKENIZER: .*\n  BASE_WEIGHTS: .*vita convert.*\n  OUTPUT_ROOT: "),
+        ({"all": "", "NNODES": "2"}, r"first:\n  NODE_RANK: .*\n  MASTER_ADDR: "),
+        ({"all": "", "NNODES": "two"}, "NNODES=two; expected a whole number"),
+        ({"all": "", "NPROC_PER_NODE": "0"}, "NPROC_PER_NODE=0; expected a whole number"),
+        ({"all": "", "DEVICE": "tpu"}, "DEVICE=tpu; expected auto, npu, cuda or cpu"),
+        ({"all": "", "ENGINE": "deepspeed"}, "ENGINE=deepspeed; expected builtin or mindspeed-llm"),
+        ({"all": "", "ENGINE": "mindspeed-llm"}, "ENGINE=mindspeed-llm runs on NPUs, the device here is cpu"),
+    ],
+    ids=["paths", "nodes", "nnodes", "processes", "device", "engine", "engine on a CPU"],
+)
+def test_a_script_says_what_it_needs_before_it_starts_anything(world, variables, message):
+    known = {**world, "BASE_WEIGHTS": world["WEIGHTS"]} if "all" in variables else {}
+    done = start(script_of("14b", "stage1"), **known, **{name: value for name, value in variables.items() if name != "all"})
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_script_trains_on_a_cpu_and_the_next_stage_starts_from_it(tiny, tmp_path):
+    """The full-size scripts with tiny overrides: two processes, two stages, the second from the output of the first."""
+    sections = recipe_to_dict(tiny.recipe(tmp_path))
+    shape = {f"model.{part}": sections["model"][part] for part in ("vision", "projector", "language")}
+    small = [f"{key}={json.dumps(value)}" for key, value in shape.items()]
+    small += ["model.preset=tiny", "data.seq_length=128", "data.max_tiles=2", "data.num_workers=0", "data.media_root="]
+    small += ["parallel.tp=1", "train.precision=fp32", "train.global_batch=2", "train.steps=2", "logging.tensorboard=false"]
+    paths = {"DATA_ROOT": tiny.folder, "TOKENIZER": tiny.folder / "tokenizer", "MIXTURE": tiny.folder / "mixture.yaml"}
+    variables = {name: str(path) for name, path in paths.items()}
+    variables |= {"NPROC_PER_NODE": "2", "BASE_WEIGHTS": "-", "OUTPUT_ROOT": str(tmp_path)}
+    first = start(script_of("14b", "stage1"), *small, "checkpoint.init_from=", timeout=240, **variables)
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = start(script_of("14b", "stage2"), *small, timeout=240, **variables)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "long_vita_14b-stage2: 2 steps" in second.stdout and (tmp_path / "stage2" / "step_0000002").is_dir()
+    assert "dp2" in first.stdout
