@@ -64,6 +64,20 @@ def test_every_patch_names_a_test_that_exists(patch):
     assert not name or name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
+def test_every_import_from_the_training_frameworks_is_a_seam():
+    named = [entry.target for entry in (*LEDGER.seams, *LEDGER.patches)]
+    imported = set()
+    for path in (ROOT / "mindspeed_vita" / "integration" / "mindspeed_llm").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("mindspeed", "mindspeed_llm"):
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("megatron.training"):
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert imported
+    # of a class, the method that matters is named
+    assert not {name for name in imported if not any(target == name or target.startswith(f"{name}.") for target in named)}
+
+
 def test_both_version_sets_have_a_table_with_commits():
     assert {"26.1.0", "master-2026-08"} <= {table["name"] for table in TABLES.values()}
     for table in TABLES.values():
