@@ -23,7 +23,7 @@ from mindspeed_vita.checkpoint.hf_weights import native_tensors, open_weights
 from mindspeed_vita.checkpoint.mapping import Rule, check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.checkpoint.safetensors_folder import write_shards
 from mindspeed_vita.config.recipe import Recipe
-from mindspeed_vita.hf.chat_template import CHAT_TEMPLATE
+from mindspeed_vita.hf.chat_template import CHAT_TEMPLATES
 from mindspeed_vita.hf.token_layout import VisionTokenIds
 
 VERIFICATION = "verification.json"
@@ -137,8 +137,9 @@ def check_output(output: Path) -> None:
 
 def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> None:
     """Everything but the weights: configuration, tokenizer, processor, chat template and code."""
-    ids = VisionTokenIds.from_lookup(tokenizer.convert_tokens_to_ids)
-    end, pad = stop_ids(tokenizer)
+    ids = VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
+    template = recipe.data.template
+    end, pad = stop_ids(tokenizer, template)
     token_ids = {"bos": pad, "eos": end, "pad": pad}
     token_ids |= {"image": ids.img_context, "video": ids.vid_context, "patch": ids.patch_context}
     write_json(folder / "config.json", hf_config(recipe.model, token_ids=token_ids, dtype=str(dtype).removeprefix("torch.")))
@@ -151,9 +152,9 @@ def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.
         "suppress_tokens": list(ids.placeholders),
     }
     write_json(folder / "generation_config.json", generation)
-    write_tokenizer(tokenizer, folder)
+    write_tokenizer(tokenizer, folder, template)
     write_processor(folder, recipe.model, recipe.data)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[template], encoding="utf-8")
     code = Path(mindspeed_vita.hf.__path__[0])
     for name in CODE_FILES:
         shutil.copyfile(code / name, folder / name)

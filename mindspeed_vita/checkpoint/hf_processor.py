@@ -12,7 +12,7 @@ from mindspeed_vita.checkpoint.hf_tokenizer import write_json
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-_SETTINGS = ("min_tiles", "max_tiles", "max_frames", "max_fps", "frame_sampler")
+_SETTINGS = ("min_tiles", "max_tiles", "max_frames", "max_fps", "frame_sampler", "template")
 
 
 def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
@@ -35,6 +35,7 @@ def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
         "max_frames": data.max_frames,
         "max_fps": data.max_fps,
         "frame_sampler": data.frame_sampler,
+        "template": data.template,
     }
     write_json(folder / PREPROCESSOR, preprocessor)
     write_json(folder / PROCESSOR, processor)

@@ -7,24 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_vita.checkpoint.atomic import write_bytes
+from mindspeed_vita.data.templates import get_template
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+def write_tokenizer(tokenizer: Any, folder: Path, template: str = "qwen2") -> None:
     """Write tokenizer.json, vocab.json, merges.txt, added_tokens.json, special_tokens_map.json and tokenizer_config.json.
 
     Args:
-        tokenizer: a fast Qwen2 tokenizer with the vision tokens added.
+        tokenizer: a fast tokenizer with the vision tokens added.
         folder: exists already.
+        template: name of the chat template; only qwen2's tokenizers are written as transformers' Qwen2Tokenizer.
 
     Raises:
-        ValueError: not a byte-level BPE tokenizer.
+        ValueError: not a BPE tokenizer.
     """
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     if whole["model"].get("type") != "BPE":
-        raise ValueError(f"the tokenizer is a {whole['model'].get('type')} model; expected the byte-level BPE of Qwen2.5")
+        raise ValueError(f"the tokenizer is a {whole['model'].get('type')} model; expected BPE, as Qwen2.5 has")
     # A call with padding leaves its settings behind in the backend.
     whole["padding"] = whole["truncation"] = None
     added = sorted(whole["added_tokens"], key=lambda token: token["id"])
@@ -48,16 +50,16 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
         "padding_side": "left",
         "processor_class": "LongVitaProcessor",
         "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
+        "tokenizer_class": "Qwen2Tokenizer" if template == "qwen2" else "PreTrainedTokenizerFast",
         "unk_token": None,
         **special,
     }
     write_json(folder / "tokenizer_config.json", config)
 
 
-def stop_ids(tokenizer: Any) -> tuple[int, int]:
-    """What ends an answer: <|im_end|>, which ends every turn of training whatever the tokenizer calls its eos token, and padding."""
-    return tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id
+def stop_ids(tokenizer: Any, template: str) -> tuple[int, int]:
+    """What ends an answer: what ends it in training (qwen2: <|im_end|>) whatever the tokenizer calls its eos token, and padding."""
+    return tokenizer.convert_tokens_to_ids(get_template(template).stop_token), tokenizer.pad_token_id
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output {output} is the source; choose another folder")
     if arguments.to == "hf":
         from mindspeed_vita.checkpoint.hf_export import check_output, export_hf
+        from mindspeed_vita.data.templates import get_template
         from mindspeed_vita.data.tokenizer import load_tokenizer
 
         check_output(output)
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{output} is not empty; choose another --output")
     weights, recipe = _read_hf(source, arguments, dtype) if (source / "config.json").is_file() else _read_native(source, arguments)
     if arguments.to == "hf":
-        tokenizer = load_tokenizer(recipe.data.tokenizer)
+        tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
         done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes)
         size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
         print(f"{output}: {size}, read back with max_diff {done.max_diff}")

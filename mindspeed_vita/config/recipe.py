@@ -143,6 +143,8 @@ class DataConfig:
     """Tokenizer folder (Qwen2.5, or one that holds the same special tokens)."""
     template: str = "qwen2"
     """Name in the chat-template registry."""
+    loss_weighting: str = "token"
+    """token (every supervised token counts the same) | sample (every sample counts the same, however long its answers are)."""
     seq_length: int = 32768
     """Tokens per pack."""
     resets: bool = True

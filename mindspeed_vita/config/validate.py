@@ -83,6 +83,7 @@ def _choices(recipe: Recipe) -> list[str]:
     data, train = recipe.data, recipe.train
     problems = [
         *_one_of("data.packing", data.packing, ("same_source", "cross_source")),
+        *_one_of("data.loss_weighting", data.loss_weighting, ("token", "sample")),
         *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy")),
         *_one_of("data.video_reader", data.video_reader, ("pyav", "decord", "torchcodec")),
         *_one_of("data.resize", data.resize, ("exact", "fast")),

@@ -121,6 +121,7 @@ def assemble_pack(
     cp_size: int = 1,
     decode: bool = True,
     decoding: DecodeSettings | None = None,
+    loss_weighting: str = "token",
 ) -> PackedBatch:
     """Concatenates samples, pads to seq_length and decodes this rank's tiles.
 
@@ -137,6 +138,7 @@ def assemble_pack(
         cp_size: context-parallel size of the plan.
         decode: False leaves every tile out, for ranks that encode none.
         decoding: caps and choices; None takes the defaults.
+        loss_weighting: token | sample (DataConfig).
     """
     lengths = np.array([len(sample.tokens_T) for sample in samples], dtype=np.int64)
     sample_cu = np.concatenate([[0], np.cumsum(lengths)])
@@ -159,7 +161,7 @@ def assemble_pack(
     batch = PackedBatch(
         tokens_T=torch.from_numpy(tokens),
         labels_T=torch.from_numpy(labels),
-        weights_T=torch.from_numpy((labels != IGNORE).astype(np.float32)),
+        weights_T=torch.from_numpy(_weights(labels, sample_cu, loss_weighting)),
         positions_T=torch.from_numpy(np.arange(seq_length) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int64)),
         sample_cu=torch.from_numpy(sample_cu),
@@ -175,6 +177,16 @@ def assemble_pack(
     if not failures:
         return batch
     return batch.with_failed(torch.tensor([sample.sample_id in failed_ids for sample in samples]))
+
+
+def _weights(labels_S: np.ndarray, sample_cu: np.ndarray, loss_weighting: str) -> np.ndarray:
+    """Share of each token in the loss: 1 for a supervised one, or 1 / the supervised tokens of its sample. float32[S]."""
+    supervised = labels_S != IGNORE
+    weights = supervised.astype(np.float32)
+    if loss_weighting == "sample":
+        counts = np.add.reduceat(supervised, sample_cu[:-1], dtype=np.int64)
+        weights[: sample_cu[-1]] /= np.repeat(np.maximum(counts, 1), np.diff(sample_cu))
+    return weights
 
 
 def _decode(

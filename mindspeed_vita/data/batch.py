@@ -32,7 +32,7 @@ class PackedBatch:
     labels_T: torch.Tensor
     """int64[S], the next token of the same sample where that is supervised, otherwise -100: shifted already."""
     weights_T: torch.Tensor
-    """float32[S], 1 where labels_T is a token, otherwise 0."""
+    """float32[S], share of each token in the loss, 0 where labels_T is none; over a sample they add up to its supervised tokens, or to 1."""
     positions_T: torch.Tensor
     """int64[S], from 0 in each sample (resets on) or over all samples (off), and from 0 in the padding."""
     cu_seqlens: torch.Tensor
@@ -55,6 +55,11 @@ class PackedBatch:
     """Why they failed, as far as this rank knows."""
     plan: CPPlan
     """Token owners under context parallelism."""
+
+    @property
+    def loss_count(self) -> int:
+        """What this pack adds to the number that the loss is divided by: supervised tokens, or supervised samples. Never rounded away."""
+        return round(float(self.weights_T.sum(dtype=torch.float64)))
 
     def with_failed(self, failed: torch.Tensor) -> PackedBatch:
         """The pack with more samples taken out of the loss; token and tile counts stay as they are.

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mindspeed_vita.hf.token_layout import NEWLINE_TOKEN, VISION_TOKENS, VisionTokenIds
+from mindspeed_vita.data.templates import ChatTemplate, check_template, get_template
+from mindspeed_vita.hf.token_layout import NEWLINE_TOKENS, VISION_TOKENS, VisionTokenIds
 
-CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _PROBE = "It's 2,718 small things:\n\n \tüber 你好 🎉 <|im_start|>user\n<image><video>"
 
 
@@ -27,7 +27,7 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, template: ChatTemplate | None = None) -> Any:
     """Loads a tokenizer folder; nothing is fetched from a network.
 
     Vision tokens that the vocabulary lacks are added at its end in released order: a plain Qwen2.5 folder gives ids
@@ -35,12 +35,13 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     Args:
         folder: tokenizer.json, or vocab.json and merges.txt, with tokenizer_config.json.
+        template: chat template that it is for; None takes qwen2.
 
     Returns:
         A transformers tokenizer.
 
     Raises:
-        ValueError: no such folder, no tokenizer in it, or the chat tokens are missing.
+        ValueError: no such folder, no tokenizer in it, or one that does not go with the template.
     """
     folder = check_folder(folder)
     from transformers import AutoConfig, AutoTokenizer
@@ -56,10 +57,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(f"{folder} loads as {type(tokenizer).__name__} without a Rust backend; save it with tokenizer.json")
     vocabulary = tokenizer.get_vocab()  # a look-up by id would give missing tokens the id of the unknown token
-    missing = [token for token in (*CHAT_TOKENS, NEWLINE_TOKEN) if token not in vocabulary]
-    if missing:
-        raise ValueError(f"the tokenizer in {folder} lacks {', '.join(missing)}; expected a Qwen2.5 tokenizer, which has them")
+    if not any(token in vocabulary for token in NEWLINE_TOKENS):
+        raise ValueError(f"the tokenizer in {folder} lacks a token for the line feed; expected {' or '.join(NEWLINE_TOKENS)} in it")
     tokenizer.add_tokens([token for token in VISION_TOKENS if token not in vocabulary], special_tokens=True)
+    template = template or get_template("qwen2")
+    try:
+        check_template(template, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"the tokenizer in {folder}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = template.pad_token
     return tokenizer
 
 

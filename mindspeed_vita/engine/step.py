@@ -20,11 +20,11 @@ class StepResult:
     """What one step did, the same on every rank."""
 
     loss: float
-    """Sum over supervised tokens / their number, over all packs of the step; 0 when there was none."""
+    """Weighted sum over supervised tokens / their number (of samples with data.loss_weighting=sample), over all packs; 0 if none."""
     grad_norm: float
     """Before clipping."""
     supervised: int
-    """Supervised tokens."""
+    """What the loss was divided by: supervised tokens, or samples that have some (data.loss_weighting)."""
     samples: int
     failed: int
     """Samples that failed to decode for the first time."""
@@ -114,7 +114,7 @@ class Stepper:
             tokens_per_tile=self.recipe.model.tokens_per_tile,
             vision_parallel=self.recipe.parallel.vision_parallel,
         )
-        supervised = inputs.num_supervised
+        supervised = inputs.loss_count
 
         def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             total = losses_T.sum()

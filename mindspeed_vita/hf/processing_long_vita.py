@@ -14,7 +14,7 @@ import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
 # transformers 4.57 and 5.0 copy only what this file itself imports, not what its neighbours import: name every neighbour here.
-from .chat_template import CHAT_TEMPLATE
+from .chat_template import CHAT_TEMPLATES
 from .frames import SAMPLERS
 from .image_processing_long_vita import LongVitaImageProcessor
 from .tiling import frame_tile, normalize
@@ -49,7 +49,8 @@ class LongVitaProcessor(ProcessorMixin):
         tokens_per_tile: context tokens of a tile.
         max_frames, max_fps: most frames taken from a video, and per second of it.
         frame_sampler: "uniform" or "legacy", see frames.py.
-        chat_template: jinja text; the published one if left out.
+        template: name of the chat template that the model was trained with, see chat_template.py.
+        chat_template: jinja text; that of `template` if left out.
     """
 
     attributes = ["image_processor", "tokenizer"]
@@ -64,16 +65,20 @@ class LongVitaProcessor(ProcessorMixin):
         max_frames: int = 64,
         max_fps: float = 1.0,
         frame_sampler: str = "uniform",
+        template: str = "qwen2",
         chat_template: Optional[str] = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        if template not in CHAT_TEMPLATES:
+            raise ValueError(f"template is {template!r}; expected one of {', '.join(CHAT_TEMPLATES)}")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATES[template])
         if frame_sampler not in SAMPLERS:
             raise ValueError(f"frame_sampler is {frame_sampler!r}; expected one of {', '.join(SAMPLERS)}")
         self.tokens_per_tile = tokens_per_tile
         self.max_frames = max_frames
         self.max_fps = max_fps
         self.frame_sampler = frame_sampler
+        self.template = template
 
     @property
     def model_input_names(self) -> list[str]:
@@ -125,7 +130,7 @@ class LongVitaProcessor(ProcessorMixin):
             logger.warning("LongVitaProcessor ignores %s", ", ".join(unknown))
         texts = [text] if isinstance(text, str) else list(text)
         texts, videos = _take_video_paths(texts, videos)
-        ids = VisionTokenIds.from_lookup(self.tokenizer.convert_tokens_to_ids)
+        ids = VisionTokenIds.from_lookup(self.tokenizer.get_vocab().get)
         tokens = [self._tokenize(part) for part in texts]
         pictures = _per_text(images, [seq.count(ids.image_tag) for seq in tokens], "image", _is_list)
         clips = _per_text(videos, [seq.count(ids.video_tag) for seq in tokens], "video", _is_list_of_videos)
@@ -177,6 +182,8 @@ class LongVitaProcessor(ProcessorMixin):
 
     def _collate(self, parts: Sequence[_Sequence], length: Optional[int], side: str) -> dict[str, Any]:
         pad = self.tokenizer.pad_token_id
+        if pad is None:
+            raise ValueError("the tokenizer has no pad_token; set it to the token that packs are filled up with")
         input_ids, mask, rows, positions = [], [], [], []
         for row, part in enumerate(parts):
             missing = 0 if length is None else length - len(part.token_ids)

@@ -30,8 +30,8 @@ VISION_TOKENS = (
 )
 """Tokens that Long-VITA adds to Qwen2.5, in released order (ids 151665 to 151681 there)."""
 
-NEWLINE_TOKEN = "Ċ"
-"""How a byte-level vocabulary spells the line feed that starts each row of tiles."""
+NEWLINE_TOKENS = ("Ċ", "<0x0A>")
+"""How a byte-level vocabulary, and one with byte fallback, spells the line feed that starts each row of tiles."""
 
 _FIELDS = (
     *("img", "img_end", "img_context", "vid", "vid_end", "vid_context"),
@@ -67,7 +67,8 @@ class VisionTokenIds:
         Raises:
             ValueError: a token is missing.
         """
-        names = dict(zip(_FIELDS, (*VISION_TOKENS[:9], *VISION_TOKENS[-2:], NEWLINE_TOKEN)))
+        newline = next((token for token in NEWLINE_TOKENS if lookup(token) is not None), NEWLINE_TOKENS[0])
+        names = dict(zip(_FIELDS, (*VISION_TOKENS[:9], *VISION_TOKENS[-2:], newline)))
         found = {field: lookup(token) for field, token in names.items()}
         missing = ", ".join(names[field] for field, number in found.items() if number is None)
         if missing:

@@ -144,7 +144,7 @@ class NativeGenerator:
         3.4); so it works under any layout, at the price of a sequence's work per token.
         """
         batch = self.prompt(request, room=max_new_tokens)
-        stops = stop_ids(self.tokenizer)
+        stops = stop_ids(self.tokenizer, self.recipe.data.template)
         prompt_tokens = int(batch.sample_cu[-1])
         answer: list[int] = []
         while len(answer) < max_new_tokens:
@@ -197,7 +197,7 @@ def load_native(
     if world_size() != tp * cp:
         found = world_size()
         raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
-    loaded = load_tokenizer(tokenizer or recipe.data.tokenizer)
+    loaded = load_tokenizer(tokenizer or recipe.data.tokenizer, get_template(recipe.data.template))
     platform = get_platform()
     layout = init_distributed(recipe, platform)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.

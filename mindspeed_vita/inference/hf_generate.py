@@ -10,6 +10,7 @@ from mindspeed_vita.checkpoint.hf_import import read_config
 from mindspeed_vita.checkpoint.hf_processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf_tokenizer import stop_ids
 from mindspeed_vita.checkpoint.hf_weights import open_weights
+from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
 from mindspeed_vita.hf.image_processing_long_vita import LongVitaImageProcessor
@@ -31,7 +32,7 @@ class HFGenerator:
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self.processor(text=text, images=list(request.images), videos=list(request.videos), return_tensors="pt")
         prompt_tokens = inputs["input_ids"].shape[1]
-        stops = list(stop_ids(self.processor.tokenizer))
+        stops = list(stop_ids(self.processor.tokenizer, self.processor.template))
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": stops, "pad_token_id": stops[1]}
         output = self.model.generate(**inputs.to(self.model.device), **options)
         tokens = output[0, prompt_tokens:].tolist()
@@ -75,9 +76,10 @@ def load_processor(
     images = LongVitaImageProcessor(tile_size=config.vision_config.image_size, min_tiles=data.min_tiles, max_tiles=data.max_tiles)
     return LongVitaProcessor(
         images,
-        load_tokenizer(tokenizer or folder),
+        load_tokenizer(tokenizer or folder, get_template(data.template)),
         tokens_per_tile=config.tokens_per_tile,
         max_frames=data.max_frames if max_frames is None else max_frames,
         max_fps=data.max_fps,
         frame_sampler=data.frame_sampler,
+        template=data.template,
     )

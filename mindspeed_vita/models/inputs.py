@@ -37,6 +37,7 @@ class ModelInputs:
         tokens_T: int64 token ids.
         labels_T: int64 next tokens, -100 where unsupervised.
         weights_T: float32 factor on each token's loss.
+        loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
         plan: owners and documents of the whole pack.
         tiles_NCHW: uint8, tiles that this rank encodes.
@@ -47,13 +48,9 @@ class ModelInputs:
     tokens_T: torch.Tensor
     labels_T: torch.Tensor
     weights_T: torch.Tensor
+    loss_count: torch.Tensor
     positions_T: torch.Tensor
     plan: CPPlan
     tiles_NCHW: torch.Tensor
     num_tiles: int
     route: Optional[VisionRoute]
-
-    @property
-    def num_supervised(self) -> torch.Tensor:
-        """Supervised tokens among this rank's tokens: int32 scalar."""
-        return (self.labels_T != -100).sum().to(torch.int32)

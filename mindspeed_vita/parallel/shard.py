@@ -46,6 +46,8 @@ def shard_batch(
         tokens_T=share(batch.tokens_T),
         labels_T=share(batch.labels_T),
         weights_T=share(batch.weights_T),
+        # a pack is counted once: on the first of its context-parallel ranks
+        loss_count=torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32, device=device),
         positions_T=share(batch.positions_T),
         plan=plan,
         tiles_NCHW=tiles_NCHW,

@@ -44,6 +44,7 @@ def text_inputs(tokens: list[int]) -> Any:
         tokens_T=tokens_T,
         labels_T=torch.full_like(tokens_T, -100),
         weights_T=torch.zeros(len(tokens)),
+        loss_count=torch.zeros((), dtype=torch.int32),
         positions_T=torch.arange(len(tokens)),
         plan=plan(np.array([0, len(tokens)]), 1),
         tiles_NCHW=torch.zeros(0, 3, 28, 28, dtype=torch.uint8),

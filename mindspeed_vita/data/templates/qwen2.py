@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mindspeed_vita.data.sample import Message
+from mindspeed_vita.data.templates.template import ChatTemplate, EncodedTurn, RenderedTurn
 
 
-class Qwen2Template:
+class Qwen2Template(ChatTemplate):
     """<|im_start|>role, line feed, content, <|im_end|>, line feed; no system prompt unless the sample has one.
 
     The content is tokenised apart from the header, so content that starts with a line feed gives two line feeds, never the
@@ -16,10 +17,22 @@ class Qwen2Template:
     """
 
     name = "qwen2"
+    special_tokens = ("<|im_start|>", "<|im_end|>")
+    stop_token = "<|im_end|>"
+    pad_token = "<|endoftext|>"
 
-    def encode_turns(self, messages: Sequence[Message], tokenizer: Any) -> list[tuple[list[int], list[bool]]]:
-        """For each message (token ids, whether each one is supervised), unshifted; tags of media stay single tokens."""
-        start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
+    def render(self, messages: Sequence[Message]) -> list[RenderedTurn]:
+        """See ChatTemplate."""
+        turns = []
+        for message in messages:
+            header = f"<|im_start|>{message.role}\n"
+            text = f"{header}{message.content}<|im_end|>\n"
+            turns.append(RenderedTurn(text, len(header) if message.role == "assistant" else len(text)))
+        return turns
+
+    def encode_turns(self, messages: Sequence[Message], tokenizer: Any) -> list[EncodedTurn]:
+        """As ChatTemplate, but header and content are tokenised apart."""
+        start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.special_tokens)
         line_feed = _encode(tokenizer, "\n")
         turns = []
         for message in messages:
@@ -28,12 +41,6 @@ class Qwen2Template:
             turns.append((header + body, [False] * len(header) + [message.role == "assistant"] * len(body)))
         return turns
 
-    def encode(self, messages: Sequence[Message], tokenizer: Any) -> tuple[list[int], list[bool]]:
-        """All turns one after the other."""
-        turns = self.encode_turns(messages, tokenizer)
-        return [token for ids, _ in turns for token in ids], [flag for _, flags in turns for flag in flags]
-
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    # The Rust tokenizer itself: transformers' wrapper costs several times more than tokenising a turn does.
     return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids

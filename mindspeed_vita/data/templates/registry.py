@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
-
-from mindspeed_vita.data.sample import Message
+from mindspeed_vita.data.templates.llama3 import Llama3Template
+from mindspeed_vita.data.templates.mistral import MistralTemplate
 from mindspeed_vita.data.templates.qwen2 import Qwen2Template
+from mindspeed_vita.data.templates.template import ChatTemplate
+from mindspeed_vita.data.templates.vicuna import VicunaTemplate
 
-
-class ChatTemplate(Protocol):
-    """Turns messages into tokens; tags of pictures and videos stay single tokens.
-
-    A conversation cut after some turn gives the tokens of the turns kept, unchanged.
-    """
-
-    name: str
-
-    def encode_turns(self, messages: Sequence[Message], tokenizer: Any) -> list[tuple[list[int], list[bool]]]:
-        """For each message (token ids, whether each one is supervised), unshifted."""
-        ...
-
-    def encode(self, messages: Sequence[Message], tokenizer: Any) -> tuple[list[int], list[bool]]:
-        """All turns one after the other."""
-        ...
-
-
-_TEMPLATES: dict[str, type[ChatTemplate]] = {"qwen2": Qwen2Template}
+_TEMPLATES: dict[str, type[ChatTemplate]] = {
+    template.name: template for template in (Qwen2Template, Llama3Template, MistralTemplate, VicunaTemplate)
+}
 
 
 def template_names() -> tuple[str, ...]:
     """Names that get_template knows."""
-    return tuple(sorted(_TEMPLATES))
+    return tuple(_TEMPLATES)
 
 
 def get_template(name: str) -> ChatTemplate:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.data.batch import IGNORE, PackedBatch
+from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -72,7 +72,7 @@ class ForwardStep:
             tokens_per_tile=self.recipe.model.tokens_per_tile,
             vision_parallel=self.recipe.parallel.vision_parallel,
         )
-        supervised = int((batch.labels_T != IGNORE).sum())
+        supervised = batch.loss_count
         return model(inputs), partial(self._loss, supervised)
 
     def _loss(self, supervised: int, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

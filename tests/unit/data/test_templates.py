@@ -92,4 +92,4 @@ def test_media_in_an_answer_are_never_supervised(tokenizer):
 
 
 def test_the_registry_lists_its_names():
-    assert template_names() == ("qwen2",) and get_template("qwen2").name == "qwen2"
+    assert template_names() == ("qwen2", "llama3", "mistral", "vicuna") and get_template("qwen2").name == "qwen2"

@@ -69,7 +69,7 @@ def test_missing_vision_tokens_are_added_at_the_end(tokenizer_folder, tokenizer,
 
 def test_a_tokenizer_without_the_chat_tokens_is_refused(tokenizer_folder, tmp_path):
     folder = strip_tokens(tokenizer_folder, tmp_path / "bare", ("<|im_start|>", "<|im_end|>"))
-    with pytest.raises(ValueError, match=r"bare lacks <\|im_start\|>, <\|im_end\|>; expected a Qwen2.5 tokenizer"):
+    with pytest.raises(ValueError, match=r"bare: data.template='qwen2' needs <\|im_start\|>, <\|im_end\|>, which the tokenizer lacks"):
         load_tokenizer(folder)
 
 
@@ -82,7 +82,7 @@ def with_unknown_token(folder):
 
 def test_an_unknown_token_stands_for_no_special_token(tokenizer_folder, tmp_path):
     bare = with_unknown_token(strip_tokens(tokenizer_folder, tmp_path / "bare", ("<|im_start|>", "<|im_end|>")))
-    with pytest.raises(ValueError, match=r"bare lacks <\|im_start\|>, <\|im_end\|>; expected a Qwen2.5 tokenizer"):
+    with pytest.raises(ValueError, match=r"bare: data.template='qwen2' needs <\|im_start\|>, <\|im_end\|>, which the tokenizer lacks"):
         load_tokenizer(bare)
     from transformers import AutoTokenizer
 

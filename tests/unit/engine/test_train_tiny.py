@@ -102,6 +102,17 @@ def test_accumulation_leaves_the_loss_unchanged(tiny, straight, tmp_path, curve)
     assert mean == pytest.approx(curve(straight)[0], rel=1e-6)
 
 
+def test_weighting_by_sample_divides_by_samples_however_packs_are_shared_out(tiny, straight, tmp_path, curve):
+    by_sample = {"data": {"loss_weighting": "sample"}}
+    train(tiny.recipe(tmp_path / "together", **by_sample), stop_at_step=1)
+    train(tiny.recipe(tmp_path / "apart", **by_sample, train={"global_batch": 1, "lr": 0.0, "min_lr": 0.0}), stop_at_step=4)
+    counts, losses = curve(tmp_path / "apart", "supervised"), curve(tmp_path / "apart")
+    (together,) = curve(tmp_path / "together")
+    assert curve(tmp_path / "together", "supervised") == [sum(counts)] and sum(counts) < curve(straight, "supervised")[0] / 4
+    assert together == pytest.approx(sum(loss * count for loss, count in zip(losses, counts)) / sum(counts), rel=1e-6)
+    assert abs(together - curve(straight)[0]) > 1e-4, "answers of different lengths weigh differently by token"
+
+
 def test_recomputation_leaves_the_curve_unchanged(tiny, straight, tmp_path, curve):
     train(tiny.recipe(tmp_path, train={"recompute": "full"}), stop_at_step=4)
     assert curve(tmp_path) == pytest.approx(curve(straight)[:4], rel=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mindspeed_vita.hf.token_layout import (
-    NEWLINE_TOKEN,
+    NEWLINE_TOKENS,
     VISION_TOKENS,
     VisionTokenIds,
     expand,
@@ -22,7 +22,7 @@ from mindspeed_vita.hf.token_layout import (
 GOLDEN = Path(__file__).parents[2] / "golden" / "data"
 PICTURES = json.loads((GOLDEN / "pictures.json").read_text())["pictures"]
 VIDEOS = json.loads((GOLDEN / "videos.json").read_text())["videos"]
-RELEASED = {token: 151665 + place for place, token in enumerate(VISION_TOKENS)} | {NEWLINE_TOKEN: 198}
+RELEASED = {token: 151665 + place for place, token in enumerate(VISION_TOKENS)} | {NEWLINE_TOKENS[0]: 198}
 IDS = VisionTokenIds.from_lookup(RELEASED.get)
 
 
