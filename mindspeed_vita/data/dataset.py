@@ -1,12 +1,11 @@
-"""Packs by number: the sample index, the packing plan of each epoch, and the assembly of a pack. In memory, behind a small interface."""
+"""Packs by number: which samples, from the plan; their tokens, labels and tiles, assembled when the pack is asked for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,20 @@ from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.fitting import MediaLimits
-from mindspeed_vita.data.index import IndexBuilder, SampleIndex, SkippedSample
-from mindspeed_vita.data.mixture import load_mixture
-from mindspeed_vita.data.packing import PackPlan, plan_packs
-from mindspeed_vita.data.sources import RowFile, read_rows
+from mindspeed_vita.data.indexing import Report
+from mindspeed_vita.data.plan_file import EpochPlan
+from mindspeed_vita.data.prepare import Prepared, decode_settings, plan_epoch, plan_on_disk, prepare, skip_summary
+from mindspeed_vita.data.rows import RowReader
 from mindspeed_vita.data.templates import ChatTemplate, get_template
-from mindspeed_vita.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vision_token_ids
+from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
 from mindspeed_vita.hf.token_layout import VisionTokenIds
 
-_FORMAT = 1
-"""Raised when the same index and settings would give other packs."""
-# Settings that change where data lies or how fast it loads, but not one token of a pack.
-_NOT_IN_FINGERPRINT = ("mixture", "media_root", "tokenizer", "num_workers", "quarantine")
+_OPEN_PLANS = 3
+"""Epochs whose plans stay open."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Text:
+class TextEncoding:
     """What turns messages into tokens."""
 
     tokenizer: Any
@@ -44,56 +41,62 @@ class PackDataset:
     """All packs of all epochs, numbered from 0. Which samples a number holds follows from the fingerprint alone."""
 
     def __init__(
-        self,
-        *,
-        settings: DataConfig,
-        text: _Text,
-        limits: MediaLimits,
-        files: Sequence[RowFile],
-        source_names: Sequence[str],
-        index: SampleIndex,
-        draws: np.ndarray,
-        skipped: Sequence[SkippedSample],
+        self, *, settings: DataConfig, text: TextEncoding, limits: MediaLimits, prepared: Prepared, pack_counts: Sequence[int] = ()
     ) -> None:
         self.settings = settings
         self.tokenizer = text.tokenizer
-        self.index = index
-        self.source_names = tuple(source_names)
+        self.index = prepared.index
+        self.source_names = prepared.sources
         """Entries of the mixture; PackedBatch.source_ids points here."""
-        self.skipped = tuple(skipped)
-        """Samples left out of the index, each with its reason."""
+        self.skipped = prepared.skipped
+        """Samples left out, each with its reason."""
+        self.fingerprint = prepared.fingerprint
+        """sha256 over index, tokenizer, template and settings: equal fingerprints give equal packs."""
         self._text = text
         self._limits = limits
-        self._files = tuple(files)
-        self._draws = draws
-        self._plans: dict[int, PackPlan] = {}
-        self._pack_counts: list[int] = []
-        self.fingerprint = self._fingerprint()
-        """sha256 over index, tokenizer, template and settings: equal fingerprints give equal packs."""
+        self._prepared = prepared
+        self._decoding = decode_settings(settings)
+        self._files = tuple(RowReader(file["path"], file["rows_path"], file["is_array"]) for file in prepared.files)
+        self._roots = tuple(file["root"] for file in prepared.files)
+        self._plans: dict[int, EpochPlan] = {}
+        self._ends = list(accumulate(pack_counts))
 
     @property
     def num_samples(self) -> int:
         """Samples drawn per epoch; a ratio above 1 counts repeats."""
-        return len(self._draws)
+        return len(self.index.draws)
 
     def num_packs(self, epoch: int) -> int:
         """Packs of one epoch; the count can differ by a few between epochs."""
-        while len(self._pack_counts) <= epoch:
-            self._pack_counts.append(len(self._plan(len(self._pack_counts))))
-        return self._pack_counts[epoch]
+        while len(self._ends) <= epoch:
+            self._ends.append((self._ends or [0])[-1] + len(self.plan(len(self._ends)).packs))
+        return self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0)
 
     def locate(self, number: int) -> tuple[int, int]:
         """(epoch, pack in that epoch) of a global pack number."""
-        epoch = 0
-        while number >= self.num_packs(epoch):
-            number -= self.num_packs(epoch)
-            epoch += 1
-        return epoch, number
+        while not self._ends or number >= self._ends[-1]:
+            self.num_packs(len(self._ends))
+        epoch = bisect_right(self._ends, number)
+        return epoch, number - (self._ends[epoch - 1] if epoch else 0)
 
     def samples_of(self, number: int) -> np.ndarray:
-        """Sample ids of a global pack number, in pack order: int64."""
+        """Sample ids of a global pack number, in pack order."""
         epoch, place = self.locate(number)
-        return self._draws[self._plan(epoch).pack(place)]
+        return self.index.draws[self.plan(epoch).packs.pack(place)]
+
+    def cost_of(self, number: int) -> tuple[int, int, float]:
+        """(tokens, tiles, sum of squared sample lengths) of a global pack number."""
+        epoch, place = self.locate(number)
+        plan = self.plan(epoch)
+        return int(plan.tokens[place]), int(plan.tiles[place]), float(plan.squares[place])
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The packs of an epoch."""
+        if epoch not in self._plans:
+            if len(self._plans) >= _OPEN_PLANS:
+                self._plans.pop(min(self._plans))
+            self._plans[epoch] = plan_epoch(self._prepared, self.settings, epoch)
+        return self._plans[epoch]
 
     def __getitem__(self, number: int) -> PackedBatch:
         """The whole pack of that global number, all tiles decoded here."""
@@ -110,7 +113,7 @@ class PackDataset:
             decode: False leaves every tile out.
         """
         return assemble_pack(
-            [self._encode(int(sample_id)) for sample_id in self.samples_of(number)],
+            [self.encode(int(sample_id)) for sample_id in self.samples_of(number)],
             seq_length=self.settings.seq_length,
             resets=self.settings.resets,
             pad_id=self._text.pad_id,
@@ -119,23 +122,28 @@ class PackDataset:
             group_size=group_size,
             cp_size=cp_size,
             decode=decode,
+            decoding=self._decoding,
+            loss_weighting=self.settings.loss_weighting,
         )
 
     def describe(self) -> str:
         """One line on what was indexed and what was skipped, with the commonest reasons."""
-        counts = np.bincount(self.index.source_ids[self._draws], minlength=len(self.source_names))
-        sources = ", ".join(f"{name} {count:,}" for name, count in zip(self.source_names, counts))
-        tokens = int(self.index.num_tokens[self._draws].sum())
-        tiles = int(self.index.num_tiles[self._draws].sum())
+        prepared = self._prepared
+        sources = ", ".join(f"{name} {count:,}" for name, count in zip(prepared.sources, prepared.samples))
         packs = f"{self.num_packs(0):,} packs of {self.settings.seq_length:,}"
-        line = f"{self.num_samples:,} samples ({sources}), {tokens:,} tokens, {tiles:,} tiles, {packs}"
-        return line if not self.skipped else f"{line}; skipped {_skip_summary(self.skipped)}"
+        line = f"{self.num_samples:,} samples ({sources}), {prepared.num_tokens:,} tokens, {prepared.num_tiles:,} tiles, {packs}"
+        return line if not self.skipped else f"{line}; skipped {skip_summary(self.skipped)}"
 
-    def _encode(self, sample_id: int) -> EncodedSample:
+    def where(self, sample_id: int) -> str:
+        """File and line of a sample."""
+        return self._files[self.index.file_ids[sample_id]].where(int(self.index.places[sample_id]))
+
+    def encode(self, sample_id: int) -> EncodedSample:
+        """Tokens and media of one sample."""
         index = self.index
-        file = self._files[index.file_ids[sample_id]]
-        row = int(index.row_ids[sample_id])
-        sample = file.sample(row).first_turns(int(index.num_messages[sample_id]))
+        file_id, place = int(index.file_ids[sample_id]), int(index.places[sample_id])
+        row = self._files[file_id].sample(int(index.offsets[sample_id]), int(index.sizes[sample_id]), place)
+        sample = row.first_turns(int(index.num_messages[sample_id]))
         pictures = [Medium(path, grid, None, ()) for path, grid in zip(sample.images, index.grids(sample_id), strict=True)]
         videos = [
             Medium(path, None, header, tuple(self._limits.frames(header, limit)))
@@ -152,43 +160,25 @@ class PackDataset:
             sample_id=sample_id,
             source_id=source_id,
             source=self.source_names[source_id],
-            root=_media_root(self.settings, file),
+            root=self._roots[file_id],
         )
-        assert len(encoded.tokens_T) == index.num_tokens[sample_id], (file.where(row), len(encoded.tokens_T))
+        assert len(encoded.tokens_T) == index.num_tokens[sample_id], (self.where(sample_id), len(encoded.tokens_T))
         return encoded
-
-    def _plan(self, epoch: int) -> PackPlan:
-        if epoch not in self._plans:
-            if len(self._plans) > 2:
-                self._plans.pop(min(self._plans))
-            self._plans[epoch] = plan_packs(
-                self.index.num_tokens[self._draws],
-                self.index.source_ids[self._draws],
-                capacity=self.settings.seq_length,
-                mode=self.settings.packing,
-                seed=self.settings.seed,
-                epoch=epoch,
-            )
-        return self._plans[epoch]
-
-    def _fingerprint(self) -> str:
-        settings = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_IN_FINGERPRINT}
-        parts = {
-            "format": _FORMAT,
-            "index": self.index.digest(),
-            "draws": hashlib.sha256(np.ascontiguousarray(self._draws).tobytes()).hexdigest(),
-            "sources": self.source_names,
-            "tokenizer": tokenizer_fingerprint(self._text.tokenizer),
-            "settings": settings,
-            "limits": asdict(self._limits),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def build_data(
-    data: DataConfig, *, tokens_per_tile: int, tile_size: int, vocab_size: int, tp_size: int = 1, cp_size: int = 1
+    data: DataConfig,
+    *,
+    tokens_per_tile: int,
+    tile_size: int,
+    vocab_size: int,
+    tp_size: int = 1,
+    cp_size: int = 1,
+    num_packs: int = 0,
+    again: bool = False,
+    report: Report | None = None,
 ) -> PackDataset:
-    """Reads the mixture, indexes every drawn sample from its text and media headers, and returns the packs.
+    """Opens the packs of a mixture; what is missing of index, columns and plans is made and kept on disk first.
 
     Args:
         data: the recipe's section.
@@ -197,15 +187,19 @@ def build_data(
         vocab_size: rows of the embedding table.
         tp_size: tensor-parallel size.
         cp_size: context-parallel size.
+        num_packs: packs that will be asked for, so that the plans of all their epochs are made now.
+        again: index files anew of which samples were skipped.
+        report: called while files are indexed.
 
     Raises:
         ValueError: a setting, the tokenizer, the mixture or a row is wrong, or a source has no usable sample.
+        OSError: the folder of the index cannot be written.
     """
     if data.seq_length < 1 or data.seq_length % (2 * cp_size * tp_size):
         raise ValueError(f"data.seq_length={data.seq_length} is not a multiple of 2*cp*tp={2 * cp_size * tp_size}; use one that is")
     if data.media_root and not Path(data.media_root).is_dir():
         raise ValueError(f"data.media_root={data.media_root!r} is no folder; set it to the folder that media paths start from")
-    text = _open_text(data, vocab_size)
+    text = open_text(data, vocab_size)
     limits = MediaLimits(
         tokens_per_tile=tokens_per_tile,
         tile_size=tile_size,
@@ -215,73 +209,23 @@ def build_data(
         max_fps=data.max_fps,
         sampler=data.frame_sampler,
     )
-    builder = IndexBuilder(
-        tokenizer=text.tokenizer,
-        template=text.template,
-        ids=text.ids,
-        limits=limits,
-        seq_length=data.seq_length,
-        max_images=data.max_images,
-    )
-    specs = load_mixture(data.mixture)
-    files: list[RowFile] = []
-    draws: list[np.ndarray] = []
-    for source_id, spec in enumerate(specs):
-        first_file, first_skipped = len(files), len(builder.skipped)
-        for place, path in enumerate(spec.paths):
-            file = read_rows(path)
-            rows = spec.draw(place, len(file.rows), data.seed)
-            draws.append(_index_rows(builder, file, len(files), source_id, rows, _media_root(data, file)))
-            files.append(file)
-        if not any(map(len, draws[first_file:])):
-            raise ValueError(_why_empty(data, spec.name, files[first_file:], builder.skipped[first_skipped:]))
-    return PackDataset(
-        settings=data,
-        text=text,
-        limits=limits,
-        files=files,
-        source_names=[spec.name for spec in specs],
-        index=builder.build(),
-        draws=np.concatenate(draws),
-        skipped=builder.skipped,
-    )
+    prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
+    counts = plan_on_disk(prepared, data, num_packs)
+    return PackDataset(settings=data, text=text, limits=limits, prepared=prepared, pack_counts=counts)
 
 
-def _open_text(data: DataConfig, vocab_size: int) -> _Text:
+def open_text(data: DataConfig, vocab_size: int) -> TextEncoding:
+    """Tokenizer and template of a recipe.
+
+    Raises:
+        ValueError: they cannot be loaded, or the model has too few rows for the tokenizer.
+    """
     template = get_template(data.template)
-    tokenizer = load_tokenizer(data.tokenizer)
+    tokenizer = load_tokenizer(data.tokenizer, template)
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"the tokenizer in {data.tokenizer} has {len(tokenizer)} entries, the model only model.language.vocab_size={vocab_size} rows; "
             f"set it to {len(tokenizer)} or more"
         )
-    pad_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    return _Text(tokenizer=tokenizer, template=template, ids=vision_token_ids(tokenizer), pad_id=pad_id)
-
-
-def _why_empty(data: DataConfig, source: str, files: Sequence[RowFile], skipped: Sequence[SkippedSample]) -> str:
-    names = ", ".join(f"{file.path} ({len(file.rows)} rows)" for file in files)
-    why = f"all were skipped: {_skip_summary(skipped)}" if skipped else "no rows are drawn, which follows from ratio and num"
-    return f"source {source!r} of {data.mixture} has no usable sample: {names}: {why}; correct it, or set its ratio to 0 to go without it"
-
-
-def _index_rows(builder: IndexBuilder, file: RowFile, file_id: int, source_id: int, rows: np.ndarray, root: str) -> np.ndarray:
-    """Sample ids of the drawn rows that could be indexed, in drawing order: int64. Each row is measured once."""
-    unique, inverse = np.unique(rows, return_inverse=True)
-    sample_ids = np.full(len(unique), -1, dtype=np.int64)
-    for place, row in enumerate(unique.tolist()):
-        added = builder.add(file.sample(row), where=file.where(row), root=root, place=(file_id, row, source_id), text=file.rows[row])
-        sample_ids[place] = -1 if added is None else added
-    drawn = sample_ids[inverse.reshape(-1)]
-    return drawn[drawn >= 0]
-
-
-def _media_root(data: DataConfig, file: RowFile) -> str:
-    return data.media_root or str(Path(file.path).parent)
-
-
-def _skip_summary(skipped: Sequence[SkippedSample]) -> str:
-    """Count, the commonest kinds of reasons, and one place to look at."""
-    kinds = Counter("".join("#" if char.isdigit() else char for char in item.reason.rpartition(": ")[2]) for item in skipped)
-    shown = "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
-    return f"{len(skipped):,} ({shown}), first at {skipped[0].where}: {skipped[0].reason}"
+    pad_id = tokenizer.convert_tokens_to_ids(template.pad_token)
+    return TextEncoding(tokenizer=tokenizer, template=template, ids=vision_token_ids(tokenizer), pad_id=pad_id)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+from mindspeed_vita.data.measure import Measured
+from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.hf.tiling import choose_grid
 from mindspeed_vita.hf.token_layout import image_tile_count, image_token_count, video_token_count
@@ -76,6 +80,48 @@ def fit_media(sizes: Sequence[tuple[int, int]], videos: Sequence[VideoHeader], r
             sum(image_tile_count(grid) for grid in grids) + num_frames,
         )
     return None
+
+
+@dataclass(frozen=True)
+class FittedSample:
+    """A sample as it will stand in a pack."""
+
+    num_messages: int
+    """Turns kept, from the first."""
+    num_tokens: int
+    media: FittedMedia
+
+
+def fit_sample(measured: Measured, *, seq_length: int, max_images: int, limits: MediaLimits) -> FittedSample:
+    """Fits one sample to a pack: media shrink first, then turns go, from the end, a question together with its answer.
+
+    Raises:
+        MediaError: it has too many pictures, or does not fit however it is cut.
+    """
+    if len(measured.sizes) > max_images:
+        raise MediaError("", f"found {len(measured.sizes)} pictures, data.max_images allows {max_images}")
+    # place k: of the first k turns
+    text, pictures, videos = (
+        [0, *accumulate(column)] for column in (measured.turn_tokens, measured.turn_images, measured.turn_videos)
+    )
+
+    def fit(kept: int) -> FittedMedia | None:
+        return fit_media(measured.sizes[: pictures[kept]], measured.videos[: videos[kept]], seq_length - text[kept], limits)
+
+    ends = [place for place, answer in enumerate(measured.turn_answers, start=1) if answer]
+    if ends[-1] < len(measured.turn_tokens):
+        ends.append(len(measured.turn_tokens))
+    kept = ends[-1]
+    media = fit(kept)
+    if media is None:
+        # fewer turns never need more room
+        too_long = bisect_left(ends, True, key=lambda end: fit(end) is None)
+        kept = ends[too_long - 1] if too_long else 0
+        media = fit(kept) if kept else None
+    if media is None:
+        raise MediaError("", f"does not fit a pack of {seq_length} tokens even with the fewest frames, tiles and turns")
+    assert text[kept] + media.num_tokens <= seq_length, (text[kept], media)
+    return FittedSample(kept, text[kept] + media.num_tokens, media)
 
 
 def _share(wanted: Sequence[int], budget: int) -> list[int] | None:

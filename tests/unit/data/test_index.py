@@ -1,11 +1,13 @@
-"""Cutting long conversations: the longest run of turns that fits, each turn tokenised once."""
+"""Measuring and cutting long conversations: the longest run of turns that fits, each turn tokenised once."""
 
 from dataclasses import replace
 
 import pytest
 
-from mindspeed_vita.data.fitting import MediaLimits
-from mindspeed_vita.data.index import IndexBuilder
+from mindspeed_vita.data.fitting import MediaLimits, fit_sample
+from mindspeed_vita.data.measure import Measurer
+from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import vision_token_ids
@@ -13,19 +15,18 @@ from mindspeed_vita.data.tokenizer import vision_token_ids
 LIMITS = MediaLimits(tokens_per_tile=4, tile_size=28, min_tiles=1, max_tiles=12, max_frames=8, max_fps=1, sampler="uniform")
 
 
-def builder(tokenizer, seq_length: int, **limits) -> IndexBuilder:
-    return IndexBuilder(
-        tokenizer=tokenizer,
-        template=get_template("qwen2"),
-        ids=vision_token_ids(tokenizer),
-        limits=replace(LIMITS, **limits),
-        seq_length=seq_length,
-        max_images=100,
-    )
+def measure(tokenizer, sample: Sample, root: str = "."):
+    ids = vision_token_ids(tokenizer)
+    return Measurer(tokenizer=tokenizer, template=get_template("qwen2"), ids=ids, decoding=DecodeSettings()).measure(sample, root)
 
 
-def add(index: IndexBuilder, sample: Sample, root: str = "."):
-    return index.add(sample, where="d.jsonl:1", root=root, place=(0, 0, 0), text=b"{}")
+def fit(measured, seq_length: int, **limits):
+    """The fitted sample, or None where it does not fit."""
+    try:
+        return fit_sample(measured, seq_length=seq_length, max_images=100, limits=replace(LIMITS, **limits))
+    except MediaError as error:
+        assert "does not fit a pack" in error.reason
+        return None
 
 
 def dialogue(num_messages: int, *, tag_every: int = 0) -> Sample:
@@ -52,9 +53,8 @@ class CountingTokenizer:
 def test_a_long_conversation_is_tokenised_once(tokenizer):
     counting = CountingTokenizer(tokenizer)
     sample = Sample(tuple(Message(("user", "assistant")[place % 2], f"turn {place}") for place in range(600)), (), ())
-    assert add(builder(counting, 64), sample) == 0
-    contents = [text for text in counting.texts if text.startswith("turn")]
-    assert len(contents) == 600
+    assert 0 < fit(measure(counting, sample), 64).num_messages < 600
+    assert sum(text.count("turn") for text in counting.texts) == 600
 
 
 @pytest.mark.parametrize("num_messages", [2, 7, 16, 25])
@@ -62,17 +62,13 @@ def test_a_long_conversation_is_tokenised_once(tokenizer):
 def test_the_longest_run_of_turns_that_fits_is_kept(tokenizer, tmp_path, picture, num_messages, tag_every):
     picture(90, 60).save(tmp_path / "p.png")
     sample = dialogue(num_messages, tag_every=tag_every)
+    measured = measure(tokenizer, sample, str(tmp_path))
     ends = sorted({*range(2, num_messages + 1, 2), num_messages})
-    smallest = {}
-    for end in ends:
-        index = builder(tokenizer, 10_000, max_tiles=1)
-        add(index, sample.first_turns(end), str(tmp_path))
-        smallest[end] = int(index.build().num_tokens[0])
+    smallest = {end: fit(measure(tokenizer, sample.first_turns(end), str(tmp_path)), 10_000, max_tiles=1).num_tokens for end in ends}
     for room in range(10, max(smallest.values()) + 3, 7):
-        index = builder(tokenizer, room)
+        fitted = fit(measured, room)
         fits = [end for end in ends if smallest[end] <= room]
-        assert (add(index, sample, str(tmp_path)) is None) == (not fits)
+        assert (fitted is None) == (not fits)
         if fits:
-            built = index.build()
-            assert built.num_messages[0] == fits[-1] and built.num_tokens[0] <= room
-            assert len(built.grids(0)) == len(sample.first_turns(fits[-1]).images)
+            assert fitted.num_messages == fits[-1] and fitted.num_tokens <= room
+            assert len(fitted.media.grids) == len(sample.first_turns(fits[-1]).images)

@@ -1,4 +1,4 @@
-"""Rows of JSONL and arrays: where a bad row stands is always said."""
+"""Rows of JSONL and arrays: where a bad row stands is always said, and each is found again by its offset."""
 
 import gzip
 import json
@@ -6,9 +6,28 @@ import json
 import pytest
 
 from mindspeed_vita.data.sample import Message
-from mindspeed_vita.data.sources import read_rows
+from mindspeed_vita.data.rows import RowReader, iter_rows
 
 ROW = {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}], "images": ["p.png"], "id": 7}
+
+
+class Rows:
+    """All rows of a file, read as training reads them: by offset, after one pass over the file."""
+
+    def __init__(self, path) -> None:
+        rows_path, is_array, rows = iter_rows(str(path), path.with_suffix(".rows"))
+        self.rows = list(rows)
+        self.reader = RowReader(str(path), rows_path, is_array)
+
+    def sample(self, row):
+        return self.reader.sample(self.rows[row].offset, len(self.rows[row].text), self.rows[row].place)
+
+    def where(self, row):
+        return self.reader.where(self.rows[row].place)
+
+
+def read_rows(path):
+    return Rows(path)
 
 
 def write(tmp_path, data, name="d.jsonl"):

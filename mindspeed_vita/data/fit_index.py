@@ -1,0 +1,216 @@
+"""From the index of each file to the columns of a mixture: the drawn samples, fitted to a stage's packs.
+
+What fits as it is, nearly all, is fitted by the column; only what exceeds a pack is looked at one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mindspeed_vita.data.columns import ColumnWriter
+from mindspeed_vita.data.fitting import FittedSample, MediaLimits, fit_sample
+from mindspeed_vita.data.index_file import IndexHead, read_batches, row_measured
+from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.video import VideoHeader
+from mindspeed_vita.data.rows import row_place
+from mindspeed_vita.hf.token_layout import image_tile_count, image_token_count, video_token_count
+
+
+@dataclass(frozen=True)
+class SkippedSample:
+    """A sample left out."""
+
+    where: str
+    """File and line."""
+    reason: str
+    source: str = ""
+    media_at_fault: bool = False
+    """A picture or video could not be used; otherwise the row itself could not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What decides whether and how a sample fits."""
+
+    seq_length: int
+    max_images: int
+    limits: MediaLimits
+
+
+def fit_file(
+    writer: ColumnWriter,
+    parquet: Path,
+    head: IndexHead,
+    rows: np.ndarray,
+    *,
+    source_id: int,
+    source: str,
+    file_id: int,
+    settings: FitSettings,
+) -> list[SkippedSample]:
+    """Appends the drawn rows of one file, each once, and its draws.
+
+    Args:
+        writer: takes the columns.
+        parquet: index of the file.
+        head: its head.
+        rows: int64, drawn rows, repeats allowed.
+        source_id: entry of the mixture.
+        source: its name.
+        file_id: of the file.
+        settings: of the stage.
+
+    Returns:
+        The drawn rows that cannot be used.
+    """
+    wanted = np.zeros(head.num_rows, dtype=bool)
+    wanted[rows] = True
+    sample_of_row = np.full(head.num_rows, -1, dtype=np.int64)
+    skipped: list[SkippedSample] = []
+    first = 0
+    for table in read_batches(parquet) if len(rows) else ():
+        places = np.flatnonzero(wanted[first : first + len(table)])
+        part = table if len(places) == len(table) else table.take(pa.array(places))
+        if len(places):
+            kept = _fit_part(writer, part.combine_chunks(), source_id, file_id, settings, skipped, head, source)
+            sample_of_row[first + places[kept]] = writer.num_samples - len(kept) + np.arange(len(kept))
+        first += len(table)
+    drawn = sample_of_row[rows]
+    writer.append(draws=drawn[drawn >= 0])
+    return skipped
+
+
+def _fit_part(
+    writer: ColumnWriter,
+    part: pa.Table,
+    source_id: int,
+    file_id: int,
+    settings: FitSettings,
+    skipped: list[SkippedSample],
+    head: IndexHead,
+    source: str,
+) -> np.ndarray:
+    """Appends the usable rows of one table; returns their places in it."""
+    full = _FullSize(part, settings)
+    usable = full.usable.copy()
+    replaced: dict[int, FittedSample] = {}
+    for place in np.flatnonzero(~usable).tolist():
+        row = {name: part.column(name)[place].as_py() for name in part.column_names}
+        reason, at_fault = row["reason"], bool(row["media_at_fault"])
+        if reason is None:
+            try:
+                replaced[place] = fit_sample(
+                    row_measured(row), seq_length=settings.seq_length, max_images=settings.max_images, limits=settings.limits
+                )
+                usable[place] = True
+                continue
+            except MediaError as error:
+                reason = error.reason
+        skipped.append(SkippedSample(row_place(head.path, row["place"], head.is_array), reason, source, at_fault))
+    kept = np.flatnonzero(usable)
+    num_tokens, num_tiles, num_messages = full.num_tokens.copy(), full.num_tiles.copy(), full.num_turns.copy()
+    for place, fitted in replaced.items():
+        num_tokens[place], num_tiles[place], num_messages[place] = fitted.num_tokens, fitted.media.num_tiles, fitted.num_messages
+    media, fps, counts = _media_columns(full, kept, replaced)
+    start = writer.num_media
+    writer.append(
+        file_ids=np.full(len(kept), file_id),
+        offsets=_numbers(part, "offset")[kept],
+        sizes=_numbers(part, "size")[kept],
+        places=_numbers(part, "place")[kept],
+        source_ids=np.full(len(kept), source_id),
+        num_tokens=num_tokens[kept],
+        num_tiles=num_tiles[kept],
+        num_messages=num_messages[kept],
+        media=media,
+        media_fps=fps,
+        media_cu=start + np.cumsum(counts),
+    )
+    return kept
+
+
+def _media_columns(full: _FullSize, kept: np.ndarray, replaced: dict[int, FittedSample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(media int[m, 3], fps, media of each kept row), with what was fitted one by one in its place."""
+    bounds = full.media_cu
+    counts = np.diff(bounds)
+    if not replaced:
+        chosen = np.repeat(full.usable, counts)
+        return full.media[chosen], full.fps[chosen], counts[kept]
+    parts, rates, numbers = [], [], []
+    for place in kept.tolist():
+        here = slice(bounds[place], bounds[place + 1])
+        media, fps = full.media[here], full.fps[here]
+        if place in replaced:
+            fitted = replaced[place].media
+            pictures = [(0, columns, rows) for columns, rows in fitted.grids]
+            videos = full.raw[here][full.raw[here][:, 0] != 0][: len(fitted.frame_limits)]
+            clips = [(int(kind), int(frames), limit) for (kind, frames, _), limit in zip(videos, fitted.frame_limits)]
+            media = np.array(pictures + clips, dtype=np.int64).reshape(-1, 3)
+            fps = np.concatenate([np.zeros(len(pictures)), fps[full.raw[here][:, 0] != 0][: len(clips)]])
+        parts.append(media)
+        rates.append(fps)
+        numbers.append(len(media))
+    return np.concatenate(parts), np.concatenate(rates), np.array(numbers)
+
+
+class _FullSize:
+    """Every row of a table at its full size."""
+
+    def __init__(self, table: pa.Table, settings: FitSettings) -> None:
+        limits = settings.limits
+        turns = _list_bounds(table, "turn_tokens")
+        self.num_turns = np.diff(turns)
+        text = _sums(_list_values(table, "turn_tokens"), turns)
+        self.media_cu = _list_bounds(table, "media_kind")
+        columns = [_list_values(table, name).astype(np.int64) for name in ("media_kind", "media_a", "media_b")]
+        self.raw = np.stack(columns, axis=1) if len(columns[0]) else np.empty((0, 3), dtype=np.int64)
+        self.fps = _list_values(table, "media_fps")
+        self.media = self.raw.copy()
+        tokens, tiles = np.zeros(len(self.raw), dtype=np.int64), np.zeros(len(self.raw), dtype=np.int64)
+        pictures = self.raw[:, 0] == 0
+        if pictures.any():
+            sizes, which = np.unique(self.raw[pictures, 1:], axis=0, return_inverse=True)
+            grids = [limits.grid((int(width), int(height)), limits.max_tiles) for width, height in sizes]
+            self.media[pictures, 1:] = np.array(grids)[which.reshape(-1)]
+            tokens[pictures] = np.array([image_token_count(grid, limits.tokens_per_tile) for grid in grids])[which.reshape(-1)]
+            tiles[pictures] = np.array([image_tile_count(grid) for grid in grids])[which.reshape(-1)]
+        for place in np.flatnonzero(~pictures).tolist():
+            kind, frames, _ = self.raw[place].tolist()
+            tiles[place] = _num_frames(limits, kind == 2, frames, float(self.fps[place]))
+            tokens[place] = video_token_count(int(tiles[place]), limits.tokens_per_tile)
+            self.media[place, 2] = limits.max_frames
+        self.num_tokens = text + _sums(tokens, self.media_cu)
+        self.num_tiles = _sums(tiles, self.media_cu)
+        num_pictures = _sums(pictures.astype(np.int64), self.media_cu)
+        good = table.column("reason").is_null().to_numpy(zero_copy_only=False) if len(table) else np.zeros(0, bool)
+        self.usable = good & (self.num_tokens <= settings.seq_length) & (num_pictures <= settings.max_images)
+
+
+@lru_cache(1 << 16)
+def _num_frames(limits: MediaLimits, is_folder: bool, frames: int, fps: float) -> int:
+    return len(limits.frames(VideoHeader(is_folder, frames, fps), limits.max_frames))
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).to_numpy()
+
+
+def _list_bounds(table: pa.Table, name: str) -> np.ndarray:
+    """int64[n + 1], where each row's list begins."""
+    lengths = table.column(name).combine_chunks().value_lengths()
+    return np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)]).astype(np.int64)
+
+
+def _list_values(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Sum of each row's values."""
+    totals = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    return totals[bounds[1:]] - totals[bounds[:-1]]

@@ -1,0 +1,158 @@
+"""Indexes the files of a mixture: each once, over several processes where it is large, and again only when it changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mindspeed_vita.data.index_file import FORMAT, IndexHead, SourceStamp, fresh_head, make_batch, row_columns, write_index
+from mindspeed_vita.data.measure import Measurer
+from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.rows import Row, iter_rows, parse_row
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vision_token_ids
+
+Report = Callable[[str, int, int], None]
+"""Called with the file's name, bytes done and bytes in all."""
+_CHUNK = 2000
+"""Rows measured at a time; a row group has at most as many as one chunk."""
+_ALONE = 16 << 20
+"""Bytes of JSON that one process measures faster than others could be started for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """What an index depends on beside the file itself."""
+
+    tokenizer: str
+    """Folder."""
+    template: str
+    decoding: DecodeSettings
+
+    def open(self) -> Measurer:
+        """A measurer with the tokenizer loaded."""
+        template = get_template(self.template)
+        tokenizer = load_tokenizer(self.tokenizer, template)
+        return Measurer(tokenizer=tokenizer, template=template, ids=vision_token_ids(tokenizer), decoding=self.decoding)
+
+    def key(self, tokenizer: Any) -> str:
+        """Equal keys measure equally; the file's own content is not part of it."""
+        caps = self.decoding
+        limits = [caps.max_bytes, caps.max_pixels, caps.max_video_frames, caps.max_video_seconds]
+        return hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), self.template, limits]).encode()).hexdigest()
+
+
+def index_path(folder: Path, source: str, root: str, key: str) -> Path:
+    """Where the index of a file lies."""
+    name = hashlib.sha256("\0".join([os.path.abspath(source), os.path.abspath(root), key]).encode()).hexdigest()[:16]
+    return folder / "index" / f"{Path(source).name.split('.')[0]}-{name}.parquet"
+
+
+def index_file(
+    folder: Path,
+    source: str,
+    root: str,
+    settings: IndexSettings,
+    *,
+    key: str,
+    measurer: Measurer,
+    processes: int = 1,
+    again: bool = False,
+    report: Report | None = None,
+) -> tuple[Path, IndexHead]:
+    """The index of one file of samples, made if it is missing or the file changed.
+
+    Args:
+        folder: of all indexes.
+        source: the file.
+        root: folder that its media lie below.
+        settings: what the index depends on.
+        key: settings.key of the tokenizer in use.
+        measurer: settings.open(), shared between files.
+        processes: how many measure a large file.
+        again: also make it anew where it skipped samples: a missing picture may have come since.
+        report: called as it goes.
+
+    Raises:
+        ValueError: the file cannot be read, or a row is no sample; names file and line.
+    """
+    target = index_path(folder, source, root, key)
+    head = fresh_head(target, source) if os.path.exists(source) else None
+    if head is not None and not (again and head.num_skipped):
+        return target, head
+    rows_path, is_array, rows = iter_rows(source, target.with_suffix(".rows"))
+    stamp = SourceStamp.of(source)
+    total = os.path.getsize(rows_path)
+    chunks = _chunks(rows)
+    if processes > 1 and total > _ALONE:
+        batches = _measure_in_pool(chunks, settings, root, source, is_array, processes)
+    else:
+        batches = (_measure(measurer, chunk, root, source, is_array) for chunk in chunks)
+    return target, write_index(target, _reported(batches, source, total, report), stamp, rows_path=rows_path, is_array=is_array)
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, _CHUNK)):
+        yield chunk
+
+
+def _reported(batches: Iterator[pa.RecordBatch], source: str, total: int, report: Report | None) -> Iterator[pa.RecordBatch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += sum(batch.column("size").to_pylist()) + len(batch)
+        if report is not None:
+            report(source, min(done, total), total)
+
+
+def _measure(measurer: Measurer, rows: Sequence[Row], root: str, source: str, is_array: bool) -> pa.RecordBatch:
+    found = []
+    for row in rows:
+        sample = parse_row(row.text, source, row.place, is_array)
+        digest = hashlib.blake2b(row.text, digest_size=16).digest()
+        place = (row.offset, len(row.text), row.place)
+        try:
+            found.append(row_columns(place, digest, measurer.measure(sample, root)))
+        except MediaError as error:
+            reason = f"{error.path}: {error.reason}" if error.path else error.reason
+            found.append(row_columns(place, digest, (reason, bool(error.path))))
+    return make_batch(found)
+
+
+_of_this_process: list[Any] = []
+
+
+def _start(settings: IndexSettings, root: str, source: str, is_array: bool) -> None:
+    _of_this_process[:] = [settings.open(), root, source, is_array]
+
+
+def _measure_here(rows: list[Row]) -> pa.RecordBatch:
+    measurer, root, source, is_array = _of_this_process
+    return _measure(measurer, rows, root, source, is_array)
+
+
+def _measure_in_pool(
+    chunks: Iterator[list[Row]], settings: IndexSettings, root: str, source: str, is_array: bool, processes: int
+) -> Iterator[pa.RecordBatch]:
+    """In the order of the file, with a bounded number of chunks in memory."""
+    # spawned: the parent may hold an accelerator and threads, which a fork does not survive
+    arguments = (settings, root, source, is_array)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start, initargs=arguments) as pool:
+        waiting: list[Future[pa.RecordBatch]] = []
+        for chunk in chunks:
+            waiting.append(pool.submit(_measure_here, chunk))
+            if len(waiting) >= 4 * processes:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

@@ -1,0 +1,280 @@
+"""Index, columns and packing plans of a recipe's mixture on disk: made where they are missing, found where they are not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
+from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
+from mindspeed_vita.data.fitting import MediaLimits
+from mindspeed_vita.data.index_file import IndexHead
+from mindspeed_vita.data.indexing import IndexSettings, Report, index_file
+from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.mixture import SourceSpec, load_mixture
+from mindspeed_vita.data.packing import plan_packs
+from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
+from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
+
+_FORMAT = 2
+"""Raised when the same index and settings would give other packs."""
+_META = "prepared.json"
+# Settings that change where data lies, how fast it loads or when a run stops, but not one token of a pack.
+_NOT_IN_FINGERPRINT = {
+    *("mixture", "media_root", "tokenizer", "index", "index_processes", "num_workers", "prefetch", "quarantine", "failure_budget"),
+    *("video_reader", "decode_seconds", "decode_memory", "max_media_bytes", "max_pixels", "max_video_frames", "max_video_seconds"),
+}
+FREE_FAILURES = 10
+"""Samples of a source that may fail whatever the budget says: one file is no reason to stop a small run."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A mixture that is ready to be packed."""
+
+    folder: Path
+    fingerprint: str
+    """sha256 over what was measured, tokenizer, mixture and settings: equal fingerprints give equal packs."""
+    sources: tuple[str, ...]
+    files: tuple[dict[str, Any], ...]
+    """path, rows_path, is_array and root of each file."""
+    samples: tuple[int, ...]
+    """Drawn samples of each source."""
+    num_tokens: int
+    """Of all drawn samples."""
+    num_tiles: int
+    index: SampleIndex
+    skipped: tuple[SkippedSample, ...]
+
+    def epoch(self, epoch: int) -> EpochPlan | None:
+        """The plan of an epoch, if it was written."""
+        return open_plan(self.folder / f"epoch_{epoch:05d}")
+
+
+def decode_settings(data: DataConfig) -> DecodeSettings:
+    """The caps and choices of the recipe."""
+    return DecodeSettings(
+        seconds=data.decode_seconds,
+        max_bytes=data.max_media_bytes,
+        max_pixels=data.max_pixels,
+        max_video_frames=data.max_video_frames,
+        max_video_seconds=data.max_video_seconds,
+        memory=data.decode_memory,
+        reader=data.video_reader,
+        resize=data.resize,
+        scale_in_decoder=data.scale_in_decoder,
+    )
+
+
+def media_root(data: DataConfig, path: str) -> str:
+    """The folder that media of a file of samples lie below."""
+    return data.media_root or str(Path(path).parent)
+
+
+def index_folder(data: DataConfig) -> Path:
+    """Where index and plans lie."""
+    return Path(data.index) if data.index else Path(data.mixture).parent / "vita_index"
+
+
+def index_mixture(
+    data: DataConfig, tokenizer: Any, *, again: bool = False, report: Report | None = None
+) -> list[tuple[SourceSpec, list[tuple[Path, IndexHead]]]]:
+    """The index of every file of the mixture; what is missing or out of date is made.
+
+    Args:
+        data: the recipe's section.
+        tokenizer: loaded from data.tokenizer.
+        again: also look again at files of which samples were skipped.
+        report: called as it goes.
+
+    Raises:
+        ValueError: the mixture or a row is wrong.
+        OSError: the folder cannot be written.
+    """
+    settings = IndexSettings(tokenizer=data.tokenizer, template=data.template, decoding=decode_settings(data))
+    folder, key, measurer = index_folder(data), settings.key(tokenizer), settings.open()
+    processes = data.index_processes or len(os.sched_getaffinity(0))
+    return [
+        (
+            spec,
+            [
+                index_file(
+                    folder,
+                    path,
+                    media_root(data, path),
+                    settings,
+                    key=key,
+                    measurer=measurer,
+                    processes=processes,
+                    again=again,
+                    report=report,
+                )
+                for path in spec.paths
+            ],
+        )
+        for spec in load_mixture(data.mixture)
+    ]
+
+
+def prepare(data: DataConfig, limits: MediaLimits, tokenizer: Any, *, report: Report | None = None, again: bool = False) -> Prepared:
+    """Index and columns of a mixture.
+
+    Raises:
+        ValueError: the mixture or a row is wrong, a source has no usable sample, or too much of it is unusable.
+        OSError: the folder cannot be written.
+    """
+    indexed = index_mixture(data, tokenizer, again=again, report=report)
+    fingerprint = _fingerprint(data, limits, tokenizer, indexed)
+    places = [str(Path(head.rows_path).absolute()) for _, files in indexed for _, head in files]
+    name = hashlib.sha256(json.dumps([fingerprint, data.media_root, places]).encode()).hexdigest()[:16]
+    folder = index_folder(data) / "plans" / name
+    if not (folder / _META).exists():
+        _write(folder, data, limits, fingerprint, indexed)
+    return _open(folder)
+
+
+def plan_epoch(prepared: Prepared, data: DataConfig, epoch: int) -> EpochPlan:
+    """The plan of an epoch: mapped where it was written, made in memory where not."""
+    found = prepared.epoch(epoch)
+    if found is not None:
+        return found
+    index = prepared.index
+    lengths = np.asarray(index.num_tokens)[index.draws]
+    packs = plan_packs(
+        lengths,
+        np.asarray(index.source_ids)[index.draws],
+        capacity=data.seq_length,
+        mode=data.packing,
+        seed=data.seed,
+        epoch=epoch,
+    )
+    return measure_packs(packs, lengths, np.asarray(index.num_tiles)[index.draws])
+
+
+def plan_on_disk(prepared: Prepared, data: DataConfig, num_packs: int) -> list[int]:
+    """Writes the plans of as many epochs as hold num_packs, at least one; returns the packs of each."""
+    counts: list[int] = []
+    while not counts or sum(counts) < num_packs:
+        epoch = len(counts)
+        plan = prepared.epoch(epoch)
+        if plan is None:
+            plan = plan_epoch(prepared, data, epoch)
+            write_plan(prepared.folder / f"epoch_{epoch:05d}", plan)
+        counts.append(len(plan.packs))
+    return counts
+
+
+def _fingerprint(
+    data: DataConfig, limits: MediaLimits, tokenizer: Any, indexed: Sequence[tuple[SourceSpec, list[tuple[Path, IndexHead]]]]
+) -> str:
+    parts = {
+        "format": _FORMAT,
+        "sources": [(spec.name, spec.ratio, spec.num, [head.digest for _, head in files]) for spec, files in indexed],
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "settings": {key: value for key, value in asdict(data).items() if key not in _NOT_IN_FINGERPRINT},
+        "limits": asdict(limits),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write(
+    folder: Path,
+    data: DataConfig,
+    limits: MediaLimits,
+    fingerprint: str,
+    indexed: Sequence[tuple[SourceSpec, list[tuple[Path, IndexHead]]]],
+) -> None:
+    settings = FitSettings(seq_length=data.seq_length, max_images=data.max_images, limits=limits)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    files: list[dict[str, Any]] = []
+    skipped: list[SkippedSample] = []
+    try:
+        with ColumnWriter(temporary) as writer:
+            for source_id, (spec, indexes) in enumerate(indexed):
+                num_drawn, num_before, here = 0, writer.num_draws, []
+                for place, (parquet, head) in enumerate(indexes):
+                    rows = spec.draw(place, head.num_rows, data.seed)
+                    num_drawn += len(rows)
+                    here += fit_file(
+                        writer, parquet, head, rows, source_id=source_id, source=spec.name, file_id=len(files), settings=settings
+                    )
+                    root = media_root(data, head.path)
+                    files.append({"path": head.path, "rows_path": head.rows_path, "is_array": head.is_array, "root": root})
+                skipped += here
+                if writer.num_draws == num_before:
+                    raise ValueError(_why_empty(data, spec.name, [head for _, head in indexes], here))
+                _check_budget(data, spec.name, num_drawn, here)
+        _describe(temporary, fingerprint, [spec.name for spec, _ in indexed], files, skipped)
+        if not folder.exists():
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _describe(
+    folder: Path, fingerprint: str, sources: list[str], files: list[dict[str, Any]], skipped: list[SkippedSample]
+) -> None:
+    index = SampleIndex.open(folder)
+    content = {
+        "fingerprint": fingerprint,
+        "sources": sources,
+        "files": files,
+        "samples": np.bincount(np.asarray(index.source_ids)[index.draws], minlength=len(sources)).tolist(),
+        "num_tokens": int(np.asarray(index.num_tokens)[index.draws].sum(dtype=np.int64)),
+        "num_tiles": int(np.asarray(index.num_tiles)[index.draws].sum(dtype=np.int64)),
+    }
+    (folder / "skipped.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in skipped))
+    (folder / _META).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _open(folder: Path) -> Prepared:
+    content = json.loads((folder / _META).read_text())
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    return Prepared(
+        folder=folder,
+        fingerprint=content["fingerprint"],
+        sources=tuple(content["sources"]),
+        files=tuple(content["files"]),
+        samples=tuple(content["samples"]),
+        num_tokens=content["num_tokens"],
+        num_tiles=content["num_tiles"],
+        index=SampleIndex.open(folder),
+        skipped=tuple(SkippedSample(**json.loads(line)) for line in lines),
+    )
+
+
+def _why_empty(data: DataConfig, source: str, heads: Sequence[IndexHead], skipped: Sequence[SkippedSample]) -> str:
+    names = ", ".join(f"{head.path} ({head.num_rows} rows)" for head in heads)
+    why = f"all were skipped: {skip_summary(skipped)}" if skipped else "no rows are drawn, which follows from ratio and num"
+    return (
+        f"source {source!r} of {data.mixture} has no usable sample: {names}: {why}; correct it and run `vita data index`, or set its "
+        "ratio to 0 to go without it"
+    )
+
+
+def _check_budget(data: DataConfig, source: str, num_drawn: int, skipped: Sequence[SkippedSample]) -> None:
+    bad = [item for item in skipped if item.media_at_fault]
+    if len(bad) > max(FREE_FAILURES, data.failure_budget * num_drawn):
+        raise ValueError(
+            f"source {source!r} of {data.mixture}: the media of {len(bad):,} of {num_drawn:,} drawn samples cannot be used, "
+            f"data.failure_budget={data.failure_budget:g} allows {int(data.failure_budget * num_drawn):,}: {skip_summary(bad)}; "
+            "correct the files (data.media_root?) and run `vita data index`, or raise the budget"
+        )
+
+
+def skip_summary(skipped: Sequence[SkippedSample]) -> str:
+    """Count, the commonest kinds of reasons, and one place to look at."""
+    kinds = Counter("".join("#" if char.isdigit() else char for char in item.reason.rpartition(": ")[2]) for item in skipped)
+    shown = "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
+    return f"{len(skipped):,} ({shown}), first at {skipped[0].where}: {skipped[0].reason}"

@@ -1,0 +1,173 @@
+"""Rows of JSONL files and JSON arrays, plain or gzipped, each with the place it stands at: streamed once, later read by offset."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mindspeed_vita.data.sample import Sample, parse_sample
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_ROW = 256 << 20
+"""Bytes of one row, decompressed; more is no sample but an archive made to fill the memory."""
+_LARGEST_ARRAY = 16 << 30
+"""Bytes of a JSON array, decompressed; it is parsed as a whole."""
+_EXPECTED = "expected one JSON object per line, or one array, in UTF-8"
+_TOO_DEEP = "JSON nested too deeply"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, unparsed."""
+
+    offset: int
+    """Of its first byte."""
+    place: int
+    """Line (JSONL) or item (array), from 1."""
+    text: bytes
+
+
+def row_place(path: str, place: int, is_array: bool) -> str:
+    """File and line, for messages."""
+    return f"{path}: item {place}" if is_array else f"{path}:{place}"
+
+
+def iter_rows(path: str, copy: Path) -> tuple[str, bool, Iterator[Row]]:
+    """Rows of a file of samples; blank lines are left out.
+
+    Args:
+        path: JSONL, or a JSON array (told apart by the first character); gzip is recognised by its content.
+        copy: where rows are written, one per line, if they cannot be read from the file by offset.
+
+    Returns:
+        The file in which offsets count, whether the source is an array, and the rows.
+
+    Raises:
+        ValueError: no such file, a damaged archive, or an array that is no JSON; a row that is too long only while iterating.
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == _GZIP_MAGIC
+        if _starts_as_array(path, packed):
+            _write_copy(copy, _array_items(path, packed))
+            return str(copy), True, _lines(str(copy), path)
+        if packed:
+            with gzip.open(path, "rb") as lines:
+                _write_copy(copy, _bounded_lines(lines, path))
+            return str(copy), False, _lines(str(copy), path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error}); copy it again") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check data_paths in the mixture") from error
+    return path, False, _lines(path, path)
+
+
+def _open(path: str, packed: bool) -> Any:
+    return gzip.open(path, "rb") if packed else open(path, "rb")
+
+
+def _starts_as_array(path: str, packed: bool) -> bool:
+    with _open(path, packed) as file:
+        head = file.read(1 << 16)
+        while head and not head.removeprefix(_BYTE_ORDER_MARK).strip():
+            head = file.read(1 << 16)
+    return bool(head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] == b"[")
+
+
+def _array_items(path: str, packed: bool) -> Iterator[bytes]:
+    with _open(path, packed) as file:
+        text = file.read(_LARGEST_ARRAY)
+        if file.read(1):
+            raise ValueError(f"{path}: an array of more than {_LARGEST_ARRAY:,} bytes; write one JSON object per line instead")
+    try:
+        for item in _parse(text.removeprefix(_BYTE_ORDER_MARK), path):
+            yield json.dumps(item, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    except RecursionError:
+        raise ValueError(f"{path}: found {_TOO_DEEP}; {_EXPECTED}") from None
+
+
+def _bounded_lines(lines: Any, path: str) -> Iterator[bytes]:
+    while line := lines.readline(_LONGEST_ROW):
+        if len(line) == _LONGEST_ROW:
+            raise ValueError(f"{path}: a row of more than {_LONGEST_ROW:,} bytes; {_EXPECTED}")
+        yield line
+
+
+def _write_copy(copy: Path, lines: Iterator[bytes]) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(lines)
+        os.replace(temporary, copy)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lines(path: str, source: str) -> Iterator[Row]:
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(_bounded_lines(file, source), start=1):
+            start = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+            text = line[start:].rstrip(b"\r\n")
+            if text.strip():
+                yield Row(offset + start, number, text)
+            offset += len(line)
+
+
+class RowReader:
+    """Rows of one indexed file by offset; safe in forked workers, for nothing moves a shared position."""
+
+    def __init__(self, path: str, rows_path: str, is_array: bool) -> None:
+        self.path = path
+        self._rows_path = rows_path
+        self._is_array = is_array
+        self._file: BinaryIO | None = None
+
+    def where(self, place: int) -> str:
+        """File and line of a row, for messages."""
+        return row_place(self.path, place, self._is_array)
+
+    def sample(self, offset: int, size: int, place: int) -> Sample:
+        """Reads and parses a row.
+
+        Raises:
+            ValueError: no JSON there, or not the schema: the file changed since it was indexed. Names file and line.
+        """
+        if self._file is None:
+            self._file = open(self._rows_path, "rb", buffering=0)  # noqa: SIM115 - open for as long as the reader lives
+        return parse_row(os.pread(self._file.fileno(), size, offset), self.path, place, self._is_array)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+def parse_row(text: bytes, path: str, place: int, is_array: bool) -> Sample:
+    """Parses a row.
+
+    Raises:
+        ValueError: no JSON, or not the schema; names file and line.
+    """
+    at = row_place(path, place, is_array)
+    return parse_sample(_parse(text, at), at)
+
+
+def _parse(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text.decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError as error:
+        found = f"bytes that are not UTF-8 ({error.reason} at byte {error.start})"
+    except json.JSONDecodeError as error:
+        found = f"no JSON ({error.msg} at line {error.lineno}, column {error.colno} of it)"
+    except ValueError as error:  # a number of thousands of digits
+        found = f"no JSON ({error})"
+    except RecursionError:
+        found = _TOO_DEEP
+    raise ValueError(f"{where}: found {found}; {_EXPECTED}")
