@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mindspeed_vita.checkpoint.mapping import Gated, GroupedQKV, HeadMajorQKV, LeadingOne, Rule
-from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, VisionConfig
+from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 
 FAMILIES = ("long_vita", "qwen2", "intern_vit", "internvl_vision")
 
@@ -26,7 +26,7 @@ def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
     """
     if family == "long_vita":
         released_vision = (_prefixed(rule, "model.vision_model.") for rule in _intern_vit(model.vision))
-        return (*_qwen2(model.language), *released_vision, *_PROJECTOR)
+        return (*_qwen2(model.language), *released_vision, *_projector(model.projector))
     if family == "qwen2":
         return _qwen2(model.language)
     if family == "intern_vit":
@@ -36,12 +36,16 @@ def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
     raise ValueError(f"found weight family {family!r}, expected one of {', '.join(FAMILIES)}")
 
 
-_PROJECTOR = (
-    Rule(native="projector.norm.weight", hf=("model.vision_projection.pre_proj_layernorm.weight",)),
-    Rule(native="projector.norm.bias", hf=("model.vision_projection.pre_proj_layernorm.bias",)),
-    Rule(native="projector.linear_fc1.weight", hf=("model.vision_projection.mlp.0.weight",)),
-    Rule(native="projector.linear_fc2.weight", hf=("model.vision_projection.mlp.2.weight",)),
-)
+def _projector(config: ProjectorConfig) -> tuple[Rule, ...]:
+    names = {
+        "norm.weight": "pre_proj_layernorm.weight",
+        "norm.bias": "pre_proj_layernorm.bias",
+        "linear_fc1.weight": "mlp.0.weight",
+        "linear_fc2.weight": "mlp.2.weight",
+    }
+    if config.kind == "mlp_newline":
+        names["newline"] = "image_newline"
+    return tuple(Rule(native=f"projector.{ours}", hf=(f"model.vision_projection.{theirs}",)) for ours, theirs in names.items())
 
 
 def _qwen2(config: LanguageConfig) -> tuple[Rule, ...]:

@@ -69,6 +69,7 @@ def hf_config(model: ModelConfig, *, token_ids: Mapping[str, int], dtype: str) -
             "hidden_size": projector.hidden_size,
             "layer_norm_eps": projector.norm_eps,
             "pixel_shuffle": projector.pixel_shuffle,
+            **({} if projector.kind == "mlp" else {"kind": projector.kind}),
         },
     }
 
@@ -160,6 +161,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
             hidden_size=projector.get("hidden_size", vision.hidden_size),
             norm_eps=projector.get("layer_norm_eps", 1e-5),
             pixel_shuffle=projector.get("pixel_shuffle", 2),
+            kind=projector.get("kind", "mlp"),
         ),
         language=language_config(config),
         init_std=config.get("initializer_range", 0.02),

@@ -91,12 +91,15 @@ def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict
     def normal(*shape: int) -> torch.Tensor:
         return (torch.randn(shape, generator=generator) * model.init_std).to(dtype)
 
-    return {
+    weights = {
         "projector.norm.weight": torch.ones(merged, dtype=dtype),
         "projector.norm.bias": torch.zeros(merged, dtype=dtype),
         "projector.linear_fc1.weight": normal(hidden, merged),
         "projector.linear_fc2.weight": normal(model.language.hidden_size, hidden),
     }
+    if model.projector.kind == "mlp_newline":
+        weights["projector.newline"] = normal(1, model.language.hidden_size)
+    return weights
 
 
 def _read(folder: Path, family: str, model: ModelConfig, dtype: Optional[torch.dtype]) -> dict[str, torch.Tensor]:

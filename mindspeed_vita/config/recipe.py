@@ -42,13 +42,18 @@ class ProjectorConfig:
     """From tower features to language embeddings: pixel shuffle, LayerNorm, two linear layers."""
 
     kind: str = "mlp"
-    """Name in the projector registry."""
+    """Name in the projector registry: mlp | mlp_stride (the shuffle need not divide the grid) | mlp_newline (a learned newline a row)."""
     pixel_shuffle: int = 2
     """Side of the square of patches merged into one token."""
     hidden_size: int = 1024
     """Width between the two linear layers."""
     norm_eps: float = 1e-5
     """LayerNorm epsilon of the pre-norm (1e-5 in the released weights, not the tower's 1e-6)."""
+
+    def tokens(self, grid: int) -> int:
+        """Tokens that a tile of grid x grid patches becomes."""
+        side = -(-grid // self.pixel_shuffle) if self.kind == "mlp_stride" else grid // self.pixel_shuffle
+        return side * (side + 1) if self.kind == "mlp_newline" else side * side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +133,7 @@ class ModelConfig:
     @property
     def tokens_per_tile(self) -> int:
         """Language-model tokens that one tile becomes."""
-        return (self.vision.grid // self.projector.pixel_shuffle) ** 2
+        return self.projector.tokens(self.vision.grid)
 
 
 @dataclass(frozen=True, kw_only=True)

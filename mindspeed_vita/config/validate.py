@@ -57,13 +57,20 @@ def _model(model: ModelConfig) -> list[str]:
     return [
         *odd,
         *_divides("model.vision.tile_size", vision.tile_size, "model.vision.patch_size", vision.patch_size, "use a divisor"),
-        *_divides("the patch grid", vision.grid, "model.projector.pixel_shuffle", model.projector.pixel_shuffle, "use a divisor"),
+        *_shuffle(model),
         *_divides("model.vision.hidden_size", vision.hidden_size, "model.vision.num_heads", vision.num_heads, "use a divisor"),
         *_divides("model.language.hidden_size", language.hidden_size, "model.language.num_heads", language.num_heads, "use a divisor"),
         *_divides("model.language.num_heads", language.num_heads, "model.language.num_kv_heads", language.num_kv_heads, "use a divisor"),
         *_one_of("model.lm_head", model.lm_head, ("masked", "chunked", "original")),
         *_rope(model.language),
     ]
+
+
+def _shuffle(model: ModelConfig) -> list[str]:
+    if model.projector.kind == "mlp_stride":
+        return []
+    advice = "use a divisor, or model.projector.kind=mlp_stride, which fills the grid up"
+    return _divides("the patch grid", model.vision.grid, "model.projector.pixel_shuffle", model.projector.pixel_shuffle, advice)
 
 
 def _rope(language: LanguageConfig) -> list[str]:

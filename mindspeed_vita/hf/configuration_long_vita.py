@@ -60,8 +60,8 @@ class LongVitaConfig(Qwen2Config):
 
     Args:
         visual: the tower's settings, see LongVitaVisionConfig.
-        projector: {"hidden_size", "layer_norm_eps", "pixel_shuffle"}; the released checkpoints have no such key and mean
-            {tower width, 1e-5, 2}.
+        projector: {"hidden_size", "layer_norm_eps", "pixel_shuffle", "kind"}; the released checkpoints have no such key and mean
+            {tower width, 1e-5, 2, "mlp"}.
         image_token_id, video_token_id, patch_token_id: ids of <IMG_CONTEXT>, <VID_CONTEXT> and <PATCH_CONTEXT>.
     """
 
@@ -105,10 +105,19 @@ class LongVitaConfig(Qwen2Config):
         return self.projector.get("pixel_shuffle", 2)
 
     @property
+    def projector_kind(self) -> str:
+        """mlp, mlp_stride (zeros fill the grid up) or mlp_newline (a learned newline after each row of a tile)."""
+        kind = self.projector.get("kind", "mlp")
+        if kind not in ("mlp", "mlp_stride", "mlp_newline"):
+            raise ValueError(f"projector.kind is {kind!r}; this modelling code knows mlp, mlp_stride and mlp_newline")
+        return kind
+
+    @property
     def tokens_per_tile(self) -> int:
         """Tokens that one tile becomes."""
-        vision = self.vision_config
-        return (vision.image_size // vision.patch_size // self.pixel_shuffle) ** 2
+        grid = self.vision_config.image_size // self.vision_config.patch_size
+        side = -(-grid // self.pixel_shuffle) if self.projector_kind == "mlp_stride" else grid // self.pixel_shuffle
+        return side * (side + 1) if self.projector_kind == "mlp_newline" else side * side
 
     @property
     def context_token_ids(self) -> tuple[int, int, int]:

@@ -112,7 +112,7 @@ class LongVitaVisionModel(nn.Module):
 
 
 class LongVitaProjector(nn.Module):
-    """Pixel shuffle, LayerNorm, two linear layers without biases."""
+    """Pixel shuffle, LayerNorm, two linear layers without biases; where the kind says so, a learned newline after each row."""
 
     def __init__(self, config: LongVitaConfig) -> None:
         super().__init__()
@@ -124,12 +124,23 @@ class LongVitaProjector(nn.Module):
             nn.GELU(),
             nn.Linear(config.projector_hidden_size, config.hidden_size, bias=False),
         )
+        self.pads = config.projector_kind == "mlp_stride"
+        newline = nn.Parameter(torch.zeros(1, config.hidden_size)) if config.projector_kind == "mlp_newline" else None
+        self.register_parameter("image_newline", newline)
 
     def forward(self, patches_NPD: torch.Tensor) -> torch.Tensor:
         num_tiles, num_patches, width = patches_NPD.shape
         side, factor = int(num_patches**0.5), self.factor
-        squares = patches_NPD.view(num_tiles, side // factor, factor, side // factor, factor, width).transpose(2, 3)
-        return self.mlp(self.pre_proj_layernorm(squares.reshape(num_tiles, num_patches // factor**2, factor**2 * width)))
+        patches = patches_NPD.view(num_tiles, side, side, width)
+        if self.pads:
+            missing = -side % factor
+            patches = F.pad(patches, (0, 0, 0, missing, 0, missing))
+        rows = patches.shape[1] // factor
+        squares = patches.reshape(num_tiles, rows, factor, rows, factor, width).transpose(2, 3)
+        tokens_NRRD = self.mlp(self.pre_proj_layernorm(squares.reshape(num_tiles, rows, rows, factor**2 * width)))
+        if self.image_newline is not None:
+            tokens_NRRD = torch.cat([tokens_NRRD, self.image_newline.expand(num_tiles, rows, 1, -1)], dim=2)
+        return tokens_NRRD.flatten(1, 2)
 
 
 class LongVitaPreTrainedModel(Qwen2PreTrainedModel):
@@ -148,6 +159,8 @@ class LongVitaPreTrainedModel(Qwen2PreTrainedModel):
             std = self.config.vision_config.initializer_range
             nn.init.normal_(module.class_embedding, std=std)
             nn.init.normal_(module.position_embedding, std=std)
+        elif isinstance(module, LongVitaProjector) and module.image_newline is not None:
+            nn.init.normal_(module.image_newline, std=self.config.initializer_range)
         elif isinstance(module, LongVitaVisionLayer):
             nn.init.constant_(module.ls1, self.config.vision_config.initializer_factor)
             nn.init.constant_(module.ls2, self.config.vision_config.initializer_factor)

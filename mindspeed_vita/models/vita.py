@@ -183,7 +183,7 @@ def init_weights(module: nn.Module, std: float, generator: torch.Generator, tp_r
     Full weights are drawn, of which a tensor-parallel rank takes its part, so they do not depend on tp_size.
     """
     for name, parameter in module.named_parameters():
-        if name.endswith("class_token") or parameter.dim() > 1:
+        if parameter.dim() > 1:
             shape, cut = list(parameter.shape), getattr(parameter, "tensor_model_parallel", False)
             dim = parameter.partition_dim if cut else 0  # type: ignore[attr-defined]
             shape[dim] *= tp_size if cut else 1

@@ -34,7 +34,10 @@ class MLPProjector(MegatronModule):
         self.linear_fc1 = nn.Linear(merged_size, config.hidden_size, bias=False)
         self.linear_fc2 = nn.Linear(config.hidden_size, output_size, bias=False)
 
+    def merge(self, features_BPC: torch.Tensor) -> torch.Tensor:
+        """Squares of patches side by side: [B, tokens, s ** 2 * C]."""
+        return pixel_shuffle(features_BPC, self.grid, self.side)
+
     def forward(self, features_BPC: torch.Tensor) -> torch.Tensor:
         """Rows for the language model: [B, tokens per tile, output_size]."""
-        merged = self.norm(pixel_shuffle(features_BPC, self.grid, self.side))
-        return self.linear_fc2(F.gelu(self.linear_fc1(merged)))
+        return self.linear_fc2(F.gelu(self.linear_fc1(self.norm(self.merge(features_BPC)))))
