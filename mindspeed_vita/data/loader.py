@@ -1,13 +1,14 @@
-"""Deals packs to data-parallel ranks, in this process or in worker processes: the same stream, and a state of one integer."""
+"""Packs of one data-parallel rank, loaded in this process or in worker processes: the same stream, and a state of one integer."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Generator, Iterator
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
+from mindspeed_vita.data.dealing import deal, pack_costs
 
 _T = TypeVar("_T")
 
@@ -23,8 +25,8 @@ _T = TypeVar("_T")
 class PackLoader:
     """Endless packs of one rank, over all epochs.
 
-    Step s, micro-batch m, data-parallel rank d gets pack start_pack + s * micro_batches * dp_size + m * dp_size + d, so every
-    data-parallel size deals the same packs to the same step as long as the global batch is the same.
+    Step s has the packs from start_pack + s * global_batch on, at every data-parallel size; within the step they are dealt to the ranks by
+    what they cost (dealing.py), the same way on every rank.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class PackLoader:
         cp_size: int = 1,
         decode: bool = True,
         num_workers: int = 0,
+        prefetch: int = 2,
     ) -> None:
         """Sets up the stream; nothing is read before the first pack is asked for.
 
@@ -54,11 +57,13 @@ class PackLoader:
             cp_size: context-parallel size.
             decode: False gives packs without tiles, for pipeline stages that encode none.
             num_workers: worker processes; 0 assembles packs in this process.
+            prefetch: packs each worker keeps ready.
 
         Raises:
             ValueError: a number is out of range.
         """
-        for name, value, least in (("start_pack", start_pack, 0), ("micro_batches", micro_batches, 1), ("num_workers", num_workers, 0)):
+        counts = (("start_pack", start_pack, 0), ("micro_batches", micro_batches, 1), ("num_workers", num_workers, 0))
+        for name, value, least in (*counts, ("prefetch", prefetch, 1)):
             if value < least:
                 raise ValueError(f"{name}={value}; expected {least} or more")
         if not 0 <= dp_rank < dp_size or not 0 <= group_rank < group_size:
@@ -67,9 +72,11 @@ class PackLoader:
         self.global_batch = micro_batches * dp_size
         self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, cp_size=cp_size, decode=decode)
         self._start = start_pack
-        self._first = start_pack + dp_rank
-        self._stride = dp_size
+        self._dp = (dp_rank, dp_size)
         self._num_workers = num_workers
+        self._prefetch = prefetch
+        self.waited = 0.0
+        """Seconds that packs were waited for, since the loader was made."""
         self._given = 0
         # weak: a loader that is dropped takes its workers along at once
         self._packs: weakref.ref[Generator[PackedBatch, None, None]] | None = None
@@ -81,7 +88,24 @@ class PackLoader:
 
     def numbers(self) -> Iterator[int]:
         """Global pack numbers of this rank, endless."""
-        return count(self._first + self._given * self._stride, self._stride)
+        step, done = divmod(self._given, self.micro_batches)
+        return islice(self._numbers_from(step), done, None)
+
+    def counted(self) -> Iterator[int]:
+        """What a sampler counts that deals packs in turn, rank by rank, and knows no costs; in each step the same packs over all ranks."""
+        rank, size = self._dp
+        return count(self._start + rank + self._given * size, size)
+
+    def _numbers_from(self, first_step: int) -> Iterator[int]:
+        rank, size = self._dp
+        for step in count(first_step):
+            first = self._start + step * self.global_batch
+            numbers = range(first, first + self.global_batch)
+            if size == 1:
+                yield from numbers
+            else:
+                dealt = deal(pack_costs(self._view.dataset, numbers), size)
+                yield from (first + place for place in dealt[rank])
 
     def __iter__(self) -> Iterator[PackedBatch]:
         """Packs from where the last iteration stopped; that one ends."""
@@ -99,7 +123,10 @@ class PackLoader:
     def _iterate(self) -> Generator[PackedBatch, None, None]:
         stream = self._stream()
         try:
-            for batch in stream:
+            while True:
+                asked = time.perf_counter()
+                batch = next(stream)
+                self.waited += time.perf_counter() - asked
                 self._given += 1
                 yield batch
         finally:
@@ -111,12 +138,13 @@ class PackLoader:
         if not self._num_workers:
             return map(self._view.__getitem__, self.numbers())
         # The packs of the first epoch are planned before the fork, once for all workers.
-        self._view.dataset.locate(self._first)
+        self._view.dataset.locate(self._start + (self._given // self.micro_batches + 1) * self.global_batch)
         loader = torch.utils.data.DataLoader(
             self._view,
             batch_size=None,
             sampler=_Numbers(self),
             num_workers=self._num_workers,
+            prefetch_factor=self._prefetch,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
             # Its own generator: the loader draws a seed, and the model's random numbers must not depend on num_workers.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Callable, TypeVar
+
+import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -11,23 +16,78 @@ if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
     from mindspeed_vita.data.loader import PackLoader
 
+_T = TypeVar("_T")
+_INDEXING = timedelta(days=7)
+"""Longest wait for the first rank's index and plans; if it fails or dies, the others hear of it at once or from torchrun."""
+_turns = 0
+"""Data sets opened by this process: every rank opens the same ones in the same order."""
+
 
 def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
-    """The packed data set of a recipe.
+    """The packed data set of a recipe. The first rank makes what is missing of index and plans, before any step; the others wait.
 
     Raises:
         ValueError: a file, the tokenizer or a setting does not fit.
+        OSError: the folder of the index cannot be written.
     """
     from mindspeed_vita.data.dataset import build_data
 
-    return build_data(
-        recipe.data,
-        tokens_per_tile=recipe.model.tokens_per_tile,
-        tile_size=recipe.model.vision.tile_size,
-        vocab_size=recipe.model.language.vocab_size,
-        cp_size=layout.cp_size,
-        tp_size=layout.tp_size,
-    )
+    # loader processes read ahead
+    ahead = (recipe.data.prefetch * recipe.data.num_workers + 1) * recipe.train.global_batch
+
+    def build() -> PackDataset:
+        return build_data(
+            recipe.data,
+            tokens_per_tile=recipe.model.tokens_per_tile,
+            tile_size=recipe.model.vision.tile_size,
+            vocab_size=recipe.model.language.vocab_size,
+            cp_size=layout.cp_size,
+            tp_size=layout.tp_size,
+            num_packs=recipe.train.steps * recipe.train.global_batch + ahead,
+            report=_Lines() if dist.get_rank() == 0 else None,
+        )
+
+    return first_rank_first(build)
+
+
+def first_rank_first(work: Callable[[], _T]) -> _T:
+    """Runs work on rank 0, then on all others; where rank 0 fails, all fail with its message. Collective over the world.
+
+    A wait on the process group's store and not a barrier: collectives time out long before a large data set is indexed.
+    """
+    global _turns
+    _turns += 1
+    if dist.get_world_size() == 1:
+        return work()
+    store, key = dist.distributed_c10d._get_default_store(), f"vita/data/{_turns}"
+    if dist.get_rank() == 0:
+        outcome = "stopped"
+        try:
+            result = work()
+            outcome = ""
+            return result
+        except (ValueError, OSError) as error:
+            outcome = str(error) or type(error).__name__
+            raise
+        finally:
+            store.set(key, outcome)
+    store.wait([key], _INDEXING)
+    outcome = store.get(key).decode()
+    if outcome:
+        raise ValueError(outcome)
+    return work()
+
+
+class _Lines:
+    """A line on standard error now and then while files are indexed."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, path: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            print(f"indexing {path}: {done / max(total, 1):.0%}", file=sys.stderr, flush=True)
 
 
 def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *, start_pack: int) -> PackLoader:
@@ -45,4 +105,5 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         cp_size=layout.ring_size,
         decode=layout.is_first_stage,
         num_workers=recipe.data.num_workers,
+        prefetch=recipe.data.prefetch,
     )

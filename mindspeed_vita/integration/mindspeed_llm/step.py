@@ -21,8 +21,8 @@ from mindspeed_vita.parallel.shard import shard_batch
 class ForwardStep:
     """Megatron's forward_step_func: takes the next pack, runs the model on this rank's share of it.
 
-    The data iterator yields numbers of packs, dealt and resumed by Megatron's own sampler; the packs come from a PackLoader that
-    deals by the same rule, and the two must agree.
+    The data iterator yields numbers of packs, counted and resumed by Megatron's own sampler; the packs come from a PackLoader, which
+    deals those of a step by their cost. The two must count alike.
 
     Args:
         device: where tensors go.
@@ -44,7 +44,7 @@ class ForwardStep:
         self.recipe, self.layout, self.failed, self.done = recipe, layout, failed, step
         self._host = _host_groups(layout)
         self._micro_batches = loader.micro_batches
-        self._numbers, self._loaded = loader.numbers(), iter(loader)
+        self._numbers, self._loaded = loader.counted(), iter(loader)
         self._packs: Iterator[PackedBatch] = iter(())
 
     def start_step(self) -> None:
@@ -63,7 +63,7 @@ class ForwardStep:
     def __call__(self, numbers: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         """Losses of one micro-batch's tokens (hidden states before the last stage), and what makes a loss of them."""
         dealt, expected = int(next(numbers)), next(self._numbers)
-        assert dealt == expected, f"Megatron's sampler deals pack {dealt}, the loader {expected}"
+        assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"
         batch = next(self._packs)
         inputs = shard_batch(
             batch,

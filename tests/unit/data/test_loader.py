@@ -25,15 +25,24 @@ def data(world, picture, say):
 
 
 def steps(data, *, dp_size, start=0, num_steps, num_workers=0, global_batch=4, **rank):
-    """Packs of each step, in global order, as the given number of ranks reads them."""
+    """Packs of each step, in the order of the plan, as the given number of ranks reads them."""
     micro_batches = global_batch // dp_size
     streams = []
     for dp_rank in range(dp_size):
         loader = PackLoader(
             data, start_pack=start, dp_rank=dp_rank, dp_size=dp_size, micro_batches=micro_batches, num_workers=num_workers, **rank
         )
-        streams.append(list(islice(loader, num_steps * micro_batches)))
-    return [streams[place % dp_size][place // dp_size] for place in range(num_steps * global_batch)]
+        numbers = list(islice(loader.numbers(), num_steps * micro_batches))
+        streams.append(list(zip(numbers, islice(loader, num_steps * micro_batches))))
+        loader.close()
+    packs = []
+    for step in range(num_steps):
+        dealt = [pack for stream in streams for pack in stream[step * micro_batches : (step + 1) * micro_batches]]
+        dealt.sort(key=lambda pack: pack[0])
+        first = start + step * global_batch
+        assert [number for number, _ in dealt] == list(range(first, first + global_batch)), "each pack of the step once"
+        packs += [pack for _, pack in dealt]
+    return packs
 
 
 def assert_same(left, right):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from mindspeed_vita.data.sample import Message
 from mindspeed_vita.data.rows import RowReader, iter_rows
+from mindspeed_vita.data.sample import Message
 
 ROW = {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}], "images": ["p.png"], "id": 7}
 
