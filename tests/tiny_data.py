@@ -52,7 +52,7 @@ class TinyData:
             "logging": {"tensorboard": False},
         }
         for name, values in sections.items():
-            content[name] = {**content[name], **values}
+            content[name] = {**content.get(name, {}), **values}
         return recipe_from_dict(content)
 
 

@@ -1,4 +1,4 @@
-"""`vita train RECIPE.yaml key=value ...`"""
+"""`vita train RECIPE.yaml key=value ... [-- flags of MindSpeed-LLM]`"""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import argparse
 import os
 import sys
 
+from mindspeed_vita.config import Recipe
+
 _EPILOG = """
 examples:
   vita train examples/tiny/stage1.yaml
   vita train recipe.yaml train.lr=1e-4 checkpoint.directory=runs/a
   torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train recipe.yaml parallel.tp=4
   DEVICE=cpu vita train recipe.yaml        (auto, npu, cuda or cpu)
+  torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train --engine mindspeed-llm recipe.yaml parallel.tp=8 -- --use-fused-rmsnorm
 
 The same command continues from the newest checkpoint in checkpoint.directory. Every recipe key, with its default and one line of
 documentation, stands in mindspeed_vita/config/recipe.py; `--print-recipe` shows the recipe with all defaults filled in.
@@ -23,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. train.steps=100")
+    parser.add_argument(
+        "--engine",
+        choices=("builtin", "mindspeed-llm"),
+        default="builtin",
+        help="builtin (default), or MindSpeed-LLM's pretrain on Ascend; what stands after -- is passed on to the latter",
+    )
+    parser.add_argument("--print-megatron-args", action="store_true", help="print what --engine mindspeed-llm passes to Megatron and exit")
+    parser.set_defaults(passed_on=[])
     parser.add_argument("--print-recipe", action="store_true", help="print the recipe with all defaults and exit")
 
 
@@ -36,8 +47,34 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
+    if arguments.print_megatron_args or arguments.engine == "mindspeed-llm":
+        return _mindspeed_llm(recipe, arguments)
+    if arguments.passed_on:
+        raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
     validate(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    return _builtin(recipe)
 
+
+def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe, without_effect
+
+    line = [*arguments_from_recipe(recipe), *arguments.passed_on]
+    if arguments.print_megatron_args:
+        print(shlex.join(line))
+        return 0
+    if int(os.environ.get("RANK", "0")) == 0:
+        for note in without_effect(recipe):
+            print(f"vita: {note}", file=sys.stderr)
+    sys.argv = ["pretrain_vita.py", *line]  # MindSpeed-LLM reads it on import
+    from mindspeed_vita.integration.mindspeed_llm.pretrain_vita import train
+
+    train()
+    return 0
+
+
+def _builtin(recipe: Recipe) -> int:
     from mindspeed_vita.checkpoint import native
     from mindspeed_vita.engine.faults import Stopped, stop_signals
     from mindspeed_vita.engine.loop import train

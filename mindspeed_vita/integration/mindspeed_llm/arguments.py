@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mindspeed_vita.config import Recipe, recipe_from_dict, recipe_to_dict
-from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, TEXT, VITA, attribute
+from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, NO_EFFECT, TEXT, VITA, attribute
 
 
 def megatron_arguments() -> Any:
@@ -79,12 +79,20 @@ def arguments_from_recipe(recipe: Recipe) -> list[str]:
     return line
 
 
+def without_effect(recipe: Recipe) -> list[str]:
+    """A line for every key that was set and that MindSpeed-LLM does not know."""
+    content, defaults = recipe_to_dict(recipe), recipe_to_dict(Recipe())
+    set_keys = [key for key in NO_EFFECT if _get(content, key) != _get(defaults, key)]
+    return [f"{key} has no effect with MindSpeed-LLM: {NO_EFFECT[key]}" for key in set_keys]
+
+
 def _switches(recipe: Recipe) -> list[str]:
     switches = [] if recipe.model.language.tie_embeddings else ["--untie-embeddings-and-output-weights"]
     if recipe.parallel.tp > 1:
         switches.append("--sequence-parallel")
     if recipe.train.precision == "bf16":
-        switches.append("--bf16")
+        # in fp32 Megatron saves that optimizer's parameters, but cannot load them
+        switches += ["--bf16", "--use-distributed-optimizer"]
     if recipe.train.recompute != "none":
         switches += ["--recompute-granularity", recipe.train.recompute]
     if recipe.train.recompute == "full":

@@ -1,4 +1,4 @@
-"""Enters MindSpeed-LLM in the one order that works: checks, platform, its adaptor, our feature, the ledger's patches, Megatron."""
+"""Enters MindSpeed-LLM in the one order that works: checks, platform, its adaptor, the ledger's patches, our feature, Megatron."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bootstrap() -> Platform:
     from mindspeed.features_manager.features_manager import MindSpeedFeaturesManager
     from mindspeed.patch_utils import MindSpeedPatchesManager
 
+    apply_ledger(MindSpeedPatchesManager)  # refuses before anything is changed
     MindSpeedFeaturesManager.FEATURES_LIST.append(feature())
-    apply_ledger(MindSpeedPatchesManager)
     announce(platform, rank=int(os.environ.get("RANK", "0")))
     return platform

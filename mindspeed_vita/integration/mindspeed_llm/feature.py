@@ -28,6 +28,10 @@ class VitaFeature:
         # the loss is a sum over tokens and is divided by their number once, over all packs of a step
         arguments.calculate_per_token_loss = True
         validate(recipe_from_arguments(arguments), arguments.world_size)
+        if arguments.lr_warmup_fraction:
+            steps = arguments.lr_decay_iters or arguments.train_iters
+            # whole steps, as in the built-in engine: Megatron would warm up for part of one
+            arguments.lr_warmup_fraction = min(round(arguments.lr_warmup_fraction * steps), steps - 1) / steps
 
 
 def feature() -> Any:

@@ -71,7 +71,6 @@ FIXED = (
     "--micro-batch-size",
     "1",
     "--calculate-per-token-loss",
-    "--use-distributed-optimizer",
     "--lr-decay-style",
     "cosine",
     "--tokenizer-type",
