@@ -1,4 +1,4 @@
-"""vita doctor: versions, and the parity check with its exit status."""
+"""vita doctor --parity and its exit status."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ import torch
 
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.engine.parity.check import compare
-
-
-def test_versions_and_device_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert f"torch {torch.__version__}" in out and "megatron-core 0." in out and "device cpu" in out and "torch_npu not installed" in out
 
 
 @pytest.mark.slow
