@@ -14,6 +14,7 @@ import numpy as np
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
 from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.indexing import Report
 from mindspeed_vita.data.plan_file import EpochPlan
@@ -41,7 +42,14 @@ class PackDataset:
     """All packs of all epochs, numbered from 0. Which samples a number holds follows from the fingerprint alone."""
 
     def __init__(
-        self, *, settings: DataConfig, text: TextEncoding, limits: MediaLimits, prepared: Prepared, pack_counts: Sequence[int] = ()
+        self,
+        *,
+        settings: DataConfig,
+        text: TextEncoding,
+        limits: MediaLimits,
+        prepared: Prepared,
+        pack_counts: Sequence[int] = (),
+        normalization: str = "imagenet",
     ) -> None:
         self.settings = settings
         self.tokenizer = text.tokenizer
@@ -55,7 +63,7 @@ class PackDataset:
         self._text = text
         self._limits = limits
         self._prepared = prepared
-        self._decoding = decode_settings(settings)
+        self._decoding = decode_settings(settings, normalization)
         self._files = tuple(RowReader(file["path"], file["rows_path"], file["is_array"]) for file in prepared.files)
         self._roots = tuple(file["root"] for file in prepared.files)
         self._plans: dict[int, EpochPlan] = {}
@@ -134,6 +142,11 @@ class PackDataset:
         line = f"{self.num_samples:,} samples ({sources}), {prepared.num_tokens:,} tokens, {prepared.num_tiles:,} tiles, {packs}"
         return line if not self.skipped else f"{line}; skipped {skip_summary(self.skipped)}"
 
+    def failure_budget(self) -> FailureBudget:
+        """How many samples of each source may fail."""
+        prepared = self._prepared
+        return FailureBudget(self.settings.failure_budget, prepared.sources, prepared.samples, self.index.source_ids)
+
     def where(self, sample_id: int) -> str:
         """File and line of a sample."""
         return self._files[self.index.file_ids[sample_id]].where(int(self.index.places[sample_id]))
@@ -175,6 +188,7 @@ def build_data(
     tp_size: int = 1,
     cp_size: int = 1,
     num_packs: int = 0,
+    normalization: str = "imagenet",
     again: bool = False,
     report: Report | None = None,
 ) -> PackDataset:
@@ -188,6 +202,7 @@ def build_data(
         tp_size: tensor-parallel size.
         cp_size: context-parallel size.
         num_packs: packs that will be asked for, so that the plans of all their epochs are made now.
+        normalization: the tower's (VisionConfig).
         again: index files anew of which samples were skipped.
         report: called while files are indexed.
 
@@ -208,10 +223,13 @@ def build_data(
         max_frames=data.max_frames,
         max_fps=data.max_fps,
         sampler=data.frame_sampler,
+        tiling=data.tiling,
     )
     prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
     counts = plan_on_disk(prepared, data, num_packs)
-    return PackDataset(settings=data, text=text, limits=limits, prepared=prepared, pack_counts=counts)
+    return PackDataset(
+        settings=data, text=text, limits=limits, prepared=prepared, pack_counts=counts, normalization=normalization
+    )
 
 
 def open_text(data: DataConfig, vocab_size: int) -> TextEncoding:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
 from mindspeed_vita.data.fitting import MediaLimits
@@ -25,6 +26,7 @@ from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
+from mindspeed_vita.hf.tiling import background
 
 _FORMAT = 2
 """Raised when the same index and settings would give other packs."""
@@ -34,9 +36,6 @@ _NOT_IN_FINGERPRINT = {
     *("mixture", "media_root", "tokenizer", "index", "index_processes", "num_workers", "prefetch", "quarantine", "failure_budget"),
     *("video_reader", "decode_seconds", "decode_memory", "max_media_bytes", "max_pixels", "max_video_frames", "max_video_seconds"),
 }
-FREE_FAILURES = 10
-"""Samples of a source that may fail whatever the budget says: one file is no reason to stop a small run."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -61,8 +60,8 @@ class Prepared:
         return open_plan(self.folder / f"epoch_{epoch:05d}")
 
 
-def decode_settings(data: DataConfig) -> DecodeSettings:
-    """The caps and choices of the recipe."""
+def decode_settings(data: DataConfig, normalization: str = "imagenet") -> DecodeSettings:
+    """The caps and choices of the recipe; the tower's normalisation tells the colour around padded squares."""
     return DecodeSettings(
         seconds=data.decode_seconds,
         max_bytes=data.max_media_bytes,
@@ -72,6 +71,8 @@ def decode_settings(data: DataConfig) -> DecodeSettings:
         memory=data.decode_memory,
         reader=data.video_reader,
         resize=data.resize,
+        tiling=data.tiling,
+        colour=background(normalization),
         scale_in_decoder=data.scale_in_decoder,
     )
 
@@ -275,6 +276,6 @@ def _check_budget(data: DataConfig, source: str, num_drawn: int, skipped: Sequen
 
 def skip_summary(skipped: Sequence[SkippedSample]) -> str:
     """Count, the commonest kinds of reasons, and one place to look at."""
-    kinds = Counter("".join("#" if char.isdigit() else char for char in item.reason.rpartition(": ")[2]) for item in skipped)
+    kinds = Counter(kind_of(item.reason) for item in skipped)
     shown = "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
     return f"{len(skipped):,} ({shown}), first at {skipped[0].where}: {skipped[0].reason}"

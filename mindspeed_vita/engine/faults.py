@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any, Iterator, Optional
@@ -11,6 +12,7 @@ from typing import Any, Iterator, Optional
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.parallel.layout import ParallelLayout
 
@@ -58,13 +60,24 @@ class FailedSamples:
         quarantine: JSONL file for the reasons.
         known: sample ids from a checkpoint.
         run: what tells this run's lines from those of others in the same file; the "run" of metrics.truncate.
+        budget: stops the run where a source has too many failures; None lets all pass.
     """
 
-    def __init__(self, quarantine: Path, known: tuple[int, ...] = (), *, run: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        quarantine: Path,
+        known: tuple[int, ...] = (),
+        *,
+        run: Optional[str] = None,
+        budget: Optional[FailureBudget] = None,
+    ) -> None:
         self.quarantine = quarantine
         self._run = {} if run is None else {"run": run}
         self.ids: set[int] = set(known)
-        self._new: set[int] = set()
+        self._budget = budget
+        self._reasons: dict[int, str] = {}
+        self._new: dict[int, str] = {}
+        """Failures of this step, with their reason where this rank met it."""
 
     def agree(self, batch: Any, layout: ParallelLayout, step: int) -> Any:
         """The batch with every failure of the tp x cp x pp group applied. Collective over that group.
@@ -80,7 +93,9 @@ class FailedSamples:
         for group, size in ((layout.tp_cp_group, layout.tile_group_size), (layout.pp_group, layout.pp_size)):
             if size > 1 and failed.numel():
                 dist.all_reduce(failed, dist.ReduceOp.MAX, group=group)
-        self._new |= set(batch.sample_ids[failed.bool()].tolist()) - self.ids
+        reasons = {int(failure.sample_id): failure.reason for failure in batch.failures}
+        for number in set(batch.sample_ids[failed.bool()].tolist()) - self.ids:
+            self._new[number] = reasons.get(number) or self._new.get(number, "")
         return batch.with_failed(failed.bool())
 
     def settle(self, group: Optional[dist.ProcessGroup] = None) -> int:
@@ -91,30 +106,50 @@ class FailedSamples:
 
         Returns:
             How many samples failed for the first time.
+
+        Raises:
+            ValueError: a source is over its budget, on every rank.
         """
         new = [self._new]
         if dist.get_world_size() > 1:
             count = torch.tensor(len(self._new))
             dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
             if count:
-                new = [set() for _ in range(dist.get_world_size())]
+                new = [{} for _ in range(dist.get_world_size(group))]
                 dist.all_gather_object(new, self._new, group=group)
         found = set().union(*new) - self.ids
         self.ids |= found
-        self._new = set()
+        self._new = {}
+        for failures in new:
+            self._reasons.update({number: reason for number, reason in failures.items() if reason})
+        if found and self._budget is not None:
+            self._budget.check(sorted(self.ids), self._reasons)
         return len(found)
 
     def note_skipped(self, skipped: Any) -> None:
         """Write down the samples that the index left out (once, at the start of a run)."""
-        entries = [{**self._run, "kind": "skipped", "step": 0, "where": str(s.where), "reason": str(s.reason)} for s in skipped]
+        entries = [
+            {**self._run, "kind": "skipped", "step": 0, "time": _now(), "where": str(item.where), "reason": str(item.reason)}
+            for item in skipped
+        ]
         if entries:
             metrics.append(self.quarantine, entries)
 
     def _note(self, failures: Any, step: int) -> None:
         entries = [
-            {**self._run, "kind": "failed", "step": step, **{key: getattr(item, key) for key in ("sample_id", "source", "path", "reason")}}
+            {
+                **self._run,
+                "kind": "failed",
+                "step": step,
+                "time": _now(),
+                **{key: getattr(item, key) for key in ("sample_id", "source", "path", "reason")},
+            }
             for item in failures
             if int(item.sample_id) not in self.ids
         ]
         if entries:
             metrics.append(self.quarantine, entries)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -91,7 +91,7 @@ class _Run:
             set_random_state(platform, native.load_rng(resume_from, self.sizes))
         quarantine = Path(recipe.data.quarantine) if recipe.data.quarantine else self.directory / "quarantine.jsonl"
         self._open_files(quarantine)
-        self.failed = FailedSamples(quarantine, known, run=self.run)
+        self.failed = FailedSamples(quarantine, known, run=self.run, budget=self.dataset.failure_budget())
         if self.leads and self.step == 0:
             self.failed.note_skipped(self.dataset.skipped)
 
@@ -130,13 +130,13 @@ class _Run:
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
             while self.step < last:
-                start = time.perf_counter()
+                start, waited = time.perf_counter(), batches.waited
                 result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
                 self.platform.synchronize()
                 busy.append(time.perf_counter() - start)
                 self.step += 1
                 self.packs += recipe.train.global_batch
-                self._report(result, busy[-1], tokens / busy[-1], progress)
+                self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
                 self._publish(wait=False)
                 if self.step % recipe.checkpoint.save_every == 0 or self.step == last:
                     self._save()
@@ -152,13 +152,13 @@ class _Run:
                 self.log.close()
         return self._finish(tokens, busy, progress)
 
-    def _report(self, result: StepResult, seconds: float, speed: float, progress: Optional[Progress]) -> None:
+    def _report(self, result: StepResult, seconds: float, speed: float, waited: float, progress: Optional[Progress]) -> None:
         if self.log is None or progress is None:
             return
         # groups differ by their multiplier; the recipe's own rate is the one people look for
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
         entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
-        entry.update(packs=self.packs, memory=self.platform.memory().peak)
+        entry.update(data_seconds=waited, packs=self.packs, memory=self.platform.memory().peak)
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
         progress.update(entry)

@@ -83,7 +83,7 @@ class MindSpeedRun:
             metrics.truncate(quarantine, arguments.iteration, run=run)
             print(f"{recipe.name}: {dataset.describe()}", flush=True)
         dist.barrier()  # nobody adds to the quarantine before it was truncated
-        failed = FailedSamples(quarantine, known, run=run)
+        failed = FailedSamples(quarantine, known, run=run, budget=dataset.failure_budget())
         self.built.run_state = lambda: {"fingerprint": dataset.fingerprint, "failed_samples": sorted(failed.ids)}
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
         self.forward_step.open(recipe, self.layout, loader, failed, arguments.iteration)

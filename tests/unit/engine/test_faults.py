@@ -6,12 +6,15 @@ import json
 import os
 import signal
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from mindspeed_vita.data.batch import MediaFailure
+from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.engine import faults, metrics
 
 LAYOUT = SimpleNamespace(tp_cp_group=None, tile_group_size=1, pp_group=None, pp_size=1)
@@ -55,7 +58,27 @@ def test_a_failure_is_written_down_once_with_its_reason(record):
         record.agree(batch(2, failed=(2,)), LAYOUT, step)
         record.settle()
     lines = [json.loads(line) for line in record.quarantine.read_text().splitlines()]
+    assert all(datetime.fromisoformat(line.pop("time")).tzinfo for line in lines)
     assert lines == [{"kind": "failed", "step": 1, "sample_id": 2, "source": "pets", "path": "2.jpg", "reason": "truncated"}]
+
+
+def test_a_source_over_its_budget_stops_the_run_and_lists_the_worst_reasons(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults.dist, "get_world_size", lambda: 1)
+    budget = FailureBudget(0.05, ("pets", "cars"), (400, 4000), np.repeat([0, 1], [400, 4000]))
+    record = faults.FailedSamples(tmp_path / "quarantine.jsonl", (1, 500, 501), budget=budget)
+    record.agree(batch(*range(2, 21), failed=tuple(range(2, 21))), LAYOUT, 1)
+    assert record.settle() == 19, "20 of 400 are 5%"
+    record.agree(batch(21, failed=(21,)), LAYOUT, 2)
+    message = r"source 'pets': 21 of 400 samples failed to decode, data.failure_budget=0.05 allows 20: 20 x truncated; .*quarantine"
+    with pytest.raises(ValueError, match=message):
+        record.settle()
+
+
+def test_a_few_failures_never_stop_a_small_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults.dist, "get_world_size", lambda: 1)
+    record = faults.FailedSamples(tmp_path / "q.jsonl", budget=FailureBudget(0.01, ("pets",), (30,), np.zeros(30, dtype=int)))
+    record.agree(batch(*range(10), failed=tuple(range(10))), LAYOUT, 1)
+    assert record.settle() == 10
 
 
 def test_skipped_samples_are_written_down(record):
