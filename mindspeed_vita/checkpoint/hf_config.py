@@ -142,6 +142,7 @@ def _visual(vision: VisionConfig) -> dict[str, Any]:
         "qk_normalization": False,
         "initializer_factor": vision.layer_scale_init,
         "initializer_range": 0.02,
+        **({} if vision.normalization == "imagenet" else {"normalization": vision.normalization}),
     }
 
 
@@ -217,6 +218,7 @@ def vision_config(config: Mapping[str, Any]) -> VisionConfig:
         num_heads=_need(config, "num_attention_heads"),
         ffn_hidden_size=_need(config, "intermediate_size"),
         norm_eps=config.get("layer_norm_eps", 1e-6),
+        normalization=config.get("normalization", "imagenet"),
         layer_scale_init=config.get("initializer_factor", config.get("layer_scale_init_value", 1.0)),
     )
 

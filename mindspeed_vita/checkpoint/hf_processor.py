@@ -12,7 +12,7 @@ from mindspeed_vita.checkpoint.hf_tokenizer import write_json
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-_SETTINGS = ("min_tiles", "max_tiles", "max_frames", "max_fps", "frame_sampler", "template")
+_SETTINGS = ("tiling", "min_tiles", "max_tiles", "max_frames", "max_fps", "frame_sampler", "template")
 
 
 def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
@@ -25,6 +25,8 @@ def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
         "image_processor_type": "LongVitaImageProcessor",
         "processor_class": "LongVitaProcessor",
         "tile_size": model.vision.tile_size,
+        "tiling": data.tiling,
+        "normalization": model.vision.normalization,
         "min_tiles": data.min_tiles,
         "max_tiles": data.max_tiles,
     }

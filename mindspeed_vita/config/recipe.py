@@ -16,6 +16,8 @@ class VisionConfig:
     """Name in the tower registry."""
     tile_size: int = 448
     """Side of a tile, in pixels."""
+    normalization: str = "imagenet"
+    """Mean and deviation of the pixels that the tower was trained on: imagenet | clip | siglip."""
     patch_size: int = 14
     """Side of a patch, in pixels."""
     hidden_size: int = 1024
@@ -156,6 +158,8 @@ class DataConfig:
     """Isolate the samples of a pack: positions restart and attention stays inside each sample."""
     packing: str = "same_source"
     """same_source | cross_source."""
+    tiling: str = "dynamic"
+    """dynamic (stretched over the closest grid, as published) | anyres (padded to the grid that keeps most pixels) | fixed (one tile)."""
     min_tiles: int = 1
     """Fewest tiles a picture is cut into."""
     max_tiles: int = 12

@@ -58,6 +58,7 @@ def _model(model: ModelConfig) -> list[str]:
         *odd,
         *_divides("model.vision.tile_size", vision.tile_size, "model.vision.patch_size", vision.patch_size, "use a divisor"),
         *_shuffle(model),
+        *_one_of("model.vision.normalization", vision.normalization, ("imagenet", "clip", "siglip")),
         *_divides("model.vision.hidden_size", vision.hidden_size, "model.vision.num_heads", vision.num_heads, "use a divisor"),
         *_divides("model.language.hidden_size", language.hidden_size, "model.language.num_heads", language.num_heads, "use a divisor"),
         *_divides("model.language.num_heads", language.num_heads, "model.language.num_kv_heads", language.num_kv_heads, "use a divisor"),
@@ -90,6 +91,7 @@ def _choices(recipe: Recipe) -> list[str]:
     data, train = recipe.data, recipe.train
     problems = [
         *_one_of("data.packing", data.packing, ("same_source", "cross_source")),
+        *_one_of("data.tiling", data.tiling, ("dynamic", "anyres", "fixed")),
         *_one_of("data.loss_weighting", data.loss_weighting, ("token", "sample")),
         *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy")),
         *_one_of("data.video_reader", data.video_reader, ("pyav", "decord", "torchcodec")),

@@ -32,7 +32,7 @@ class PackedBatch:
     labels_T: torch.Tensor
     """int64[S], the next token of the same sample where that is supervised, otherwise -100: shifted already."""
     weights_T: torch.Tensor
-    """float32[S], share of each token in the loss, 0 where labels_T is none; over a sample they add up to its supervised tokens, or to 1."""
+    """float32[S], share of a token in the loss, 0 where labels_T is none; over a sample they add up to its supervised tokens, or to 1."""
     positions_T: torch.Tensor
     """int64[S], from 0 in each sample (resets on) or over all samples (off), and from 0 in the padding."""
     cu_seqlens: torch.Tensor

@@ -25,10 +25,12 @@ class MediaLimits:
     max_frames: int
     max_fps: float
     sampler: str
+    tiling: str = "dynamic"
+    """See hf/tiling.py."""
 
     def grid(self, size: tuple[int, int], max_tiles: int) -> tuple[int, int]:
         """Grid of a picture of (width, height) under a tighter limit of tiles."""
-        return choose_grid(*size, tile_size=self.tile_size, min_tiles=self.min_tiles, max_tiles=max_tiles)
+        return choose_grid(*size, tile_size=self.tile_size, min_tiles=self.min_tiles, max_tiles=max_tiles, tiling=self.tiling)
 
     def frames(self, header: VideoHeader, max_frames: int) -> list[int]:
         """Frame numbers of a video under a tighter limit of frames."""

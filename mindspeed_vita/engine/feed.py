@@ -41,6 +41,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
             tokens_per_tile=recipe.model.tokens_per_tile,
             tile_size=recipe.model.vision.tile_size,
             vocab_size=recipe.model.language.vocab_size,
+            normalization=recipe.model.vision.normalization,
             cp_size=layout.cp_size,
             tp_size=layout.tp_size,
             num_packs=recipe.train.steps * recipe.train.global_batch + ahead,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Optional
@@ -16,32 +17,59 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .tiling import PICTURE_ERRORS, image_tiles, normalize
+from .tiling import NORMALIZATIONS, PICTURE_ERRORS, TILINGS, background, frame_tile, image_tiles, normalize
 
 URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 64 * 2**20
 
 
 class LongVitaImageProcessor(BaseImageProcessor):
-    """Dynamic tiling of pictures.
+    """Tiles of pictures and of video frames.
 
     Args:
         tile_size: side of a tile, pixels.
         min_tiles, max_tiles: fewest and most tiles a picture is cut into, thumbnail not counted.
+        tiling: "dynamic", "anyres" or "fixed", see tiling.py.
+        normalization: "imagenet", "clip" or "siglip": what the tower was trained on.
     """
 
     model_input_names = ["images"]
 
-    def __init__(self, tile_size: int = 448, min_tiles: int = 1, max_tiles: int = 12, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        tile_size: int = 448,
+        min_tiles: int = 1,
+        max_tiles: int = 12,
+        tiling: str = "dynamic",
+        normalization: str = "imagenet",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        for name, value, known in (("tiling", tiling, TILINGS), ("normalization", normalization, tuple(NORMALIZATIONS))):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         self.tile_size = tile_size
         self.min_tiles = min_tiles
         self.max_tiles = max_tiles
+        self.tiling = tiling
+        self.normalization = normalization
 
     def tile_image(self, image: Any) -> tuple[np.ndarray, tuple[int, int]]:
         """One picture -> (float32 [N, 3, H, W] thumbnail first, (columns, rows))."""
-        tiles, grid = image_tiles(open_image(image), tile_size=self.tile_size, min_tiles=self.min_tiles, max_tiles=self.max_tiles)
-        return normalize(tiles), grid
+        tiles, grid = image_tiles(
+            open_image(image),
+            tile_size=self.tile_size,
+            min_tiles=self.min_tiles,
+            max_tiles=self.max_tiles,
+            tiling=self.tiling,
+            colour=background(self.normalization),
+        )
+        return normalize(tiles, self.normalization), grid
+
+    def tile_frames(self, frames: Iterable[Image.Image]) -> np.ndarray:
+        """Frames of a video -> float32 [N, 3, H, W]."""
+        colour = background(self.normalization)
+        return normalize(np.stack([frame_tile(frame, tile_size=self.tile_size, colour=colour) for frame in frames]), self.normalization)
 
     def preprocess(self, images: Any, return_tensors: Optional[str] = None, **kwargs: Any) -> BatchFeature:
         """Pictures to tiles.

@@ -125,8 +125,10 @@ class LongVitaProjector(nn.Module):
             nn.Linear(config.projector_hidden_size, config.hidden_size, bias=False),
         )
         self.pads = config.projector_kind == "mlp_stride"
-        newline = nn.Parameter(torch.zeros(1, config.hidden_size)) if config.projector_kind == "mlp_newline" else None
-        self.register_parameter("image_newline", newline)
+        self.image_newline: Optional[nn.Parameter]
+        self.register_parameter(
+            "image_newline", nn.Parameter(torch.zeros(1, config.hidden_size)) if config.projector_kind == "mlp_newline" else None
+        )
 
     def forward(self, patches_NPD: torch.Tensor) -> torch.Tensor:
         num_tiles, num_patches, width = patches_NPD.shape

@@ -17,7 +17,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .chat_template import CHAT_TEMPLATES
 from .frames import SAMPLERS
 from .image_processing_long_vita import LongVitaImageProcessor
-from .tiling import frame_tile, normalize
+from .tiling import TILINGS  # noqa: F401
 from .token_layout import MediaLayout, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
 from .video_reading import read_video
 
@@ -167,7 +167,7 @@ class LongVitaProcessor(ProcessorMixin):
             max_fps=frames["max_fps"] or self.max_fps,
             sampler=self.frame_sampler,
         )
-        return normalize(np.stack([frame_tile(picture, tile_size=self.image_processor.tile_size) for picture in pictures]))
+        return self.image_processor.tile_frames(pictures)
 
     def _length(self, parts: Sequence[_Sequence], padding: Any, truncation: Any, max_length: Optional[int]) -> Optional[int]:
         """Common length of the batch, None to leave every text as long as it is."""

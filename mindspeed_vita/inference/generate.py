@@ -20,6 +20,7 @@ from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.media.image import probe_picture
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import probe_video
+from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
@@ -57,6 +58,7 @@ class NativeGenerator:
             max_frames=data.max_frames,
             max_fps=data.max_fps,
             sampler=data.frame_sampler,
+            tiling=data.tiling,
         )
 
     def prompt(self, request: Request, *, room: int = 0) -> PackedBatch:
@@ -98,6 +100,7 @@ class NativeGenerator:
             group_rank=self.layout.tile_rank,
             group_size=self.layout.tile_group_size,
             cp_size=self.layout.ring_size,
+            decoding=decode_settings(self.recipe.data, self.recipe.model.vision.normalization),
         )
         failures = self._all_failures(batch)
         if failures:

@@ -73,7 +73,13 @@ def load_processor(
     if not (folder / "config.json").is_file() or read_json(folder / "config.json").get("model_type") != "long_vita":
         raise ValueError(f"{folder} is no Long-VITA folder: expected a config.json with model_type 'long_vita'")
     config, data = LongVITAConfig.from_pretrained(folder), read_processor(folder)
-    images = LongVitaImageProcessor(tile_size=config.vision_config.image_size, min_tiles=data.min_tiles, max_tiles=data.max_tiles)
+    images = LongVitaImageProcessor(
+        tile_size=config.vision_config.image_size,
+        min_tiles=data.min_tiles,
+        max_tiles=data.max_tiles,
+        tiling=data.tiling,
+        normalization=config.visual.get("normalization", "imagenet"),
+    )
     return LongVitaProcessor(
         images,
         load_tokenizer(tokenizer or folder, get_template(data.template)),

@@ -90,7 +90,7 @@ class VitaModel(MegatronModule):
 
     def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, linears: TowerLinears, seed: int) -> None:
         vision = config.vision
-        recompute = transformer_config.recompute_granularity == "full"
+        recompute, self.normalization = transformer_config.recompute_granularity == "full", vision.normalization
         self.tile_shape, self.feature_shape = (3, vision.tile_size, vision.tile_size), (vision.grid**2, vision.hidden_size)
         self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, recompute=recompute, linears=linears)
         self.projector = projectors.build(
@@ -158,9 +158,9 @@ class VitaModel(MegatronModule):
         """The tower's output [N, patches, H]; without autograd in parts, so that a long film needs no memory for all its activations."""
         assert self.vision is not None
         if torch.is_grad_enabled() and "vision" in self.trainable:
-            return self.vision(normalize_tiles(tiles_NCHW).to(dtype))
+            return self.vision(normalize_tiles(tiles_NCHW, self.normalization).to(dtype))
         with torch.no_grad():
-            return torch.cat([self.vision(normalize_tiles(part).to(dtype)) for part in tiles_NCHW.split(TILES_AT_ONCE)])
+            return torch.cat([self.vision(normalize_tiles(part, self.normalization).to(dtype)) for part in tiles_NCHW.split(TILES_AT_ONCE)])
 
     def _output_weight(self) -> torch.Tensor:
         if self.share_embeddings_and_output_weights:

@@ -48,7 +48,8 @@ def _restrict(memory: int) -> None:
 
 
 def _answer(request: dict[str, Any], out: BinaryIO) -> None:
-    settings = DecodeSettings(**request.pop("settings"))
+    given = request.pop("settings")
+    settings = DecodeSettings(**{**given, "colour": tuple(given["colour"])})
     work = _WORK[request.pop("kind")]
     try:
         value = None

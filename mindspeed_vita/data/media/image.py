@@ -42,8 +42,8 @@ def picture_tiles(
     if settings.resize == "fast":
         from mindspeed_vita.data.media.fast_resize import cut_tiles_fast
 
-        return cut_tiles_fast(image, grid, tile_size=tile_size, wanted=wanted)
-    return cut_tiles(image, grid, tile_size=tile_size, wanted=wanted)
+        return cut_tiles_fast(image, grid, tile_size=tile_size, wanted=wanted, tiling=settings.tiling, colour=settings.colour)
+    return cut_tiles(image, grid, tile_size=tile_size, wanted=wanted, tiling=settings.tiling, colour=settings.colour)
 
 
 def frame_picture(path: str, *, tile_size: int, settings: DecodeSettings = _DEFAULTS) -> np.ndarray:
@@ -60,8 +60,8 @@ def resize_frame(image: Image.Image, *, tile_size: int, settings: DecodeSettings
     if settings.resize == "fast":
         from mindspeed_vita.data.media.fast_resize import frame_tile_fast
 
-        return frame_tile_fast(image, tile_size=tile_size)
-    return frame_tile(image, tile_size=tile_size)
+        return frame_tile_fast(image, tile_size=tile_size, colour=settings.colour)
+    return frame_tile(image, tile_size=tile_size, colour=settings.colour)
 
 
 def _decode(path: str, settings: DecodeSettings) -> Image.Image:

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 
 from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.hf.tiling import BACKGROUND
 
 READERS = ("pyav", "decord", "torchcodec")
 RESIZES = ("exact", "fast")
@@ -32,6 +33,10 @@ class DecodeSettings:
     """One of READERS."""
     resize: str = "exact"
     """exact (Pillow, as published) | fast (torch, antialiased bicubic on uint8: pictures at most 2/255 off)."""
+    tiling: str = "dynamic"
+    """How a picture is laid over its grid, see hf/tiling.py."""
+    colour: tuple[int, int, int] = BACKGROUND
+    """Around what is padded to a square."""
     scale_in_decoder: bool = False
     """Scale video frames with swscale while they are decoded: less memory and time, other pixels."""
 

@@ -14,7 +14,9 @@ from mindspeed_vita.checkpoint.mapping import convert_to_hf, convert_to_native
 from mindspeed_vita.config import ModelConfig, ProjectorConfig, VisionConfig, recipe_from_dict, validate
 from tests.tiny_checkpoint import TINY, random_weights
 
-KINDS = [("mlp", 4, 2), ("mlp", 6, 3), ("mlp", 4, 1), ("mlp_stride", 5, 2), ("mlp_stride", 7, 3), ("mlp_stride", 4, 2), ("mlp_newline", 4, 2)]
+KINDS = [("mlp", 4, 2), ("mlp", 6, 3), ("mlp", 3, 1)] + [
+    ("mlp_stride", 5, 2), ("mlp_stride", 7, 3), ("mlp_stride", 4, 2), ("mlp_newline", 4, 2),
+]
 
 
 def _model(kind: str, grid: int, side: int) -> ModelConfig:
