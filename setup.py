@@ -24,7 +24,10 @@ setup(
     packages=[*find_packages(include=["mindspeed_vita", "mindspeed_vita.*"]), "mindspeed_vita.patches"],
     # the ledger of patches lies at the top of the repository and inside the package of a wheel
     package_dir={"mindspeed_vita.patches": "patches"},
-    package_data={"mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"]},
+    package_data={
+        "mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"],
+        "mindspeed_vita.engine.hardware_check": ["*.json", "*.txt"],
+    },
     install_requires=requirements(),
     extras_require={
         "dev": [

@@ -70,6 +70,10 @@ class Platform(ABC):
     def synchronize(self) -> None:
         """Wait until everything queued on the device is done."""
 
+    def describe_hardware(self) -> str:
+        """Model of the device and version of what drives it, as far as they are known."""
+        return self.name
+
     def describe(self) -> str:
         """One line for the start of a run."""
         return f"device: {self.device} ({self.name}), collectives: {self.backend}"

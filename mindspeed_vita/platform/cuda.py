@@ -47,6 +47,9 @@ class CudaPlatform(Platform):
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
+    def describe_hardware(self) -> str:
+        return f"{torch.cuda.get_device_name(self.device)}, CUDA {torch.version.cuda}"
+
 
 def why_unavailable() -> Optional[str]:
     """None where a GPU is usable, else the reason."""

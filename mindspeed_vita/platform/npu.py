@@ -52,6 +52,9 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._npu.synchronize()
 
+    def describe_hardware(self) -> str:
+        return f"{self._npu.get_device_name(self.device)}, CANN {self._npu.utils.get_cann_version() or 'of unknown version'}"
+
 
 def why_unavailable() -> Optional[str]:
     """None where an NPU is usable, else the reason."""

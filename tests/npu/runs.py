@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
 
 from tests.npu.simulator.enter import enter
 
-WIDTHS = (64, 80, 128)
 SCALE = 0.2
+Failures = list[tuple[str, str]]
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -19,33 +23,10 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(difference.nan_to_num(float("inf")))
 
 
-def packs(num_tokens: int, width: int, dtype: torch.dtype = torch.float32, heads: int = 4, kv_heads: int = 2) -> list[torch.Tensor]:
+def packs(num_tokens: int, width: int, heads: int = 4, kv_heads: int = 2) -> list[torch.Tensor]:
     """Queries, keys, values and the output's gradient, the same on every rank."""
     generator = torch.Generator().manual_seed(num_tokens + width)
-    return [torch.randn(num_tokens, count, width, generator=generator).to(dtype) for count in (heads, kv_heads, kv_heads, heads)]
-
-
-def virtual_rings(layout: Any, *, width: int, dtype: str = "float32", old_cann: bool = False) -> dict[str, list[float]]:
-    """Rings of several sizes on one device against the plain reference, forward and backward: the blocks in every form."""
-    from mindspeed_vita.ops.attention import npu, reference
-    from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
-    from mindspeed_vita.sharding import plan
-
-    chip = enter()
-    chip.honours_softmax_layout = not old_cann
-    npu.statistics_order.cache_clear()
-    errors = {}
-    try:
-        for bounds, cp_size in (([0, 64], 1), ([0, 5, 6, 17, 32, 64], 1), ([0, 64], 2), ([0, 5, 6, 17, 32, 64], 4), ([0, 40, 64], 8)):
-            tensors, cp_plan = packs(64, width, getattr(torch, dtype)), plan(np.array(bounds), cp_size)
-            found = virtual_ring_attention(*(x.npu() for x in tensors), cp_plan, scale=SCALE)
-            wanted = virtual_ring_attention(*(x.float() for x in tensors), cp_plan, scale=SCALE, kernels=reference)
-            errors[f"{bounds} on {cp_size}"] = [error(*pair) for pair in zip(found, wanted)]
-        assert npu.statistics_order(torch.device("npu", 0)) == ("NTD" if old_cann else "TND")
-    finally:
-        chip.honours_softmax_layout = True
-        npu.statistics_order.cache_clear()
-    return errors
+    return [torch.randn(num_tokens, count, width, generator=generator) for count in (heads, kv_heads, kv_heads, heads)]
 
 
 def ring(layout: Any, *, bounds: list[int], width: int) -> Optional[dict[str, float]]:
@@ -78,6 +59,28 @@ def ring(layout: Any, *, bounds: list[int], width: int) -> Optional[dict[str, fl
     return errors
 
 
+def old_cann(layout: Any, *, width: int) -> dict[str, float]:
+    """Blocks where softmax statistics come in NTD order although TND was asked for."""
+    from mindspeed_vita.engine.hardware_check.exact import random_tensors
+    from mindspeed_vita.engine.hardware_check.kernels import DIAGONALS, RECTANGLES, block_errors
+    from mindspeed_vita.ops.attention import npu
+
+    chip, device = enter(), torch.device("npu", 0)
+    chip.honours_softmax_layout = False
+    npu.statistics_order.cache_clear()
+    errors = {}
+    try:
+        assert npu.statistics_order(device) == "NTD"
+        tensors = random_tensors([(333, 4, width), *[(333, 2, width)] * 2, (333, 4, width)], torch.float32)
+        for segments, causal in ((DIAGONALS, True), (RECTANGLES, False)):
+            found = block_errors("npu", tensors, segments, causal=causal, device=device)
+            errors.update({f"{name}, causal={causal}": value for name, value in found.items()})
+    finally:
+        chip.honours_softmax_layout = True
+        npu.statistics_order.cache_clear()
+    return errors
+
+
 def many_documents(layout: Any, *, count: int) -> tuple[list[float], list[int]]:
     """A pack of more documents than one call takes; returns errors and the sequences of each call of the forward."""
     from mindspeed_vita.ops.attention import npu as fused
@@ -85,7 +88,7 @@ def many_documents(layout: Any, *, count: int) -> tuple[list[float], list[int]]:
 
     bounds = np.concatenate([[0], np.cumsum(1 + np.arange(count) % 3)])
     segments = np.stack([bounds[:-1], bounds[1:]] * 2, axis=1)
-    query, key, value, grad = packs(int(bounds[-1]), 64, heads=2, kv_heads=1)
+    query, key, value, grad = packs(int(bounds[-1]), 16, heads=2, kv_heads=1)
     chip = enter()
     before = len(chip.calls)
     results = []
@@ -99,52 +102,98 @@ def many_documents(layout: Any, *, count: int) -> tuple[list[float], list[int]]:
     return [error(*pair) for pair in zip(*results)], [len(call.arguments["actual_seq_qlen"]) for call in calls]
 
 
-def tower(layout: Any, *, width: int) -> list[float]:
-    """Attention inside tiles, from tensors that are not contiguous, forward and backward, against plain math."""
-    from mindspeed_vita.ops.attention import reference, tile_attention
+def random_numbers(layout: Any) -> dict[str, bool]:
+    """Whether a device's random numbers are its own, and can be repeated."""
+    from mindspeed_vita.platform import get_platform
 
-    qkv = torch.randn(2, 6, 3, 3, width, generator=torch.Generator().manual_seed(width))
-    grad = torch.randn(2, 6, 3, width, generator=torch.Generator().manual_seed(1))
-    results = []
-    for device in ("npu", "cpu"):
-        leaf = qkv.to(device).requires_grad_()
-        query, key, value = leaf.unbind(-2)
-        out = tile_attention(query, key, value) if device == "npu" else reference.tiles(query, key, value, width**-0.5)
-        out.backward(grad.to(device))
-        results.append((out, leaf.grad))
-    return [error(*pair) for pair in zip(*results)]
+    platform = get_platform()
+    platform.seed(5)
+    host, state = torch.get_rng_state(), platform.rng_state()
+    first, second = (torch.nn.functional.dropout(torch.ones(64, device=platform.device), 0.5).cpu() for _ in range(2))
+    untouched = torch.equal(host, torch.get_rng_state())
+    platform.set_rng_state(state)
+    again = torch.nn.functional.dropout(torch.ones(64, device=platform.device), 0.5).cpu()
+    return {"varies": not torch.equal(first, second), "repeats": torch.equal(first, again), "leaves the host's alone": untouched}
 
 
-def tokenwise(layout: Any, *, dtype: str) -> dict[str, list[float]]:
-    """RMSNorm, SwiGLU and rotation by fused kernels against plain torch in fp32, forward and backward."""
-    from mindspeed_vita.ops import tokenwise as fused
-    from mindspeed_vita.ops.tokenwise import native
-
-    generator = torch.Generator().manual_seed(3)
-    x, weight = torch.randn(5, 1, 32, generator=generator), torch.randn(32, generator=generator)
-    heads = torch.randn(7, 3, 16, generator=generator).transpose(0, 1)  # not contiguous
-    angles = torch.randn(3, 16, generator=generator)
-    cases: dict[str, Any] = {
-        "rms_norm": (lambda ops, x, w: ops.rms_norm(x, w, 1e-6), (x, weight)),
-        "swiglu": (lambda ops, x: ops.swiglu(x), (x,)),
-        "apply_rotary": (lambda ops, x: ops.apply_rotary(x, angles.cos().to(x.device), angles.sin().to(x.device)), (heads,)),
-    }
-    errors = {}
-    for name, (call, tensors) in cases.items():
-        rounded = [tensor.to(getattr(torch, dtype)) for tensor in tensors]
-        results = []
-        for ops, placed in ((fused, [tensor.npu() for tensor in rounded]), (native, [tensor.float() for tensor in rounded])):
-            leaves = [tensor.detach().requires_grad_() for tensor in placed]
-            out = call(ops, *leaves)
-            out.backward(torch.ones_like(out) + out.detach())
-            results.append([out, *(leaf.grad for leaf in leaves)])
-        errors[name] = [error(*pair) for pair in zip(*results)]
-    return errors
+def check(layout: Any, *, section: str) -> Failures:
+    """One section of the hardware checks, in fp32 and small; returns what failed, and why."""
+    return _failures(section)
 
 
-def calls_of(layout: Any, *, case: str, arguments: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Fused operators that one of the functions here calls, with their arguments."""
+def mutant(layout: Any, *, module: str, old: str, new: str, section: str) -> Failures:
+    """The same with one place of a module's source changed."""
+    original = importlib.import_module(module)
+    source = Path(str(original.__file__)).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"{module} has {source.count(old)} places like {old!r}"
+    changed = ModuleType(module)
+    changed.__file__ = original.__file__
+    exec(compile(source.replace(old, new), f"{module} with {new!r}", "exec"), changed.__dict__)
+    try:
+        _install(module, changed)
+        return _failures(section)
+    finally:
+        _install(module, original)
+
+
+def _install(name: str, module: ModuleType) -> None:
+    package, leaf = name.rsplit(".", 1)
+    sys.modules[name] = module
+    setattr(sys.modules[package], leaf, module)
+
+
+def _failures(section: str) -> Failures:
+    from mindspeed_vita.engine.hardware_check.report import Report
+
+    report = Report(say=lambda line: None)
+    report.section(section, _SECTIONS[section])
+    return [(outcome.name, outcome.note) for outcome in report.outcomes if not outcome.passed]
+
+
+def _blocks(report: Any) -> None:
+    from mindspeed_vita.engine.hardware_check.kernels import check_blocks
+
+    check_blocks(report, torch.device("npu", 0), dtypes=(torch.float32,), widths=(64,))
+
+
+def _tower(report: Any) -> None:
+    from mindspeed_vita.engine.hardware_check.kernels import check_tower
+
+    check_tower(report, torch.device("npu", 0), dtypes=(torch.float32,))
+
+
+def _tokenwise(report: Any) -> None:
+    from mindspeed_vita.engine.hardware_check.kernels import check_tokenwise
+
+    check_tokenwise(report, torch.device("npu", 0))
+
+
+def _merge(report: Any) -> None:
+    from mindspeed_vita.engine.hardware_check.ascend import check_merge
+
+    check_merge(report, torch.device("npu", 0))
+
+
+def _many(report: Any) -> None:
+    errors, _ = many_documents(None, count=1030)
+    report.check("1,030 documents", max(errors), 1e-5)
+
+
+def _modes(report: Any) -> None:
+    """Diagonals are causal from the bottom right under the compressed mask; everything else has no mask and no mode."""
     chip = enter()
     before = len(chip.calls)
-    globals()[case](layout, **arguments)
-    return [(call.name, call.arguments) for call in chip.calls[before:]]
+    _blocks(report)
+    attention = [call.arguments for call in chip.calls[before:] if call.name.startswith("npu_fusion_attention")]
+    modes = {(arguments["sparse_mode"], arguments["atten_mask"] and arguments["atten_mask"][0]) for arguments in attention}
+    report.check("modes and masks other than those wanted", len(modes ^ {(3, (2048, 2048)), (0, None)}), 0, str(modes))
+
+
+_SECTIONS: dict[str, Callable[[Any], None]] = {
+    "blocks": _blocks,
+    "tower": _tower,
+    "tokenwise": _tokenwise,
+    "merge": _merge,
+    "many": _many,
+    "modes": _modes,
+}

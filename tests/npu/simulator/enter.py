@@ -1,6 +1,7 @@
 """Turns a process into one with simulated NPUs, and says which environment such a process must be started with.
 
     python -m tests.npu.simulator.enter mindspeed_vita.cli.main train recipe.yaml
+    python -m tests.npu.simulator.enter scripts/npu_check.py
 """
 
 from __future__ import annotations
@@ -66,4 +67,7 @@ def _send_and_receive_one_by_one() -> None:
 if __name__ == "__main__":
     enter()
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

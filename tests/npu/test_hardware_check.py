@@ -1,0 +1,80 @@
+"""scripts/npu_check.py on a simulated Ascend and scripts/gpu_check.py on a CPU: everything passes, and what fails is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_vita.engine.hardware_check.main import main
+from mindspeed_vita.engine.hardware_check.report import Report
+from tests.npu.simulator.enter import ROOT
+
+
+def run(command: list[str], environment: dict[str, str], folder: Path) -> dict[str, Any]:
+    """The JSON report of a script that must succeed. The tiny model only: a simulated NPU's memory is this machine's."""
+    report = folder / "report.json"
+    done = subprocess.run(
+        [sys.executable, *command, "--size", "tiny", "--json", str(report)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "\nPASS: " in done.stdout and "FAIL" not in done.stdout
+    return json.loads(report.read_text())
+
+
+@pytest.mark.slow
+def test_an_npu(simulated: dict[str, str], tmp_path: Path) -> None:
+    command = ["-m", "tests.npu.simulator.enter", "scripts/npu_check.py", "--note", "simulated Ascend"]
+    report = run(command, simulated, tmp_path)
+    assert report["passed"] and report["facts"]["note"] == "simulated Ascend"
+    assert report["facts"]["device"].startswith("Ascend910B2")
+    assert report["facts"]["softmax statistics of packed attention"] == "TND"
+    names = " ".join(row["name"] for row in report["checks"])
+    for part in ("operators unlike", "fused merge", "npu causal blocks", "npu unmasked", "npu tiles", "rms_norm", "ring of 8", "20 steps"):
+        assert part in names
+
+
+@pytest.mark.slow
+def test_a_cpu_in_a_gpus_place(tmp_path: Path) -> None:
+    report = run(["scripts/gpu_check.py"], {"DEVICE": "cpu"}, tmp_path)
+    assert report["passed"] and report["facts"]["device"] == "cpu"
+    names = " ".join(row["name"] for row in report["checks"])
+    for part in ("torch_native causal blocks", "torch_native tiles", "over one device", "20 steps of a tiny model, bf16"):
+        assert part in names
+    assert any("tokens/s" in value for value in report["facts"].values())
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEVICE")
+    with pytest.raises(ValueError, match="DEVICE=npu was asked for, but torch_npu"):
+        main("npu", [])
+
+
+def test_failures_are_told_and_do_not_stop_the_rest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = Report()
+
+    def broken(_: Report) -> None:
+        raise RuntimeError("aclnn error 161002")
+
+    report.section("one", broken)
+    report.section("two", lambda one: one.check("a number", float("nan"), 1.0))
+    report.section("three", lambda one: one.check("another", 0.5, 1.0))
+    assert not report.passed
+    report.write(tmp_path / "report.json")
+    rows = json.loads((tmp_path / "report.json").read_text())["checks"]
+    assert [row["passed"] for row in rows] == [False, False, True]
+    assert "FAIL   one: inf, at most 0.00e+00 (RuntimeError: aclnn error 161002)" in capsys.readouterr().out
+
+
+def test_nothing_checked_is_no_success() -> None:
+    assert not Report().passed
