@@ -13,6 +13,8 @@ examples:
   vita convert --from Long-VITA-16K_HF --to native --output runs/released
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
   vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
+  vita convert --from runs/ascend --to hf --output exported           (what --engine mindspeed-llm saved)
+  vita convert --from Long-VITA_MindSpeed --recipe examples/long_vita_14b/stage1.yaml --to native --output runs/released
 
 A native folder is a start for checkpoint.init_from. An export is read back and compared tensor by tensor before it appears; the
 result stands in its verification.json.
@@ -23,7 +25,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     parser.epilog = _EPILOG
-    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native run or step folder, or Hugging Face folder")
+    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native, MindSpeed-LLM or Hugging Face folder")
+    parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where --from is a MindSpeed-LLM folder of another program")
     parser.add_argument("--vision", metavar="DIR", help="InternViT folder, where --from is a Qwen2.5 language model")
     parser.add_argument("--to", required=True, choices=("hf", "native"), help="format to write")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
@@ -51,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_output(output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not empty; choose another --output")
-    weights, recipe = _read_hf(source, arguments, dtype) if (source / "config.json").is_file() else _read_native(source, arguments)
+    weights, recipe = _read(source, arguments, dtype)
     if arguments.to == "hf":
         tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
         done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes)
@@ -73,6 +76,33 @@ def parse_size(text: str) -> int:
     if match is None or not float(match.group(1)):
         raise ValueError(f"--max-shard-size is {text!r}; expected something like 5GB or 200MB")
     return max(1, int(float(match.group(1)) * _UNITS[match.group(2)]))
+
+
+def _read(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> tuple[Mapping[str, Any], Any]:
+    from mindspeed_vita.checkpoint.mindspeed_files import is_mindspeed
+
+    if is_mindspeed(source):
+        return _read_mindspeed(source, arguments)
+    if arguments.recipe:
+        raise ValueError(f"{source} says its sizes itself; leave --recipe out")
+    return _read_hf(source, arguments, dtype) if (source / "config.json").is_file() else _read_native(source, arguments)
+
+
+def _read_mindspeed(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:
+    from dataclasses import replace
+
+    from mindspeed_vita.checkpoint.families import family_rules
+    from mindspeed_vita.checkpoint.mapping import check_names
+    from mindspeed_vita.checkpoint.mindspeed_files import read_full_weights, saved_recipe
+    from mindspeed_vita.config import load_recipe, recipe_from_dict
+
+    content = saved_recipe(source)
+    if content is None and not arguments.recipe:
+        raise ValueError(f"{source} does not say its sizes; add --recipe with a recipe of the same architecture")
+    recipe = load_recipe(arguments.recipe) if arguments.recipe else recipe_from_dict(content or {}, where=str(source))
+    weights = read_full_weights(source)
+    check_names(weights, (rule.native for rule in family_rules("long_vita", recipe.model)), side="MindSpeed-LLM")
+    return weights, replace(recipe, data=replace(recipe.data, tokenizer=str(arguments.tokenizer or recipe.data.tokenizer)))
 
 
 def _read_native(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:

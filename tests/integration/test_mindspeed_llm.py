@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint import native
-from mindspeed_vita.checkpoint.mindspeed_names import native_name
+from mindspeed_vita.checkpoint import mindspeed_files, native
 from mindspeed_vita.config import MODULES, Recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from tests.integration.mindspeed_run import MindSpeed, Printed
@@ -112,47 +111,6 @@ def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     assert "was written with other data" in other.text and "start from its weights only" in other.text
 
 
-def saved_weights(directory: str, pp: int) -> dict[str, torch.Tensor]:
-    """Native names and tensors of a MindSpeed-LLM checkpoint of tensor-parallel size 1."""
-    folder = Path(directory)
-    step = folder / f"iter_{int((folder / 'latest_checkpointed_iteration.txt').read_text()):07d}"
-    found: dict[str, torch.Tensor] = {}
-    for stage in range(pp):
-        part = step / (f"mp_rank_00_{stage:03d}" if pp > 1 else "mp_rank_00") / "model_optim_rng.pt"
-        # the rest of the file holds upstream's own objects
-        model = _LoadAnything.load(part)["model"]
-        for name, tensor in model.items():
-            native_key = native_name(name)
-            if native_key and isinstance(tensor, torch.Tensor) and native_key != "_extra_state":
-                prefix = "language.decoder.layers."
-                if stage and native_key.startswith(prefix):  # two layers over two stages: one each
-                    native_key = prefix + str(int(native_key[len(prefix)]) + stage) + native_key[len(prefix) + 1 :]
-                found[native_key] = tensor.detach().float()
-    return found
-
-
-class _LoadAnything:
-    """torch.load of a file that names classes of packages that are not installed here."""
-
-    @staticmethod
-    def load(path: Path) -> dict[str, Any]:
-        import pickle
-
-        class Unpickler(pickle.Unpickler):
-            def find_class(self, module: str, name: str) -> Any:
-                if module.startswith(("megatron", "mindspeed")):
-                    return type(name, (), {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None})
-                return super().find_class(module, name)
-
-        class Reader:
-            Unpickler = None
-
-        reader = Reader()
-        reader.Unpickler = Unpickler  # type: ignore[assignment]
-        reader.__name__ = "reader"  # type: ignore[attr-defined]
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-
-
 STAGES = {1: {"projector"}, 2: set(MODULES), 3: {"projector", "language"}, 4: {"projector", "language"}}
 
 
@@ -164,10 +122,10 @@ def test_a_stage_trains_its_modules_only(mindspeed: MindSpeed, recipe: Any, weig
     printed = mindspeed.train(told, pp, name, ["--exit-interval", "2"])
     assert printed.status == 0, printed.text[-3000:]
     before, _ = native.read_full_weights(weights)
-    after = saved_weights(told.checkpoint.directory, pp)
+    after = mindspeed_files.read_full_weights(told.checkpoint.directory)
     assert set(after) == set(before)
     for module in MODULES:
-        moved = [key for key in before if key.startswith(module) and not torch.equal(after[key], before[key].bfloat16().float())]
+        moved = [key for key in before if key.startswith(module) and not torch.equal(after[key], before[key].bfloat16())]
         assert bool(moved) == (module in STAGES[stage]), (module, moved)
     if pp > 1:  # a rank without anything to train resumes too
         resumed = mindspeed.train(told, pp, f"{name}_resumed")

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import native
+from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
@@ -84,7 +85,8 @@ class MindSpeedRun:
             print(f"{recipe.name}: {dataset.describe()}", flush=True)
         dist.barrier()  # nobody adds to the quarantine before it was truncated
         failed = FailedSamples(quarantine, known, run=run, budget=dataset.failure_budget())
-        self.built.run_state = lambda: {"fingerprint": dataset.fingerprint, "failed_samples": sorted(failed.ids)}
+        state = {"fingerprint": dataset.fingerprint, "recipe": recipe_to_dict(recipe)}
+        self.built.run_state = lambda: {**state, "failed_samples": sorted(failed.ids)}
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
         self.forward_step.open(recipe, self.layout, loader, failed, arguments.iteration)
         return PackNumbers(samples[0]), None, None
