@@ -128,6 +128,10 @@ def current_stream(device=None):
 default_stream = current_stream
 
 
+def get_amp_supported_dtype():
+    return [torch.float16, torch.bfloat16]
+
+
 def memory_stats(device=None):
     return {}
 
