@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mindspeed_vita.integration.patching import load_ledger
-from tests.integration import emulation
+from tests.integration.mindspeed_run import MindSpeed
 
 TARGETS = {patch.target: patch for patch in load_ledger().patches}
 TRAIN_STEP = "megatron.training.training.train_step"
 
 
-def report(folder: Path, *flags: str) -> dict:
-    output = folder / "report.json"
-    done = emulation.run([str(Path(__file__).with_name("patches_process.py")), str(output), *flags], folder)
+def report(mindspeed: MindSpeed, name: str, *flags: str) -> dict:
+    output = mindspeed.folder / f"{name}.json"
+    command = [mindspeed.python, str(Path(__file__).with_name("patches_process.py")), str(output), *flags]
+    done = subprocess.run(command, cwd=mindspeed.folder, env=mindspeed.environment(), capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(output.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> dict:
+def plain(mindspeed: MindSpeed) -> dict:
     """Without flags of MindSpeed's."""
-    return report(tmp_path_factory.mktemp("patches"))
+    return report(mindspeed, "plain")
 
 
 @pytest.mark.slow
@@ -62,8 +64,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(plain, case, said):
 
 
 @pytest.mark.slow
-def test_ours_lies_over_a_declared_patch_of_mindspeeds(tmp_path):
-    found = report(tmp_path, "--schedules-method", "dualpipev")
+def test_ours_lies_over_a_declared_patch_of_mindspeeds(mindspeed):
+    found = report(mindspeed, "dualpipev", "--schedules-method", "dualpipev")
     assert found["step"]["message"] == "" and found["step"]["strangers"] == []
     declared = "mindspeed.core.pipeline_parallel.dualpipev.dualpipev_chunks.train_step"
     assert found["layers"][TRAIN_STEP] == [TARGETS[TRAIN_STEP].replacement, declared]
