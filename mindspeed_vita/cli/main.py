@@ -13,6 +13,7 @@ from typing import Optional, Sequence
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
     "check": ("mindspeed_vita.cli.check", "say whether a recipe would start: settings, layout, data, weights"),
+    "data": ("mindspeed_vita.cli.data", "index, plan, count, check and look at the data of a recipe"),
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints between native and Hugging Face format"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "doctor": ("mindspeed_vita.cli.doctor", "say what this machine has; --parity: check that every parallel layout is exact on it"),

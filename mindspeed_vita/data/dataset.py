@@ -74,6 +74,16 @@ class PackDataset:
         """Samples drawn per epoch; a ratio above 1 counts repeats."""
         return len(self.index.draws)
 
+    @property
+    def folder(self) -> Path:
+        """Where columns and plans lie."""
+        return self._prepared.folder
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Tokens whose embeddings tiles replace."""
+        return self._text.ids.placeholders
+
     def num_packs(self, epoch: int) -> int:
         """Packs of one epoch; the count can differ by a few between epochs."""
         while len(self._ends) <= epoch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +31,19 @@ _CHUNK = 2000
 """Rows measured at a time; a row group has at most as many as one chunk."""
 _ALONE = 16 << 20
 """Bytes of JSON that one process measures faster than others could be started for."""
+
+
+class ReportLines:
+    """A Report that prints a line on standard error now and then, where indexing takes long."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def __call__(self, path: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last > self._seconds:
+            self._last = time.monotonic()
+            print(f"indexing {path}: {done / max(total, 1):.0%}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Callable, TypeVar
 
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _INDEXING = timedelta(days=7)
 """Longest wait for the first rank's index and plans; if it fails or dies, the others hear of it at once or from torchrun."""
-_turns = 0
-"""Data sets opened by this process: every rank opens the same ones in the same order."""
 
 
 def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
@@ -31,6 +27,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
         OSError: the folder of the index cannot be written.
     """
     from mindspeed_vita.data.dataset import build_data
+    from mindspeed_vita.data.indexing import ReportLines
 
     # loader processes read ahead
     ahead = (recipe.data.prefetch * recipe.data.num_workers + 1) * recipe.train.global_batch
@@ -45,7 +42,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
             cp_size=layout.cp_size,
             tp_size=layout.tp_size,
             num_packs=recipe.train.steps * recipe.train.global_batch + ahead,
-            report=_Lines() if dist.get_rank() == 0 else None,
+            report=ReportLines() if dist.get_rank() == 0 else None,
         )
 
     return first_rank_first(build)
@@ -56,11 +53,11 @@ def first_rank_first(work: Callable[[], _T]) -> _T:
 
     A wait on the process group's store and not a barrier: collectives time out long before a large data set is indexed.
     """
-    global _turns
-    _turns += 1
     if dist.get_world_size() == 1:
         return work()
-    store, key = dist.distributed_c10d._get_default_store(), f"vita/data/{_turns}"
+    store = dist.distributed_c10d._get_default_store()
+    # counted in the store, as a process may have been in other groups before
+    key = f"vita/data/{store.add(f'vita/data/turns/{dist.get_rank()}', 1)}"
     if dist.get_rank() == 0:
         outcome = "stopped"
         try:
@@ -77,18 +74,6 @@ def first_rank_first(work: Callable[[], _T]) -> _T:
     if outcome:
         raise ValueError(outcome)
     return work()
-
-
-class _Lines:
-    """A line on standard error now and then while files are indexed."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, path: str, done: int, total: int) -> None:
-        if time.monotonic() - self._last > 10:
-            self._last = time.monotonic()
-            print(f"indexing {path}: {done / max(total, 1):.0%}", file=sys.stderr, flush=True)
 
 
 def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *, start_pack: int) -> PackLoader:

@@ -1,0 +1,78 @@
+"""`vita data`: what each action prints and writes, on the tiny data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.config import recipe_to_dict
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path) -> str:
+    """The tiny recipe as a file, with an index of its own."""
+    content = recipe_to_dict(tiny.recipe(tmp_path / "run", data={"index": str(tmp_path / "index")}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_index_is_made_once_and_plan_finds_it(recipe, tmp_path, capsys):
+    assert main(["data", "index", recipe]) == 0
+    assert "all: " in (out := capsys.readouterr().out) and "32 rows, 0 skipped" in out
+    (parquet,) = (tmp_path / "index" / "index").glob("*.parquet")
+    written = parquet.stat().st_mtime_ns
+    assert main(["data", "plan", recipe]) == 0
+    out = capsys.readouterr().out
+    assert "32 samples (all 32)" in out and "epoch 0: " in out and "fill " in out
+    assert parquet.stat().st_mtime_ns == written
+    (plan,) = (tmp_path / "index" / "plans").iterdir()
+    assert (plan / "epoch_00000" / "plan.json").is_file()
+
+
+def test_stats_give_a_table_and_a_picture(recipe, tmp_path, capsys):
+    assert main(["data", "stats", recipe, "--output", str(tmp_path / "s.svg")]) == 0
+    head, row, total, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["source", "samples", "tokens", "tiles", "median", "longest", "fill", "steps/epoch"]
+    assert row.split()[:2] == ["all", "32"] and row.split()[1:] == total.split()[1:], "one source is all there is"
+    bars = ElementTree.parse(tmp_path / "s.svg").findall(".//{http://www.w3.org/2000/svg}rect")
+    assert len(bars) == 40 + 1
+
+
+def test_check_names_file_and_line(tiny, recipe, tmp_path, capsys):
+    assert main(["data", "check", recipe, "--headers"]) == 0
+    assert capsys.readouterr().out.endswith("nothing found\n")
+    good = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "A."}], "images": ["red0.png"]}
+    rows = [good, {**good, "images": ["gone.png"]}, {**good, "images": []}, {"messages": good["messages"][:1], "images": ["red0.png"]}]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*map(json.dumps, rows), "{", ""]))
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(json.dumps({"dataset": {"bad": {"data_paths": [str(bad)]}}}))
+    assert main(["data", "check", recipe, f"data.mixture={mixture}", f"data.media_root={tiny.folder}"]) == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == f"bad: {bad}: 5 rows, 4 findings"
+    assert lines[1].startswith(f"{bad}:2: image 'gone.png': no such file")
+    assert lines[2] == f"{bad}:3: found 1 <image> tags for 0 images, expected one tag each"
+    assert lines[3] == f"{bad}:4: no assistant turn, so there is nothing to learn"
+    assert lines[4].startswith(f"{bad}:5: found no JSON") and lines[-1] == "4 findings"
+
+
+def test_show_writes_a_page_with_learnt_spans_and_tiles(recipe, tmp_path, capsys):
+    target = tmp_path / "pack.html"
+    assert main(["data", "show", recipe, "--pack", "1", "--output", str(target)]) == 0
+    page = target.read_text()
+    assert capsys.readouterr().out.strip() == str(target)
+    shown = page.count('<div class="sample">')
+    assert shown > 1 and f"{shown} samples" in page and page.count("document at token") == shown
+    assert page.count("data:image/png;base64,") == int(page.split(" tiles, ")[0].rsplit(" ", 1)[1]) > 0
+    assert '<span class="learn">It is ' in page or '<span class="learn">0' in page
+    assert Path(target).stat().st_size < 1 << 20
+
+
+def test_a_pack_before_the_first_is_refused(recipe, capsys):
+    assert main(["data", "show", recipe, "--pack=-1"]) == 2
+    assert "--pack -1: expected a number from 0 up" in capsys.readouterr().err
