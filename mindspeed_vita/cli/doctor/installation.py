@@ -177,7 +177,7 @@ def find_checkout(package: str) -> Optional[Checkout]:
         return None
     root = folders[0].parent
     name = _git(root, "describe", "--tags", "--exact-match") or _git(root, "symbolic-ref", "--short", "HEAD")
-    return Checkout(folder=str(root), ref=name, commit=_git(root, "rev-parse", "--short", "HEAD"))
+    return Checkout(folder=str(root), ref=name, commit=_git(root, "rev-parse", "HEAD"))
 
 
 def video_codecs() -> tuple[str, ...]:

@@ -110,6 +110,8 @@ class Project:
     url: str
     ref: str
     """Branch or tag."""
+    commit: str
+    """What the patches' signature table was taken from, and the tests ran with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +125,33 @@ class AscendRelease:
     transformers: str = "5.2.0"
     core: str = "0.12"
     projects: tuple[tuple[str, Project], ...] = (
-        ("Megatron-LM", Project(package="megatron", url="https://github.com/NVIDIA/Megatron-LM.git", ref="core_v0.12.1")),
-        ("MindSpeed", Project(package="mindspeed", url="https://gitcode.com/Ascend/MindSpeed.git", ref="26.1.0_core_r0.12.1")),
-        ("MindSpeed-LLM", Project(package="mindspeed_llm", url="https://gitcode.com/Ascend/MindSpeed-LLM.git", ref="26.1.0")),
+        (
+            "Megatron-LM",
+            Project(
+                package="megatron",
+                url="https://github.com/NVIDIA/Megatron-LM.git",
+                ref="core_v0.12.1",
+                commit="a845aa7e12b3a117e24c2352b9e3e60bad2e3a17",
+            ),
+        ),
+        (
+            "MindSpeed",
+            Project(
+                package="mindspeed",
+                url="https://gitcode.com/Ascend/MindSpeed.git",
+                ref="26.1.0_core_r0.12.1",
+                commit="57a33053c4eccd5b14aa58e3ca595ab414e65b94",
+            ),
+        ),
+        (
+            "MindSpeed-LLM",
+            Project(
+                package="mindspeed_llm",
+                url="https://gitcode.com/Ascend/MindSpeed-LLM.git",
+                ref="26.1.0",
+                commit="ad615b3b343f6305e9a0ce8bcc3ec42052322860",
+            ),
+        ),
     )
 
 

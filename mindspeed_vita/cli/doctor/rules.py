@@ -203,13 +203,14 @@ def _projects(here: Installation) -> Iterator[Finding]:
         if checkout is None:
             remedy = f"bash scripts/install_ascend.sh, or git clone -b {project.ref} {project.url} and put it on PYTHONPATH"
             yield Finding(name=name, status="problem", found="not on PYTHONPATH", expected=project.ref, remedy=remedy)
-        elif checkout.ref in (project.ref, f"v{project.ref}"):
-            yield Finding(name=name, status="ok", found=f"{checkout.ref} at {checkout.commit} in {checkout.folder}")
+        elif checkout.commit == project.commit:
+            yield Finding(name=name, status="ok", found=f"{project.ref} at {project.commit[:7]} in {checkout.folder}")
         else:
-            found = f"{checkout.ref or checkout.commit or 'unknown version'} in {checkout.folder}"
-            remedy = f"git -C {checkout.folder} checkout {project.ref}; `vita patches verify` says whether our patches fit what is there"
-            status: Status = "problem" if checkout.ref else "note"
-            yield Finding(name=name, status=status, found=found, expected=project.ref, remedy=remedy)
+            same_branch = checkout.ref in (project.ref, f"v{project.ref}") or checkout.commit is None
+            found = f"{checkout.ref or 'no branch'} at {(checkout.commit or 'no commit')[:7]} in {checkout.folder}"
+            remedy = f"git -C {checkout.folder} checkout {project.commit[:12]}, or see whether our patches fit it: vita patches verify"
+            status: Status = "note" if same_branch else "problem"
+            yield Finding(name=name, status=status, found=found, expected=f"{project.ref} at {project.commit[:7]}", remedy=remedy)
 
 
 def _devices(here: Installation, seen: Seen, kind: str) -> Iterator[Finding]:

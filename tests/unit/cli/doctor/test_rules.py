@@ -27,9 +27,7 @@ ASCEND = Installation(
     core="0.12.1",
     core_can_train=True,
     checkouts={
-        "Megatron-LM": Checkout(folder="/up/MindSpeed-LLM", ref="26.1.0", commit="2b7130c"),
-        "MindSpeed": Checkout(folder="/up/MindSpeed", ref="26.1.0_core_r0.12.1", commit="57a3305"),
-        "MindSpeed-LLM": Checkout(folder="/up/MindSpeed-LLM", ref="v26.1.0", commit="2b7130c"),
+        name: Checkout(folder=f"/up/{name}", ref=project.ref, commit=project.commit) for name, project in matrix.ASCEND.projects
     },
     cann="9.1.0",
     cann_home="/usr/local/Ascend/cann",
@@ -75,6 +73,9 @@ def test_installations_that_fit_have_no_problem():
     assert {finding.status for finding in on_ascend(builtin, engine="builtin").values()} == {"ok"}
 
 
+OTHER = Checkout(folder="/m", ref="master", commit="ab" * 20)
+
+
 @pytest.mark.parametrize(
     "here, name, found, remedy",
     [
@@ -96,8 +97,8 @@ def test_installations_that_fit_have_no_problem():
         (replace(ASCEND, core="0.16.1", core_can_train=False), "megatron-core", "without megatron.training", "first on PYTHONPATH"),
         (replace(ASCEND, core=None, core_can_train=False), "megatron-core", "not installed", "env.sh"),
         (with_checkout("MindSpeed", None), "MindSpeed", "not on PYTHONPATH", "git clone -b 26.1.0_core_r0.12.1"),
-        (with_checkout("MindSpeed", Checkout(folder="/m", ref="core_r0.16.0")), "MindSpeed", "core_r0.16.0 in /m", "git -C /m checkout 26"),
-        (with_checkout("MindSpeed-LLM", Checkout(folder="/l", ref="master")), "MindSpeed-LLM", "master", "26.1.0; `vita patches verify`"),
+        (with_checkout("MindSpeed", OTHER), "MindSpeed", "master at ababab", "git -C /m checkout 57a3.*vita patches verify"),
+        (with_checkout("MindSpeed-LLM", OTHER), "MindSpeed-LLM", "master at ababab", "git -C /m checkout ad61"),
         (replace(ASCEND, npus=(replace(ASCEND.npus[0], healthy=False),)), "health", "these are not OK: 0", "ASCEND_RT_VISIBLE_DEVICES"),
         (replace(ASCEND, video_codecs=("mpeg4",)), "video", "PyAV decodes mpeg4", "pip install --force-reinstall"),
     ],
@@ -115,7 +116,8 @@ def test_a_mismatch_on_ascend_is_a_problem_with_a_remedy(here, name, found, reme
         (with_package(ASCEND, transformers="4.57.1"), "transformers", "5.2.0, which MindSpeed-LLM 26.1.0 pairs with"),
         (with_package(ASCEND, torch_npu="2.7.1.post99"), "torch_npu", "2.7.1.post8 beside torch 2.7.1"),
         (replace(with_package(ASCEND, torch_npu="2.7.1"), cann="8.3.RC2"), "driver", "no table here for CANN 8.3.RC2"),
-        (with_checkout("MindSpeed", Checkout(folder="/m", commit="1234567")), "MindSpeed", "26.1.0_core_r0.12.1"),
+        (with_checkout("MindSpeed", Checkout(folder="/m")), "MindSpeed", "26.1.0_core_r0.12.1 at 57a3305"),
+        (with_checkout("MindSpeed-LLM", Checkout(folder="/m", ref="26.1.0", commit="ab" * 20)), "MindSpeed-LLM", "26.1.0 at ad615b3"),
         (with_package(ASCEND, triton="3.3.0", triton_ascend="3.2.1"), "triton", "one of them"),
         (replace(ASCEND, shared_memory_gib=0.0625), "shared memory", "8 GiB"),
     ],
@@ -189,7 +191,13 @@ def test_the_matrix_asks_for_what_the_package_requires():
     rows = [row.split("#")[0].split(";")[0].strip() for row in (ROOT / "requirements.txt").read_text().splitlines()]
     required = {row for row in rows if row and not row.startswith(("megatron-core", "tomli"))}
     assert {requirement.text for requirement in matrix.PACKAGES} == required
-    assert f"{matrix.CORE_INSTALL}" in rows
+    assert matrix.CORE_INSTALL in rows
+
+
+def test_the_upstream_commits_are_those_that_the_patches_were_checked_against():
+    table = json.loads((ROOT / "patches" / "signatures" / "mindspeed_llm_26.1.0.json").read_text())["projects"]
+    pinned = {name: (project.ref, project.commit) for name, project in matrix.ASCEND.projects}
+    assert pinned == {name: (row["branch"], row["commit"]) for name, row in table.items()}
 
 
 @pytest.mark.parametrize(
