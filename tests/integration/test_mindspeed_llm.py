@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import time
 from dataclasses import replace
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from mindspeed_vita.checkpoint import mindspeed_files, native
+from mindspeed_vita.checkpoint.mindspeed_names import to_mindspeed
 from mindspeed_vita.config import MODULES, Recipe
+from mindspeed_vita.engine.parity.full_tensors import take_slice
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from tests.integration.mindspeed_run import MindSpeed, Printed
 from tests.tiny_data import TinyData, read_metrics
@@ -111,6 +114,37 @@ def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     assert "was written with other data" in other.text and "start from its weights only" in other.text
 
 
+def write_released(folder: Path, weights: Path, tensor_size: int) -> None:
+    """The weights as the released MindSpeed checkpoints hold them: a split tower, fused norms, extra states and the stray parameter."""
+    full, _ = native.read_full_weights(weights)
+    for rank in range(tensor_size):
+        model: dict[str, Any] = {"unused": torch.zeros(32), "decoder.layers.0.mlp.linear_fc1._extra_state": None}
+        for name, value in full.items():
+            released = to_mindspeed(name)
+            if name.startswith("language."):
+                value = take_slice(name, value, rank, tensor_size)
+                released = released.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
+                released = released.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
+            elif name.startswith("vision.layers.") and "norm" not in name and ".ls" not in name:
+                rows = name.endswith(("linear_qkv.weight", "linear_qkv.bias", "linear_fc1.weight", "linear_fc1.bias"))
+                value = value.chunk(tensor_size)[rank] if rows else value
+                value = value.chunk(tensor_size, dim=1)[rank] if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else value
+            model[released] = value.clone()
+        path = folder / "release" / f"mp_rank_{rank:02d}"
+        path.mkdir(parents=True)
+        told = argparse.Namespace(tensor_model_parallel_size=tensor_size)
+        torch.save({"model": model, "checkpoint_version": 3.0, "iteration": 1000, "args": told}, path / "model_optim_rng.pt")
+    (folder / "latest_checkpointed_iteration.txt").write_text("release")
+
+
+def test_released_weights_load_at_their_own_tensor_parallel_size(mindspeed: MindSpeed, recipe: Any, weights: Path, one_rank: Printed):
+    folder = mindspeed.folder / "released"
+    write_released(folder, weights, 2)
+    told = recipe("from_released", parallel={"tp": 2}, checkpoint={"init_from": ""})
+    flags = ["--load", str(folder), "--finetune", "--exit-interval", "3"]
+    assert_same_curve(mindspeed.train(told, 2, "from_released", flags), one_rank, 3)
+
+
 STAGES = {1: {"projector"}, 2: set(MODULES), 3: {"projector", "language"}, 4: {"projector", "language"}}
 
 
@@ -143,8 +177,10 @@ def test_bf16_with_the_distributed_optimizer_follows_the_built_in_engine(mindspe
     printed = mindspeed.train(recipe("bf16", train=settings), 2, "bf16", [*flags, "--recompute-num-layers", "1"])
     assert printed.status == 0, printed.text[-3000:]
     expected = read_metrics(Path(own.checkpoint.directory))
-    # bf16 has eight bits: another norm kernel and another order of sums show in the third digit
-    assert [printed.losses[step] for step in range(1, 7)] == pytest.approx(expected, rel=5e-3)
+    # the emulated kernels round as torch's do, so even bf16 agrees to the digits that are printed; real ones need not
+    assert [printed.losses[step] for step in range(1, 7)] == pytest.approx(expected, rel=1e-6)
+    norms = read_metrics(Path(own.checkpoint.directory), "grad_norm")
+    assert [printed.norms[step] for step in range(1, 7)] == pytest.approx(norms, abs=NORM)
 
 
 def test_flags_that_take_attention_away_are_refused(mindspeed: MindSpeed, recipe: Any):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
+from mindspeed_vita.engine.session import first_to_report, world_size
 from mindspeed_vita.integration.mindspeed_llm.bootstrap import bootstrap
 
 
@@ -26,14 +28,17 @@ def train() -> None:
 
 
 def main() -> int:
-    """`train`, with one clear line for a mistake of the user."""
+    """`train`, with one clear line for a mistake of the user, from the first process that meets it."""
     try:
         train()
     except ValueError as error:
         if os.environ.get("VITA_TRACEBACK"):
-            raise
-        if os.environ.get("RANK", "0") == "0":
+            traceback.print_exc()
+        if first_to_report():
             print(f"pretrain_vita: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if world_size() > 1:
+            sys.stdout.flush()
+            os._exit(2)  # leaving in order would wait for processes that are gone
         return 2
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,15 @@ def test_a_switch_is_read_back():
     recipe = recipe_from_dict({"model": {"preset": "tiny"}, "train": {"recompute": "selective"}})
     assert round_trip(recipe).train.recompute == "selective"
     assert round_trip(replace(recipe, train=replace(recipe.train, recompute="none"))).train.recompute == "none"
+
+
+def test_the_documented_command_line_is_the_paper_s_second_stage():
+    text = (Path(__file__).parents[4] / "docs" / "mindspeed_llm.md").read_text(encoding="utf-8")
+    line = text.split("pretrain_vita.py \\\n")[1].split("```")[0].replace("\\\n", " ").replace("$", "").split()
+    found = recipe_from_arguments(parse(line))
+    paper = recipe_from_dict({"stage": 2, "model": {"preset": "14b", "init_std": 0.02}, "parallel": {"tp": 8}})
+    assert found.model.language == paper.model.language and found.model.vision == paper.model.vision
+    assert found.parallel == paper.parallel
+    assert found.train == paper.train
+    assert (found.data.seq_length, found.data.resets, found.data.packing) == (16384, True, "same_source")
+    assert (found.data.mixture, found.data.tokenizer, found.checkpoint.init_from) == ("mixture.yaml", "TOKENIZER", "START")
