@@ -107,7 +107,8 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
     """Writes the index of one file; it appears only when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    digest, num_rows, num_skipped = hashlib.sha256(), 0, 0
+    digests: dict[str, Any] = {}
+    num_rows, num_skipped = 0, 0
     try:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for batch in batches:
@@ -115,7 +116,7 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
                 num_rows += len(batch)
                 num_skipped += len(batch) - batch.column("reason").null_count
                 for name in SCHEMA.names[3:]:
-                    _feed(digest, batch.column(name))
+                    _feed(digests, name, batch.column(name))
             head = IndexHead(
                 path=source.path,
                 size=source.size,
@@ -126,7 +127,7 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
                 is_array=is_array,
                 num_rows=num_rows,
                 num_skipped=num_skipped,
-                digest=digest.hexdigest(),
+                digest=hashlib.sha256("".join(digests[name].hexdigest() for name in sorted(digests)).encode()).hexdigest(),
             )
             writer.add_key_value_metadata({_META: json.dumps({"format": FORMAT, **asdict(head)}).encode()})
         os.replace(temporary, target)
@@ -135,17 +136,21 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
     return head
 
 
-def _feed(digest: Any, column: pa.Array) -> None:
-    """The values, not the memory, which may hold anything in places that are null."""
+def _feed(digests: dict[str, Any], name: str, column: pa.Array) -> None:
+    """Adds a column's values, however the rows are cut into batches; not its memory, which may hold anything in places that are null."""
+
+    def update(part: str, data: bytes) -> None:
+        digests.setdefault(part, hashlib.sha256()).update(data)
+
     if pa.types.is_list(column.type):
-        digest.update(np.diff(column.offsets.to_numpy(zero_copy_only=False)).astype(np.int32).tobytes())
+        update(f"{name} lengths", column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
         column = column.flatten()
     if pa.types.is_string(column.type):
-        digest.update(np.asarray(column.is_null().to_numpy(zero_copy_only=False)).tobytes())  # reasons name places
+        update(name, column.is_null().to_numpy(zero_copy_only=False).tobytes())  # that a row is skipped, not why: reasons name places
     elif pa.types.is_fixed_size_binary(column.type):
-        digest.update(b"".join(column.to_pylist()))
+        update(name, b"".join(column.to_pylist()))
     else:
-        digest.update(column.to_numpy(zero_copy_only=False).tobytes())
+        update(name, column.to_numpy(zero_copy_only=False).tobytes())
 
 
 @dataclass(frozen=True)

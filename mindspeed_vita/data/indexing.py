@@ -78,11 +78,9 @@ def index_file(
     folder: Path,
     source: str,
     root: str,
-    settings: IndexSettings,
+    crew: Crew,
     *,
     key: str,
-    measurer: Measurer,
-    processes: int = 1,
     again: bool = False,
     report: Report | None = None,
 ) -> tuple[Path, IndexHead]:
@@ -92,10 +90,8 @@ def index_file(
         folder: of all indexes.
         source: the file.
         root: folder that its media lie below.
-        settings: what the index depends on.
-        key: settings.key of the tokenizer in use.
-        measurer: settings.open(), shared between files.
-        processes: how many measure a large file.
+        crew: who measures it.
+        key: IndexSettings.key of the tokenizer in use.
         again: also make it anew where it skipped samples: a missing picture may have come since.
         report: called as it goes.
 
@@ -109,11 +105,7 @@ def index_file(
     rows_path, is_array, rows = iter_rows(source, target.with_suffix(".rows"))
     stamp = SourceStamp.of(source)
     total = os.path.getsize(rows_path)
-    chunks = _chunks(rows)
-    if processes > 1 and total > _ALONE:
-        batches = _measure_in_pool(chunks, settings, root, source, is_array, processes)
-    else:
-        batches = (_measure(measurer, chunk, root, source, is_array) for chunk in chunks)
+    batches = crew.measure(_chunks(rows), total, root, source, is_array)
     return target, write_index(target, _reported(batches, source, total, report), stamp, rows_path=rows_path, is_array=is_array)
 
 
@@ -145,29 +137,57 @@ def _measure(measurer: Measurer, rows: Sequence[Row], root: str, source: str, is
     return make_batch(found)
 
 
-_of_this_process: list[Any] = []
+_of_this_process: list[Measurer] = []
 
 
-def _start(settings: IndexSettings, root: str, source: str, is_array: bool) -> None:
-    _of_this_process[:] = [settings.open(), root, source, is_array]
+def _start(settings: IndexSettings) -> None:
+    _of_this_process[:] = [settings.open()]
 
 
-def _measure_here(rows: list[Row]) -> pa.RecordBatch:
-    measurer, root, source, is_array = _of_this_process
-    return _measure(measurer, rows, root, source, is_array)
+def _measure_here(rows: list[Row], root: str, source: str, is_array: bool) -> pa.RecordBatch:
+    return _measure(_of_this_process[0], rows, root, source, is_array)
 
 
-def _measure_in_pool(
-    chunks: Iterator[list[Row]], settings: IndexSettings, root: str, source: str, is_array: bool, processes: int
-) -> Iterator[pa.RecordBatch]:
-    """In the order of the file, with a bounded number of chunks in memory."""
-    # spawned: the parent may hold an accelerator and threads, which a fork does not survive
-    arguments = (settings, root, source, is_array)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start, initargs=arguments) as pool:
+class Crew:
+    """Who measures: this process, and where a file is large processes of their own, started when the first such file comes."""
+
+    def __init__(self, settings: IndexSettings, processes: int) -> None:
+        self._settings = settings
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+        self._measurer: Measurer | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def measure(self, chunks: Iterator[list[Row]], size: int, root: str, source: str, is_array: bool) -> Iterator[pa.RecordBatch]:
+        """A batch for each chunk, in order, with a bounded number of chunks in memory.
+
+        Args:
+            chunks: rows of one file.
+            size: bytes of the file.
+            root: folder that its media lie below.
+            source: the file, for messages.
+            is_array: whether it is a JSON array.
+        """
+        if self._processes == 1 or size < _ALONE:
+            self._measurer = self._measurer or self._settings.open()
+            for chunk in chunks:
+                yield _measure(self._measurer, chunk, root, source, is_array)
+            return
+        if self._pool is None:
+            # spawned: this process may hold an accelerator and threads, which a fork does not survive
+            self._pool = ProcessPoolExecutor(
+                self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._settings,)
+            )
         waiting: list[Future[pa.RecordBatch]] = []
         for chunk in chunks:
-            waiting.append(pool.submit(_measure_here, chunk))
-            if len(waiting) >= 4 * processes:
+            waiting.append(self._pool.submit(_measure_here, chunk, root, source, is_array))
+            if len(waiting) >= 4 * self._processes:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()

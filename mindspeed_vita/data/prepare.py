@@ -20,7 +20,7 @@ from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.index_file import IndexHead
-from mindspeed_vita.data.indexing import IndexSettings, Report, index_file
+from mindspeed_vita.data.indexing import Crew, IndexSettings, Report, index_file
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
@@ -103,28 +103,15 @@ def index_mixture(
         OSError: the folder cannot be written.
     """
     settings = IndexSettings(tokenizer=data.tokenizer, template=data.template, decoding=decode_settings(data))
-    folder, key, measurer = index_folder(data), settings.key(tokenizer), settings.open()
-    processes = data.index_processes or len(os.sched_getaffinity(0))
-    return [
-        (
-            spec,
-            [
-                index_file(
-                    folder,
-                    path,
-                    media_root(data, path),
-                    settings,
-                    key=key,
-                    measurer=measurer,
-                    processes=processes,
-                    again=again,
-                    report=report,
-                )
-                for path in spec.paths
-            ],
-        )
-        for spec in load_mixture(data.mixture)
-    ]
+    folder, key = index_folder(data), settings.key(tokenizer)
+    with Crew(settings, data.index_processes or len(os.sched_getaffinity(0))) as crew:
+        return [
+            (
+                spec,
+                [index_file(folder, path, media_root(data, path), crew, key=key, again=again, report=report) for path in spec.paths],
+            )
+            for spec in load_mixture(data.mixture)
+        ]
 
 
 def prepare(data: DataConfig, limits: MediaLimits, tokenizer: Any, *, report: Report | None = None, again: bool = False) -> Prepared:

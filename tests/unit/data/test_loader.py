@@ -1,5 +1,6 @@
 """The stream of packs depends on one integer only: not on data-parallel size, worker processes or where the run was cut."""
 
+import hashlib
 import json
 import os
 import signal
@@ -162,3 +163,55 @@ def test_a_signal_to_the_whole_process_group_ends_workers_without_a_word(data, n
         os.killpg(run.pid, number)
         out, err = run.communicate(timeout=60)
     assert (out.splitlines()[-1], err, run.returncode) == (f"stopped {signal.Signals(number).name}", "", 0)
+
+
+SAVE_UNTIL_KILLED = """
+import hashlib, json, sys
+from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.dataset import build_data
+from mindspeed_vita.data.loader import PackLoader
+
+settings, start, dp_size, num_workers, prefetch = json.loads(sys.argv[1])
+data = build_data(DataConfig(**settings), tokens_per_tile=4, tile_size=28, vocab_size=512)
+same = {"start_pack": start, "dp_size": dp_size, "micro_batches": 4 // dp_size, "num_workers": num_workers, "prefetch": prefetch}
+ranks = [PackLoader(data, dp_rank=rank, **same) for rank in range(dp_size)]
+numbers, streams = [loader.numbers() for loader in ranks], [iter(loader) for loader in ranks]
+while True:
+    packs = {}
+    for rank in range(dp_size):
+        for _ in range(4 // dp_size):
+            pack = next(streams[rank])
+            content = [pack.tokens_T, pack.labels_T, pack.positions_T, pack.sample_ids, pack.tiles_NCHW]
+            packs[next(numbers[rank])] = hashlib.sha256(b"".join(part.numpy().tobytes() for part in content)).hexdigest()
+    assert len({loader.packs_consumed for loader in ranks}) == 1
+    print(json.dumps([ranks[0].packs_consumed, [packs[number] for number in sorted(packs)]]), flush=True)
+"""
+
+
+def test_a_run_killed_at_dp_1_goes_on_at_4_and_then_at_2_with_every_token_and_tile_the_same(data):
+    """The state is the last integer printed, whatever else the killed process had loaded ahead."""
+    state, found = 0, []
+    for dp_size, num_workers, prefetch in ((1, 2, 3), (4, 1, 1), (2, 0, 2)):
+        arguments = json.dumps([asdict(data.settings), state, dp_size, num_workers, prefetch])
+        command = [sys.executable, "-c", SAVE_UNTIL_KILLED, arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+            assert run.stdout is not None and run.stderr is not None
+            for _ in range(2):
+                line = run.stdout.readline()
+                assert line, run.stderr.read()
+                state, packs = json.loads(line)
+                found += packs
+            os.killpg(run.pid, signal.SIGKILL)
+    assert state == len(found) == 24 > 2 * data.num_packs(0), "over several epochs"
+
+    def digest(pack):
+        content = [pack.tokens_T, pack.labels_T, pack.positions_T, pack.sample_ids, pack.tiles_NCHW]
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in content)).hexdigest()
+
+    assert found == [digest(data[number]) for number in range(24)]
+
+
+def test_the_loader_counts_what_it_waited(data):
+    loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1)
+    next(iter(loader))
+    assert loader.waited > 0

@@ -1,0 +1,139 @@
+"""The index on disk: made once, over processes or alone, again only where a file changed, and never read half written."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mindspeed_vita.data import indexing
+from mindspeed_vita.data.columns import SampleIndex
+from mindspeed_vita.data.measure import Measurer
+from mindspeed_vita.data.prepare import index_folder, index_mixture
+from mindspeed_vita.data.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Counts samples measured in this process."""
+    seen = []
+    original = Measurer.measure
+    monkeypatch.setattr(Measurer, "measure", lambda self, sample, root: seen.append(sample) or original(self, sample, root))
+    return seen
+
+
+@pytest.fixture
+def files(world, picture, clip, say):
+    picture(60, 30).save(world.folder / "p.png")
+    clip(world.folder / "c.mp4", 30, 10)
+    talks = [{"messages": say("x" * (number % 9) + "?", "Yes." * (1 + number % 4))} for number in range(40)]
+    media = [{"messages": say("<image>?", "A."), "images": ["p.png"]}, {"messages": say("<video>?", "A."), "videos": ["c.mp4"]}]
+    media += [{"messages": say("<image>?", "A."), "images": ["later.png"]}]
+    world.mixture(
+        talks={"data_paths": [world.rows("talks.jsonl", talks)]}, media={"data_paths": [world.rows("media.jsonl", media)]}
+    )
+    return world
+
+
+def columns(data):
+    return {name: np.asarray(getattr(data.index, name)) for name in SampleIndex.__dataclass_fields__}
+
+
+def test_an_unchanged_file_is_not_measured_again_and_a_changed_one_is(files, say, measured):
+    first = files.build()
+    assert len(measured) == 43 and len(first.skipped) == 1
+    again = files.build()
+    assert len(measured) == 43 and again.fingerprint == first.fingerprint
+    assert all(np.array_equal(value, columns(again)[name]) for name, value in columns(first).items())
+    files.rows("talks.jsonl", [{"messages": say("Quite", "new.")}])
+    changed = files.build()
+    assert len(measured) == 44 and changed.num_samples == 3 and changed.fingerprint != first.fingerprint
+
+
+def test_stages_share_what_was_measured(files, measured):
+    files.build(seq_length=256)
+    other = files.build(seq_length=64, max_frames=2, max_tiles=1, resets=False)
+    assert len(measured) == 43 and int(other.index.num_tokens.max()) <= 64
+
+
+def test_a_touched_file_with_the_same_content_is_not_measured_again(files, measured):
+    files.build()
+    os.utime(files.folder / "talks.jsonl", (1, 1))
+    files.build()
+    assert len(measured) == 43
+
+
+def test_a_picture_that_comes_later_is_found_when_the_index_is_asked_for(files, picture, measured):
+    first = files.build()
+    picture(28, 28).save(files.folder / "later.png")
+    assert files.build().fingerprint == first.fingerprint, "a run that resumes keeps its samples"
+    tokenizer = load_tokenizer(files.tokenizer_folder)
+    index_mixture(files.config(), tokenizer, again=True)
+    assert len(measured) == 46, "only the file with a skipped sample"
+    data = files.build()
+    assert not data.skipped and data.num_samples == 43 and data.fingerprint != first.fingerprint
+
+
+def test_several_processes_measure_what_one_does(files, monkeypatch):
+    alone = files.build(index=str(files.folder / "one"))
+    monkeypatch.setattr(indexing, "_ALONE", 0)
+    monkeypatch.setattr(indexing, "_CHUNK", 7)
+    together = files.build(index=str(files.folder / "two"), index_processes=2)
+    assert together.fingerprint == alone.fingerprint
+    assert all(np.array_equal(value, columns(together)[name]) for name, value in columns(alone).items())
+
+
+def test_the_index_is_parquet_that_others_can_read(files):
+    files.build()
+    (path,) = index_folder(files.config()).glob("index/media-*.parquet")
+    rows = pq.read_table(path).to_pylist()
+    assert [row["media_kind"] for row in rows] == [[0], [1], []]
+    assert (rows[0]["media_a"], rows[0]["media_b"], rows[1]["media_a"], rows[1]["media_fps"]) == ([60], [30], [30], [10.0])
+    assert "no such file" in rows[2]["reason"] and rows[2]["media_at_fault"]
+    lines = (files.folder / "media.jsonl").read_bytes()
+    assert [json.loads(lines[row["offset"] : row["offset"] + row["size"]]) for row in rows][1]["videos"] == ["c.mp4"]
+
+
+def test_a_bad_row_leaves_no_index_behind(world, say):
+    path = world.rows("d.jsonl", [{"messages": say("A?", "B.")}])
+    with open(path, "a") as file:
+        file.write("{\n")
+    world.mixture(only={"data_paths": [path]})
+    with pytest.raises(ValueError, match=r"d\.jsonl:2: found no JSON"):
+        world.build()
+    assert not list(index_folder(world.config()).glob("**/*.parquet*"))
+
+
+def test_a_source_whose_media_are_missing_stops_the_run_with_the_reasons(world, say):
+    rows = [{"messages": say("<image>?", "A."), "images": [f"{number}.png"]} for number in range(11)]
+    rows += [{"messages": say("A?", "B.")}] * 89
+    with pytest.raises(ValueError, match=r"source 'only' .* the media of 11 of 100 .* allows 1: 11 \(11 x no such file.*`vita data index`"):
+        world.build(rows)
+    assert world.build(rows, failure_budget=0.11).num_samples == 89
+    assert world.build(rows[1:]).num_samples == 89, "ten are free"
+
+
+def test_plans_of_all_epochs_of_a_run_are_on_disk_and_equal_those_made_on_the_fly(files):
+    settings = files.config()
+    written = files.build()
+    from mindspeed_vita.data.dataset import build_data
+
+    data = build_data(settings, tokens_per_tile=4, tile_size=28, vocab_size=512, num_packs=3 * written.num_packs(0))
+    folders = sorted(path.name for path in data.folder.glob("epoch_*"))
+    assert folders[:3] == ["epoch_00000", "epoch_00001", "epoch_00002"] and len(folders) == 3
+    for number in range(data.num_packs(0) + data.num_packs(1)):
+        assert data.samples_of(number).tolist() == written.samples_of(number).tolist()
+        tokens, tiles, squares = data.cost_of(number)
+        lengths = np.asarray(data.index.num_tokens)[data.samples_of(number)].astype(float)
+        assert (tokens, squares) == (lengths.sum(), (lengths**2).sum())
+        assert tiles == np.asarray(data.index.num_tiles)[data.samples_of(number)].sum()
+
+
+def test_settings_that_change_no_pack_share_a_plan(files):
+    base = files.build()
+    changed = replace(files.config(), num_workers=3, prefetch=5, decode_seconds=5.0, video_reader="decord", failure_budget=0.5)
+    from mindspeed_vita.data.dataset import build_data
+
+    assert build_data(changed, tokens_per_tile=4, tile_size=28, vocab_size=512).folder == base.folder
