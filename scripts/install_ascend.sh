@@ -6,7 +6,7 @@
 # Usage: bash scripts/install_ascend.sh [FOLDER]      FOLDER takes the checkouts and env.sh (default: upstream/ in this repository)
 #        DRY_RUN=1 bash scripts/install_ascend.sh     does the checks and prints every step
 # Environment: PYTHON (default python3)   ASCEND_ROOT (default /usr/local/Ascend, then ~/Ascend)   TORCH_INDEX (pip index with CPU builds of torch)
-#              MEGATRON_URL, MINDSPEED_URL, MINDSPEED_LLM_URL (mirrors)
+#              MEGATRON_URL, MINDSPEED_URL, MINDSPEED_LLM_URL (mirrors)   IN_IMAGE=1 while an image is built: no driver there, so it is not asked for
 set -euo pipefail
 
 # The pins; mindspeed_vita/cli/doctor/matrix.py holds the same, and a test compares them.
@@ -45,6 +45,10 @@ check_machine() {
     for tool in git gcc g++ make; do
         command -v "$tool" >/dev/null || problem "$tool is not on PATH" "install it with the system's package manager"
     done
+    if [ "${IN_IMAGE:-0}" = 1 ]; then
+        echo "  left out driver: it comes from the host when the image runs"
+        return
+    fi
     if ! driver="$(npu-smi info 2>&1)"; then
         problem "npu-smi info fails: ${driver##*: }" \
             "install driver and firmware $DRIVER or newer (hiascend.com -> firmware and drivers); map npu-smi and /dev/davinci* into a container"
@@ -127,7 +131,7 @@ if [ "$problems" -gt 0 ] && [ "$dry" != 1 ]; then
     exit 1
 fi
 echo "== torch and torch_npu"
-[ "$(uname -m)" = aarch64 ] || [ -n "${TORCH_INDEX:-}" ] || echo "note: torch_npu wants a CPU build of torch; TORCH_INDEX can name an index that has one"
+[ "$(uname -m)" = aarch64 ] || [ -n "${TORCH_INDEX:-}" ] || echo "note: torch_npu wants a CPU build of torch; TORCH_INDEX can name its index"
 pip_install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH"
 pip_install "torch-npu==$TORCH_NPU" pyyaml wheel "setuptools>=70.1,<81"
 echo "== upstream projects in $folder"
@@ -152,4 +156,8 @@ set +u # vendors' set_env.sh read variables that may be unset
 # shellcheck source=/dev/null
 source "$folder/env.sh"
 set -u
+if [ "${IN_IMAGE:-0}" = 1 ]; then
+    "$python" -m mindspeed_vita.cli.main doctor --device npu || echo "the image is built; the rest needs the host's driver: run vita doctor there"
+    exit 0
+fi
 exec "$python" -m mindspeed_vita.cli.main doctor --device npu

@@ -17,8 +17,11 @@ from tests.fake_ascend import make_ascend, make_program
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "install_ascend.sh"
 
 
-def install(folder: Path, *, path: str, dry: bool = True, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+def install(
+    folder: Path, *, path: str, dry: bool = True, python: str = sys.executable, image: bool = False
+) -> subprocess.CompletedProcess[str]:
     nowhere = {"HOME": str(folder), "ASCEND_ROOT": str(folder / "Ascend"), "PYTHON": python, "DRY_RUN": str(int(dry)), "PATH": path}
+    nowhere["IN_IMAGE"] = str(int(image))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_INDEX", "MIND", "MEGATRON"))}
     command = ["bash", str(SCRIPT), str(folder / "upstream")]
     return subprocess.run(command, env={**environment, **nowhere}, capture_output=True, text=True, timeout=120)
@@ -118,6 +121,16 @@ def test_a_real_run_starts_what_the_dry_run_printed_and_returns_doctors_status(t
     upstream = tmp_path / "upstream"
     expected = f"{tmp_path}/Ascend/cann {upstream}/MindSpeed-LLM:{upstream}/MindSpeed:{upstream}/Megatron-LM:mine"
     assert sourced.stdout.strip() == expected, environment
+
+
+def test_in_an_image_the_driver_is_not_asked_for_and_doctors_status_does_not_stop_the_build(tmp_path, node, recorders):
+    python, log = recorders
+    path = node(npu_smi=None)
+    done = install(tmp_path, path=path, python=python, dry=False, image=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out driver" in done.stdout and "run vita doctor there" in done.stdout
+    assert log.read_text().count("doctor") == 1
+    assert install(tmp_path, path=node(cann="8.5.0", npu_smi=None), python=python, dry=False, image=True).returncode == 1
 
 
 def test_the_pins_are_those_of_the_doctor():
