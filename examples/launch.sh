@@ -35,6 +35,10 @@ count_devices() { # DEVICE
     esac
 }
 
+saved_by_mindspeed() { # FOLDER
+    [ -f "$1/latest_checkpointed_iteration.txt" ]
+}
+
 launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name
     shift
@@ -71,7 +75,15 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     command=(env "${settings[@]}" "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$processes" "${where[@]}"
         -m mindspeed_vita.cli.main train)
     [ "$engine" = builtin ] || command+=(--engine "$engine")
-    command+=("$recipe" "$@")
+    command+=("$recipe")
+    if [ "$engine" = mindspeed-llm ] && saved_by_mindspeed "${INIT_FROM:-}" && ! saved_by_mindspeed "$OUTPUT_ROOT/$(basename "$recipe" .yaml)"; then
+        # the stage before ran in MindSpeed-LLM too: its own loader takes over the weights, without the optimizer
+        command+=(checkpoint.init_from= "$@")
+        [[ " $* " = *" -- "* ]] || command+=(--)
+        command+=(--load "$INIT_FROM" --finetune)
+    else
+        command+=("$@")
+    fi
 
     if [ "${DRY_RUN:-0}" != 1 ]; then
         exec "${command[@]}"

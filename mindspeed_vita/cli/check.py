@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("layout", lambda: _layout(recipe, arguments.processes)),
         ("data", lambda: _data(recipe)),
         ("tokenizer", lambda: _tokenizer(recipe)),
-        ("weights", lambda: _weights(recipe)),
+        ("weights", lambda: _weights(recipe, arguments.engine)),
     ]
     if arguments.engine == "mindspeed-llm":
         topics.append(("flags", lambda: _flags(recipe)))
@@ -98,10 +98,18 @@ def _tokenizer(recipe: Recipe) -> str:
     return str(check_folder(recipe.data.tokenizer))
 
 
-def _weights(recipe: Recipe) -> str:
+def _weights(recipe: Recipe, engine: str) -> str:
     from mindspeed_vita.checkpoint import step_folder
 
     directory, start = recipe.checkpoint.directory, recipe.checkpoint.init_from
+    if engine == "mindspeed-llm":
+        from mindspeed_vita.checkpoint.mindspeed_files import is_mindspeed
+
+        # what MindSpeed-LLM saved names its own architecture, which its loader checks
+        if recipe.checkpoint.resume and is_mindspeed(Path(directory)):
+            return f"continues from {directory}"
+        if start and is_mindspeed(Path(start)):
+            return f"start from {start}, which MindSpeed-LLM saved; checkpoints go to {directory}"
     newest = step_folder.latest(directory)
     if newest is not None and recipe.checkpoint.resume:
         step_folder.check_architecture(newest, recipe.model, resume=True)

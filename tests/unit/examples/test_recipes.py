@@ -14,6 +14,7 @@ import yaml
 
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict, validate
+from tests.fake_ascend import make_program
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SIZES = ("7b", "14b", "72b")
@@ -141,20 +142,42 @@ def test_a_dry_run_prints_the_command_and_passes(world, size, stage):
     assert report[-1] == "PASS: the run would start"
 
 
-def test_a_dry_run_on_an_ascend_node_takes_mindspeed_llm_and_its_flags(world, tmp_path):
-    smi = tmp_path / "npu-smi"
-    smi.write_text("#!/bin/sh\nexit 0\n")
-    smi.chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+@pytest.fixture
+def ascend_path(tmp_path) -> str:
+    """PATH of a node that has NPUs."""
+    make_program(tmp_path / "bin" / "npu-smi", "exit 0")
+    return f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_a_dry_run_on_an_ascend_node_takes_mindspeed_llm_and_its_flags(world, ascend_path):
     flags = ("train.steps=7", "--", "--swap-attention")
-    done = dry_run(world, "14b", "stage2", *flags, PATH=path, DEVICE="auto", NPROC_PER_NODE="8")
+    done = dry_run(world, "14b", "stage2", *flags, PATH=ascend_path, DEVICE="auto", NPROC_PER_NODE="8")
     assert done.returncode == 0, done.stdout + done.stderr
     command = done.stdout.splitlines()[0]
     assert "DEVICE=npu" in command and "HCCL_CONNECT_TIMEOUT=7200" in command
     assert re.search(r"train --engine mindspeed-llm \S+/stage2.yaml train.steps=7 -- --swap-attention", command)
     assert "7 steps of 528 packs" in done.stdout
-    builtin = dry_run(world, "14b", "stage2", *flags, PATH=path, DEVICE="npu", NPROC_PER_NODE="8", ENGINE="builtin")
+    builtin = dry_run(world, "14b", "stage2", *flags, PATH=ascend_path, DEVICE="npu", NPROC_PER_NODE="8", ENGINE="builtin")
     assert builtin.returncode == 2 and "only --engine mindspeed-llm takes flags after --" in builtin.stderr
+
+
+def test_what_mindspeed_llm_saved_is_handed_over_by_its_own_loader_and_resumed_from(world, ascend_path, tmp_path):
+    before, own = tmp_path / "stage1", tmp_path / "stage2"
+    before.mkdir()
+    (before / "latest_checkpointed_iteration.txt").write_text("1000")
+    variables = {"PATH": ascend_path, "DEVICE": "auto", "NPROC_PER_NODE": "8", "OUTPUT_ROOT": str(tmp_path), "INIT_FROM": ""}
+    first = dry_run(world, "14b", "stage2", "train.steps=7", **variables)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"stage2.yaml checkpoint.init_from= train.steps=7 -- --load {before} --finetune" in first.stdout.splitlines()[0]
+    assert f"start from {before}, which MindSpeed-LLM saved" in first.stdout
+    with_flags = dry_run(world, "14b", "stage2", "--", "--swap-attention", **variables)
+    assert f"checkpoint.init_from= -- --swap-attention --load {before} --finetune" in with_flags.stdout.splitlines()[0]
+    own.mkdir()
+    (own / "latest_checkpointed_iteration.txt").write_text("500")
+    again = dry_run(world, "14b", "stage2", **variables)
+    assert "--finetune" not in again.stdout and f"continues from {own}" in again.stdout
+    builtin = dry_run(world, "14b", "stage2", ENGINE="builtin", **variables)
+    assert builtin.returncode == 2 and "holds no whole checkpoint" in builtin.stdout
 
 
 @pytest.mark.parametrize(
