@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Optional
@@ -100,6 +102,33 @@ def many_documents(layout: Any, *, count: int) -> tuple[list[float], list[int]]:
         results.append((out, lse, dq, dkv))
     calls = [call for call in chip.calls[before:] if call.name == "npu_fusion_attention" and call.arguments["atten_mask"] is not None]
     return [error(*pair) for pair in zip(*results)], [len(call.arguments["actual_seq_qlen"]) for call in calls]
+
+
+def train(layout: Any, *, content: dict[str, Any]) -> str:
+    """Trains a recipe under the layout of the pool's call; returns the device that did."""
+    from mindspeed_vita.platform import get_platform
+    from tests.distributed.layout_runs import run
+
+    run(layout, content=content)
+    return str(get_platform().device)
+
+
+def refusals(layout: Any) -> list[str]:
+    """Why attention refuses what the kernel does not take, and what is said when plain torch takes a fused kernel's place."""
+    from mindspeed_vita.ops import tokenwise
+    from mindspeed_vita.ops.attention import choose
+
+    reasons = []
+    for shape, dtype in (((1, 2, 64), torch.float64), ((1, 2, 769), torch.float32), ((1, 257, 64), torch.float32)):
+        try:
+            choose(torch.empty(shape, dtype=dtype).npu(), "npu")
+        except ValueError as refusal:
+            reasons.append(str(refusal))
+    before = len(enter().calls)
+    with redirect_stderr(StringIO()) as said:
+        assert tokenwise.swiglu(torch.ones(1, 4, dtype=torch.float64).npu()).dtype == torch.float64
+    assert len(enter().calls) == before
+    return [*reasons, said.getvalue()]
 
 
 def random_numbers(layout: Any) -> dict[str, bool]:

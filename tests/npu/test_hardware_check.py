@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from mindspeed_vita.config import validate
 from mindspeed_vita.engine.hardware_check.main import main
 from mindspeed_vita.engine.hardware_check.report import Report
+from mindspeed_vita.engine.hardware_check.training import SIZES, speed_recipe
 from tests.npu.simulator.enter import ROOT
 
 
@@ -52,6 +54,13 @@ def test_a_cpu_in_a_gpus_place(tmp_path: Path) -> None:
     for part in ("torch_native causal blocks", "torch_native tiles", "over one device", "20 steps of a tiny model, bf16"):
         assert part in names
     assert any("tokens/s" in value for value in report["facts"].values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_recipes_of_the_measured_models_are_valid(size: str) -> None:
+    recipe = speed_recipe(size, 4)
+    validate(recipe, 1)
+    assert recipe.data.seq_length == SIZES[size]["tokens"]
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,8 @@ def on_the_cpu(tiny: TinyData, start: Path, tmp_path_factory: pytest.TempPathFac
 def test_a_run_follows_the_cpu(
     npus: LayoutPool, content: Callable[[Path], dict[str, Any]], on_the_cpu: Path, curve: Columns, tmp_path: Path, tp: int, cp: int
 ) -> None:
-    steps = npus.run("tests.distributed.layout_runs:run", tp=tp, cp=cp, content=content(tmp_path))
-    assert steps == [STEPS] * tp * cp
+    devices = npus.run("tests.npu.runs:train", tp=tp, cp=cp, content=content(tmp_path))
+    assert devices == [f"npu:{rank}" for rank in range(tp * cp)]
     for key in ("loss", "grad_norm"):
         assert curve(tmp_path, key) == pytest.approx(curve(on_the_cpu, key), **SAME)
     assert curve(tmp_path, "supervised") == curve(on_the_cpu, "supervised")

@@ -75,21 +75,26 @@ def curve(platform: Platform, layout: ParallelLayout, precision: str) -> list[fl
 
 def measure(report: Report, platform: Platform, layout: ParallelLayout, size: str, *, steps: int = 4) -> None:
     """Tokens a second and peak memory of a language model's training, text only, weights and optimizer included."""
-    settings = SIZES[size]
-    tokens = settings["tokens"]
-    recipe = recipe_from_dict(
-        {
-            "model": settings["model"],
-            "data": {"seq_length": tokens},
-            "train": {"precision": "bf16", "global_batch": 1, "steps": steps, "modules": ["language"], "recompute": "full"},
-        }
-    )
+    recipe = speed_recipe(size, steps)
+    tokens = recipe.data.seq_length
     pack = _text_pack(tokens, recipe.model.language.vocab_size)
     seconds = [passed for _, passed in _steps(recipe, platform, layout, cycle([pack]), steps)][1:]
     memory = platform.memory()
     report.fact(f"{size} model, {tokens:,} tokens a step, bf16, full recompute", f"{tokens * len(seconds) / sum(seconds):,.0f} tokens/s")
     peak = f"{memory.peak / 2**30:.1f} GiB" + (f" of {memory.total / 2**30:.0f}" if memory.total else "")
     report.fact("peak memory of the process so far", peak)
+
+
+def speed_recipe(size: str, steps: int) -> Recipe:
+    """The recipe of `measure`."""
+    settings = SIZES[size]
+    return recipe_from_dict(
+        {
+            "model": settings["model"],
+            "data": {"seq_length": settings["tokens"]},
+            "train": {"precision": "bf16", "global_batch": 1, "steps": steps, "modules": ["language"], "recompute": "full"},
+        }
+    )
 
 
 def _steps(
