@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
@@ -43,6 +43,8 @@ class MindSpeed:
 
     upstream: Path
     folder: Path
+    rows: list[str] = field(default_factory=list)
+    """Of the table of results: what, ranks, steps, largest relative difference of a loss."""
 
     @property
     def python(self) -> str:
@@ -75,6 +77,13 @@ class MindSpeed:
     def train(self, recipe: Recipe, world: int = 1, name: str = "run", flags: Sequence[str] = ()) -> Printed:
         """Runs a recipe to its end, or until a rank fails; then the others are ended."""
         return self.finish(self.start([*arguments_from_recipe(recipe), *flags], world, name), name)
+
+    def off_by(self, what: str, ranks: int, found: Printed, expected: Mapping[int, float]) -> float:
+        """Largest relative difference of a printed loss from the expected one of that step; becomes a row of the table."""
+        assert found.status == 0, found.text[-3000:]
+        worst = max(abs(loss - expected[step]) / expected[step] for step, loss in found.losses.items())
+        self.rows.append(f"| {what} | {ranks} | {len(found.losses)} | {worst:.1e} |")
+        return worst
 
     def finish(self, processes: Sequence[subprocess.Popen[bytes]], name: str) -> Printed:
         """Waits for the ranks of a run."""

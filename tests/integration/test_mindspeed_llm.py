@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -21,8 +23,8 @@ from tests.integration.mindspeed_run import MindSpeed, Printed
 from tests.tiny_data import TinyData, read_metrics
 
 STEPS = 10
-# MindSpeed-LLM prints seven digits of a loss and three of a gradient norm; the largest difference seen is one in the last digit
-LOSS, NORM = 5e-7, 1e-3
+LOSS, NORM = 1e-6, 1e-3
+"""Relative, and absolute: MindSpeed-LLM prints seven digits of a loss and three decimals of a gradient norm. Worst seen: 4e-7, and none."""
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +48,24 @@ def one_rank(mindspeed: MindSpeed, recipe: Any) -> Printed:
     return printed
 
 
-def assert_same_curve(found: Printed, expected: Printed, steps: int) -> None:
-    assert found.status == 0, found.text[-3000:]
-    assert sorted(found.losses) == list(range(1, steps + 1)), "every step was printed"
-    for step in found.losses:
-        assert found.losses[step] == pytest.approx(expected.losses[step], rel=LOSS), step
-        assert found.norms[step] == pytest.approx(expected.norms[step], abs=NORM), step
+def numbered(column: list[float]) -> dict[int, float]:
+    return dict(enumerate(column, 1))
 
 
-def test_losses_equal_the_built_in_engine(one_rank: Printed, recipe: Any):
+def assert_same_norms(found: Printed, expected: dict[int, float], steps: int) -> None:
+    assert sorted(found.norms) == list(range(1, steps + 1)), "every step was printed"
+    assert found.norms == pytest.approx({step: expected[step] for step in found.norms}, abs=NORM)
+
+
+def test_losses_equal_the_built_in_engine(mindspeed: MindSpeed, one_rank: Printed, recipe: Any):
     from mindspeed_vita.engine.loop import train
 
     own = recipe("built_in")
     train(own)
     directory = Path(own.checkpoint.directory)
-    assert [one_rank.losses[step] for step in range(1, STEPS + 1)] == pytest.approx(read_metrics(directory), abs=1e-5)
-    assert [one_rank.norms[step] for step in range(1, STEPS + 1)] == pytest.approx(read_metrics(directory, "grad_norm"), abs=NORM)
-    assert [one_rank.rates[step] for step in range(1, STEPS + 1)] == pytest.approx(read_metrics(directory, "lr"), rel=1e-6)
+    assert mindspeed.off_by("fp32, built-in engine's curve", 1, one_rank, numbered(read_metrics(directory))) <= LOSS
+    assert_same_norms(one_rank, numbered(read_metrics(directory, "grad_norm")), STEPS)
+    assert one_rank.rates == pytest.approx(numbered(read_metrics(directory, "lr")), rel=1e-6)
     assert one_rank.losses[STEPS] < 0.7 * one_rank.losses[1], "it learns"
 
 
@@ -87,8 +90,9 @@ def test_a_layout_trains_the_curve_of_one_rank(mindspeed: MindSpeed, recipe: Any
     plain = recipe(name, parallel=parallel)
     told = replace(plain, model=replace(plain.model, lm_head=head))
     world = parallel.get("tp", 1) * parallel.get("pp", 1) * parallel.get("cp", 1)
-    # three steps of the schedule of ten
-    assert_same_curve(mindspeed.train(told, world, name, ["--exit-interval", "3"]), one_rank, 3)
+    printed = mindspeed.train(told, world, name)
+    assert mindspeed.off_by(f"fp32, {name.replace('_', ', head ')}", world, printed, one_rank.losses) <= LOSS
+    assert_same_norms(printed, one_rank.norms, STEPS)
 
 
 def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
@@ -106,7 +110,8 @@ def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     assert 5 <= saved < 20, "it was killed on its way"
     resumed = mindspeed.train(told, name="resumed")
     assert resumed.status == 0, resumed.text[-3000:]
-    assert resumed.losses == {step: loss for step, loss in whole.losses.items() if step > saved}
+    assert mindspeed.off_by("fp32, killed and resumed", 1, resumed, whole.losses) == 0
+    assert sorted(resumed.losses) == list(range(saved + 1, 21))
     assert resumed.norms == {step: norm for step, norm in whole.norms.items() if step > saved}
 
     other = mindspeed.train(replace(told, data=replace(told.data, seed=9)), name="other_data")
@@ -141,8 +146,29 @@ def test_released_weights_load_at_their_own_tensor_parallel_size(mindspeed: Mind
     folder = mindspeed.folder / "released"
     write_released(folder, weights, 2)
     told = recipe("from_released", parallel={"tp": 2}, checkpoint={"init_from": ""})
-    flags = ["--load", str(folder), "--finetune", "--exit-interval", "3"]
-    assert_same_curve(mindspeed.train(told, 2, "from_released", flags), one_rank, 3)
+    printed = mindspeed.train(told, 2, "from_released", ["--load", str(folder), "--finetune"])
+    assert mindspeed.off_by("fp32, tp2, from released MindSpeed weights", 2, printed, one_rank.losses) <= LOSS
+    assert_same_norms(printed, one_rank.norms, STEPS)
+
+
+def test_a_picture_that_does_not_decode_is_masked_on_every_stage(mindspeed: MindSpeed, recipe: Any, tiny: TinyData):
+    from mindspeed_vita.engine.loop import train
+
+    folder = mindspeed.folder / "damaged"
+    shutil.copytree(tiny.folder, folder)
+    picture = folder / "red1.png"
+    picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])  # its header is whole, so it is found out while training
+    mixture = folder / "mixture.yaml"
+    mixture.write_text(mixture.read_text().replace(str(tiny.folder), str(folder)))
+    data = {"mixture": str(mixture), "failure_budget": 1.0}
+    own = recipe("damaged_built_in", train={"steps": 4}, data=data)
+    train(own)
+    told = recipe("damaged_pp2", train={"steps": 4}, data=data, parallel={"pp": 2})
+    printed = mindspeed.train(told, 2, "damaged_pp2")
+    expected = numbered(read_metrics(Path(own.checkpoint.directory)))
+    assert mindspeed.off_by("fp32, pp2, a picture that does not decode, built-in engine's curve", 2, printed, expected) <= LOSS
+    kept = [json.loads(line) for line in (Path(told.checkpoint.directory) / "quarantine.jsonl").read_text().splitlines()]
+    assert [entry["path"] for entry in kept] == ["red1.png"]
 
 
 STAGES = {1: {"projector"}, 2: set(MODULES), 3: {"projector", "language"}, 4: {"projector", "language"}}
@@ -175,12 +201,11 @@ def test_bf16_with_the_distributed_optimizer_follows_the_built_in_engine(mindspe
     train(own)
     flags = ["--use-fused-rmsnorm", "--overlap-grad-reduce", "--recompute-granularity", "full", "--recompute-method", "block"]
     printed = mindspeed.train(recipe("bf16", train=settings), 2, "bf16", [*flags, "--recompute-num-layers", "1"])
-    assert printed.status == 0, printed.text[-3000:]
-    expected = read_metrics(Path(own.checkpoint.directory))
+    directory = Path(own.checkpoint.directory)
+    what = "bf16, dp2, distributed optimizer, fused RMSNorm, recomputation, built-in engine's curve"
     # the emulated kernels round as torch's do, so even bf16 agrees to the digits that are printed; real ones need not
-    assert [printed.losses[step] for step in range(1, 7)] == pytest.approx(expected, rel=1e-6)
-    norms = read_metrics(Path(own.checkpoint.directory), "grad_norm")
-    assert [printed.norms[step] for step in range(1, 7)] == pytest.approx(norms, abs=NORM)
+    assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= LOSS
+    assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 6)
 
 
 def test_flags_that_take_attention_away_are_refused(mindspeed: MindSpeed, recipe: Any):

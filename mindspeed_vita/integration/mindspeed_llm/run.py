@@ -85,6 +85,8 @@ class MindSpeedRun:
             print(f"{recipe.name}: {dataset.describe()}", flush=True)
         dist.barrier()  # nobody adds to the quarantine before it was truncated
         failed = FailedSamples(quarantine, known, run=run, budget=dataset.failure_budget())
+        if dist.get_rank() == 0 and not arguments.iteration:
+            failed.note_skipped(dataset.skipped)
         state = {"fingerprint": dataset.fingerprint, "recipe": recipe_to_dict(recipe)}
         self.built.run_state = lambda: {**state, "failed_samples": sorted(failed.ids)}
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
