@@ -19,7 +19,6 @@ def as_rank(monkeypatch) -> Callable[..., object]:
 
     def run(rank: int, work: Callable[[], object]) -> object:
         monkeypatch.setattr(feed.dist, "get_rank", lambda: rank)
-        monkeypatch.setattr(feed, "_turns", 0)
         return feed.first_rank_first(work)
 
     return run
