@@ -1,17 +1,18 @@
 """The rule tables: which Hugging Face names and layouts each family of checkpoints uses for which native tensors.
 
-long_vita: the released Long-VITA layout. qwen2: plain Qwen2.5. intern_vit: InternViT's own repositories.
-internvl_vision: transformers' InternVLVisionModel.
+long_vita: the released Long-VITA layout. qwen2: plain Qwen2.5. intern_vit: InternViT's own repositories. internvl_vision,
+siglip_vision, clip_vision: transformers' towers. Those of towers are in vision_families.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from mindspeed_vita.checkpoint.mapping import Gated, GroupedQKV, HeadMajorQKV, LeadingOne, Rule
-from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+from mindspeed_vita.checkpoint.mapping import Gated, GroupedQKV, Rule
+from mindspeed_vita.checkpoint.vision_families import VISION_FAMILIES, intern_vit_rules, vision_rules
+from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig
 
-FAMILIES = ("long_vita", "qwen2", "intern_vit", "internvl_vision")
+FAMILIES = ("long_vita", "qwen2", *VISION_FAMILIES)
 
 
 def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
@@ -19,20 +20,18 @@ def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
 
     Args:
         family: one of FAMILIES.
-        model: sizes; qwen2 uses its language part only, intern_vit and internvl_vision its vision part only.
+        model: sizes; qwen2 uses its language part only, those of towers their vision part only.
 
     Raises:
         ValueError: unknown family.
     """
     if family == "long_vita":
-        released_vision = (_prefixed(rule, "model.vision_model.") for rule in _intern_vit(model.vision))
+        released_vision = (_prefixed(rule, "model.vision_model.") for rule in intern_vit_rules(model.vision))
         return (*_qwen2(model.language), *released_vision, *_projector(model.projector))
     if family == "qwen2":
         return _qwen2(model.language)
-    if family == "intern_vit":
-        return _intern_vit(model.vision)
-    if family == "internvl_vision":
-        return _internvl_vision(model.vision)
+    if family in VISION_FAMILIES:
+        return vision_rules(family, model.vision)
     raise ValueError(f"found weight family {family!r}, expected one of {', '.join(FAMILIES)}")
 
 
@@ -67,56 +66,6 @@ def _qwen2(config: LanguageConfig) -> tuple[Rule, ...]:
     rules.append(Rule(native="language.decoder.final_layernorm.weight", hf=("model.norm.weight",)))
     if not config.tie_embeddings:
         rules.append(Rule(native="language.output_layer.weight", hf=("lm_head.weight",)))
-    return tuple(rules)
-
-
-def _intern_vit(config: VisionConfig) -> tuple[Rule, ...]:
-    rules = [
-        Rule(native="vision.class_token", hf=("embeddings.class_embedding",)),
-        LeadingOne(native="vision.position_embeddings.weight", hf=("embeddings.position_embedding",)),
-        Rule(native="vision.conv1.weight", hf=("embeddings.patch_embedding.weight",)),
-        Rule(native="vision.conv1.bias", hf=("embeddings.patch_embedding.bias",)),
-    ]
-    same = {
-        "self_attention.linear_proj": "attn.proj",
-        "input_layernorm": "norm1",
-        "pre_mlp_layernorm": "norm2",
-        "mlp.linear_fc1": "mlp.fc1",
-        "mlp.linear_fc2": "mlp.fc2",
-    }
-    for j in range(config.num_layers):
-        ours, theirs = f"vision.layers.{j}.", f"encoder.layers.{j}."
-        for kind in ("weight", "bias"):
-            native = f"{ours}self_attention.linear_qkv.{kind}"
-            rules.append(HeadMajorQKV(native=native, hf=(f"{theirs}attn.qkv.{kind}",), num_heads=config.num_heads))
-            rules += [Rule(native=f"{ours}{a}.{kind}", hf=(f"{theirs}{b}.{kind}",)) for a, b in same.items()]
-        rules += [Rule(native=ours + name, hf=(theirs + name,)) for name in ("ls1", "ls2")]
-    return tuple(rules)
-
-
-def _internvl_vision(config: VisionConfig) -> tuple[Rule, ...]:
-    rules = [
-        Rule(native="vision.class_token", hf=("embeddings.cls_token",)),
-        LeadingOne(native="vision.position_embeddings.weight", hf=("embeddings.position_embeddings",)),
-        Rule(native="vision.conv1.weight", hf=("embeddings.patch_embeddings.projection.weight",)),
-        Rule(native="vision.conv1.bias", hf=("embeddings.patch_embeddings.projection.bias",)),
-    ]
-    same = {
-        "self_attention.linear_proj": "attention.projection_layer",
-        "input_layernorm": "layernorm_before",
-        "pre_mlp_layernorm": "layernorm_after",
-        "mlp.linear_fc1": "mlp.fc1",
-        "mlp.linear_fc2": "mlp.fc2",
-    }
-    for j in range(config.num_layers):
-        ours, theirs = f"vision.layers.{j}.", f"encoder.layer.{j}."
-        for kind in ("weight", "bias"):
-            names = tuple(f"{theirs}attention.{part}_proj.{kind}" for part in "qkv")
-            native = f"{ours}self_attention.linear_qkv.{kind}"
-            # (heads, 3, width) is the grouped layout with one query head a group.
-            rules.append(GroupedQKV(native=native, hf=names, num_heads=config.num_heads, num_groups=config.num_heads))
-            rules += [Rule(native=f"{ours}{a}.{kind}", hf=(f"{theirs}{b}.{kind}",)) for a, b in same.items()]
-        rules += [Rule(native=f"{ours}ls{n}", hf=(f"{theirs}lambda_{n}",)) for n in (1, 2)]
     return tuple(rules)
 
 

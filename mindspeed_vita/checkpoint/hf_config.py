@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig, RopeScalingConfig, VisionConfig
+from mindspeed_vita.checkpoint.hf_vision_config import need, only, vision_config, visual_section
+from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig, RopeScalingConfig
 from mindspeed_vita.ops.rotary import RotaryTables
 
 AUTO_MAP = {
@@ -64,7 +65,7 @@ def hf_config(model: ModelConfig, *, token_ids: Mapping[str, int], dtype: str) -
         "patch_token_id": token_ids["patch"],
         "torch_dtype": dtype,
         "dtype": dtype,
-        "visual": _visual(vision),
+        "visual": visual_section(vision),
         "projector": {
             "hidden_size": projector.hidden_size,
             "layer_norm_eps": projector.norm_eps,
@@ -116,34 +117,13 @@ def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSca
     if kind != "linear":
         # transformers, too, takes the whole range where the trained one is not told
         original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        values["original_positions"] = int(original or _need(config, "max_position_embeddings"))
+        values["original_positions"] = int(original or need(config, "max_position_embeddings"))
     scaling = RopeScalingConfig(
         kind=kind, short_factor=tuple(rope.get("short_factor") or ()), long_factor=tuple(rope.get("long_factor") or ()), **values
     )
     own = replace(scaling, attention_factor=0.0)
     # an export writes the method's own factor out
     return own if RotaryTables(LanguageConfig(rope_scaling=own)).attention_factor == scaling.attention_factor else scaling
-
-
-def _visual(vision: VisionConfig) -> dict[str, Any]:
-    return {
-        "model_type": "intern_vit_6b",
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.ffn_hidden_size,
-        "num_hidden_layers": vision.num_layers,
-        "num_attention_heads": vision.num_heads,
-        "num_channels": 3,
-        "image_size": vision.tile_size,
-        "patch_size": vision.patch_size,
-        "layer_norm_eps": vision.norm_eps,
-        "hidden_act": "gelu",
-        "norm_type": "layer_norm",
-        "qkv_bias": True,
-        "qk_normalization": False,
-        "initializer_factor": vision.layer_scale_init,
-        "initializer_range": 0.02,
-        **({} if vision.normalization == "imagenet" else {"normalization": vision.normalization}),
-    }
 
 
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -154,7 +134,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     if config.get("model_type") != "long_vita":
         raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'long_vita'")
-    vision = vision_config(_need(config, "visual"))
+    vision = vision_config(need(config, "visual"))
     projector = config.get("projector") or {}
     return ModelConfig(
         vision=vision,
@@ -179,66 +159,21 @@ def language_config(config: Mapping[str, Any]) -> LanguageConfig:
         raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'qwen2'")
     if config.get("use_sliding_window"):
         raise ValueError("config.json has use_sliding_window true; only full attention is supported")
-    _only(config, "the language model", hidden_act="silu")
-    head_dim, even = config.get("head_dim"), _need(config, "hidden_size") // _need(config, "num_attention_heads")
+    only(config, "the language model", hidden_act="silu")
+    head_dim, even = config.get("head_dim"), need(config, "hidden_size") // need(config, "num_attention_heads")
     if head_dim is not None and head_dim != even:
         raise ValueError(f"config.json has head_dim {head_dim}; only hidden_size / num_attention_heads = {even} is supported")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return LanguageConfig(
-        num_layers=_need(config, "num_hidden_layers"),
-        hidden_size=_need(config, "hidden_size"),
-        num_heads=_need(config, "num_attention_heads"),
+        num_layers=need(config, "num_hidden_layers"),
+        hidden_size=need(config, "hidden_size"),
+        num_heads=need(config, "num_attention_heads"),
         num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        ffn_hidden_size=_need(config, "intermediate_size"),
-        vocab_size=_need(config, "vocab_size"),
-        max_positions=_need(config, "max_position_embeddings"),
+        ffn_hidden_size=need(config, "intermediate_size"),
+        vocab_size=need(config, "vocab_size"),
+        max_positions=need(config, "max_position_embeddings"),
         rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         rope_scaling=_rope_scaling(rope, config),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
-
-
-def vision_config(config: Mapping[str, Any]) -> VisionConfig:
-    """Our settings for a `visual` dict, an InternViT config.json or transformers' InternVLVisionConfig.
-
-    Raises:
-        ValueError: a setting we do not have.
-    """
-    if config.get("qk_normalization") or config.get("use_qk_norm"):
-        raise ValueError("the tower has query/key normalisation, as InternViT-6B; only InternViT-300M's kind is supported")
-    _only(config, "the tower", norm_type="layer_norm", hidden_act="gelu")
-    if not config.get("qkv_bias", config.get("attention_bias", True)):
-        raise ValueError("the tower has no biases on query, key and value; only towers with them are supported")
-    return VisionConfig(
-        tile_size=_side(_need(config, "image_size"), "image_size"),
-        patch_size=_side(_need(config, "patch_size"), "patch_size"),
-        hidden_size=_need(config, "hidden_size"),
-        num_layers=_need(config, "num_hidden_layers"),
-        num_heads=_need(config, "num_attention_heads"),
-        ffn_hidden_size=_need(config, "intermediate_size"),
-        norm_eps=config.get("layer_norm_eps", 1e-6),
-        normalization=config.get("normalization", "imagenet"),
-        layer_scale_init=config.get("initializer_factor", config.get("layer_scale_init_value", 1.0)),
-    )
-
-
-def _side(value: Any, name: str) -> int:
-    if isinstance(value, int):
-        return value
-    if len(set(value)) != 1:
-        raise ValueError(f"the tower has {name} {list(value)}; expected a square")
-    return value[0]
-
-
-def _only(config: Mapping[str, Any], what: str, **settings: str) -> None:
-    """Settings that must have the one value we implement, if they are there."""
-    for key, value in settings.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{what} has {key} {config[key]!r}; expected {value!r}")
-
-
-def _need(config: Mapping[str, Any], key: str) -> Any:
-    if key not in config:
-        raise ValueError(f"config.json has no {key!r}; is it the config of a Long-VITA, Qwen2 or InternViT model?")
-    return config[key]

@@ -38,6 +38,7 @@ CODE_FILES = (
     "tiling.py",
     "token_layout.py",
     "video_reading.py",
+    "vision_long_vita.py",
 )
 """The files of hf/ that travel with a checkpoint."""
 FILES = frozenset(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 
 from mindspeed_vita.checkpoint.families import family_rules
 from mindspeed_vita.checkpoint.hf_config import language_config, model_config, vision_config
 from mindspeed_vita.checkpoint.hf_processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf_weights import open_weights
 from mindspeed_vita.checkpoint.mapping import convert_to_native
+from mindspeed_vita.config import tower_traits
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig, ProjectorConfig
 
 
@@ -32,15 +35,21 @@ class ImportedModel:
 
 
 def import_hf(
-    folder: str | Path, *, vision: Optional[str | Path] = None, dtype: Optional[torch.dtype] = None, seed: int = 1234
+    folder: str | Path,
+    *,
+    vision: Optional[str | Path] = None,
+    dtype: Optional[torch.dtype] = None,
+    seed: int = 1234,
+    tile_size: int = 0,
 ) -> ImportedModel:
     """Read a Hugging Face folder.
 
     Args:
         folder: a Long-VITA folder, or a Qwen2.5 folder.
-        vision: with Qwen2.5: a folder of InternViT-300M, its own layout or transformers' InternVLVisionModel.
+        vision: with Qwen2.5: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
         dtype: type of the result; None keeps what is stored.
         seed: of the projector's initial weights.
+        tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
 
     Raises:
         ValueError: another architecture, or names or shapes that do not fit it.
@@ -56,7 +65,7 @@ def import_hf(
         raise ValueError(f"{folder} has model_type {config.get('model_type')!r}; expected 'long_vita', or 'qwen2' with --vision INTERNVIT")
     if vision is None:
         raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
-    return _join(folder, config, Path(vision), dtype, seed)
+    return _join(folder, config, Path(vision), dtype, seed, tile_size)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -71,13 +80,45 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _join(folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int) -> ImportedModel:
+_FAMILIES = {
+    "internvl_vision": "internvl_vision",
+    **dict.fromkeys(("siglip", "siglip_vision_model"), "siglip_vision"),
+    **dict.fromkeys(("clip", "clip_vision_model"), "clip_vision"),
+}
+"""model_type of a tower -> family of its weights; InternViT's own repositories otherwise."""
+
+
+def resize_positions(positions_PH: torch.Tensor, grid: int, *, has_class: bool) -> torch.Tensor:
+    """Learned positions for another grid: bicubic, as transformers interpolates them; that of the class token stays.
+
+    Args:
+        positions_PH: for a square grid, row by row, behind the class token's where there is one.
+        grid: patches along one side from now on.
+        has_class: whether the first position is the class token's.
+    """
+    extra_EH, patches_PH = positions_PH[: int(has_class)], positions_PH[int(has_class) :]
+    side = math.isqrt(len(patches_PH))
+    assert side * side == len(patches_PH), len(patches_PH)
+    if side == grid:
+        return positions_PH
+    square_1HRC = patches_PH.float().view(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(square_1HRC, size=(grid, grid), mode="bicubic", align_corners=False).permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cat([extra_EH, resized.to(positions_PH.dtype)])
+
+
+def _join(
+    folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int, tile_size: int
+) -> ImportedModel:
     tower_config = read_config(vision)
     tower = vision_config(tower_config)
     model = ModelConfig(vision=tower, projector=ProjectorConfig(hidden_size=tower.hidden_size), language=language_config(config))
-    family = "internvl_vision" if tower_config.get("model_type") == "internvl_vision" else "intern_vit"
+    family = _FAMILIES.get(tower_config.get("model_type", ""), "intern_vit")
     weights = _read(folder, "qwen2", model, dtype)
     weights |= _read(vision, family, model, dtype)
+    if tile_size:
+        model = replace(model, vision=replace(tower, tile_size=tile_size))
+        name = "vision.position_embeddings.weight"
+        weights[name] = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
     projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
     return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(), initialised=tuple(projector))
 

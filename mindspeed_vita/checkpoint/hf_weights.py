@@ -10,6 +10,7 @@ from mindspeed_vita.checkpoint.families import family_rules
 from mindspeed_vita.checkpoint.hf_config import hf_config
 from mindspeed_vita.checkpoint.mapping import check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.checkpoint.safetensors_folder import SafetensorsFolder
+from mindspeed_vita.checkpoint.vision_families import LEFT_OUT, TOWER_PREFIX
 from mindspeed_vita.config.recipe import ModelConfig
 
 STRAY_NAMES = ("unused", "model.unused")
@@ -28,6 +29,9 @@ def open_weights(folder: Path, family: str, model: ModelConfig) -> SafetensorsFo
         ValueError: a broken file, or names or shapes of another architecture; the message names them.
     """
     stored = SafetensorsFolder(folder, ignore=STRAY_NAMES)
+    if family in LEFT_OUT:
+        stored = SafetensorsFolder(folder, prefix=TOWER_PREFIX)
+        stored = SafetensorsFolder(folder, ignore=[name for name in stored if name.startswith(LEFT_OUT[family])], prefix=TOWER_PREFIX)
     if "lm_head.weight" in stored and model.language.tie_embeddings and "model.embed_tokens.weight" in stored:
         # Some tied checkpoints store the table twice; a second table that differs is another model.
         if not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"]):

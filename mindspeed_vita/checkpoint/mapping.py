@@ -43,6 +43,20 @@ class LeadingOne(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flat(Rule):
+    """The Hugging Face tensor has one axis, the native one more of them."""
+
+    shape: tuple[int, ...]
+    """Of the native tensor."""
+
+    def to_hf(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (tensor.reshape(-1),)
+
+    def to_native(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return tensors[0].reshape(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupedQKV(Rule):
     """Fused rows per key/value group [queries of the group, key, value] <-> separate query, key and value."""
 

@@ -22,21 +22,23 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
     Args:
         folder: holds model.safetensors, or shards and their index.
         ignore: exact names to leave out.
+        prefix: cut off names that start with it.
 
     Raises:
         ValueError: no safetensors files, or a shard of the index is missing or broken.
     """
 
-    def __init__(self, folder: str | Path, ignore: Iterable[str] = ()) -> None:
+    def __init__(self, folder: str | Path, ignore: Iterable[str] = (), prefix: str = "") -> None:
         self.folder = Path(folder)
-        files = _weight_map(self.folder)
         left_out = set(ignore)
-        self._files = {name: file for name, file in files.items() if name not in left_out}
+        stored = {name.removeprefix(prefix): (name, file) for name, file in _weight_map(self.folder).items()}
+        self._names = {name: there for name, (there, _) in stored.items() if name not in left_out}
+        self._files = {name: file for name, (_, file) in stored.items() if name not in left_out}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with _open(self.folder / self._files[name]) as shard:
             try:
-                return shard.get_tensor(name)
+                return shard.get_tensor(self._names[name])
             except SafetensorError as error:
                 raise ValueError(f"{self.folder / self._files[name]} lacks {name}, which its index promises: {error}") from error
 
@@ -51,10 +53,10 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
             with _open(self.folder / file) as shard:
                 held = set(shard.keys())
                 names = [name for name, at in self._files.items() if at == file]
-                lacking = [name for name in names if name not in held]
+                lacking = [self._names[name] for name in names if self._names[name] not in held]
                 if lacking:
                     raise ValueError(f"{self.folder / file} lacks {', '.join(lacking[:4])}, which its index promises; copy it again")
-                found |= {name: tuple(shard.get_slice(name).get_shape()) for name in names}
+                found |= {name: tuple(shard.get_slice(self._names[name]).get_shape()) for name in names}
         return {name: found[name] for name in self._files}
 
     def __iter__(self) -> Iterator[str]:

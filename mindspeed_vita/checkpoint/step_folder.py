@@ -12,7 +12,7 @@ from mindspeed_vita.checkpoint import atomic
 from mindspeed_vita.config import ModelConfig, Recipe, model_config_from_dict, recipe_to_dict
 
 # keys of the model section that do not change what a weight means
-_NOT_ARCHITECTURE = {"preset", "init_std", "lm_head", "lm_head_chunk", "language.max_positions", "vision.layer_scale_init"}
+_NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_chunk", "language.max_positions", "vision.layer_scale_init"}
 
 # how positions turn: what a later, longer stage changes
 _POSITIONS = ("language.rope_base", "language.rope_scaling.")

@@ -12,6 +12,7 @@ examples:
   vita convert --from runs/stage4 --to hf --output exported
   vita convert --from Long-VITA-16K_HF --to native --output runs/released
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
+  vita convert --from Qwen2.5-7B --vision siglip-so400m-patch14-384 --tile-size 448 --to native --output runs/siglip
   vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
   vita convert --from runs/ascend --to hf --output exported           (what --engine mindspeed-llm saved)
   vita convert --from Long-VITA_MindSpeed --recipe examples/long_vita_14b/stage1.yaml --to native --output runs/released
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native, MindSpeed-LLM or Hugging Face folder")
     parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where --from is a MindSpeed-LLM folder of another program")
-    parser.add_argument("--vision", metavar="DIR", help="InternViT folder, where --from is a Qwen2.5 language model")
+    parser.add_argument("--vision", metavar="DIR", help="InternViT, SigLIP or CLIP folder, where --from is a Qwen2.5 language model")
+    parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="with --vision: side of a tile, for which the tower's"
+                        " positions are interpolated (448 for SigLIP and CLIP); default: the tower's own")  # fmt: skip
     parser.add_argument("--to", required=True, choices=("hf", "native"), help="format to write")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the source names or holds none")
@@ -125,7 +128,7 @@ def _read_hf(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) 
     from mindspeed_vita.checkpoint.hf_import import import_hf
     from mindspeed_vita.config import Recipe
 
-    found = import_hf(source, vision=arguments.vision, dtype=dtype)
+    found = import_hf(source, vision=arguments.vision, dtype=dtype, tile_size=arguments.tile_size)
     if found.initialised:
         print(f"new, with initial values: {', '.join(found.initialised)}")
     tokenizer = arguments.tokenizer or str(source.resolve())

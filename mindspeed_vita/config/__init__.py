@@ -15,6 +15,7 @@ from mindspeed_vita.config.recipe import (
     TrainConfig,
     VisionConfig,
 )
+from mindspeed_vita.config.towers import TowerTraits, register_traits, tower_names, tower_traits
 from mindspeed_vita.config.validate import validate, validate_model
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ProjectorConfig",
     "Recipe",
     "RopeScalingConfig",
+    "TowerTraits",
     "TrainConfig",
     "VisionConfig",
     "expand_variables",
@@ -35,6 +37,9 @@ __all__ = [
     "model_config_from_dict",
     "recipe_from_dict",
     "recipe_to_dict",
+    "register_traits",
+    "tower_names",
+    "tower_traits",
     "validate",
     "validate_model",
 ]

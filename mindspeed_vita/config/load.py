@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import os
 import re
 import types
@@ -13,7 +14,7 @@ from typing import Any, Mapping, Optional, TypeVar
 
 import yaml
 
-from mindspeed_vita.config.presets import MODELS, STAGES
+from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -60,8 +61,28 @@ def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe") -> Recip
     preset = _convert(str, named, where, "model.preset")
     if preset not in MODELS:
         raise ValueError(f"{where}: model.preset={preset!r}; expected one of {sorted(MODELS)}")
-    merged = _merge(merged, {"model": MODELS[preset]})
+    merged = _merge(merged, {"model": _with_tower(MODELS[preset], model, where)})
+    _import_plugins(_convert(tuple[str, ...], content.get("plugins") or (), where, "plugins"), where)
     return _build(Recipe, _merge(merged, content), where, "")
+
+
+def _with_tower(preset: Mapping[str, Any], model: Any, where: str) -> Mapping[str, Any]:
+    """The model's preset with its tower replaced by the one that model.vision.preset names."""
+    section = model.get("vision") if isinstance(model, Mapping) else None
+    name = section.get("preset") if isinstance(section, Mapping) else None
+    if not name:
+        return preset
+    if name not in TOWERS:
+        raise ValueError(f"{where}: model.vision.preset={name!r}; expected one of {', '.join(TOWERS)}")
+    return {**preset, "vision": TOWERS[name]}
+
+
+def _import_plugins(names: typing.Sequence[str], where: str) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"{where}: plugins: {name!r} cannot be imported ({error}); put its folder on PYTHONPATH") from error
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -37,6 +37,22 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Model sizes. The tower is InternViT-300M, the default of VisionConfig, in all but tiny. Source: Long-VITA section 3, Qwen2.5 configs."""
 
+TOWERS: dict[str, dict[str, Any]] = {
+    "intern_vit_300m": {},
+    "intern_vit_6b": {
+        "hidden_size": 3200, "num_layers": 45, "num_heads": 25, "ffn_hidden_size": 12800, "qkv_bias": False, "qk_norm": True,
+        "norm": "rms_norm", "layer_scale_init": 0.1,
+    },
+    "siglip_400m": {
+        "tower": "siglip", "hidden_size": 1152, "num_layers": 27, "num_heads": 16, "ffn_hidden_size": 4304, "normalization": "siglip",
+    },
+    "clip_l": {
+        "tower": "clip", "hidden_size": 1024, "num_layers": 24, "num_heads": 16, "ffn_hidden_size": 4096, "norm_eps": 1e-5,
+        "normalization": "clip",
+    },
+}  # fmt: skip
+"""Towers with tiles of 448 and patches of 14. Sizes of InternViT-300M/6B-448px, siglip-so400m-patch14-384, clip-vit-large-patch14."""
+
 STAGES: dict[int, dict[str, Any]] = {
     1: {
         "data": {"seq_length": 32768, "resets": True, "packing": "same_source", "max_images": 128, "max_frames": 128},

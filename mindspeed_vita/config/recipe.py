@@ -12,8 +12,10 @@ MODULES = ("vision", "projector", "language")
 class VisionConfig:
     """The vision tower: a plain ViT over square tiles."""
 
+    preset: str = ""
+    """Where the defaults of this section come from: intern_vit_300m, intern_vit_6b, siglip_400m or clip_l (presets.py); empty: as below."""
     tower: str = "intern_vit"
-    """Name in the tower registry."""
+    """Name in the tower registry: intern_vit | siglip | clip, or one that was added."""
     tile_size: int = 448
     """Side of a tile, in pixels."""
     normalization: str = "imagenet"
@@ -28,8 +30,14 @@ class VisionConfig:
     """Attention heads; must divide hidden_size."""
     ffn_hidden_size: int = 4096
     """Width of the feed-forward layer."""
+    qkv_bias: bool = True
+    """Queries, keys and values have biases."""
+    qk_norm: bool = False
+    """RMSNorm over the queries, and over the keys, of all heads together (InternViT-6B)."""
+    norm: str = "layer_norm"
+    """layer_norm | rms_norm (InternViT-6B)."""
     norm_eps: float = 1e-6
-    """LayerNorm epsilon inside the tower."""
+    """Epsilon of the norms inside the tower."""
     layer_scale_init: float = 1.0
     """Initial value of the LayerScale vectors ls1 and ls2."""
 
@@ -37,6 +45,11 @@ class VisionConfig:
     def grid(self) -> int:
         """Patches along one side of a tile."""
         return self.tile_size // self.patch_size
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +314,8 @@ class Recipe:
 
     name: str = "run"
     """Shown in logs and tables."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import before the recipe is checked: they register towers, projectors or formats of your own."""
     stage: Optional[int] = None
     """1 to 4: take the paper's settings of that stage as defaults (presets.py)."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mindspeed_vita.config.recipe import MODULES, LanguageConfig, ModelConfig, Recipe
+from mindspeed_vita.config.towers import tower_names
 
 
 def validate(recipe: Recipe, world_size: int = 1) -> None:
@@ -58,6 +59,8 @@ def _model(model: ModelConfig) -> list[str]:
         *odd,
         *_divides("model.vision.tile_size", vision.tile_size, "model.vision.patch_size", vision.patch_size, "use a divisor"),
         *_shuffle(model),
+        *_one_of("model.vision.tower", vision.tower, tower_names()),
+        *_one_of("model.vision.norm", vision.norm, ("layer_norm", "rms_norm")),
         *_one_of("model.vision.normalization", vision.normalization, ("imagenet", "clip", "siglip")),
         *_divides("model.vision.hidden_size", vision.hidden_size, "model.vision.num_heads", vision.num_heads, "use a divisor"),
         *_divides("model.language.hidden_size", language.hidden_size, "model.language.num_heads", language.num_heads, "use a divisor"),
@@ -155,9 +158,7 @@ def _tower(recipe: Recipe) -> list[str]:
     layout, vision = recipe.parallel, recipe.model.vision
     problems = _one_of("parallel.vision_parallel", layout.vision_parallel, ("balanced", "tensor"))
     if layout.vision_parallel == "tensor":
-        # A tower whose heads do not divide (InternViT-6B has 25) needs zero heads added in models/vision/linears.py, dropped on export.
-        advice = "parallel.vision_parallel=tensor cuts the tower into whole heads and equal columns; use a divisor, or balanced"
-        problems += _divides("model.vision.num_heads", vision.num_heads, "parallel.tp", layout.tp, advice)
+        advice = "parallel.vision_parallel=tensor cuts the tower into equal columns; use a divisor, or balanced"
         problems += _divides("model.vision.ffn_hidden_size", vision.ffn_hidden_size, "parallel.tp", layout.tp, advice)
     return problems
 

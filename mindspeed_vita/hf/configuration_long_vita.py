@@ -16,7 +16,7 @@ RELEASED_PATCH_CONTEXT_ID = 151673
 
 
 class LongVitaVisionConfig(PretrainedConfig):
-    """The vision tower. Keys are those of the `visual` dict in config.json."""
+    """The vision tower. Keys are those of the `visual` dict in config.json; the defaults are the released tower, InternViT-300M."""
 
     model_type = "intern_vit"
 
@@ -34,13 +34,25 @@ class LongVitaVisionConfig(PretrainedConfig):
         hidden_act: str = "gelu",
         initializer_range: float = 0.02,
         initializer_factor: float = 1.0,
+        qk_normalization: bool = False,
+        norm_type: str = "layer_norm",
+        class_token: bool = True,
+        patch_bias: bool = True,
+        first_norm: bool = False,
+        final_norm: bool = False,
+        layer_scale: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if kwargs.get("qk_normalization"):
-            raise ValueError("visual.qk_normalization is true; this modelling code has no query/key norm. Use a checkpoint without it")
-        if kwargs.get("norm_type", "layer_norm") != "layer_norm":
-            raise ValueError(f"visual.norm_type is {kwargs['norm_type']!r}; this modelling code knows layer_norm only")
+        if norm_type not in ("layer_norm", "rms_norm"):
+            raise ValueError(f"visual.norm_type is {norm_type!r}; this modelling code knows layer_norm and rms_norm")
+        self.qk_normalization = qk_normalization
+        self.norm_type = norm_type
+        self.class_token = class_token
+        self.patch_bias = patch_bias
+        self.first_norm = first_norm
+        self.final_norm = final_norm
+        self.layer_scale = layer_scale
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers

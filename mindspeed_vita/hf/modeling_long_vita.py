@@ -1,4 +1,4 @@
-"""Long-VITA for transformers: InternViT tower, pixel shuffle and projector, Qwen2 decoder; parameter names of the released weights.
+"""Long-VITA for transformers: vision tower, pixel shuffle and projector, Qwen2 decoder; parameter names of the released weights.
 
 This file travels with exported checkpoints: it imports only torch, transformers and its neighbours.
 Shapes: B batch, T tokens, N tiles, L tokens per tile, P patches, D width.
@@ -12,103 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen2Model
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 
-from .configuration_long_vita import LongVitaConfig, LongVitaVisionConfig
+from .configuration_long_vita import LongVitaConfig
+from .vision_long_vita import LongVitaVisionEmbeddings, LongVitaVisionLayer, LongVitaVisionModel
 
 # Without gradients the tower runs on this many tiles at a time, so that thousands of frames do not need thousands of activations.
 TILES_PER_CALL = 64
-
-
-class LongVitaVisionEmbeddings(nn.Module):
-    """Patches of a tile, a class token in front, learned positions."""
-
-    def __init__(self, config: LongVitaVisionConfig) -> None:
-        super().__init__()
-        num_patches = (config.image_size // config.patch_size) ** 2
-        self.class_embedding = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
-        self.position_embedding = nn.Parameter(torch.zeros(1, num_patches + 1, config.hidden_size))
-
-    def forward(self, tiles_NCHW: torch.Tensor) -> torch.Tensor:
-        patches_NPD = self.patch_embedding(tiles_NCHW.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        classes_N1D = self.class_embedding.expand(patches_NPD.shape[0], -1, -1)
-        return torch.cat([classes_N1D, patches_NPD], dim=1) + self.position_embedding
-
-
-class LongVitaVisionAttention(nn.Module):
-    """Bidirectional attention; the rows of qkv are ordered (3, heads, head width)."""
-
-    def __init__(self, config: LongVitaVisionConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_NPD: torch.Tensor) -> torch.Tensor:
-        num_tiles, num_patches, width = hidden_NPD.shape
-        qkv = self.qkv(hidden_NPD).view(num_tiles, num_patches, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(context.transpose(1, 2).reshape(num_tiles, num_patches, width))
-
-
-class LongVitaVisionMLP(nn.Module):
-    """Two linear layers."""
-
-    def __init__(self, config: LongVitaVisionConfig) -> None:
-        super().__init__()
-        self.act = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_NPD: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(hidden_NPD)))
-
-
-class LongVitaVisionLayer(GradientCheckpointingLayer):
-    """Pre-norm block with LayerScale."""
-
-    def __init__(self, config: LongVitaVisionConfig) -> None:
-        super().__init__()
-        self.attn = LongVitaVisionAttention(config)
-        self.mlp = LongVitaVisionMLP(config)
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.ls1 = nn.Parameter(torch.ones(config.hidden_size))
-        self.ls2 = nn.Parameter(torch.ones(config.hidden_size))
-
-    def forward(self, hidden_NPD: torch.Tensor) -> torch.Tensor:
-        hidden_NPD = hidden_NPD + self.attn(self.norm1(hidden_NPD)) * self.ls1
-        return hidden_NPD + self.mlp(self.norm2(hidden_NPD)) * self.ls2
-
-
-class LongVitaVisionEncoder(nn.Module):
-    """The stack of blocks."""
-
-    def __init__(self, config: LongVitaVisionConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([LongVitaVisionLayer(config) for _ in range(config.num_hidden_layers)])
-
-    def forward(self, hidden_NPD: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            hidden_NPD = layer(hidden_NPD)
-        return hidden_NPD
-
-
-class LongVitaVisionModel(nn.Module):
-    """InternViT without a final norm."""
-
-    def __init__(self, config: LongVitaVisionConfig) -> None:
-        super().__init__()
-        self.embeddings = LongVitaVisionEmbeddings(config)
-        self.encoder = LongVitaVisionEncoder(config)
-
-    def forward(self, tiles_NCHW: torch.Tensor) -> torch.Tensor:
-        """[N, 3, H, W] -> [N, 1 + P, D], class token first."""
-        return self.encoder(self.embeddings(tiles_NCHW))
 
 
 class LongVitaProjector(nn.Module):
@@ -159,11 +69,12 @@ class LongVitaPreTrainedModel(Qwen2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LongVitaVisionEmbeddings):
             std = self.config.vision_config.initializer_range
-            nn.init.normal_(module.class_embedding, std=std)
+            if module.class_embedding is not None:
+                nn.init.normal_(module.class_embedding, std=std)
             nn.init.normal_(module.position_embedding, std=std)
         elif isinstance(module, LongVitaProjector) and module.image_newline is not None:
             nn.init.normal_(module.image_newline, std=self.config.initializer_range)
-        elif isinstance(module, LongVitaVisionLayer):
+        elif isinstance(module, LongVitaVisionLayer) and module.ls1 is not None and module.ls2 is not None:
             nn.init.constant_(module.ls1, self.config.vision_config.initializer_factor)
             nn.init.constant_(module.ls2, self.config.vision_config.initializer_factor)
 
@@ -193,7 +104,7 @@ class LongVitaModel(LongVitaPreTrainedModel, Qwen2Model):
         return torch.cat([self._encode(part) for part in images.split(TILES_PER_CALL)])
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.vision_projection(self.vision_model(images)[:, 1:])
+        return self.vision_projection(self.vision_model(images))
 
     def _splice(
         self, embeddings_BTD: torch.Tensor, images: torch.Tensor, image_indices: torch.Tensor, offset: int

@@ -31,6 +31,10 @@ class Registry:
             raise ValueError(f"{self.key} {name!r} is registered already")
         self._builders[name] = builder
 
+    def knows(self, name: str, builder: Builder) -> bool:
+        """Whether the name stands for that builder."""
+        return self._builders.get(name) is builder
+
     def build(self, name: str, *arguments: Any, **keywords: Any) -> torch.nn.Module:
         """Calls the builder of that name.
 

@@ -186,8 +186,13 @@ def init_weights(module: nn.Module, std: float, generator: torch.Generator, tp_r
         if parameter.dim() > 1:
             shape, cut = list(parameter.shape), getattr(parameter, "tensor_model_parallel", False)
             dim = parameter.partition_dim if cut else 0  # type: ignore[attr-defined]
-            shape[dim] *= tp_size if cut else 1
+            whole = shape[dim] * (tp_size if cut else 1)
+            heads, held = getattr(parameter, "num_heads", 0), getattr(parameter, "held_heads", 0)
+            shape[dim] = shape[dim] // held * heads if heads else whole
             drawn = torch.empty(shape).normal_(0.0, std, generator=generator)
+            if heads:  # zero heads behind the real ones
+                shape[dim] = whole - shape[dim]
+                drawn = torch.cat([drawn, torch.zeros(shape)], dim)
             parameter.copy_(drawn.chunk(tp_size, dim)[tp_rank] if cut else drawn)
         elif name.endswith("bias"):
             parameter.zero_()

@@ -129,6 +129,39 @@ def test_a_cut_tower_goes_to_a_whole_one_and_back_exactly(layout_pool, content, 
     assert {name: tuple(tensor.shape) for name, tensor in native.read_full_weights(first)[0].items()} == shapes
 
 
+PADDED = [  # 3 heads over 2 ranks, and 1 head over 2, so that a rank holds a zero head only
+    {"hidden_size": 48, "num_heads": 3, "qkv_bias": False, "qk_norm": True, "norm": "rms_norm"},
+    {"num_heads": 1},
+]
+
+
+@pytest.mark.parametrize("vision", PADDED, ids=["3-heads", "1-head"])
+def test_zero_heads_are_not_saved_and_stay_zero(layout_pool, tiny, curves, tmp_path, vision):
+    def content(name: str, start: str = str(tmp_path / "start")) -> dict[str, Any]:
+        recipe = recipe_to_dict(tiny.recipe(tmp_path / name, checkpoint={"init_from": start}, train={"steps": 4}))
+        return {**recipe, "model": {**recipe["model"], "vision": {**recipe["model"]["vision"], **vision}}}
+
+    recipe = content("cut")
+    layout_pool.run(RUN, content=content("start", ""), stop=1)
+    layout_pool.run(RUN, content=content("whole"))
+    layout_pool.run(RUN, tp=2, content=cut(recipe), stop=2)
+    layout_pool.run(RUN, content=recipe, stop=3)
+    layout_pool.run(RUN, tp=2, content=cut(recipe))
+    assert_same(curves(tmp_path / "cut"), curves(tmp_path / "whole"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe_from_dict(recipe).model).items()}
+    held = shards.Reader(native.find(tmp_path / "cut") / "weights")
+    assert {name: held.shape(name) for name in held.keys()} == shapes, "what is exported"
+    optimizer = shards.Reader(native.find(tmp_path / "cut") / "optimizer")
+    assert {name: optimizer.shape(f"exp_avg.{name}") for name in shapes} == shapes
+    initial = "tests.distributed.layout_runs:initial_tower"
+    full = layout_pool.run(initial, content=recipe)[0]
+    for tp_rank, mine in enumerate(layout_pool.run(initial, tp=2, content=cut(recipe))):
+        for name, tensor in mine.items():
+            part = take_slice(name, full[name], tp_rank, 2, tower_cut=True, heads=vision["num_heads"])
+            same = torch.equal(tensor, part)
+            assert same or name.endswith("_norm.weight"), name  # a zero head's norm starts at 1, and multiplies zeros
+
+
 def test_initial_weights_do_not_depend_on_the_cut(layout_pool, content, tmp_path):
     recipe = content(tmp_path)
     initial = "tests.distributed.layout_runs:initial_tower"

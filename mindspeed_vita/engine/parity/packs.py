@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -13,7 +15,7 @@ from mindspeed_vita.parallel.layout import ParallelLayout
 SEQ_LENGTH = 96
 CONTEXT_TOKEN = 7
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "preset": "tiny",
     "vision": {
         "tile_size": 56, "patch_size": 14, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "ffn_hidden_size": 64,

@@ -22,12 +22,13 @@ def make_recipe(
     modules: tuple[str, ...] = MODULES,
     recompute: str = "none",
     vision_parallel: str = "balanced",
+    vision: Optional[dict[str, Any]] = None,
 ) -> Recipe:
     """The recipe of a parity step."""
     sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
-            "model": {**MODEL, "lm_head": head},
+            "model": {**MODEL, "vision": {**MODEL["vision"], **(vision or {})}, "lm_head": head},
             "data": {"seq_length": SEQ_LENGTH},
             "parallel": {**sizes, "vision_parallel": vision_parallel},
             "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute},
@@ -35,11 +36,11 @@ def make_recipe(
     )
 
 
-def initial_weights(layout: ParallelLayout) -> dict[str, torch.Tensor]:
-    """Full weights of a model built in one process; biases and norms are moved off their neutral values."""
+def initial_weights(layout: ParallelLayout, vision: Optional[dict[str, Any]] = None) -> dict[str, torch.Tensor]:
+    """Full weights of a model built in one process, with other settings of the tower if given; biases and norms off their neutral values."""
     from mindspeed_vita.parallel.build import build_model
 
-    model = build_model(make_recipe(layout), layout)
+    model = build_model(make_recipe(layout, vision=vision), layout)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,10 +52,11 @@ def initial_weights(layout: ParallelLayout) -> dict[str, torch.Tensor]:
 def load_weights(model: torch.nn.Module, full: dict[str, torch.Tensor], layout: ParallelLayout, recipe: Recipe) -> None:
     """Puts this rank's slices of full tensors into its model."""
     num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
+    heads = recipe.model.vision.num_heads
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             whole = full[global_name(name, layout.pp_rank, num_layers // layout.pp_size)]
-            parameter.copy_(take_slice(name, whole, layout.tp_rank, layout.tp_size, tower_cut=tower_cut))
+            parameter.copy_(take_slice(name, whole, layout.tp_rank, layout.tp_size, tower_cut=tower_cut, heads=heads))
 
 
 class _GradientReader:
@@ -77,6 +79,7 @@ def loss_and_gradients(
     recompute: str = "none",
     vision_parallel: str = "balanced",
     ulysses: int = 1,
+    vision: Optional[dict[str, Any]] = None,
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -87,7 +90,7 @@ def loss_and_gradients(
     from mindspeed_vita.platform import get_platform
 
     layout = layout.with_ulysses(ulysses)
-    recipe, platform = make_recipe(layout, head, modules, recompute, vision_parallel), get_platform()
+    recipe, platform = make_recipe(layout, head, modules, recompute, vision_parallel, vision), get_platform()
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient
@@ -109,6 +112,7 @@ def loss_and_gradients(
 
 def _gather(loss: float, model: Any, layout: ParallelLayout, recipe: Recipe) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
+    heads = recipe.model.vision.num_heads
     mine = {
         global_name(name, layout.pp_rank, num_layers // layout.pp_size): parameter.main_grad.to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -125,7 +129,7 @@ def _gather(loss: float, model: Any, layout: ParallelLayout, recipe: Recipe) -> 
             for dp_rank in range(layout.dp_size):
                 ranks = sorted((part for part in parts if part[0][:3] == (pp_rank, cp_rank, dp_rank)), key=lambda part: part[0][3])
                 for name in ranks[0][2]:
-                    whole = join_slices(name, [part[2][name] for part in ranks], tower_cut=tower_cut)
+                    whole = join_slices(name, [part[2][name] for part in ranks], tower_cut=tower_cut, heads=heads)
                     if name in gradients:  # reduced over cp and dp, so equal on all of them
                         torch.testing.assert_close(whole, gradients[name], rtol=0, atol=0, msg=f"{name} differs over cp or dp")
                     gradients[name] = whole

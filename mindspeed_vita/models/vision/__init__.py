@@ -1,5 +1,5 @@
 """Vision towers."""
 
-from mindspeed_vita.models.vision.registry import towers
+from mindspeed_vita.models.vision.registry import register_tower, towers
 
-__all__ = ["towers"]
+__all__ = ["register_tower", "towers"]

@@ -1,6 +1,6 @@
 """The linear layers of a tower: whole on every rank, or with their weights shared out over the tensor-parallel ranks.
 
-A tower whose heads do not divide by tp (InternViT-6B has 25) is refused by config/validate.py; zero heads to make them divide belong here.
+A rank holds whole heads. Where they do not divide by tp (InternViT-6B has 25), the last ranks hold zero heads too: attention.py.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-Linear = Callable[[int, int], nn.Module]
-"""Builds a layer with bias from its full input and output width."""
+Linear = Callable[[int, int, bool], nn.Module]
+"""Builds a layer from its full input and output width, and whether it has a bias."""
 
 
 def _as_it_is(features: torch.Tensor) -> torch.Tensor:
@@ -37,6 +37,21 @@ class TowerLinears:
     """This rank's part of the input to the whole output."""
     leave: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
     """For the tower's output: what follows gives each rank the gradient of its own rows only, the sharded layers need the sum."""
+    total: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
+    """Sum over the ranks of what each has of its own heads; so is its gradient."""
+
+    def local_heads(self, num_heads: int) -> int:
+        """Heads that a rank holds, zero heads included."""
+        return -(-num_heads // self.tp_size)
+
+    def share_heads(self, parameter: nn.Parameter, num_heads: int) -> None:
+        """Marks a parameter that is shared out by heads along its partition_dim, and whether zero heads pad it."""
+        if self.tp_size == 1:
+            return
+        if not getattr(parameter, "tensor_model_parallel", False):  # the linear layers' are marked already
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
+        if num_heads % self.tp_size:
+            parameter.num_heads, parameter.held_heads = num_heads, self.local_heads(num_heads)  # type: ignore[attr-defined]
 
 
 class _Column(ColumnParallelLinear):
@@ -69,10 +84,15 @@ def sharded_linears(transformer_config: TransformerConfig, *, tp_rank: int, tp_s
     def no_values(weight: torch.Tensor) -> torch.Tensor:
         return weight
 
-    def column(inputs: int, outputs: int) -> nn.Module:
-        return _Column(inputs, outputs, config=config, init_method=no_values, gather_output=False)
+    def column(inputs: int, outputs: int, bias: bool) -> nn.Module:
+        return _Column(inputs, outputs, config=config, init_method=no_values, bias=bias, gather_output=False)
 
-    def row(inputs: int, outputs: int) -> nn.Module:
-        return _Row(inputs, outputs, config=config, init_method=no_values, bias=True, input_is_parallel=True, skip_bias_add=False)
+    def row(inputs: int, outputs: int, bias: bool) -> nn.Module:
+        return _Row(inputs, outputs, config=config, init_method=no_values, bias=bias, input_is_parallel=True, skip_bias_add=False)
 
-    return TowerLinears(tp_rank=tp_rank, tp_size=tp_size, column=column, row=row, leave=copy_to_tensor_model_parallel_region)
+    def total(partial_sums: torch.Tensor) -> torch.Tensor:
+        return copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(partial_sums))
+
+    return TowerLinears(
+        tp_rank=tp_rank, tp_size=tp_size, column=column, row=row, leave=copy_to_tensor_model_parallel_region, total=total
+    )

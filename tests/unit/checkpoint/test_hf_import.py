@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mindspeed_vita.checkpoint.families import family_rules
 from mindspeed_vita.checkpoint.hf_config import hf_config, model_config, vision_config
-from mindspeed_vita.checkpoint.hf_import import import_hf
+from mindspeed_vita.checkpoint.hf_import import ImportedModel, import_hf
 from mindspeed_vita.checkpoint.mapping import convert_to_hf
 from mindspeed_vita.checkpoint.safetensors_folder import INDEX, SafetensorsFolder
 from mindspeed_vita.config import ModelConfig, RopeScalingConfig
@@ -157,12 +157,14 @@ def test_a_language_model_alone_asks_for_a_tower(tmp_path: Path) -> None:
 
 
 def test_towers_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="InternViT-6B"):
-        vision_config({**RELEASED["visual"], "qk_normalization": True})
+    with pytest.raises(ValueError, match="model.vision.tower='eva'; expected one of intern_vit, siglip, clip"):
+        vision_config({**RELEASED["visual"], "tower": "eva"})
+    with pytest.raises(ValueError, match="the tower 'clip' has hidden_act 'gelu'; expected 'quick_gelu'"):
+        vision_config({"model_type": "clip_vision_model", "hidden_act": "gelu"})
     with pytest.raises(ValueError, match="the tower has hidden_act 'quick_gelu'; expected 'gelu'"):
         vision_config({**RELEASED["visual"], "hidden_act": "quick_gelu"})
-    with pytest.raises(ValueError, match="the tower has norm_type 'rms_norm'; expected 'layer_norm'"):
-        vision_config({**RELEASED["visual"], "norm_type": "rms_norm"})
+    with pytest.raises(ValueError, match="the tower has norm_type 'batch_norm'; expected 'layer_norm' or 'rms_norm'"):
+        vision_config({**RELEASED["visual"], "norm_type": "batch_norm"})
 
 
 def test_folders_without_weights_say_what_they_hold(tmp_path: Path) -> None:
@@ -177,3 +179,43 @@ def test_folders_without_weights_say_what_they_hold(tmp_path: Path) -> None:
     (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
         import_hf(cut)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+@pytest.mark.parametrize("whole", [False, True], ids=["tower", "whole-model"])
+def test_towers_of_transformers_are_imported_for_other_tiles(tmp_path: Path, kind: str, whole: bool) -> None:
+    """A folder that transformers saved, joined with a language model; positions interpolated as transformers does it while running."""
+    import transformers
+
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 21, "patch_size": 7,
+    }  # fmt: skip
+    name = {"siglip": "Siglip", "clip": "CLIP"}[kind]
+    if whole:
+        text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+        model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(vision_config=sizes, text_config=text))
+        tower = model.vision_model
+    else:
+        tower = model = getattr(transformers, f"{name}VisionModel")(getattr(transformers, f"{name}VisionConfig")(**sizes))
+    model.save_pretrained(tmp_path / "tower")
+    found = import_hf(_qwen(tmp_path / "qwen"), vision=tmp_path / "tower", tile_size=28)
+    assert (found.model.vision.tower, found.model.vision.normalization, found.model.vision.grid) == (kind, kind, 4)
+    assert {key for key, tensor in found.weights.items() if key.startswith("vision.")} == {
+        key for key in random_weights(found.model) if key.startswith("vision.")
+    }
+    tiles = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        expected = tower(tiles, interpolate_pos_encoding=True).last_hidden_state
+        features = _native_tower(found)(tiles)
+    torch.testing.assert_close(features, expected[:, -16:], rtol=0, atol=1e-5)
+
+
+def _native_tower(found: ImportedModel) -> torch.nn.Module:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from mindspeed_vita.models.vision import towers
+
+    settings = TransformerConfig(num_layers=1, hidden_size=64, num_attention_heads=1)
+    tower = towers.build(found.model.vision.tower, found.model.vision, transformer_config=settings)
+    tower.load_state_dict({key[7:]: tensor for key, tensor in found.weights.items() if key.startswith("vision.")}, strict=True)
+    return tower

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +15,19 @@ from tests.tiny_checkpoint import TINY, random_weights
 
 
 def _part(weights: dict[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
-    prefixes = {"long_vita": ("",), "qwen2": ("language.",), "intern_vit": ("vision.",), "internvl_vision": ("vision.",)}[family]
+    prefixes = {"long_vita": ("",), "qwen2": ("language.",)}.get(family, ("vision.",))
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
+
+
+def _model(family: str) -> ModelConfig:
+    tower = {"siglip_vision": "siglip", "clip_vision": "clip"}.get(family, "intern_vit")
+    return replace(TINY, vision=replace(TINY.vision, tower=tower))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_comes_back_unchanged(family: str) -> None:
-    native = _part(random_weights(), family)
-    rules = family_rules(family, TINY)
+    native = _part(random_weights(_model(family)), family)
+    rules = family_rules(family, _model(family))
 
     there = dict(convert_to_hf(native, rules))
     back = dict(convert_to_native(there, rules))
@@ -32,7 +38,7 @@ def test_every_weight_comes_back_unchanged(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_name_stands_in_two_rules(family: str) -> None:
-    rules = family_rules(family, TINY)
+    rules = family_rules(family, _model(family))
     counts = Counter(name for rule in rules for name in rule.hf) + Counter(rule.native for rule in rules)
     assert max(counts.values()) == 1
 
@@ -114,3 +120,8 @@ def test_unmatched_names_on_either_side_are_listed() -> None:
 def test_unknown_family_is_named() -> None:
     with pytest.raises(ValueError, match="'llama', expected one of long_vita"):
         family_rules("llama", TINY)
+
+
+def test_weights_of_another_tower_are_refused() -> None:
+    with pytest.raises(ValueError, match="siglip_vision are of the tower 'siglip', model.vision.tower is 'intern_vit'"):
+        family_rules("siglip_vision", TINY)

@@ -27,9 +27,9 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"parallel": {"tp": 0}}, 1, "at least 1"),
         ({"parallel": {"vision_parallel": "tiles"}}, 1, "parallel.vision_parallel='tiles'; expected one of balanced, tensor"),
         (
-            {"parallel": {"tp": 2, "vision_parallel": "tensor"}},
+            {"parallel": {"tp": 2, "vision_parallel": "tensor"}, "model": {"vision": {"ffn_hidden_size": 383}}},
             2,
-            "parallel.tp=2 does not divide model.vision.num_heads=3; parallel.vision_parallel=tensor cuts the tower into whole heads",
+            "parallel.tp=2 does not divide model.vision.ffn_hidden_size=383; parallel.vision_parallel=tensor cuts the tower",
         ),
         ({"parallel": {"pp": 3}, "model": {"language": {"tie_embeddings": True}}}, 3, "two stages would share a table; use pp=1"),
         ({"model": {"vision": {"patch_size": 0}}}, 1, "model.vision.patch_size=0; expected at least 1"),
@@ -42,6 +42,7 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"train": {"modules": ["tower"]}}, 1, r"train.modules=\['tower'\]; expected at least one of vision"),
         ({"train": {"min_lr": 1.0}}, 1, "expected 0 <= min_lr <= lr"),
         ({"data": {"min_tiles": 5, "max_tiles": 2}}, 1, "expected 1 <= min_tiles <= max_tiles"),
+        ({"model": {"vision": {"tower": "eva"}}}, 1, "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
         ({"model": {"vision": {"tile_size": 70}}}, 1, "model.projector.pixel_shuffle=2 does not divide the patch grid=5"),
     ],
 )

@@ -219,6 +219,6 @@ def test_names_of_the_released_and_the_new_style_exist() -> None:
     assert issubclass(LongVITAForCausalLM, modeling_long_vita.LongVitaForConditionalGeneration)
 
 
-def test_towers_with_query_norm_are_refused() -> None:
-    with pytest.raises(ValueError, match="qk_normalization is true"):
-        _ = LongVITAConfig(visual={"qk_normalization": True}).vision_config
+def test_towers_of_an_unknown_norm_are_refused() -> None:
+    with pytest.raises(ValueError, match="norm_type is 'batch_norm'"):
+        _ = LongVITAConfig(visual={"norm_type": "batch_norm"}).vision_config
