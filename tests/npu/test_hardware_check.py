@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mindspeed_vita.config import validate
+from mindspeed_vita.engine.hardware_check.ascend import check_schemas, schemas
 from mindspeed_vita.engine.hardware_check.main import main
 from mindspeed_vita.engine.hardware_check.report import Report
 from mindspeed_vita.engine.hardware_check.training import SIZES, speed_recipe
@@ -42,7 +44,8 @@ def test_an_npu(simulated: dict[str, str], tmp_path: Path) -> None:
     assert report["facts"]["device"].startswith("Ascend910B2")
     assert report["facts"]["softmax statistics of packed attention"] == "TND"
     names = " ".join(row["name"] for row in report["checks"])
-    for part in ("operators unlike", "fused merge", "npu causal blocks", "npu unmasked", "npu tiles", "rms_norm", "ring of 8", "20 steps"):
+    assert "operators that do not take our calls" in names and "operators unlike the table's torch_npu 2.13.0" in names
+    for part in ("fused merge", "npu causal blocks", "npu unmasked", "npu tiles", "rms_norm", "ring of 8", "20 steps"):
         assert part in names
 
 
@@ -67,6 +70,33 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("DEVICE")
     with pytest.raises(ValueError, match="DEVICE=npu was asked for, but torch_npu"):
         main("npu", [])
+
+
+def parsed(version: str, change: tuple[str, str] = ("", "")) -> dict[str, Any]:
+    """The table's operators of a version, with one text replaced by another."""
+    return {name: torch._C.parse_schema(text.replace(*change)) for name, text in schemas()[version].items()}
+
+
+@pytest.mark.parametrize("version", schemas())
+def test_every_version_of_the_table_takes_our_calls(version: str) -> None:
+    report = Report(say=lambda line: None)
+    check_schemas(report, version, parsed(version))
+    assert report.passed and len(report.outcomes) == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "failures"),
+    [
+        ("2.13.0", (', str softmax_layout=""', ""), 2),  # an argument that is passed is gone
+        ("2.13.0", ("Tensor? sink=None", "Tensor? sinks=None"), 1),  # another one has changed
+        ("2.99.0", (", Tensor? sink=None", ""), 0),  # unknown, and takes what is passed
+        ("2.99.0", ("float scale=1.", "int scale=1"), 1),
+    ],
+)
+def test_a_changed_operator_is_told(version: str, change: tuple[str, str], failures: int) -> None:
+    report = Report(say=lambda line: None)
+    check_schemas(report, version, parsed("2.13.0", change=change))
+    assert sum(not outcome.passed for outcome in report.outcomes) == failures
 
 
 def test_failures_are_told_and_do_not_stop_the_rest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

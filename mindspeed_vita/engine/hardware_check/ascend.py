@@ -24,18 +24,47 @@ def schemas() -> dict[str, dict[str, str]]:
     return found
 
 
-def check_schemas(report: Report, version: str) -> None:
-    """The installed operators against those of the nearest known version that is not newer; a difference is stated, and fails."""
+def installed() -> dict[str, torch._C.FunctionSchema]:
+    """Schemas of those operators that the imported torch_npu has, by name."""
+    names = {name for table in schemas().values() for name in table}
+    return {name: getattr(torch.ops.npu, name).default._schema for name in names if hasattr(torch.ops.npu, name)}
+
+
+def check_schemas(report: Report, version: str, found: dict[str, torch._C.FunctionSchema]) -> None:
+    """The installed operators against the table.
+
+    Calls are bound to the oldest version that has an operator (by the tests), so what that one knows must be there. A version that
+    stands in the table must also equal its entry.
+
+    Args:
+        report: takes the outcome.
+        version: of the installed torch_npu.
+        found: what `installed` returned.
+    """
     known = schemas()
-    nearest = max((one for one in known if _numbers(one) <= _numbers(version)), key=_numbers, default=min(known, key=_numbers))
-    different = []
-    for name, schema in known[nearest].items():
-        operator = getattr(torch.ops.npu, name, None)
-        installed = "absent" if operator is None else str(operator.default._schema).removeprefix("npu::")
-        if operator is None or installed != str(torch._C.parse_schema(schema)):
-            different.append(name)
-            report.fact(f"{name} differs from torch_npu {nearest}", installed)
-    report.check(f"operators unlike those of torch_npu {nearest}", len(different), 0, ", ".join(different))
+    oldest: dict[str, str] = {}
+    for table in known.values():
+        oldest = {**table, **oldest}
+    lacking = []
+    for name, text in oldest.items():
+        if name in found:
+            missing = _arguments(torch._C.parse_schema(text)) - _arguments(found[name])
+            lacking += [f"{name} without {argument}" for argument, _ in sorted(missing)]
+        elif name in next(iter(known.values())):
+            lacking.append(f"no {name}")
+        else:
+            report.fact(name, "absent")
+    report.check("operators that do not take our calls", len(lacking), 0, ", ".join(lacking))
+    if version not in known:
+        report.fact(f"torch_npu {version} in the table", f"no; it knows {', '.join(known)}")
+        return
+    entry = {name: str(torch._C.parse_schema(text)) for name, text in known[version].items()}
+    unlike = [name for name, text in entry.items() if str(found.get(name)).removeprefix("npu::") != text]
+    report.check(f"operators unlike the table's torch_npu {version}", len(unlike), 0, ", ".join(unlike))
+
+
+def _arguments(schema: torch._C.FunctionSchema) -> set[tuple[str, str]]:
+    return {(argument.name, str(argument.type)) for argument in schema.arguments}
 
 
 def check_statistics(report: Report, device: torch.device) -> None:
@@ -60,7 +89,3 @@ def check_merge(report: Report, device: torch.device) -> None:
         wanted = weights[0] * out.double() + weights[1] * other.double(), torch.logaddexp(3 * lse.double(), 3 * other_lse.double())
         error = max(relative_error(*pair) for pair in zip(found, wanted))
         report.check(f"fused merge at width {width}", error, LIMITS[torch.float32])
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())

@@ -64,7 +64,7 @@ def sections_for(platform: Platform, layout: ParallelLayout, size: Optional[str]
     if device.type == "npu":
         from mindspeed_vita.engine.hardware_check import ascend
 
-        sections["schemas"] = lambda report: ascend.check_schemas(report, version("torch-npu"))
+        sections["schemas"] = lambda report: ascend.check_schemas(report, version("torch-npu"), ascend.installed())
         sections["statistics"] = partial(ascend.check_statistics, device=device)
         sections["merge"] = partial(ascend.check_merge, device=device)
     sections["blocks"] = partial(kernels.check_blocks, device=device)

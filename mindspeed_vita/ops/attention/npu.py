@@ -129,14 +129,14 @@ class _Fusion:
                     **_masking(causal, query.device),
                     **lengths,
                     **_layout(order),
-                )[:3]  # 4 outputs up to torch_npu 2.8, 5 from 2.9 on
+                )[:3]  # 4 outputs in torch_npu 2.7.1, 5 in its post releases and from 2.9 on
             )
         dq, dk, dv = (torch.cat(part) for part in zip(*parts))
         return dq, dk, dv
 
 
 def can_merge(out_TND: torch.Tensor) -> bool:
-    """Whether `merged` serves outputs like these: the operator came with torch_npu 2.11 and wants widths that are multiples of 64."""
+    """Whether `merged` serves outputs like these: torch_npu has the operator since 2.11 and 2.7.1.post8, for widths in multiples of 64."""
     import torch_npu
 
     return hasattr(torch_npu, "npu_ring_attention_update") and out_TND.shape[-1] % 64 == 0
