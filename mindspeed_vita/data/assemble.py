@@ -11,9 +11,8 @@ import torch
 
 from mindspeed_vita.data.batch import IGNORE, MediaFailure, PackedBatch
 from mindspeed_vita.data.fitting import MediaLimits
-from mindspeed_vita.data.media.decoder import get_decoder
+from mindspeed_vita.data.media.decoder import Job, get_decoder
 from mindspeed_vita.data.media.limits import DecodeSettings
-from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate
@@ -194,29 +193,29 @@ def _decode(
 ) -> tuple[torch.Tensor, list[MediaFailure]]:
     tiles_NCHW = _empty_tiles(len(wanted), tile_size)
     tiles = tiles_NCHW.numpy()
-    failures = []
+    jobs, owners = [], []
     first = 0
     for sample in samples:
         for medium in sample.media:
             own = range(max(first, wanted.start) - first, min(first + medium.num_tiles, wanted.stop) - first)
             if own:
                 into = tiles[first + own.start - wanted.start : first + own.stop - wanted.start]
-                try:
-                    _decode_medium(medium, own, sample.root, into, decoding)
-                except MediaError as error:
-                    into[:] = blank_tile(tile_size)
-                    failures.append(MediaFailure(sample.source, sample.sample_id, medium.path, error.reason))
+                jobs.append(_job(medium, own, sample.root, into))
+                owners.append((sample, medium, into))
             first += medium.num_tiles
+    failures = []
+    for (sample, medium, into), error in zip(owners, get_decoder(decoding).run(jobs) if jobs else ()):
+        if error is not None:
+            into[:] = blank_tile(tile_size)
+            failures.append(MediaFailure(sample.source, sample.sample_id, medium.path, error.reason))
     return tiles_NCHW, failures
 
 
-def _decode_medium(medium: Medium, own: range, root: str, into: np.ndarray, decoding: DecodeSettings) -> None:
-    decoder = get_decoder(decoding)
+def _job(medium: Medium, own: range, root: str, into: np.ndarray) -> Job:
     if medium.grid:
-        decoder.picture(medium.path, root, medium.grid, own, into)
-        return
+        return Job.picture(medium.path, root, medium.grid, own, into)
     assert medium.header is not None
-    decoder.video(medium.path, root, medium.header, list(medium.numbers[own.start : own.stop]), into)
+    return Job.video(medium.path, root, medium.header, list(medium.numbers[own.start : own.stop]), into)
 
 
 def _empty_tiles(count: int, tile_size: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ serves one request at a time, lives on between them, and is started again after 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import select
@@ -14,7 +15,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,36 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 _START_SECONDS = 120.0
 """Time the child may take to start, on a host that is busy; not counted to a file's deadline."""
 _LONGEST_TEXT = 1 << 20
+_AHEAD = 16 << 10
+"""Bytes of requests that wait in the pipe, which holds four times as much: writing them must not wait for the child."""
+_PIPE = 1 << 20
+"""Bytes of tiles that may wait to be read."""
+_SET_PIPE_SIZE = 1031
+"""fcntl.F_SETPIPE_SZ, which Python 3.9 and later name on Linux only."""
 _PROGRAM = "mindspeed_vita.data.media.decoder_process"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request and where its tiles go."""
+
+    request: dict[str, Any]
+    into: np.ndarray | None
+    """uint8[n, 3, H, W], filled by the answer; what it holds is undefined where that fails."""
+
+    @classmethod
+    def picture(cls, path: str, root: str, grid: tuple[int, int], wanted: range, into: np.ndarray) -> Job:
+        """Tiles of a picture: len(wanted) of them."""
+        tiles = {"grid": grid, "wanted": [wanted.start, wanted.stop], "tile_size": into.shape[-1]}
+        return cls({"kind": "picture", "path": path, "root": root, **tiles}, into)
+
+    @classmethod
+    def video(cls, path: str, root: str, header: VideoHeader, numbers: list[int], into: np.ndarray) -> Job:
+        """Frames of a video: len(numbers) of them."""
+        known = [header.is_folder, header.num_frames, header.fps]
+        return cls(
+            {"kind": "video", "path": path, "root": root, "header": known, "numbers": numbers, "tile_size": into.shape[-1]}, into
+        )
 
 
 class Decoder:
@@ -45,13 +77,21 @@ class Decoder:
         """Process id of the child, if one is running."""
         return self._child.pid if self._child else None
 
+    def run(self, jobs: Sequence[Job]) -> list[MediaError | None]:
+        """Does jobs in their order; the child works on one while its next ones wait in the pipe.
+
+        Returns:
+            Why each job failed, None where it did not.
+        """
+        return [outcome if isinstance(outcome, MediaError) else None for outcome in self._outcomes(jobs)]
+
     def picture(self, path: str, root: str, grid: tuple[int, int], wanted: range, into: np.ndarray) -> None:
         """Fills into, uint8[len(wanted), 3, H, W], with tiles of a picture.
 
         Raises:
             MediaError: it cannot be decoded; what into holds is then undefined.
         """
-        self._ask({"kind": "picture", "path": path, "root": root, "grid": grid, "wanted": [wanted.start, wanted.stop]}, into)
+        self._one(Job.picture(path, root, grid, wanted, into))
 
     def video(self, path: str, root: str, header: VideoHeader, numbers: list[int], into: np.ndarray) -> None:
         """Fills into, uint8[len(numbers), 3, H, W], with frames of a video.
@@ -59,8 +99,7 @@ class Decoder:
         Raises:
             MediaError: it cannot be decoded; what into holds is then undefined.
         """
-        known = [header.is_folder, header.num_frames, header.fps]
-        self._ask({"kind": "video", "path": path, "root": root, "header": known, "numbers": numbers}, into)
+        self._one(Job.video(path, root, header, numbers, into))
 
     def probe_video(self, path: str, root: str) -> VideoHeader:
         """Header of a video.
@@ -68,7 +107,7 @@ class Decoder:
         Raises:
             MediaError: it has none that can be read.
         """
-        is_folder, num_frames, fps = self._ask({"kind": "probe_video", "path": path, "root": root}, None)
+        is_folder, num_frames, fps = self._one(Job({"kind": "probe_video", "path": path, "root": root}, None))
         return VideoHeader(is_folder, num_frames, fps)
 
     def close(self) -> None:
@@ -83,30 +122,51 @@ class Decoder:
         child.stdin.close()
         child.stdout.close()
 
-    def _ask(self, request: dict[str, Any], into: np.ndarray | None) -> Any:
-        child = self._start()
-        assert child.stdin is not None
-        if into is not None:
-            request["tile_size"] = into.shape[-1]
-        request["settings"] = asdict(self.settings)
-        path, deadline = request["path"], time.monotonic() + self.settings.seconds
-        try:
-            child.stdin.write(json.dumps(request).encode() + b"\n")
-            child.stdin.flush()
-            tag, value = self._receive(child, into, deadline)
-        except TimeoutError:
-            self.close()
-            raise MediaError(path, f"took longer than {self.settings.seconds:g} seconds to decode (data.decode_seconds)") from None
-        except (BrokenPipeError, EOFError):
-            raise MediaError(path, f"{self._obituary(child)} while decoding it") from None
-        except BaseException:
-            self.close()  # a stop signal in the middle of an answer: what is left of it must not be taken for the next one
-            raise
-        if tag == REFUSED:
-            raise MediaError(path, value)
-        return value
+    def _one(self, job: Job) -> Any:
+        (outcome,) = self._outcomes([job])
+        if isinstance(outcome, MediaError):
+            raise outcome
+        return outcome
 
-    def _receive(self, child: subprocess.Popen[bytes], into: np.ndarray | None, deadline: float) -> tuple[bytes, Any]:
+    def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
+        """For each job its answer, or the MediaError that it failed with. What ends the child costs the job it was at, no other."""
+        outcomes: list[Any] = []
+        lines = [json.dumps(job.request).encode() + b"\n" for job in jobs]
+        sent = 0
+        while len(outcomes) < len(jobs):
+            done = len(outcomes)
+            job, path = jobs[done], jobs[done].request["path"]
+            if self._child is None or self._child.poll() is not None:
+                sent = done
+            child = self._start()
+            try:
+                sent = self._send(child, lines, done, sent)
+                outcomes.append(self._receive(child, job.into, time.monotonic() + self.settings.seconds, path))
+            except TimeoutError:
+                self.close()
+                reason = f"took longer than {self.settings.seconds:g} seconds to decode (data.decode_seconds)"
+                outcomes.append(MediaError(path, reason))
+            except (BrokenPipeError, EOFError):
+                outcomes.append(MediaError(path, f"{self._obituary(child)} while decoding it"))
+            except BaseException:
+                self.close()  # a stop signal in the middle of an answer: what is left of it must not be taken for the next one
+                raise
+        return outcomes
+
+    def _send(self, child: subprocess.Popen[bytes], lines: list[bytes], done: int, sent: int) -> int:
+        """Sends the next job, and those after it that the pipe surely has room for; returns how many are sent."""
+        assert child.stdin is not None
+        waiting = sum(map(len, lines[done:sent]))
+        first = sent
+        while sent < len(lines) and (sent == done or waiting + len(lines[sent]) <= _AHEAD):
+            waiting += len(lines[sent])
+            sent += 1
+        if sent > first:
+            child.stdin.write(b"".join(lines[first:sent]))
+            child.stdin.flush()
+        return sent
+
+    def _receive(self, child: subprocess.Popen[bytes], into: np.ndarray | None, deadline: float, path: str) -> Any:
         assert child.stdout is not None
         pipe, place = child.stdout.fileno(), 0
         while True:
@@ -121,7 +181,7 @@ class Decoder:
             assert length <= _LONGEST_TEXT, length
             value = json.loads(bytes(_read(pipe, bytearray(length), deadline)))
             assert bytes(tag) == REFUSED or into is None or place == len(into), (place, len(into))
-            return bytes(tag), value
+            return MediaError(path, value) if bytes(tag) == REFUSED else value
 
     def _obituary(self, child: subprocess.Popen[bytes]) -> str:
         try:
@@ -139,29 +199,30 @@ class Decoder:
         self.close()
         paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", _PROGRAM, str(self.settings.memory)]
+        command = [sys.executable, "-m", _PROGRAM, json.dumps(asdict(self.settings))]
         # its own session: Ctrl-C in the terminal is the run's to handle
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         self._owner = os.getpid()
+        assert self._child.stdout is not None
+        with suppress(OSError):  # a limit of the host: then it stays as it is
+            fcntl.fcntl(self._child.stdout.fileno(), _SET_PIPE_SIZE, _PIPE)
         self._wait_until_up(self._child)
         return self._child
 
     def _wait_until_up(self, child: subprocess.Popen[bytes]) -> None:
         """A first answer, so that a file's deadline does not count the child's imports."""
         assert child.stdin is not None
-        probe = {"kind": "probe_picture", "path": "", "root": os.sep, "settings": asdict(self.settings)}
         try:
-            child.stdin.write(json.dumps(probe).encode() + b"\n")
+            child.stdin.write(json.dumps({"kind": "probe_picture", "path": "", "root": os.sep}).encode() + b"\n")
             child.stdin.flush()
-            self._receive(child, None, time.monotonic() + _START_SECONDS)
+            self._receive(child, None, time.monotonic() + _START_SECONDS, "")
         except (BrokenPipeError, EOFError, TimeoutError):
             reason = self._obituary(child) if child.poll() is not None else f"it did not answer within {_START_SECONDS:g} seconds"
             self.close()
             raise RuntimeError(
-                f"the decoder process cannot be started: {reason}; run {sys.executable} -m {_PROGRAM} {self.settings.memory} "
-                "to see why"
+                f"the decoder process cannot be started: {reason}; run {sys.executable} -m {_PROGRAM} '{{}}' to see why"
             ) from None
 
 

@@ -1,6 +1,6 @@
 """The process that decodes: reads requests on standard input, writes tiles on standard output, and may be killed at any moment.
 
-Run as ``python -m mindspeed_vita.data.media.decoder_process MEMORY_BYTES`` by decoder.py; it imports neither torch nor megatron.
+Run as ``python -m mindspeed_vita.data.media.decoder_process SETTINGS`` by decoder.py; it imports neither torch nor megatron.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Serves requests until standard input ends."""
-    _restrict(int(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    settings = DecodeSettings(**{**given, "colour": tuple(given.get("colour", DecodeSettings.colour))})
+    _restrict(settings.memory)
     # what libraries print must not reach the answers
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        _answer(json.loads(line), out)
+        _answer(json.loads(line), settings, out)
         out.flush()
 
 
@@ -47,9 +49,7 @@ def _restrict(memory: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _answer(request: dict[str, Any], out: BinaryIO) -> None:
-    given = request.pop("settings")
-    settings = DecodeSettings(**{**given, "colour": tuple(given["colour"])})
+def _answer(request: dict[str, Any], settings: DecodeSettings, out: BinaryIO) -> None:
     work = _WORK[request.pop("kind")]
     try:
         value = None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mindspeed_vita.data.media import readers
-from mindspeed_vita.data.media.decoder import Decoder, close_decoders, get_decoder
+from mindspeed_vita.data.media.decoder import Decoder, Job, close_decoders, get_decoder
 from mindspeed_vita.data.media.image import picture_tiles
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
@@ -88,6 +88,33 @@ def test_a_crash_by_signal_costs_one_file(root, decoder, number):
     assert refusal(child, root) == f"the decoder was ended by {number.name} while decoding it"
     resume.cancel()
     assert np.array_equal(take(child, root), expected(root))
+
+
+def test_of_several_jobs_a_crash_and_a_hang_cost_one_each(root, decoder):
+    child = decoder(seconds=1.0)
+    take(child, root)
+    tiles = np.zeros((5, 3, 3, 28, 28), dtype=np.uint8)
+    names = ["good.png", "gone.png", "good.png", "good.png", "good.png"]
+    jobs = [Job.picture(name, str(root), (2, 1), range(3), into) for name, into in zip(names, tiles)]
+    os.kill(child.pid, signal.SIGSTOP)
+    crash = threading.Timer(0.3, os.kill, (child.pid, signal.SIGKILL))
+    crash.start()
+    reasons = [error and error.reason for error in child.run(jobs)]
+    assert "SIGKILL" in reasons[0] and "no such file" in reasons[1] and reasons[2:] == [None] * 3
+    os.kill(child.pid, signal.SIGSTOP)
+    reasons = [error and error.reason for error in child.run(jobs)]
+    assert "took longer" in reasons[0] and "no such file" in reasons[1] and reasons[2:] == [None] * 3
+    assert all(np.array_equal(into, expected(root)) for into in tiles[2:])
+
+
+def test_more_jobs_than_the_pipe_holds(root, decoder):
+    tiles = np.zeros((600, 3, 3, 28, 28), dtype=np.uint8)
+    assert not any(decoder().run([Job.picture("good.png", str(root), (2, 1), range(3), into) for into in tiles]))
+    assert np.array_equal(tiles[599], expected(root))
+    header = probe_video(str(root / "good.mp4"))
+    many = np.zeros((4000, 3, 8, 8), dtype=np.uint8)
+    jobs = [Job.video("good.mp4", str(root), header, [number * 30 // 4000 for number in range(4000)], many)]
+    assert not any(decoder().run(jobs * 2)), "requests of more bytes than a pipe has"
 
 
 def bomb(path, side):
