@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Sequence
+
+import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
@@ -22,6 +25,12 @@ PROJECTS = ("MindSpeed-LLM", "MindSpeed", "Megatron-LM")
 NEEDS = ("einops", "sentencepiece", "regex", "pybind11", "ninja", "transformers", "datasets", "peft", "tiktoken", "accelerate", "six")
 _LINE = re.compile(r"iteration +(\d+)/.*?learning rate: (\S+).*?lm loss: (\S+).*?grad norm: (\S+)")
 _SECONDS = 420
+_runs = itertools.count()
+
+
+@functools.lru_cache(maxsize=1)
+def _store() -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,11 @@ class MindSpeed:
 
     def start(self, line: Sequence[str], world: int = 1, name: str = "run") -> list[subprocess.Popen[bytes]]:
         """Starts every rank of pretrain_vita.py; each writes to <folder>/<name>.<rank>.log."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # as under torchrun: ranks meet at a store that exists before them, so nobody can take its port meanwhile
+        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(next(_runs))}
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store().port), "WORLD_SIZE": str(world), **agent}
         processes = []
         for rank in range(world):
-            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
             environment = self.environment(**group, RANK=str(rank), LOCAL_RANK=str(rank))
             with open(self.folder / f"{name}.{rank}.log", "wb") as log:
                 command = [self.python, str(ROOT / "pretrain_vita.py"), *line]

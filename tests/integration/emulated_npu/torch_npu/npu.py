@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import defaultdict
 from types import SimpleNamespace
 
 import torch
@@ -133,7 +134,7 @@ def get_amp_supported_dtype():
 
 
 def memory_stats(device=None):
-    return {}
+    return defaultdict(int)
 
 
 def mem_get_info(device=None):
