@@ -28,6 +28,13 @@ find_device() {
 }
 
 count_devices() { # DEVICE
+    local visible=""
+    [ "$1" != npu ] || visible="${ASCEND_RT_VISIBLE_DEVICES:-}"
+    [ "$1" != cuda ] || visible="${CUDA_VISIBLE_DEVICES:-}"
+    if [ -n "$visible" ]; then
+        tr ',' '\n' <<<"$visible" | wc -l
+        return
+    fi
     case "$1" in
         npu) find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l ;;
         cuda) nvidia-smi -L | grep -c GPU ;;

@@ -40,7 +40,8 @@ def get_platform(override: Optional[str] = None, *, local_rank: Optional[int] = 
     else:
         reason = _MISSING[choice]()
         if reason is not None:
-            raise ValueError(f"DEVICE={choice} was asked for, but {reason}; unset DEVICE to choose automatically, or use DEVICE=cpu")
+            advice = "`vita doctor` says what to do; unset DEVICE to choose automatically, or use DEVICE=cpu"
+            raise ValueError(f"DEVICE={choice} was asked for, but {reason}; {advice}")
     return _FACTORIES[choice](rank)
 
 

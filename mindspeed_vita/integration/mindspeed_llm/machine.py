@@ -31,7 +31,7 @@ def check_machine(environment: Mapping[str, str] = os.environ) -> None:
     """
     problems = [*_ascend(environment), *_upstream()]
     if problems:
-        raise ValueError("MindSpeed-LLM cannot start here: " + "; ".join(problems))
+        raise ValueError("MindSpeed-LLM cannot start here: " + "; ".join([*problems, "`vita doctor` shows everything at once"]))
 
 
 def _ascend(environment: Mapping[str, str]) -> list[str]:

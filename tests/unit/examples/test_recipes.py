@@ -161,6 +161,13 @@ def test_a_dry_run_on_an_ascend_node_takes_mindspeed_llm_and_its_flags(world, as
     assert builtin.returncode == 2 and "only --engine mindspeed-llm takes flags after --" in builtin.stderr
 
 
+def test_the_number_of_processes_is_that_of_the_visible_devices(world, ascend_path):
+    done = dry_run(world, "14b", "stage2", PATH=ascend_path, DEVICE="auto", ASCEND_RT_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
+    assert done.returncode == 0 and "--nnodes 1 --nproc_per_node 8 --standalone" in done.stdout
+    done = dry_run(world, "14b", "stage2", DEVICE="cuda", CUDA_VISIBLE_DEVICES="4,5")
+    assert done.returncode == 2 and "does not divide the 2 processes" in done.stdout
+
+
 def test_what_mindspeed_llm_saved_is_handed_over_by_its_own_loader_and_resumed_from(world, ascend_path, tmp_path):
     before, own = tmp_path / "stage1", tmp_path / "stage2"
     before.mkdir()

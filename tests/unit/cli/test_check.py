@@ -1,0 +1,88 @@
+"""vita check: one line a topic, every problem at once, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.config import recipe_to_dict
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    """Writes a recipe over the tiny data set; returns its path."""
+
+    def write(**sections) -> str:
+        content = recipe_to_dict(tiny.recipe(tmp_path / "run", **sections))
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+def save(recipe_file: str, folder: Path, **train) -> None:
+    """The head of a checkpoint: what check looks at."""
+    content = yaml.safe_load(Path(recipe_file).read_text())
+    content["train"].update(train)
+    folder.mkdir(parents=True)
+    (folder / "checksums.json").write_text("{}")
+    (folder / "recipe.json").write_text(json.dumps(content))
+
+
+def test_a_recipe_that_would_start(recipe, tiny, capsys):
+    assert main(["check", "--processes", "2", recipe(), "train.steps=7"]) == 0
+    out = capsys.readouterr().out
+    assert "7 steps of 4 packs" in out and "dp 2; 2 packs a step for each data-parallel rank" in out
+    assert "1 sources, 1 files, all there; media below the folder of each file" in out
+    assert "random, as checkpoint.init_from is empty" in out and out.splitlines()[-1] == "PASS: the run would start"
+
+
+def test_every_problem_is_listed(recipe, capsys, tmp_path):
+    file = recipe(data={"tokenizer": "gone", "media_root": "nowhere"}, checkpoint={"init_from": "lost"}, parallel={"tp": 3})
+    assert main(["check", "--processes", "2", file]) == 2
+    out = capsys.readouterr().out
+    assert out.count("PROBLEM") == 4 and "FAIL: 4 of 6 topics" in out
+    expected = ("layout     PROBLEM: recipe 'tiny': tp*pp*cp=3", "media_root nowhere: no such folder", "tokenizer folder 'gone'", "lost does")
+    assert all(words in out for words in expected), out
+
+
+def test_a_checkpoint_to_continue_from_is_named_and_compared(recipe, tmp_path, capsys):
+    file = recipe()
+    save(file, tmp_path / "run" / "step_0000003")
+    assert main(["check", file]) == 0
+    assert f"continues from {tmp_path / 'run' / 'step_0000003'}" in capsys.readouterr().out
+    save(file, tmp_path / "run" / "step_0000005", lr=0.5)
+    assert main(["check", file]) == 2
+    assert "train.lr: 0.5 there, 0.01 here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--processes", "0"], "--processes is 0"),
+        (["--", "--swap-attention"], "only --engine mindspeed-llm takes flags"),
+        (["train.lrr=1"], "did you mean train.lr"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(recipe, arguments, message, capsys):
+    file = recipe()
+    before, after = (arguments, []) if arguments[0].startswith("--p") else ([], arguments)
+    assert main(["check", *before, file, *after]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_flags_for_mindspeed_llm_are_counted(recipe, capsys):
+    assert main(["check", "--engine", "mindspeed-llm", recipe(), "--", "--swap-attention"]) == 0
+    assert "words for MindSpeed-LLM" in capsys.readouterr().out
+
+
+def test_no_torch_is_needed(recipe):
+    code = f"import sys; from mindspeed_vita.cli.main import main; main(['check', {recipe()!r}]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
