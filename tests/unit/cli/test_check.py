@@ -48,7 +48,7 @@ def test_every_problem_is_listed(recipe, capsys, tmp_path):
     assert main(["check", "--processes", "2", file]) == 2
     out = capsys.readouterr().out
     assert out.count("PROBLEM") == 4 and "FAIL: 4 of 6 topics" in out
-    expected = ("layout     PROBLEM: recipe 'tiny': tp*pp*cp=3", "media_root nowhere: no such folder", "tokenizer folder 'gone'", "lost does")
+    expected = ("PROBLEM: recipe 'tiny': tp*pp*cp=3", "media_root nowhere: no such folder", "tokenizer folder 'gone'", "lost does")
     assert all(words in out for words in expected), out
 
 
