@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Iterator
 
-import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe, validate
@@ -58,18 +57,10 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
         create_gloo_process_groups=False,  # every group carries gloo for CPU tensors already
     )
     platform.seed(recipe.train.seed)
-    layout = ParallelLayout.from_megatron().with_ulysses(recipe.parallel.ulysses)
+    layout = ParallelLayout.from_megatron(platform.device).with_ulysses(recipe.parallel.ulysses, platform.device)
     # stages draw their own layers: with one seed for all, the third stage's would equal the second's
     tensor_parallel.model_parallel_cuda_manual_seed(recipe.train.seed + 100 * layout.pp_rank)
-    _open_channels(layout, platform)
     return layout
-
-
-def _open_channels(layout: ParallelLayout, platform: Platform) -> None:
-    """One collective in every group that later moves data point to point: NCCL wants all ranks in a group's first operation."""
-    if platform.capabilities.accelerator:
-        for group in (layout.cp_group, layout.ring_group, layout.pp_group, layout.tp_cp_group):
-            dist.all_reduce(torch.zeros(1, device=platform.device), group=group)
 
 
 def shutdown() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 
@@ -71,8 +72,8 @@ class ParallelLayout:
         return f"tp{self.tp_size} pp{self.pp_size} cp{self.cp_size}{ulysses} dp{self.dp_size}"
 
     @classmethod
-    def from_megatron(cls) -> ParallelLayout:
-        """Reads megatron's parallel state, which must be initialised."""
+    def from_megatron(cls, device: torch.device) -> ParallelLayout:
+        """Reads megatron's parallel state, which must be initialised, and opens the groups' channels on a device. Collective."""
         from megatron.core import parallel_state as state
 
         layout = cls(
@@ -93,9 +94,10 @@ class ParallelLayout:
             ring_group=state.get_context_parallel_group(),
         )
         assert dist.get_rank(layout.tp_cp_group) == layout.tile_rank
+        _open_channels((layout.cp_group, layout.pp_group, layout.tp_cp_group), device)
         return layout
 
-    def with_ulysses(self, size: int) -> ParallelLayout:
+    def with_ulysses(self, size: int, device: torch.device) -> ParallelLayout:
         """The same layout with so many neighbouring context-parallel ranks at each place of the ring. Every process of the world calls it.
 
         The groups are made anew by each call, and last as long as the process group of the world.
@@ -110,10 +112,15 @@ class ParallelLayout:
                 groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size])
             for place in range(size):
                 groups["ring", ranks, place] = dist.new_group(ranks[place::size])
-        mine = cp_groups[dist.get_rank()]
-        return replace(
-            self,
-            ulysses_size=size,
-            ulysses_group=groups["ulysses", mine, self.cp_rank // size],
-            ring_group=groups["ring", mine, self.cp_rank % size],
-        )
+        mine, place = cp_groups[dist.get_rank()], self.cp_rank % size
+        ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, place]
+        _open_channels((ulysses_group, ring_group), device)
+        return replace(self, ulysses_size=size, ulysses_group=ulysses_group, ring_group=ring_group)
+
+
+def _open_channels(groups: tuple[Any, ...], device: torch.device) -> None:
+    """A collective in each group, all ranks of it at once: NCCL and HCCL leave it undefined what happens where a group's first
+    operation is a batch of point-to-point transfers that not every rank takes part in."""
+    if device.type != "cpu":
+        for group in groups:
+            dist.all_reduce(torch.zeros(1, device=device), group=group)

@@ -72,8 +72,8 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
         q, k, v, out, lse_TN = ctx.saved_tensors
-        dq, dkv, returning = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.kernels)
-        collect(dkv, returning)
+        dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.kernels)
+        collect(dkv, pending)
         return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None
 
 
@@ -108,7 +108,10 @@ def ring_backward(
     exchange: Exchange,
     kernels: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[RingStep, Transfer]]]:
-    """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts that others are sending back for `collect`."""
+    """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts still on their way back, for `collect`.
+
+    No more than exchange.max_pending of these fp32 parts exist at a time.
+    """
     transfer = exchange.fetch(kv_2TGD, steps, 1)
     dq_TND = torch.zeros_like(q_TND, dtype=torch.float32)
     dkv_2TGD = torch.zeros_like(kv_2TGD, dtype=torch.float32)
@@ -119,7 +122,7 @@ def ring_backward(
         )
 
     add(kv_2TGD, steps.diagonal_segments, True, dkv_2TGD)
-    returning = []
+    pending: list[tuple[RingStep, Transfer]] = []
     for distance, step in enumerate(steps.ring):
         if distance:
             received = transfer.wait()
@@ -130,18 +133,23 @@ def ring_backward(
         if len(step.segments):
             add(received, step.segments, False, dkv_received)
         back = exchange.give_back(dkv_received, step, distance) if distance else Transfer(dkv_received)
-        returning.append((step, back))
-    return dq_TND, dkv_2TGD, returning
+        pending.append((step, back))
+        while exchange.max_pending is not None and len(pending) > exchange.max_pending:
+            collect(dkv_2TGD, [pending.pop(0)])
+    return dq_TND, dkv_2TGD, pending
 
 
-def collect(dkv_2TGD: torch.Tensor, returning: list[tuple[RingStep, Transfer]]) -> None:
+def collect(dkv_2TGD: torch.Tensor, pending: list[tuple[RingStep, Transfer]]) -> None:
     """Adds what comes back for this rank's keys, in place."""
-    for step, transfer in returning:
+    for step, transfer in pending:
         dkv_2TGD.index_add_(1, on_device(step.send, dkv_2TGD.device), transfer.wait())
 
 
 class Exchange(Protocol):
     """Moves keys, values and their gradients between the ranks of a context-parallel group."""
+
+    max_pending: Optional[int]
+    """Gradients on their way back that may wait at a time; None: none arrives before every rank is done."""
 
     def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
         """Keys and values from rank - distance, [2, num_received, G, D], against those that rank + distance needs of ours."""
@@ -165,6 +173,8 @@ class Transfer:
 
 class GroupExchange:
     """Point-to-point transfers in one context-parallel group. All ranks start the same transfers in the same order."""
+
+    max_pending: Optional[int] = 2
 
     def __init__(self, group: Any) -> None:
         self.group = group

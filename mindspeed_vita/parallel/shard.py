@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.data.batch import IGNORE, PackedBatch
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.splice import check_counts
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -46,6 +46,7 @@ def shard_batch(
         tokens_T=share(batch.tokens_T),
         labels_T=share(batch.labels_T),
         weights_T=share(batch.weights_T),
+        supervised_Q=(batch.labels_T[own] != IGNORE).nonzero().squeeze(1).to(device, non_blocking=True),
         # a pack is counted once: on the first of its context-parallel ranks
         loss_count=torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32, device=device),
         positions_T=share(batch.positions_T),

@@ -12,25 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.models.inputs import VisionRoute
-
-
-class _AllToAllRows(torch.autograd.Function):
-    """Uneven all-to-all of rows; the gradient is the same exchange backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_RH: torch.Tensor, send: tuple[int, ...], recv: tuple[int, ...], group: Any) -> torch.Tensor:
-        ctx.send, ctx.recv, ctx.group = send, recv, group
-        return _all_to_all(rows_RH, send, recv, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad_RH: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return _all_to_all(grad_RH, ctx.recv, ctx.send, ctx.group), None, None, None
-
-
-def _all_to_all(rows_RH: torch.Tensor, send: tuple[int, ...], recv: tuple[int, ...], group: Any) -> torch.Tensor:
-    received = rows_RH.new_empty(sum(recv), rows_RH.shape[1])
-    dist.all_to_all_single(received, rows_RH.contiguous(), list(recv), list(send), group=group)
-    return received
+from mindspeed_vita.parallel.all_to_all import all_to_all
 
 
 class TileExchange:
@@ -49,7 +31,7 @@ class TileExchange:
         ordered = rows_RH.index_select(0, route.send_rows)
         if self.group_size == 1:
             return ordered
-        return _AllToAllRows.apply(ordered, route.send_counts, route.recv_counts, self.group)
+        return all_to_all(ordered, route.send_counts, route.recv_counts, self.group)
 
 
 def gather_tiles(tiles_NCHW: torch.Tensor, counts: Sequence[int], group: Any) -> torch.Tensor:

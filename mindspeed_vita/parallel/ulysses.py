@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-import torch.distributed as dist
 
+from mindspeed_vita.parallel.all_to_all import all_to_all
 from mindspeed_vita.parallel.ring import ring_attention
 from mindspeed_vita.sharding import CPPlan
 
@@ -55,29 +55,11 @@ def ulysses_attention(
             )
     parts = [x.unflatten(1, (plan.ulysses, -1)) for x in (q_TND, k_TGD, v_TGD)]
     # one exchange for all three: each rank's heads of q, k and v lie together
-    qkv = _Swap.apply(torch.cat(parts, dim=2).transpose(0, 1).contiguous(), group).flatten(0, 1)
+    one_each = (1,) * plan.ulysses
+    qkv = all_to_all(torch.cat(parts, dim=2).transpose(0, 1), one_each, one_each, group).flatten(0, 1)
     q, k, v = qkv.split([heads // plan.ulysses, kv_heads // plan.ulysses, kv_heads // plan.ulysses], dim=1)
     out = ring_attention(
         q.contiguous(), k.contiguous(), v.contiguous(), plan, scale=scale, group=ring_group, rank=ring_rank, backend=backend
     )
-    by_token = _Swap.apply(out.unflatten(0, (plan.ulysses, -1)), group)
+    by_token = all_to_all(out.unflatten(0, (plan.ulysses, -1)), one_each, one_each, group)
     return by_token.transpose(0, 1).flatten(1, 2)
-
-
-class _Swap(torch.autograd.Function):
-    """All-to-all along the first dimension, [u, ...]: row i goes to rank i. Its own gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, outgoing: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        return _all_to_all(outgoing, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _all_to_all(grad, ctx.group), None
-
-
-def _all_to_all(outgoing: torch.Tensor, group: Any) -> torch.Tensor:
-    incoming = torch.empty_like(outgoing, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(incoming, outgoing.contiguous(), group=group)
-    return incoming

@@ -50,8 +50,8 @@ def virtual_ring_attention(
         ring_backward(grad_SND[own[rank]], queries[rank], keys[rank], *forward[rank], steps[rank], scale, exchanges[rank], kernels)
         for rank in ranks
     ]
-    for _, dkv, returning in backward:  # only now has every rank sent back what it owes
-        collect(dkv, returning)
+    for _, dkv, pending in backward:  # only now has every rank sent back what it owes
+        collect(dkv, pending)
 
     def whole(like: torch.Tensor, parts: list[torch.Tensor]) -> torch.Tensor:
         result = torch.empty_like(like)
@@ -65,6 +65,8 @@ def virtual_ring_attention(
 
 class _SharedMemory:
     """Stands where the process group stands: every rank's keys are at hand, gradients wait in a mailbox."""
+
+    max_pending: Optional[int] = None
 
     def __init__(self, keys: list[torch.Tensor], steps: list[RankSteps], rank: int) -> None:
         self.keys, self.steps, self.rank = keys, steps, rank

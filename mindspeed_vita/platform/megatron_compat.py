@@ -48,15 +48,6 @@ def mlp_width_argument(width: int) -> dict[str, Any]:
     return {} if is_old_core() else {"ffn_hidden_size": width}
 
 
-def context_parallel_group(pg_collection: Any = None) -> dist.ProcessGroup:
-    """The context-parallel group: 0.16 hands modules a `pg_collection`, on 0.12 it is looked up."""
-    from megatron.core import parallel_state
-
-    if pg_collection is not None and getattr(pg_collection, "cp", None) is not None:
-        return pg_collection.cp
-    return parallel_state.get_context_parallel_group()
-
-
 def checkpoint_metadata() -> dict[str, Any]:
     """`metadata=` of sharded_state_dict: one checkpoint key per layer instead of layers stacked under one key, on both lines."""
     return {"non_homogeneous_layers": True}

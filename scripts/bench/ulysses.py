@@ -2,8 +2,8 @@
 
     python scripts/bench/ulysses.py [--packs 50]
 
-Counts MB that the busiest rank receives in one layer's forward pass, in bf16, for the 14B model at tp 4 (10 query and 2 key heads of 128
-a rank).
+Counts MB that the busiest rank receives in one layer's forward and backward pass, for the 14B model at tp 4 (10 query and 2 key heads of
+128 a rank). bf16, but the gradients of keys that return to their owners, which are fp32.
 The ring's transfers run beside its arithmetic; those of Ulysses stand before and after it.
 """
 
@@ -16,7 +16,8 @@ from plan import make_packs
 
 from mindspeed_vita.sharding import plan
 
-HEADS, KV_HEADS, WIDTH, BYTES = 10, 2, 128, 2
+HEADS, KV_HEADS, WIDTH = 10, 2, 128
+BF16, FP32 = 2, 4
 CASES = ((2, 16384, 4), (3, 131072, 8), (4, 1048576, 8), (4, 1048576, 32))
 """Stage of the mixture, tokens a pack, context-parallel size."""
 
@@ -24,11 +25,14 @@ CASES = ((2, 16384, 4), (3, 131072, 8), (4, 1048576, 8), (4, 1048576, 32))
 def moved(bounds: np.ndarray, padding: int, cp_size: int, ulysses: int) -> tuple[float, float]:
     """MB of the busiest rank: by the ring, by Ulysses."""
     ring = plan(bounds, cp_size // ulysses, padding=padding)
-    keys = max(sum(step.num_received for step in ring.steps(place).ring[1:]) for place in range(ring.ring_size))
-    by_ring = 2 * keys * KV_HEADS // ulysses * WIDTH * BYTES
+    steps = [ring.steps(place).ring[1:] for place in range(ring.ring_size)]
+    keys = [sum(step.num_received for step in rank) for rank in steps]
+    returned = [sum(len(step.send) for step in rank) for rank in steps]
+    pair = 2 * KV_HEADS // ulysses * WIDTH  # numbers of one token's key and value
+    by_ring = max(2 * fetched * pair * BF16 + back * pair * FP32 for fetched, back in zip(keys, returned))
     tokens = int(bounds[-1]) // cp_size
-    swapped = (HEADS + 2 * KV_HEADS) + HEADS  # queries, keys and values go in, outputs come back
-    by_ulysses = swapped * WIDTH * BYTES * tokens * (ulysses - 1) / ulysses
+    swapped = (HEADS + 2 * KV_HEADS) + HEADS  # queries, keys and values go in, outputs come back; their gradients the other way
+    by_ulysses = 2 * swapped * WIDTH * BF16 * tokens * (ulysses - 1) / ulysses
     return by_ring / 2**20, by_ulysses / 2**20
 
 

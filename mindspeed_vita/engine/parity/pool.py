@@ -17,6 +17,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
+DEADLINE = 900.0
+"""Seconds without any answer after which a run counts as stuck; the longest on two slow, busy cores takes about a third."""
+
 
 class LayoutPool:
     """Worker processes for layouts of up to `size` ranks.
@@ -47,7 +50,8 @@ class LayoutPool:
         """Calls "module:function"(layout, **arguments) on every rank of the layout and returns the results by rank.
 
         Raises:
-            RuntimeError: a rank failed; carries its traceback. The pool is closed then.
+            RuntimeError: a rank failed, with its traceback; or ranks gave no answer for DEADLINE seconds, as when they wait for each
+                other. The pool is closed then.
         """
         self._group += 1
         world = tp * pp * cp * dp
@@ -58,7 +62,12 @@ class LayoutPool:
             pipe.send((function, (tp, pp, cp), world, store, arguments))
         results: dict[int, Any] = {}
         while len(results) < world:
-            for ready in wait([pipe for rank, (_, pipe) in enumerate(workers) if rank not in results]):
+            waiting = [rank for rank in range(world) if rank not in results]
+            answers = wait([workers[rank][1] for rank in waiting], DEADLINE)
+            if not answers:
+                self.close()
+                raise RuntimeError(f"ranks {waiting} of {world} gave no answer in {DEADLINE} s: they may be waiting for each other")
+            for ready in answers:
                 rank = next(number for number, (_, pipe) in enumerate(workers) if pipe is ready)
                 text, results[rank] = self._receive(workers[rank][1])
                 if text:  # the others may wait for this rank for ever
@@ -152,7 +161,7 @@ def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, ra
         tp, pp, cp = sizes
         parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
         tensor_parallel.model_parallel_cuda_manual_seed(1234)
-        return _find(function)(ParallelLayout.from_megatron(), **arguments)
+        return _find(function)(ParallelLayout.from_megatron(platform.device), **arguments)
     finally:
         destroy_model_parallel()
         dist.destroy_process_group()

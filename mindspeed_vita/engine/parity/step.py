@@ -37,7 +37,7 @@ def make_recipe(
 
 
 def initial_weights(layout: ParallelLayout, vision: Optional[dict[str, Any]] = None) -> dict[str, torch.Tensor]:
-    """Full weights of a model built in one process, with other settings of the tower if given; biases and norms off their neutral values."""
+    """Full weights of a model built in one process, with other settings of the tower if given; biases and norms not neutral."""
     from mindspeed_vita.parallel.build import build_model
 
     model = build_model(make_recipe(layout, vision=vision), layout)
@@ -89,8 +89,9 @@ def loss_and_gradients(
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform
 
-    layout = layout.with_ulysses(ulysses)
-    recipe, platform = make_recipe(layout, head, modules, recompute, vision_parallel, vision), get_platform()
+    platform = get_platform()
+    layout = layout.with_ulysses(ulysses, platform.device)
+    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision)
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient

@@ -45,6 +45,7 @@ class MindSpeedRun:
     """
 
     def __init__(self, platform: Platform) -> None:
+        self.device = platform.device
         self.forward_step = ForwardStep(platform.device)
 
     def model(self, pre_process: bool = True, post_process: bool = True) -> MindSpeedVitaModel:
@@ -55,7 +56,7 @@ class MindSpeedRun:
 
         arguments = megatron_arguments()
         self.recipe = running_recipe()
-        self.layout = ParallelLayout.from_megatron().with_ulysses(self.recipe.parallel.ulysses)
+        self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
         self.built = MindSpeedVitaModel(
             self.recipe.model,
