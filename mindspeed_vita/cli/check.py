@@ -117,6 +117,8 @@ def _weights(recipe: Recipe, engine: str) -> str:
         return f"continues from {newest}"
     if not start:
         return f"random, as checkpoint.init_from is empty; checkpoints go to {directory}"
+    if (Path(start) / "latest_checkpointed_iteration.txt").is_file():
+        raise ValueError(f"{start} was saved by MindSpeed-LLM; vita convert --from {start} --to native --output DIR, and start from DIR")
     found = step_folder.find(start)
     step_folder.check_architecture(found, recipe.model)
     return f"start from {found}; checkpoints go to {directory}"
