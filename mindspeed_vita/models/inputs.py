@@ -37,6 +37,7 @@ class ModelInputs:
         tokens_T: int64 token ids.
         labels_T: int64 next tokens, -100 where unsupervised.
         weights_T: float32 factor on each token's loss.
+        supervised_Q: int64, the tokens whose label is not -100; found on the host, where nothing waits for it.
         loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
         plan: owners and documents of the whole pack.
@@ -48,6 +49,7 @@ class ModelInputs:
     tokens_T: torch.Tensor
     labels_T: torch.Tensor
     weights_T: torch.Tensor
+    supervised_Q: torch.Tensor
     loss_count: torch.Tensor
     positions_T: torch.Tensor
     plan: CPPlan

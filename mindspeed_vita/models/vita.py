@@ -115,7 +115,7 @@ class VitaModel(MegatronModule):
         hidden = self._decode(inputs)
         if not self.post_process:
             return hidden
-        return self.head.losses(hidden, self._output_weight(), inputs.labels_T, inputs.weights_T)
+        return self.head.losses(hidden, self._output_weight(), inputs.labels_T, inputs.weights_T, inputs.supervised_Q)
 
     def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""

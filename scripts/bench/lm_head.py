@@ -37,7 +37,8 @@ def case(mode: str, rows: int, supervised: float, train: bool, results: Any) -> 
     before = reset_peak()
     started = time.process_time()
     if train:
-        head.losses(hidden, weight, labels, torch.ones(rows)).sum().backward()
+        supervised_rows = (labels != -100).nonzero().squeeze(1)
+        head.losses(hidden, weight, labels, torch.ones(rows), supervised_rows).sum().backward()
     else:
         with torch.no_grad():
             chosen = torch.tensor([rows - 1]) if mode == "masked" else torch.arange(rows)

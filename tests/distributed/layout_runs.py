@@ -53,3 +53,36 @@ def initial_tower(layout: Any, *, content: dict[str, Any]) -> dict[str, torch.Te
 
     model = build_model(recipe_from_dict(_under(layout, content)), layout)
     return {name: parameter.detach() for name, parameter in model.named_parameters() if not name.startswith("language.")}
+
+
+def head(layout: Any, *, mode: str, supervised: list[int], chosen: list[int]) -> dict[str, Any]:
+    """One rank's language head on 32 tokens: rows of logits it computed, loss, this rank's parts of the gradients, chosen logits."""
+    from unittest import mock
+
+    import torch.nn.functional as F
+
+    from mindspeed_vita.models.lm_head import LanguageHead
+
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = torch.randn(32, 1, 16, generator=generator), torch.randn(48, 16, generator=generator)
+    labels = torch.full((32,), -100).index_copy(0, torch.tensor(supervised, dtype=torch.int64), torch.arange(len(supervised)) * 5 % 48)
+    size, rank = layout.tp_size, layout.tp_rank
+    hidden_L1H, weight_VH = (whole.chunk(size)[rank].clone().requires_grad_() for whole in (hidden, weight))
+    rows: list[int] = []
+    linear = F.linear
+
+    def counted(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x))
+        return linear(x, w)
+
+    language_head = LanguageHead(mode=mode, chunk=4, tp_rank=rank, tp_size=size, tp_group=layout.tp_group)
+    with mock.patch.object(F, "linear", counted):
+        losses = language_head.losses(
+            hidden_L1H, weight_VH, labels, torch.linspace(0.5, 1, 32), torch.tensor(supervised, dtype=torch.int64)
+        )
+    computed = sum(rows)
+    grads = torch.autograd.grad(losses.sum(), (hidden_L1H, weight_VH))
+    refuse = AssertionError("all rows were gathered for a few")
+    with torch.no_grad(), mock.patch("mindspeed_vita.models.lm_head.gather_from_sequence_parallel_region", side_effect=refuse):
+        logits = language_head.logits(hidden_L1H, weight_VH, torch.tensor(chosen, dtype=torch.int64))
+    return {"rows": computed, "losses": losses.detach(), "hidden": grads[0], "weight": grads[1], "logits": logits}

@@ -44,6 +44,7 @@ def text_inputs(tokens: list[int]) -> Any:
         tokens_T=tokens_T,
         labels_T=torch.full_like(tokens_T, -100),
         weights_T=torch.zeros(len(tokens)),
+        supervised_Q=torch.zeros(0, dtype=torch.int64),
         loss_count=torch.zeros((), dtype=torch.int32),
         positions_T=torch.arange(len(tokens)),
         plan=plan(np.array([0, len(tokens)]), 1),
