@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.formats import adapter_for
 from mindspeed_vita.data.media.image import probe_picture
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
 from mindspeed_vita.data.media.video import probe_video
-from mindspeed_vita.data.mixture import load_mixture
+from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.prepare import decode_settings, media_root
 from mindspeed_vita.data.rows import iter_rows, parse_row, row_place
 from mindspeed_vita.data.sample import Sample
@@ -50,14 +51,14 @@ def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[FileRe
     """
     for spec in load_mixture(data.mixture):
         for path in spec.paths:
-            yield _check_file(spec.name, path, media_root(data, path), decode_settings(data), headers)
+            yield _check_file(spec, path, media_root(data, path), decode_settings(data), headers)
 
 
-def _check_file(source: str, path: str, root: str, settings: DecodeSettings, headers: bool) -> FileReport:
-    findings, num_rows = [], 0
+def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings, headers: bool) -> FileReport:
+    source, findings, num_rows = spec.name, [], 0
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _, is_array, rows = iter_rows(path, Path(folder) / "rows")
+            _, is_array, rows = iter_rows(path, Path(folder) / "rows", adapter_for(path, spec.format))
             for row in rows:
                 num_rows += 1
                 at = row_place(path, row.place, is_array)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mindspeed_vita.data.formats import adapter_for
 from mindspeed_vita.data.index_file import FORMAT, IndexHead, SourceStamp, fresh_head, make_batch, row_columns, write_index
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.media.limits import DecodeSettings
@@ -81,6 +82,7 @@ def index_file(
     crew: Crew,
     *,
     key: str,
+    format_name: str = "",
     again: bool = False,
     report: Report | None = None,
 ) -> tuple[Path, IndexHead]:
@@ -92,17 +94,19 @@ def index_file(
         root: folder that its media lie below.
         crew: who measures it.
         key: IndexSettings.key of the tokenizer in use.
+        format_name: of the mixture's entry; empty: by the file's suffix.
         again: also make it anew where it skipped samples: a missing picture may have come since.
         report: called as it goes.
 
     Raises:
         ValueError: the file cannot be read, or a row is no sample; names file and line.
     """
-    target = index_path(folder, source, root, key)
+    target = index_path(folder, source, root, f"{key}{format_name}")
+    adapter = adapter_for(source, format_name)
     head = fresh_head(target, source) if os.path.exists(source) else None
     if head is not None and not (again and head.num_skipped):
         return target, head
-    rows_path, is_array, rows = iter_rows(source, target.with_suffix(".rows"))
+    rows_path, is_array, rows = iter_rows(source, target.with_suffix(".rows"), adapter)
     stamp = SourceStamp.of(source)
     total = os.path.getsize(rows_path)
     batches = crew.measure(_chunks(rows), total, root, source, is_array)

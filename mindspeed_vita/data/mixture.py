@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 
 from mindspeed_vita.config import expand_variables
+from mindspeed_vita.data.formats import format_names
 
-_ENTRY_KEYS = ("ratio", "num", "data_paths")
+_ENTRY_KEYS = ("ratio", "num", "data_paths", "format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class SourceSpec:
     """Most rows drawn from each file."""
     paths: tuple[str, ...]
     """Files that exist."""
+    format: str = ""
+    """Name of the adapter that reads them; empty: by their suffix."""
 
     def draw(self, place: int, num_rows: int, seed: int) -> np.ndarray:
         """Rows of the place-th file drawn for every epoch: int64, shuffled, each as often as any other give or take one."""
@@ -65,7 +68,7 @@ def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
             continue
         found = [_locate(file, path.parent) for file in spec.paths]
         missing += [f"{name}: {file}" for file, place in zip(spec.paths, found) if place is None]
-        specs.append(SourceSpec(name=spec.name, ratio=spec.ratio, num=spec.num, paths=tuple(place for place in found if place)))
+        specs.append(replace(spec, paths=tuple(place for place in found if place)))
     if missing:
         shown = "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise ValueError(
@@ -93,7 +96,10 @@ def _entry(name: str, entry: Any, where: str) -> SourceSpec | None:
     if ratio == 0 or num == 0 or not paths:
         return None
     files = tuple(expand_variables(file, where, "data_paths") for file in paths)
-    return SourceSpec(name=name, ratio=float(ratio), num=num, paths=files)
+    named = entry.get("format") or ""
+    if named and named not in format_names():
+        raise ValueError(f"{where}.format: found {named!r}, expected one of {', '.join(format_names())}, or a plugin that registers it")
+    return SourceSpec(name=name, ratio=float(ratio), num=num, paths=files, format=named)
 
 
 def _locate(file: str, folder: Path) -> str | None:

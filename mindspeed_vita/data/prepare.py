@@ -19,6 +19,7 @@ from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
 from mindspeed_vita.data.fitting import MediaLimits
+from mindspeed_vita.data.formats import holds_media
 from mindspeed_vita.data.index_file import IndexHead
 from mindspeed_vita.data.indexing import Crew, IndexSettings, Report, index_file
 from mindspeed_vita.data.media.limits import DecodeSettings
@@ -78,8 +79,8 @@ def decode_settings(data: DataConfig, normalization: str = "imagenet") -> Decode
 
 
 def media_root(data: DataConfig, path: str) -> str:
-    """The folder that media of a file of samples lie below."""
-    return data.media_root or str(Path(path).parent)
+    """The folder that media of a file of samples lie below: its own where it holds them itself, as shards and Parquet files do."""
+    return str(Path(path).parent) if holds_media(path) or not data.media_root else data.media_root
 
 
 def index_folder(data: DataConfig) -> Path:
@@ -108,7 +109,12 @@ def index_mixture(
         return [
             (
                 spec,
-                [index_file(folder, path, media_root(data, path), crew, key=key, again=again, report=report) for path in spec.paths],
+                [
+                    index_file(
+                        folder, path, media_root(data, path), crew, key=key, format_name=spec.format, again=again, report=report
+                    )
+                    for path in spec.paths
+                ],
             )
             for spec in load_mixture(data.mixture)
         ]

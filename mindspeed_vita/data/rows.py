@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mindspeed_vita.data.formats import Adapter
 from mindspeed_vita.data.sample import Sample, parse_sample
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -39,19 +40,23 @@ def row_place(path: str, place: int, is_array: bool) -> str:
     return f"{path}: item {place}" if is_array else f"{path}:{place}"
 
 
-def iter_rows(path: str, copy: Path) -> tuple[str, bool, Iterator[Row]]:
+def iter_rows(path: str, copy: Path, adapter: Adapter | None = None) -> tuple[str, bool, Iterator[Row]]:
     """Rows of a file of samples; blank lines are left out.
 
     Args:
         path: JSONL, or a JSON array (told apart by the first character); gzip is recognised by its content.
         copy: where rows are written, one per line, if they cannot be read from the file by offset.
+        adapter: what reads files of other layouts (formats/); None for JSON.
 
     Returns:
-        The file in which offsets count, whether the source is an array, and the rows.
+        The file in which offsets count, whether places are items (not lines), and the rows.
 
     Raises:
         ValueError: no such file, a damaged archive, or an array that is no JSON; a row that is too long only while iterating.
     """
+    if adapter is not None:
+        _write_copy(copy, (_as_json(row, path, place) for place, row in enumerate(adapter(path), start=1)))
+        return str(copy), True, _lines(str(copy), path)
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == _GZIP_MAGIC
@@ -67,6 +72,14 @@ def iter_rows(path: str, copy: Path) -> tuple[str, bool, Iterator[Row]]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check data_paths in the mixture") from error
     return path, False, _lines(path, path)
+
+
+def _as_json(row: Any, path: str, place: int) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        at = row_place(path, place, True)
+        raise ValueError(f"{at}: the adapter gave what is no JSON ({error}); expected text, numbers and lists") from error
 
 
 def _open(path: str, packed: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from mindspeed_vita.data.media.limits import DecodeSettings
-from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.members import read_member
+from mindspeed_vita.data.media.paths import MediaError, split_member
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS, cut_tiles, frame_tile
 
 _DEFAULTS = DecodeSettings()
@@ -21,8 +23,7 @@ def probe_picture(path: str, settings: DecodeSettings = _DEFAULTS) -> tuple[int,
     Raises:
         MediaError: no readable header, or one that announces too many pixels.
     """
-    settings.check_file(path)
-    with _reading(path), Image.open(path) as image:
+    with _reading(path), Image.open(_source(path, settings)) as image:
         size = image.size
     if min(size) < 1:
         raise MediaError(path, f"is a picture of {size[0]}x{size[1]} pixels")
@@ -65,10 +66,18 @@ def resize_frame(image: Image.Image, *, tile_size: int, settings: DecodeSettings
 
 
 def _decode(path: str, settings: DecodeSettings) -> Image.Image:
-    settings.check_file(path)
-    with _reading(path), Image.open(path) as image:
+    with _reading(path), Image.open(_source(path, settings)) as image:
         settings.check_size(path, *image.size)
         return image.convert("RGB")
+
+
+def _source(path: str, settings: DecodeSettings) -> str | io.BytesIO:
+    """What Pillow opens: the file, or the bytes that a reference into a container names."""
+    member = split_member(path)
+    if member is not None:
+        return read_member(*member, settings.max_bytes)
+    settings.check_file(path)
+    return path
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+_MEMBER = re.compile(r"(.*\.(?:tar|parquet))!/(.*)", re.DOTALL)
 
 
 class MediaError(Exception):
@@ -15,7 +18,7 @@ class MediaError(Exception):
 
 
 def resolve(path: str, root: str) -> str:
-    """Absolute path of a medium, symbolic links followed.
+    """Absolute path of a medium, symbolic links followed; of a reference into a container, that of the container is.
 
     Args:
         path: as written in the sample: relative to root, or absolute.
@@ -26,6 +29,9 @@ def resolve(path: str, root: str) -> str:
     """
     if not path or "\0" in path or not _encodable(path):
         raise MediaError(path, "is no path")
+    container = split_member(path)
+    if container is not None:
+        return f"{resolve(container[0], root)}!/{container[1]}"
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(real_root, path))
     if real != real_root and not real.startswith(real_root.rstrip(os.sep) + os.sep):
@@ -33,6 +39,12 @@ def resolve(path: str, root: str) -> str:
     if not os.path.exists(real):
         raise MediaError(path, f"no such file below {real_root}")
     return real
+
+
+def split_member(path: str) -> tuple[str, str] | None:
+    """(container, member) of a reference into a tar shard or a Parquet file; None for a plain path."""
+    found = _MEMBER.fullmatch(path)
+    return (found[1], found[2]) if found else None
 
 
 def _encodable(path: str) -> bool:
