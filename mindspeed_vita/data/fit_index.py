@@ -136,26 +136,23 @@ def _fit_part(
 
 def _media_columns(full: _FullSize, kept: np.ndarray, replaced: dict[int, FittedSample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(media int[m, 3], fps, media of each kept row), with what was fitted one by one in its place."""
-    bounds = full.media_cu
-    counts = np.diff(bounds)
-    if not replaced:
-        chosen = np.repeat(full.usable, counts)
-        return full.media[chosen], full.fps[chosen], counts[kept]
-    parts, rates, numbers = [], [], []
-    for place in kept.tolist():
-        here = slice(bounds[place], bounds[place + 1])
-        media, fps = full.media[here], full.fps[here]
-        if place in replaced:
-            fitted = replaced[place].media
-            pictures = [(0, columns, rows) for columns, rows in fitted.grids]
-            videos = full.raw[here][full.raw[here][:, 0] != 0][: len(fitted.frame_limits)]
-            clips = [(int(kind), int(frames), limit) for (kind, frames, _), limit in zip(videos, fitted.frame_limits)]
-            media = np.array(pictures + clips, dtype=np.int64).reshape(-1, 3)
-            fps = np.concatenate([np.zeros(len(pictures)), fps[full.raw[here][:, 0] != 0][: len(clips)]])
-        parts.append(media)
-        rates.append(fps)
-        numbers.append(len(media))
-    return np.concatenate(parts), np.concatenate(rates), np.array(numbers)
+    bounds, counts = full.media_cu, np.diff(full.media_cu)
+    chosen = np.repeat(full.usable, counts)
+    parts, rates, done = [], [], 0
+    for place, fitted in sorted(replaced.items()):
+        start, stop = int(bounds[place]), int(bounds[place + 1])
+        parts.append(full.media[done:start][chosen[done:start]])
+        rates.append(full.fps[done:start][chosen[done:start]])
+        clips = start + np.flatnonzero(full.raw[start:stop, 0] != 0)[: len(fitted.media.frame_limits)]
+        pictures = np.array([(0, *grid) for grid in fitted.media.grids], dtype=np.int64).reshape(-1, 3)
+        videos = full.raw[clips]
+        videos[:, 2] = fitted.media.frame_limits
+        parts += [pictures, videos]
+        rates += [np.zeros(len(pictures)), full.fps[clips]]
+        counts[place], done = len(pictures) + len(videos), stop
+    parts.append(full.media[done:][chosen[done:]])
+    rates.append(full.fps[done:][chosen[done:]])
+    return np.concatenate(parts), np.concatenate(rates), counts[kept]
 
 
 class _FullSize:
@@ -175,7 +172,7 @@ class _FullSize:
         pictures = self.raw[:, 0] == 0
         if pictures.any():
             sizes, which = np.unique(self.raw[pictures, 1:], axis=0, return_inverse=True)
-            grids = [limits.grid((int(width), int(height)), limits.max_tiles) for width, height in sizes]
+            grids = [_full_grid(limits, width, height) for width, height in sizes.tolist()]
             self.media[pictures, 1:] = np.array(grids)[which.reshape(-1)]
             tokens[pictures] = np.array([image_token_count(grid, limits.tokens_per_tile) for grid in grids])[which.reshape(-1)]
             tiles[pictures] = np.array([image_tile_count(grid) for grid in grids])[which.reshape(-1)]
@@ -189,6 +186,11 @@ class _FullSize:
         num_pictures = _sums(pictures.astype(np.int64), self.media_cu)
         good = table.column("reason").is_null().to_numpy(zero_copy_only=False) if len(table) else np.zeros(0, bool)
         self.usable = good & (self.num_tokens <= settings.seq_length) & (num_pictures <= settings.max_images)
+
+
+@lru_cache(1 << 20)
+def _full_grid(limits: MediaLimits, width: int, height: int) -> tuple[int, int]:
+    return limits.grid((width, height), limits.max_tiles)
 
 
 @lru_cache(1 << 16)

@@ -23,6 +23,8 @@ FORMAT = 1
 _META = b"vita"
 _CLOCK_NS = 2_000_000_000
 """A file written less than this before it was indexed may change again without its time changing."""
+_GROUP = 1 << 16
+"""Rows of a row group."""
 
 SCHEMA = pa.schema(
     [
@@ -111,12 +113,13 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
     num_rows, num_skipped = 0, 0
     try:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                num_rows += len(batch)
-                num_skipped += len(batch) - batch.column("reason").null_count
+            for table in _grouped(batches):
+                writer.write_table(table, row_group_size=len(table))
+                num_rows += len(table)
+                num_skipped += len(table) - table.column("reason").null_count
                 for name in SCHEMA.names[3:]:
-                    _feed(digests, name, batch.column(name))
+                    for column in table.column(name).chunks:
+                        _feed(digests, name, column)
             head = IndexHead(
                 path=source.path,
                 size=source.size,
@@ -134,6 +137,18 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
     finally:
         temporary.unlink(missing_ok=True)
     return head
+
+
+def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches put together to row groups: what reads them works by the column, and small groups cost as much as large ones."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= _GROUP:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _feed(digests: dict[str, Any], name: str, column: pa.Array) -> None:
