@@ -93,9 +93,9 @@ def _data(recipe: Recipe) -> str:
 
 
 def _tokenizer(recipe: Recipe) -> str:
-    from mindspeed_vita.data.tokenizer import check_folder
+    from mindspeed_vita.data.tokenizer import check_tokenizer
 
-    return str(check_folder(recipe.data.tokenizer))
+    return f"{check_tokenizer(recipe.data.tokenizer, recipe.data.template)}, with the template {recipe.data.template}"
 
 
 def _weights(recipe: Recipe, engine: str) -> str:

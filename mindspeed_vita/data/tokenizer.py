@@ -27,6 +27,43 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
+class _Bare:
+    """As much of transformers' tokenizer as templates use, without transformers."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import AddedToken, Tokenizer
+
+        self.backend_tokenizer = Tokenizer.from_file(str(file))
+        held = self.get_vocab()
+        self.backend_tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in VISION_TOKENS if token not in held])
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.backend_tokenizer.get_vocab()
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        return self.backend_tokenizer.token_to_id(token)
+
+
+def check_tokenizer(folder: str | Path, template: str) -> Path:
+    """The folder, if its tokenizer.json goes with a template; needs no torch. Without that file load_tokenizer tells.
+
+    Raises:
+        ValueError: no tokenizer there, no such template, or one that does not go with the other.
+    """
+    folder, chosen = check_folder(folder), get_template(template)
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            tokenizer = _Bare(file)
+        except Exception as error:
+            raise ValueError(f"{file} does not load as a tokenizer ({error})") from error
+        try:
+            check_template(chosen, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"the tokenizer in {folder}: {error}") from error
+    return folder
+
+
 def load_tokenizer(folder: str | Path, template: ChatTemplate | None = None) -> Any:
     """Loads a tokenizer folder; nothing is fetched from a network.
 

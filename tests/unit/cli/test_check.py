@@ -52,6 +52,20 @@ def test_every_problem_is_listed(recipe, capsys, tmp_path):
     assert all(words in out for words in expected), out
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.template=llama3", "data.template='llama3' needs <|begin_of_text|>, "),
+        ("data.template=chatml", "data.template='chatml' is unknown; expected one of qwen2, llama3, mistral, vicuna"),
+        ("model.vision.tower=eva", "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
+        ("model.projector.pixel_shuffle=3", "model.projector.pixel_shuffle=3 does not divide the patch grid=4; use a divisor, or"),
+    ],
+)
+def test_what_does_not_go_together_is_told_when_the_recipe_is_read(recipe, capsys, override, message):
+    assert main(["check", recipe(), override]) == 2
+    assert message in capsys.readouterr().out
+
+
 def test_a_checkpoint_to_continue_from_is_named_and_compared(recipe, tmp_path, capsys):
     file = recipe()
     save(file, tmp_path / "run" / "step_0000003")
