@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mindspeed_vita.sharding.balance import TOLERANCE, even_out
-from mindspeed_vita.sharding.ring_steps import RankSteps, rank_steps
+from mindspeed_vita.sharding.ring_steps import RankSteps, joined_ranges, key_traffic, rank_steps
 
 CHUNK = 2048
-"""Tokens per chunk of a pack with several documents, if a rank then has CHUNKS_PER_RANK of them."""
-CHUNKS_PER_RANK = 16
-"""Fewer leave too little to swap."""
+"""Tokens per chunk of a pack with several documents, if a rank then has FEWEST_CHUNKS to MOST_CHUNKS of them."""
+FEWEST_CHUNKS, MOST_CHUNKS = 16, 64
+"""Chunks of a rank: fewer leave too little to swap, more make planning slow."""
 _SMALLEST = 64
+_READING = 1 / 16
+"""What a key row costs that a block reads, and whose gradient it adds up, beside one that travels: memory against links."""
 PADDING_PIECE = 512
 """Tokens of a document of padding: attention inside one long document would be work for nothing."""
 
@@ -28,14 +30,14 @@ class CPPlan:
     Attributes:
         cu_seqlens: int64[D + 1], document bounds from 0 to S; the last documents may be pieces of padding.
         cp_size: number of context-parallel ranks.
-        chunk: tokens per chunk; S = chunk * len(owners).
-        owners: int64[S / chunk], the place on the ring of each chunk; every place owns the same number.
+        edges: int64[chunks + 1], bounds of the chunks, from 0 to S.
+        owners: int64[chunks], the place on the ring of each chunk; every place owns as many tokens.
         ulysses: ranks that share a place on the ring: each holds a stretch of its tokens, and during attention all of them for some heads.
     """
 
     cu_seqlens: np.ndarray
     cp_size: int
-    chunk: int
+    edges: np.ndarray
     owners: np.ndarray
     ulysses: int = 1
     _steps: dict[int, RankSteps] = field(default_factory=dict, repr=False)
@@ -62,7 +64,7 @@ class CPPlan:
     def steps(self, ring_rank: int) -> RankSteps:
         """What one place on the ring computes, sends and receives; made once, and carried along when a data worker made it."""
         if ring_rank not in self._steps:
-            self._steps[ring_rank] = rank_steps(self.cu_seqlens, self.owners, self.chunk, self.ring_size, ring_rank)
+            self._steps[ring_rank] = rank_steps(self.cu_seqlens, self.owners, self.edges, self.ring_size, ring_rank)
         return self._steps[ring_rank]
 
 
@@ -70,13 +72,14 @@ def plan(cu_seqlens: np.ndarray, cp_size: int, chunk: int | None = None, *, padd
     """Deals the chunks of a pack to context-parallel ranks, so that attention work is even and few keys travel.
 
     One document that fills the pack: 2 * cp chunks in zigzag (rank r takes chunks r and 2 * cp - 1 - r), which is even and needs every
-    key somewhere else. Otherwise: smaller chunks, first in contiguous shares, so that most documents stay on one rank and cost no
-    communication; then chunks are swapped between ranks until the work is even.
+    key somewhere else. Otherwise: smaller chunks, in contiguous shares, so that most documents stay on one rank and cost no
+    communication, and in zigzag, which suits a long document among others; in both, chunks are swapped between ranks
+    until the work is even, and the one that moves fewer keys is taken.
 
     Args:
         cu_seqlens: int[D + 1], document bounds; starts at 0, ends at S, never decreases.
         cp_size: number of context-parallel ranks.
-        chunk: tokens per chunk; None chooses.
+        chunk: most tokens of a chunk where chunks are swapped; None chooses.
         padding: tokens at the end of the pack that are padding. They count as no document in the choice between the two, and
             attention cuts them into short pieces.
 
@@ -91,64 +94,62 @@ def plan(cu_seqlens: np.ndarray, cp_size: int, chunk: int | None = None, *, padd
         content = num_tokens - padding
         bounds = np.concatenate([bounds[bounds <= content], np.arange(content + PADDING_PIECE, num_tokens, PADDING_PIECE), [num_tokens]])
     if cp_size == 1:
-        return CPPlan(bounds, 1, num_tokens, np.zeros(1, dtype=np.int64))
+        return CPPlan(bounds, 1, np.array([0, num_tokens]), np.zeros(1, dtype=np.int64))
     if num_tokens == 0 or num_tokens % (2 * cp_size):
         raise ValueError(
             f"cp={cp_size} needs a pack of whole zigzags of {2 * cp_size} chunks, found {num_tokens} tokens; "
             f"use a seq_length that is a multiple of {2 * cp_size}"
         )
+    half = num_tokens // (2 * cp_size)
+    zigzag = np.concatenate([np.arange(cp_size), np.arange(cp_size)[::-1]])
     if len(np.unique(np.minimum(bounds, num_tokens - padding))) <= 2:
-        one = _zigzag(bounds, cp_size, chunk or num_tokens // (2 * cp_size))
-        work = rank_work(one)
-        if work.max() <= TOLERANCE * work.mean():  # a long padding leaves the owner of the last chunk idle
+        one = CPPlan(bounds, cp_size, np.arange(2 * cp_size + 1) * half, zigzag)
+        if _unevenness(one) <= TOLERANCE:  # a long padding leaves the owner of the last chunk idle
             return one
-    chunk = chunk or _chunk_size(num_tokens // cp_size)
-    if num_tokens % (chunk * cp_size):
-        raise ValueError(f"cp={cp_size} chunks of {chunk} tokens do not divide a pack of {num_tokens} tokens; use a divisor")
-    owners = np.repeat(np.arange(cp_size), num_tokens // (chunk * cp_size))
-    starts = np.arange(0, num_tokens, chunk)
-    reach = bounds[np.searchsorted(bounds, starts, side="right") - 1] // chunk
-    return CPPlan(bounds, cp_size, chunk, even_out(chunk_work(bounds, chunk), reach, owners, cp_size))
-
-
-def _zigzag(bounds: np.ndarray, cp_size: int, chunk: int) -> CPPlan:
-    zigzag = 2 * cp_size * chunk
-    if bounds[-1] % zigzag:
-        raise ValueError(
-            f"cp={cp_size} needs whole zigzags of {2 * cp_size} chunks of {chunk} tokens, found {bounds[-1]} tokens; use a divisor"
-        )
-    order = np.concatenate([np.arange(cp_size), np.arange(cp_size)[::-1]])
-    return CPPlan(bounds, cp_size, chunk, np.tile(order, int(bounds[-1]) // zigzag))
+    pieces = np.arange(0, half, chunk or _chunk_size(2 * half))
+    edges = np.append((np.arange(2 * cp_size)[:, None] * half + pieces).reshape(-1), num_tokens)
+    work, sizes = chunk_work(bounds, edges), np.diff(edges)
+    reach = np.searchsorted(edges, bounds[np.searchsorted(bounds, edges[:-1], side="right") - 1], side="right") - 1
+    shares = (np.repeat(np.arange(cp_size), 2), zigzag)
+    plans = [
+        CPPlan(bounds, cp_size, edges, even_out(work, reach, sizes, np.repeat(share, len(pieces)), cp_size)) for share in shares
+    ]
+    return min(plans, key=lambda made: (max(TOLERANCE, _unevenness(made)), _price(made)))
 
 
 def _chunk_size(share: int) -> int:
-    """Tokens per chunk for ranks of `share` tokens: the largest divisor with enough chunks, but not a crumb."""
-    divisors = np.array([size for size in range(1, min(share, CHUNK) + 1) if share % size == 0])
-    fitting = divisors[divisors <= share // CHUNKS_PER_RANK]
-    if len(fitting) and fitting[-1] >= _SMALLEST:
-        return int(fitting[-1])
-    coarser = divisors[divisors >= _SMALLEST]
-    if len(coarser) and share >= 4 * coarser[0]:
-        return int(coarser[0])
-    return int(fitting[-1]) if len(fitting) else 1
+    """Tokens per chunk for ranks of so many tokens; the last one of each half of a share may be smaller."""
+    size = max(min(CHUNK, share // FEWEST_CHUNKS), -(-share // MOST_CHUNKS))
+    return _SMALLEST if size < _SMALLEST <= share // 4 else max(1, size)
 
 
-def chunk_work(bounds: np.ndarray, chunk: int) -> np.ndarray:
-    """Query-key pairs of each chunk under causal attention inside documents: int64[S / chunk].
+def _unevenness(cp_plan: CPPlan) -> float:
+    """Work of the busiest place on the ring over the mean."""
+    work = rank_work(cp_plan)
+    return float(work.max() / work.mean())
+
+
+def _price(cp_plan: CPPlan) -> float:
+    travel, reads = key_traffic(cp_plan.cu_seqlens, cp_plan.owners, cp_plan.edges, cp_plan.ring_size)
+    return travel + _READING * reads
+
+
+def chunk_work(bounds: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Query-key pairs of each chunk under causal attention inside documents: int64[chunks].
 
     A token at place p of its document (from 1) sees p keys; sums over token ranges follow from p's sum formula.
     """
-    num_tokens = int(bounds[-1])
-    cuts = np.unique(np.concatenate([bounds, np.arange(0, num_tokens + 1, chunk)]))
+    cuts = np.unique(np.concatenate([bounds, edges]))
     starts, stops = cuts[:-1], cuts[1:]
     document = bounds[np.searchsorted(bounds, starts, side="right") - 1]
     first, last = starts - document + 1, stops - document
-    return np.bincount(starts // chunk, weights=(first + last) * (stops - starts) / 2, minlength=num_tokens // chunk).astype(np.int64)
+    chunks = np.searchsorted(edges, starts, side="right") - 1
+    return np.bincount(chunks, weights=(first + last) * (stops - starts) / 2, minlength=len(edges) - 1).astype(np.int64)
 
 
 def rank_work(cp_plan: CPPlan) -> np.ndarray:
     """Query-key pairs of each place on the ring: int64[ring_size]."""
-    work = chunk_work(cp_plan.cu_seqlens, cp_plan.chunk)
+    work = chunk_work(cp_plan.cu_seqlens, cp_plan.edges)
     return np.bincount(cp_plan.owners, weights=work, minlength=cp_plan.ring_size).astype(np.int64)
 
 
@@ -156,6 +157,6 @@ def index(cp_plan: CPPlan, cp_rank: int) -> np.ndarray:
     """Pack positions owned by one context-parallel rank, ascending: int64[S / cp]. The same for tokens, labels, positions and rows."""
     ring_rank, place = divmod(cp_rank, cp_plan.ulysses)
     chunks = np.flatnonzero(cp_plan.owners == ring_rank)
-    positions = (chunks[:, None] * cp_plan.chunk + np.arange(cp_plan.chunk)).reshape(-1)
+    positions = joined_ranges(cp_plan.edges[chunks], np.diff(cp_plan.edges)[chunks])
     share = len(positions) // cp_plan.ulysses
     return positions[place * share : (place + 1) * share]

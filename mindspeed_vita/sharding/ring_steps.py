@@ -65,26 +65,37 @@ class _Runs:
     """Keys tail .. stop belong to a document that goes on after the run; stop where none does."""
 
 
-def rank_steps(bounds: np.ndarray, owners: np.ndarray, chunk: int, cp_size: int, rank: int) -> RankSteps:
+def rank_steps(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int, rank: int) -> RankSteps:
     """Works out one rank's steps.
 
     Args:
         bounds: int64[D + 1], document bounds.
         owners: int64[chunks], rank of each chunk.
-        chunk: tokens per chunk.
+        edges: int64[chunks + 1], bounds of the chunks.
         cp_size: number of ranks.
         rank: whose steps.
     """
-    runs = _find_runs(bounds, owners, chunk, cp_size)
+    runs = _find_runs(bounds, owners, edges, cp_size)
     needed = [_needed(runs, other) for other in range(cp_size)]
     ring = tuple(_step(runs, needed, rank, distance, cp_size) for distance in range(cp_size))
     return RankSteps(_diagonal(runs, bounds, rank), ring)
 
 
-def _find_runs(bounds: np.ndarray, owners: np.ndarray, chunk: int, cp_size: int) -> _Runs:
+def key_traffic(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int) -> tuple[int, int]:
+    """Key rows that travel between ranks, and key rows that mask-free segments read, both over all ranks. Arguments as in rank_steps."""
+    runs = _find_runs(bounds, owners, edges, cp_size)
+    lengths = runs.stop - runs.tail
+    travel = sum(int(lengths[_needed(runs, rank) & (runs.owner != rank)].sum()) for rank in range(cp_size))
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    queries = np.flatnonzero(runs.document < runs.start)
+    reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
+    return travel, int((before[queries] - before[reach]).sum())
+
+
+def _find_runs(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int) -> _Runs:
     first = np.flatnonzero(np.diff(owners, prepend=-1))
-    start = first * chunk
-    stop = np.append(start[1:], len(owners) * chunk)
+    start = edges[first]
+    stop = np.append(start[1:], edges[-1])
     owner = owners[first]
     local = np.empty_like(start)
     for rank in range(cp_size):
@@ -125,9 +136,12 @@ def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, cp_si
 
 def _tokens(runs: _Runs, chosen: np.ndarray) -> np.ndarray:
     """Local places of the tails of some runs of one owner, in order."""
-    lengths = (runs.stop - runs.tail)[chosen]
-    first = (runs.local + runs.tail - runs.start)[chosen]
-    return np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+    return joined_ranges((runs.local + runs.tail - runs.start)[chosen], (runs.stop - runs.tail)[chosen])
+
+
+def joined_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The integers of some ranges, one range after the other."""
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
 def _diagonal(runs: _Runs, bounds: np.ndarray, rank: int) -> np.ndarray:

@@ -116,8 +116,7 @@ def original_general(pack: Pack) -> Count:
 
 def original_causal(pack: Pack) -> Count:
     """A context rank encodes the tiles that touch its two zigzag chunks; all of them, if none does."""
-    owners = np.concatenate([np.arange(pack.cp), np.arange(pack.cp)[::-1]])
-    zigzag = CPPlan(np.array([0, pack.cp_plan.num_tokens]), pack.cp, pack.cp_plan.num_tokens // len(owners), owners)
+    zigzag = plan(np.array([0, pack.cp_plan.num_tokens]), pack.cp)
     tokens = pack.first[:, None] + np.arange(ROWS)
     touched = [int(np.isin(tokens, index(zigzag, rank)).any(axis=1).sum()) for rank in range(pack.cp)]
     return original(pack, [count or max(1, pack.tiles) for count in touched])

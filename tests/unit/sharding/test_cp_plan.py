@@ -1,11 +1,14 @@
 """Every token has one owner, and all work follows the plan."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+from mindspeed_vita.sharding import balance, index, plan, tile_owner, tile_routes
+from mindspeed_vita.sharding.cp_plan import MOST_CHUNKS, rank_work
 
 
 @given(cp_size=st.integers(1, 8), chunks=st.integers(1, 3), chunk=st.integers(1, 5))
@@ -22,6 +25,59 @@ def test_zigzag_evens_out_causal_work() -> None:
     cp_plan = plan(np.array([0, 64]), 4)
     work = [int((index(cp_plan, rank) + 1).sum()) for rank in range(4)]
     assert max(work) == min(work)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_any_length_is_cut_into_few_chunks_and_evened_out(data: st.DataObject) -> None:
+    """Lengths whose only divisors are small or huge, too: 2 * cp times a prime."""
+    cp_size = data.draw(st.integers(2, 8))
+    num_tokens = 2 * cp_size * data.draw(st.sampled_from([1151, 2048, 2309, 8191]) | st.integers(512, 40_000))
+    bounds = np.array(sorted({0, num_tokens, *data.draw(st.lists(st.integers(1, num_tokens), max_size=12))}))
+    cp_plan = plan(bounds, cp_size)
+    assert len(cp_plan.owners) <= MOST_CHUNKS * cp_size
+    shares = [index(cp_plan, rank) for rank in range(cp_size)]
+    assert {len(share) for share in shares} == {num_tokens // cp_size}
+    np.testing.assert_array_equal(np.sort(np.concatenate(shares)), np.arange(num_tokens))
+    work = rank_work(cp_plan)
+    assert work.max() / work.mean() < 1.1
+
+
+def _packs_of_a_million() -> dict[str, tuple[list[int], int]]:
+    rng = np.random.default_rng(0)
+    short = np.cumsum(rng.integers(20, 180, 5000))
+    return {
+        "5,000 documents and a film": ([0, *short, 2**20], 8),
+        "two documents": ([0, 2**19, 2**20], 8),
+        "two uneven documents": ([0, 2**20 // 3, 2**20], 8),
+        "a short document and a film": ([0, 3000, 2**20], 8),
+        "5,000 documents": ([0, *np.unique(rng.integers(1, 2**20, 4999)), 2**20], 8),
+        "four long documents": ([0, 200_000, 500_000, 600_000, 2**20], 32),
+        "ranks of 2 * prime tokens": ([0, 4348, 4604], 2),
+    }
+
+
+@pytest.mark.parametrize("name", _packs_of_a_million())
+def test_planning_takes_few_swaps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation takes about 40 us, so 3,000 of them stay well under the 0.3 s that a loader's worker has for a pack."""
+    evaluated = []
+    best_swap = balance._best_swap
+    monkeypatch.setattr(balance, "_best_swap", lambda *arguments: evaluated.append(1) or best_swap(*arguments))
+    bounds, cp_size = _packs_of_a_million()[name]
+    started = time.process_time()
+    cp_plan = plan(np.array(bounds), cp_size)
+    seconds = time.process_time() - started
+    assert len(evaluated) <= 3000
+    assert seconds < 0.3, "CPU time, and a hard limit"
+    work = rank_work(cp_plan)
+    assert work.max() / work.mean() <= 1.03
+
+
+@pytest.mark.parametrize("cut", [3000, 2**20 - 3000])
+def test_a_long_document_beside_a_short_one_is_dealt_in_zigzag(cut: int) -> None:
+    cp_plan = plan(np.array([0, cut, 2**20]), 8)
+    runs = cp_plan.owners[np.flatnonzero(np.diff(cp_plan.owners, prepend=-1))]
+    assert runs.tolist() == [*range(8), *range(6, -1, -1)]
 
 
 @pytest.mark.parametrize("cu_seqlens", [[1, 4], [0], [0, 4, 2]])
