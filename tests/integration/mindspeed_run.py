@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 import re
 import signal
@@ -25,12 +23,8 @@ PROJECTS = ("MindSpeed-LLM", "MindSpeed", "Megatron-LM")
 NEEDS = ("einops", "sentencepiece", "regex", "pybind11", "ninja", "transformers", "datasets", "peft", "tiktoken", "accelerate", "six")
 _LINE = re.compile(r"iteration +(\d+)/.*?learning rate: (\S+).*?lm loss: (\S+).*?grad norm: (\S+)")
 _SECONDS = 420
-_runs = itertools.count()
-
-
-@functools.lru_cache(maxsize=1)
-def _store() -> dist.TCPStore:
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+_stores: list[dist.TCPStore] = []
+"""Where the ranks of each run meet; a store that nobody holds closes."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +66,9 @@ class MindSpeed:
     def start(self, line: Sequence[str], world: int = 1, name: str = "run") -> list[subprocess.Popen[bytes]]:
         """Starts every rank of pretrain_vita.py; each writes to <folder>/<name>.<rank>.log."""
         # as under torchrun: ranks meet at a store that exists before them, so nobody can take its port meanwhile
-        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(next(_runs))}
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store().port), "WORLD_SIZE": str(world), **agent}
+        _stores.append(dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_stores[-1].port), "WORLD_SIZE": str(world), **agent}
         processes = []
         for rank in range(world):
             environment = self.environment(**group, RANK=str(rank), LOCAL_RANK=str(rank))
