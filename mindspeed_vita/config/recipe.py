@@ -88,9 +88,10 @@ class RopeScalingConfig:
     attention_factor: float = 0.0
     """yarn, longrope: factor on cosine and sine; 0 takes the method's own (1 + 0.1 ln factor; sqrt(1 + ln factor / ln original))."""
     short_factor: tuple[float, ...] = ()
-    """longrope: divisor of each frequency for documents of at most original_positions."""
+    """longrope: divisor of each frequency where the longest document of a pack has at most original_positions tokens (all documents of a
+    pack are turned alike, as one sequence is in transformers); in generation, where prompt and answer so far do."""
     long_factor: tuple[float, ...] = ()
-    """longrope: divisor of each frequency for longer documents."""
+    """longrope: divisor of each frequency where it has more."""
 
 
 @dataclass(frozen=True, kw_only=True)

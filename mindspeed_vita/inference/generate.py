@@ -1,4 +1,7 @@
-"""Greedy decoding with the native model in one process. Every token recomputes the whole sequence: exact and simple, not fast."""
+"""Greedy decoding with the native model, in one process or under tensor and context parallelism.
+
+Tiles are encoded once; every token recomputes the whole sequence: exact and simple, not fast.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
 from mindspeed_vita.engine.session import init_distributed, world_size
 from mindspeed_vita.inference.request import Answer, Request
+from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import shard_batch
 from mindspeed_vita.platform import get_platform
@@ -119,26 +123,40 @@ class NativeGenerator:
         dist.all_gather_object(found, batch.failures, group=self.layout.tp_cp_group)
         return [failure for failures in found for failure in failures]
 
+    def inputs(self, batch: PackedBatch) -> ModelInputs:
+        """This rank's share of a pack with its tiles encoded. Collective over tp and cp."""
+        mode = self.recipe.parallel.vision_parallel
+        inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile, vision_parallel=mode)
+        return self.model.encode_tiles(inputs)
+
     @torch.no_grad()
-    def logits(self, batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
+    def logits(self, inputs: ModelInputs, rows: torch.Tensor) -> torch.Tensor:
         """Logits of some tokens of a pack, on every rank: fp32 [len(rows), vocabulary].
 
         Args:
-            batch: the pack.
+            inputs: the pack (see inputs).
             rows: int64, positions in the whole pack.
         """
-        mode = self.recipe.parallel.vision_parallel
-        inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile, vision_parallel=mode)
         if self.layout.cp_size == 1:
             return self.model.logits(inputs, rows.to(self.device))
-        own = torch.from_numpy(index(inputs.plan, self.layout.cp_rank))
-        place = torch.searchsorted(own, rows).clamp_max(len(own) - 1)
-        mine = own[place] == rows
+        place, mine = self._places(inputs, rows)
         scores = self.model.logits(inputs, place[mine].to(self.device))
         whole = scores.new_zeros(len(rows), scores.shape[-1])
         whole[mine.to(self.device)] = scores
         dist.all_reduce(whole, group=self.layout.cp_group)  # every row has one owner
         return whole
+
+    def _places(self, inputs: ModelInputs, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where tokens of the pack stand among this rank's, and which of them are this rank's."""
+        own = torch.from_numpy(index(inputs.plan, self.layout.cp_rank))
+        place = torch.searchsorted(own, rows).clamp_max(len(own) - 1)
+        return place, own[place] == rows
+
+    def _write(self, inputs: ModelInputs, row: int, token: int) -> None:
+        """Overwrites one token of the pack, where this rank has it."""
+        place, mine = self._places(inputs, torch.tensor([row]))
+        if mine:
+            inputs.tokens_T[place] = token
 
     def generate(self, request: Request, *, max_new_tokens: int) -> Answer:
         """See Generator. The context tokens of tiles are never generated.
@@ -147,18 +165,20 @@ class NativeGenerator:
         3.4); so it works under any layout, at the price of a sequence's work per token.
         """
         batch = self.prompt(request, room=max_new_tokens)
+        inputs = self.inputs(batch)
         stops = stop_ids(self.tokenizer, self.recipe.data.template)
         prompt_tokens = int(batch.sample_cu[-1])
         answer: list[int] = []
         while len(answer) < max_new_tokens:
             last = prompt_tokens + len(answer) - 1
-            scores = self.logits(batch, torch.tensor([last]))[0]
+            inputs = replace(inputs, longest_document=last + 1)  # the room for what is to come does not count
+            scores = self.logits(inputs, torch.tensor([last]))[0]
             scores[list(self.ids.placeholders)] = float("-inf")
             token = int(scores.argmax())
             if token in stops:
                 break
             answer.append(token)
-            batch.tokens_T[last + 1] = token
+            self._write(inputs, last + 1, token)
         text = self.tokenizer.decode(answer, skip_special_tokens=True)
         return Answer(text=text, token_ids=tuple(answer), prompt_tokens=prompt_tokens)
 

@@ -40,10 +40,12 @@ class ModelInputs:
         supervised_Q: int64, the tokens whose label is not -100; found on the host, where nothing waits for it.
         loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
+        longest_document: tokens of the longest document, over all ranks; LongRoPE chooses by it. While an answer grows, those there are.
         plan: owners and documents of the whole pack.
         tiles_NCHW: uint8, tiles that this rank encodes.
         num_tiles: tiles of the whole pack, over all ranks.
         route: exchange of vision rows; None where there is nothing to exchange (no tiles, or not the first pipeline stage).
+        vision_rows_RH: the rows for route.places where the tiles have been encoded before (VitaModel.encode_tiles), else None.
     """
 
     tokens_T: torch.Tensor
@@ -52,7 +54,9 @@ class ModelInputs:
     supervised_Q: torch.Tensor
     loss_count: torch.Tensor
     positions_T: torch.Tensor
+    longest_document: int
     plan: CPPlan
     tiles_NCHW: torch.Tensor
     num_tiles: int
     route: Optional[VisionRoute]
+    vision_rows_RH: Optional[torch.Tensor] = None

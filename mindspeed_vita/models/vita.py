@@ -7,6 +7,7 @@ Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Optional, Protocol
 
 import torch
@@ -121,8 +122,19 @@ class VitaModel(MegatronModule):
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""
         return self.head.logits(self._decode(inputs), self._output_weight(), rows_R)
 
+    @torch.no_grad()
+    def encode_tiles(self, inputs: ModelInputs) -> ModelInputs:
+        """The same inputs with their vision rows in place of the tiles, so that no further call encodes them. First pipeline stage.
+
+        Collective over the ranks that exchange rows.
+        """
+        if inputs.route is None:
+            return inputs
+        rows_RH = self._encode(inputs.tiles_NCHW, False, self.language.embedding.word_embeddings.weight)
+        return replace(inputs, tiles_NCHW=inputs.tiles_NCHW[:0], vision_rows_RH=self.exchange(rows_RH, inputs.route))
+
     def _decode(self, inputs: ModelInputs) -> torch.Tensor:
-        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.plan.longest_document)
+        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,
             attention_mask=None,
@@ -131,6 +143,8 @@ class VitaModel(MegatronModule):
 
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:
         embeddings_L1H = self.language.embedding(input_ids=inputs.tokens_T.unsqueeze(0), position_ids=None)
+        if inputs.route is not None and inputs.vision_rows_RH is not None:
+            return splice(embeddings_L1H, inputs.vision_rows_RH, inputs.route.places)
         trains = torch.is_grad_enabled() and bool(self.trainable & {"vision", "projector"})
         if not inputs.num_tiles and not trains:
             return embeddings_L1H

@@ -50,6 +50,7 @@ def shard_batch(
         # a pack is counted once: on the first of its context-parallel ranks
         loss_count=torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32, device=device),
         positions_T=share(batch.positions_T),
+        longest_document=plan.longest_document,
         plan=plan,
         tiles_NCHW=tiles_NCHW,
         num_tiles=num_tiles,

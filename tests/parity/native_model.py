@@ -47,6 +47,7 @@ def text_inputs(tokens: list[int]) -> Any:
         supervised_Q=torch.zeros(0, dtype=torch.int64),
         loss_count=torch.zeros((), dtype=torch.int32),
         positions_T=torch.arange(len(tokens)),
+        longest_document=len(tokens),
         plan=plan(np.array([0, len(tokens)]), 1),
         tiles_NCHW=torch.zeros(0, 3, 28, 28, dtype=torch.uint8),
         num_tiles=0,

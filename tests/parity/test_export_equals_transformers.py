@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from mindspeed_vita.checkpoint import native
 from mindspeed_vita.checkpoint.hf_export import export_hf
 from mindspeed_vita.checkpoint.hf_import import import_hf
+from mindspeed_vita.config import RopeScalingConfig
 from mindspeed_vita.inference.generate import NativeGenerator
 from mindspeed_vita.inference.hf_generate import load_hf
 from mindspeed_vita.inference.request import Request, ask
@@ -52,7 +54,7 @@ def test_logits_of_a_multimodal_probe_agree_to_1e4(tmp_path: Path, probe: Reques
         generator = NativeGenerator(model, layout, recipe, tokenizer, torch.device("cpu"))
         batch = generator.prompt(probe)
         assert batch.tokens_T.tolist() == inputs["input_ids"][0].tolist()
-        found = generator.logits(batch, torch.arange(len(batch.tokens_T)))
+        found = generator.logits(generator.inputs(batch), torch.arange(len(batch.tokens_T)))
         expected = exported.model(**inputs).logits[0]
         answers = [one.generate(probe, max_new_tokens=8) for one in (generator, exported)]
 
@@ -84,3 +86,22 @@ def test_blank_pictures_change_the_logits(tmp_path: Path, probe: Request, tokeni
         seen = exported.model(**inputs).logits
         blind = exported.model(**{**inputs, "images": torch.zeros_like(inputs["images"])}).logits
     assert (seen - blind)[0, -1].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("beyond", [-9, -1, 3, 7, 60], ids=lambda beyond: f"original_positions={beyond:+d}")
+def test_longrope_chooses_by_the_tokens_there_are(tmp_path: Path, tokenizer: Any, beyond: int) -> None:
+    """Before, across and after the change of frequencies; transformers recomputes as well, since its cache keeps the old angles."""
+    request, weights, recipe = ask("How many?"), random_weights(), tiny_recipe()
+    with native_model(TINY, weights, recipe) as (model, layout):
+        prompt = len(NativeGenerator(model, layout, recipe, tokenizer, torch.device("cpu")).prompt(request).tokens_T)
+    factors = {"short_factor": (1.0,) * 4, "long_factor": (4.0, 3.0, 6.0, 9.0)}
+    scaling = RopeScalingConfig(kind="longrope", factor=8.0, original_positions=prompt + beyond, **factors)
+    config = replace(TINY, language=replace(TINY.language, rope_scaling=scaling))
+    recipe = tiny_recipe(config)
+    export_hf(weights, recipe, tmp_path / "out", tokenizer=tokenizer)
+    exported = load_hf(tmp_path / "out")
+    exported.model.generation_config.use_cache = False
+    with native_model(config, weights, recipe) as (model, layout):
+        found = NativeGenerator(model, layout, recipe, tokenizer, torch.device("cpu")).generate(request, max_new_tokens=8)
+    assert found == exported.generate(request, max_new_tokens=8)
+    assert len(found.token_ids) == 8

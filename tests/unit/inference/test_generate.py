@@ -12,9 +12,11 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint import native
 from mindspeed_vita.engine import session
+from mindspeed_vita.inference import generate
 from mindspeed_vita.inference.generate import NativeGenerator, load_native
 from mindspeed_vita.inference.hf_generate import load_processor
 from mindspeed_vita.inference.request import ask
+from mindspeed_vita.parallel.shard import shard_batch
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 
@@ -49,10 +51,20 @@ def test_each_token_is_the_best_after_the_whole_sequence(generator: NativeGenera
     answer = generator.generate(request, max_new_tokens=4)
     batch = generator.prompt(request)
     assert answer.prompt_tokens == len(batch.tokens_T) and len(answer.token_ids) == 4
-    first = generator.logits(batch, torch.tensor([len(batch.tokens_T) - 1]))[0]
+    first = generator.logits(generator.inputs(batch), torch.tensor([len(batch.tokens_T) - 1]))[0]
     first[list(generator.ids.placeholders)] = float("-inf")
     assert answer.token_ids[0] == int(first.argmax())
     assert generator.generate(request, max_new_tokens=2).token_ids == answer.token_ids[:2]
+
+
+def test_tiles_are_encoded_once_for_all_tokens(generator: NativeGenerator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    hook = generator.model.vision.register_forward_hook(lambda module, arguments, output: encoded.append(len(output)))
+    shared = []
+    monkeypatch.setattr(generate, "shard_batch", lambda *a, **k: shared.append(1) or shard_batch(*a, **k))
+    answer = generator.generate(ask("What?", [str(folder / "wide.png")]), max_new_tokens=4)
+    hook.remove()
+    assert len(answer.token_ids) == 4 and encoded == [3] and len(shared) == 1
 
 
 def test_decoding_stops_at_the_end_of_the_turn(generator: NativeGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
