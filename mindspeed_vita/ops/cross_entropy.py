@@ -34,7 +34,8 @@ def chunked_cross_entropy(
         group: tensor-parallel group; None where this rank holds the whole vocabulary.
 
     Returns:
-        float32[Q]; logits, exponentials and sums are fp32. The gradient of hidden_QH is this rank's part of a sum over the group.
+        float32[Q]. Logits are products in the weights' dtype, cast to fp32; exponentials and sums are fp32.
+        The gradient of hidden_QH is this rank's part of a sum over the group.
     """
     return _ChunkedCrossEntropy.apply(hidden_QH, weight_VH, labels_Q, chunk, first, group)
 
