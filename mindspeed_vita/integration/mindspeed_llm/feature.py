@@ -7,7 +7,7 @@ from typing import Any
 
 from mindspeed_vita.config import validate
 from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register
-from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_tower
 
 
 class VitaFeature:
@@ -27,7 +27,9 @@ class VitaFeature:
         check_arguments(arguments)
         # the loss is a sum over tokens and is divided by their number once, over all packs of a step
         arguments.calculate_per_token_loss = True
-        validate(recipe_from_arguments(arguments), arguments.world_size)
+        recipe = recipe_from_arguments(arguments)
+        validate(recipe, arguments.world_size)
+        check_tower(recipe)
         if arguments.lr_warmup_fraction:
             steps = arguments.lr_decay_iters or arguments.train_iters
             # whole steps, as in the built-in engine: Megatron would warm up for part of one

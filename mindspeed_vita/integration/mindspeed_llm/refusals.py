@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.integration.mindspeed_llm.flags import attribute
 
 
@@ -21,6 +22,20 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     problems = [*_attention(arguments), *_data(arguments), *_model(arguments), *_training(arguments)]
     if problems:
         raise ValueError("command line: " + "; ".join(problems))
+
+
+def check_tower(recipe: Recipe) -> None:
+    """Refuses a tower that MindSpeed-LLM's checkpoints could not give back whole: they know nothing of heads.
+
+    Raises:
+        ValueError: the tower's weights are cut, and its heads do not divide or its norms span them.
+    """
+    vision, tp = recipe.model.vision, recipe.parallel.tp
+    if recipe.parallel.vision_parallel == "tensor" and (vision.num_heads % tp or (tp > 1 and vision.qk_norm)):
+        raise ValueError(
+            f"parallel.vision_parallel=tensor cuts {vision.num_heads} heads (qk_norm={str(vision.qk_norm).lower()}) over tp={tp}, which "
+            "MindSpeed-LLM's checkpoints cannot hold; use balanced, or the built-in engine, whose checkpoints leave zero heads out"
+        )
 
 
 def _get(arguments: argparse.Namespace, name: str) -> Any:

@@ -1,0 +1,28 @@
+"""Cut towers whose heads MindSpeed-LLM's checkpoints could not keep are refused at the start; the presets come back whole from flags."""
+
+import pytest
+
+from mindspeed_vita.config import Recipe, recipe_from_dict
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_tower
+from tests.unit.integration.mindspeed_llm.test_arguments import round_trip
+
+
+def recipe(preset: str, tp: int, mode: str) -> Recipe:
+    model = {"preset": "7b", "vision": {"preset": preset}}
+    return recipe_from_dict({"model": model, "parallel": {"tp": tp, "vision_parallel": mode}, "plugins": []})
+
+
+@pytest.mark.parametrize("preset", ["intern_vit_300m", "siglip_400m", "clip_l"])
+def test_even_heads_pass(preset: str) -> None:
+    check_tower(recipe(preset, 4, "tensor"))
+    assert round_trip(recipe(preset, 4, "tensor")).model == recipe(preset, 4, "tensor").model
+
+
+def test_zero_heads_are_refused() -> None:
+    for tp, passes in ((1, True), (2, False), (5, False)):
+        if passes:
+            check_tower(recipe("intern_vit_6b", tp, "tensor"))
+            continue
+        with pytest.raises(ValueError, match=rf"cuts 25 heads \(qk_norm=true\) over tp={tp}, .*use balanced, or the built-in engine"):
+            check_tower(recipe("intern_vit_6b", tp, "tensor"))
+    check_tower(recipe("intern_vit_6b", 8, "balanced"))
