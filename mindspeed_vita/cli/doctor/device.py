@@ -26,13 +26,14 @@ try:
         found["devices"].append({"name": device.get_device_name(number), "free": free, "total": total})
     if device is None or found["devices"]:
         backend = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.TCPStore("127.0.0.1", 0, 1, True)  # as torchrun's; port 0: a free one
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
         value = torch.full((4,), 3.0, device=kind)
         dist.all_reduce(value)
         assert value.sum().item() == 12
         found["backend"] = backend
 except BaseException as error:
-    found["error"] = f"{type(error).__name__}: {error}"
+    found["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
 sys.stderr.flush()
 os.write(1, ("\\nFOUND " + json.dumps(found) + "\\n").encode())
 os._exit(0)
