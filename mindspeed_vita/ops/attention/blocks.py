@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 Rows = Union[slice, torch.Tensor]
+MOST_COPIED = 8192
+"""Key rows that one call may copy to save another call. Segments of a long document nest: each would copy those before it again."""
 
 
 @dataclass(frozen=True)
 class PackedSegments:
-    """Segments as kernels for variable lengths want them: their rows one after the other.
+    """Segments of one call, as kernels for variable lengths want them: their rows one after the other.
 
     Attributes:
         query_rows, key_rows: a slice where the rows are one stretch, else int64 indices on the device.
@@ -37,9 +39,13 @@ class PackedSegments:
     longest_key: int
 
 
-def pack_segments(segments: np.ndarray, device: torch.device) -> PackedSegments:
-    """The segments on a device; made once for each array, since every layer asks for the same ones."""
-    return kept(segments, device, "packed", lambda: _pack(segments, device))
+def pack_segments(segments: np.ndarray, device: torch.device) -> tuple[PackedSegments, ...]:
+    """The segments in few calls, in order; made once for each array, since every layer asks for the same ones.
+
+    A call whose segments' keys lie one after the other reads them in place. Others are joined to one call, with a copy of their keys,
+    of at most MOST_COPIED rows a call, and in all of at most as many rows as there are keys, or MOST_COPIED.
+    """
+    return kept(segments, device, "packed", lambda: tuple(_pack(part, device) for part in np.split(segments, _call_starts(segments))))
 
 
 def segment_rows(segments: np.ndarray, device: torch.device) -> Rows:
@@ -64,6 +70,24 @@ def kept(array: np.ndarray, device: torch.device, name: str, make: Callable[[], 
         _kept[key] = make()
         weakref.finalize(array, _kept.pop, key, None)
     return _kept[key]
+
+
+def _call_starts(segments: np.ndarray) -> list[int]:
+    """Where each call after the first begins."""
+    stretches = np.append(np.flatnonzero(np.append(True, segments[1:, 2] != segments[:-1, 3])), len(segments))
+    lengths = segments[:, 3] - segments[:, 2]
+    left = max(int(segments[:, 3].max()), MOST_COPIED)
+    starts: list[int] = []
+    rows = copied = 0
+    for start, stop in zip(stretches[:-1].tolist(), stretches[1:].tolist()):
+        more = int(lengths[start:stop].sum())
+        if start and rows + more <= min(MOST_COPIED, left + copied):
+            left -= rows + more - copied
+            rows = copied = rows + more
+        else:
+            starts += [start] if start else []
+            rows, copied = more, 0
+    return starts
 
 
 def _pack(segments: np.ndarray, device: torch.device) -> PackedSegments:

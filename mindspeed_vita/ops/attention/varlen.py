@@ -1,4 +1,4 @@
-"""Block attention by a kernel for variable lengths: gathers the rows of the segments, makes one call, puts the results back."""
+"""Block attention by a kernel for variable lengths: gathers the rows of the segments, makes few calls, puts the results back."""
 
 from __future__ import annotations
 
@@ -44,11 +44,14 @@ def varlen_forward(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Backend.blocks_forward by one call of the kernel."""
-    packed = pack_segments(segments, q_TND.device)
-    keys, values = k_SGD[packed.key_rows], v_SGD[packed.key_rows]
-    out_QND, lse_NQ = kernel.forward(q_TND[packed.query_rows], keys, values, packed, causal=causal, scale=scale)
-    return out_QND, lse_NQ.transpose(0, 1)
+    """Backend.blocks_forward by as few calls of the kernel as copies of keys allow; see pack_segments."""
+    outs, lses = [], []
+    for packed in pack_segments(segments, q_TND.device):
+        keys, values = k_SGD[packed.key_rows], v_SGD[packed.key_rows]
+        out_QND, lse_NQ = kernel.forward(q_TND[packed.query_rows], keys, values, packed, causal=causal, scale=scale)
+        outs.append(out_QND)
+        lses.append(lse_NQ.transpose(0, 1))
+    return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
 
 def varlen_backward(
@@ -66,13 +69,13 @@ def varlen_backward(
     dq_TND: torch.Tensor,
     dkv_2SGD: torch.Tensor,
 ) -> None:
-    """Backend.blocks_backward by one call of the kernel."""
-    packed = pack_segments(segments, q_TND.device)
-    grad, query, out, lse_QN = (x[packed.query_rows] for x in (grad_TND, q_TND, out_TND, lse_TN))
-    keys, values = k_SGD[packed.key_rows], v_SGD[packed.key_rows]
-    # kernels read the log-sum-exp without regard to strides
-    lse_NQ = lse_QN.transpose(0, 1).contiguous()
-    dq, dk, dv = kernel.backward(grad.contiguous(), query, keys, values, out, lse_NQ, packed, causal=causal, scale=scale)
-    add_rows_(dq_TND, packed.query_rows, dq)
-    add_rows_(dkv_2SGD[0], packed.key_rows, dk)
-    add_rows_(dkv_2SGD[1], packed.key_rows, dv)
+    """Backend.blocks_backward by the same calls."""
+    for packed in pack_segments(segments, q_TND.device):
+        grad, query, out, lse_QN = (x[packed.query_rows] for x in (grad_TND, q_TND, out_TND, lse_TN))
+        keys, values = k_SGD[packed.key_rows], v_SGD[packed.key_rows]
+        # kernels read the log-sum-exp without regard to strides
+        lse_NQ = lse_QN.transpose(0, 1).contiguous()
+        dq, dk, dv = kernel.backward(grad.contiguous(), query, keys, values, out, lse_NQ, packed, causal=causal, scale=scale)
+        add_rows_(dq_TND, packed.query_rows, dq)
+        add_rows_(dkv_2SGD[0], packed.key_rows, dk)
+        add_rows_(dkv_2SGD[1], packed.key_rows, dv)
