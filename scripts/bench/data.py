@@ -198,7 +198,7 @@ def bench_wait(folder: str) -> None:
         run = f"{folder}/run{workers}"
         settings = ["train.steps=40", f"data.num_workers={workers}", f"checkpoint.directory={run}", "checkpoint.init_from="]
         command = [sys.executable, "-m", "mindspeed_vita.cli.main", "train", "examples/tiny/stage2.yaml", *settings]
-        subprocess.run(command, cwd=root, env=environment, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
         steps = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()][10:]
         waited, all_seconds = (sum(step[key] for step in steps) for key in ("data_seconds", "seconds"))
         print(f"tiny recipe, {workers} loader processes: {waited / all_seconds:.1%} of the step time is waiting for data", flush=True)
