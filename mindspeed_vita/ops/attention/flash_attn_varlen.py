@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments
+from mindspeed_vita.ops.attention.torch_cuda import refuse_old_device
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 
 _OLDEST = (2, 7)
@@ -20,12 +21,13 @@ _WIDEST = 256
 
 
 def refuse(query: torch.Tensor) -> Optional[str]:
-    """Takes bf16 and fp16, widths that are multiples of 8 up to 256."""
+    """Takes bf16 and fp16, widths that are multiples of 8 up to 256, on devices from compute capability 8.0 on."""
     if query.dtype not in (torch.bfloat16, torch.float16):
         return f"takes bf16 and fp16, not {query.dtype}"
     if query.shape[-1] % 8 or query.shape[-1] > _WIDEST:
         return f"takes head widths that are multiples of 8 up to {_WIDEST}, not {query.shape[-1]}"
-    return _refuse_installation()
+    reason = _refuse_installation()
+    return refuse_old_device(query.device) if reason is None and query.device.type == "cuda" else reason
 
 
 @lru_cache(maxsize=1)

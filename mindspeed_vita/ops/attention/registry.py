@@ -1,19 +1,19 @@
 """The attention backends, and which of them serves a call: the named one, or the first for the device that does not refuse.
 
-A slower one never serves without a word: the choice is printed once, with the reasons of those that refused.
+A slower one never serves without a word: the choice is printed once on every host, with the reasons of those that refused.
 Shapes: T query tokens, S keys, N query heads, G key heads, D width; Q the query rows of all segments; B tiles, P tokens of a tile.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from dataclasses import dataclass
 from typing import Optional, Protocol, cast
 
 import numpy as np
 import torch
+
+from mindspeed_vita.ops.say_once import say_once
 
 
 class Backend(Protocol):
@@ -68,7 +68,6 @@ _BACKENDS = {
     "torch_native": _Entry(f"{_HERE}.torch_native", "cpu"),
     "reference": _Entry(f"{_HERE}.reference", None),
 }
-_said: set[str] = set()
 
 
 def backend_names(device: Optional[str] = None) -> list[str]:
@@ -93,7 +92,7 @@ def choose(query: torch.Tensor, name: Optional[str] = None, *, what: str = "pack
     for candidate in [name] if name else backend_names(query.device.type):
         reason = _refusal(candidate, query)
         if reason is None:
-            _say_once(f"attention of {what}: {candidate}" + (f", slower than what refused ({'; '.join(reasons)})" if reasons else ""))
+            say_once(f"attention of {what}: {candidate}" + (f", slower than what refused ({'; '.join(reasons)})" if reasons else ""))
             return cast(Backend, importlib.import_module(_BACKENDS[candidate].module))
         reasons.append(f"{candidate}: {reason}")
     raise ValueError("no attention backend can serve this call: " + "; ".join(reasons))
@@ -104,10 +103,3 @@ def _refusal(name: str, query: torch.Tensor) -> Optional[str]:
     if entry.device not in (None, query.device.type):
         return f"runs on {entry.device}, not on {query.device.type}"
     return cast(Backend, importlib.import_module(entry.module)).refuse(query)
-
-
-def _say_once(line: str) -> None:
-    if line not in _said:
-        _said.add(line)
-        if os.environ.get("RANK", "0") == "0":
-            print(line, file=sys.stderr, flush=True)

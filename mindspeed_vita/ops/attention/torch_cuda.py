@@ -16,6 +16,7 @@ from mindspeed_vita.ops.attention.blocks import PackedSegments
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
+_OLDEST_FLASH = (8, 0)
 _WIDEST = 256
 _EFFICIENT_ROWS = 32
 """The memory-efficient kernel keeps its log-sum-exp in rows of a multiple of this."""
@@ -23,10 +24,19 @@ _NO_MASK, _CAUSAL_FROM_TOP_LEFT = 0, 1
 
 
 def refuse(query: torch.Tensor) -> Optional[str]:
-    """Takes widths that are multiples of 8 up to 256, in bf16, fp16 and fp32."""
+    """Takes widths that are multiples of 8 up to 256, in fp32, and in bf16 and fp16 where the device can run flash kernels."""
     if query.device.type != "cuda":
         return f"runs on cuda, not on {query.device.type}"
-    return _refuse_shape(query)
+    return _refuse_shape(query) or (refuse_old_device(query.device) if query.dtype in _FLASH_DTYPES else None)
+
+
+def refuse_old_device(device: torch.device) -> Optional[str]:
+    """Why a CUDA device cannot run flash kernels, which would say so in the middle of a step only; None if it can."""
+    found = torch.cuda.get_device_capability(device)
+    if found >= _OLDEST_FLASH:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return f"flash kernels need compute capability {'.'.join(map(str, _OLDEST_FLASH))} or newer, {name} has {'.'.join(map(str, found))}"
 
 
 def _refuse_shape(query: torch.Tensor) -> Optional[str]:

@@ -1,16 +1,17 @@
 """The calls, and who serves them: fused kernels for the tensor's device where there are any and they do not refuse.
 
-A refusal is printed once with its reason. Shapes: T tokens, N heads, D width of a head; X any leading dimensions, H hidden.
+Where plain torch serves a device it is said once, with the reason.
+Shapes: T tokens, N heads, D width of a head; X any leading dimensions, H hidden.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Optional, Protocol, cast
 
 import torch
 
+from mindspeed_vita.ops.say_once import say_once
 from mindspeed_vita.ops.tokenwise import native
 
 
@@ -29,7 +30,6 @@ class Backend(Protocol):
 
 _FUSED = {"npu": "mindspeed_vita.ops.tokenwise.npu"}
 """By device type."""
-_said: set[str] = set()
 
 
 def rms_norm(x_XH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
@@ -58,8 +58,7 @@ def _backend(name: str, x: torch.Tensor) -> Backend:
         reason = fused.refuse(name, x)
         if reason is None:
             return fused
-        line = f"{name}: plain torch on {x.device.type}, which is slower; the fused kernel {reason}"
-        if line not in _said:
-            _said.add(line)
-            print(line, file=sys.stderr, flush=True)
+        say_once(f"{name}: plain torch on {x.device.type}, which is slower; the fused kernel {reason}")
+    elif x.device.type != "cpu":
+        say_once(f"norm, gate and rotation: plain torch on {x.device.type}, for which there are no fused kernels here")
     return cast(Backend, native)

@@ -1,10 +1,13 @@
 """Block kernels with log-sum-exp: every backend equals the plain reference, and merged blocks equal attention in one piece."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
 
-from mindspeed_vita.ops.attention import blocks, choose, reference, registry
+from mindspeed_vita.ops import say_once
+from mindspeed_vita.ops.attention import blocks, choose, reference
 from mindspeed_vita.ops.attention.blocks import merge_, on_device, segment_rows
 
 
@@ -60,8 +63,9 @@ def test_refusals_name_every_reason() -> None:
 
 
 def test_the_choice_is_printed_once_with_the_reasons_of_those_that_refused(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(registry, "_said", set())
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(say_once, "_said", set())
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
     query = torch.zeros(1, 1, 8)
     assert choose(query) is choose(query) and choose(query).__name__.endswith("torch_native")
     assert capsys.readouterr().err == "attention of packs: torch_native\n"
@@ -69,8 +73,14 @@ def test_the_choice_is_printed_once_with_the_reasons_of_those_that_refused(monke
     assert choose(query) is reference
     assert capsys.readouterr().err == "attention of packs: reference, slower than what refused (torch_native: too slow today)\n"
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     choose(query, what="tiles")
-    assert capsys.readouterr().err == "", "one rank speaks for all"
+    assert capsys.readouterr().err == "", "one rank speaks for its host"
+    say_once._said.clear()
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    choose(query, what="tiles")
+    assert capsys.readouterr().err.startswith(f"{socket.gethostname()}: attention of tiles: reference, slower"), "each host for itself"
 
 
 def test_what_is_kept_for_an_array_goes_with_it() -> None:
