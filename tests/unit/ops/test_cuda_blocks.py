@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import sys
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from mindspeed_vita.ops.attention import flash_attn_varlen, reference, torch_cuda
 from tests.unit.ops.emulated_cuda import EmulatedCudaKernels, flash_backward, flash_forward
+from tests.unit.ops.tower_attention import check_bidirectional
 
 FREE = np.array([[3, 4, 0, 12], [4, 20, 0, 12], [25, 58, 5, 31]])  # shared keys, a single row, unequal lengths, a gap
 SQUARES = np.array([[0, 33, 0, 33], [33, 34, 33, 34], [34, 60, 34, 60]])
@@ -39,10 +41,20 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             into.copy_(grad)
         return torch.empty(0)
 
+    def flash_attn_func(
+        q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False,
+    ):  # fmt: skip
+        calls.append("tiles")
+        assert q.dtype in (torch.bfloat16, torch.float16) and dropout_p == softcap == 0.0 and window_size == (-1, -1)
+        scores = torch.einsum("bqnd,bknd->bnqk", q.float(), k.float()) * softmax_scale
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+        return torch.einsum("bnqk,bknd->bqnd", scores.softmax(-1), v.float()).to(q.dtype)
+
     package, interface = ModuleType("flash_attn"), ModuleType("flash_attn.flash_attn_interface")
     interface._flash_attn_varlen_forward = _flash_attn_varlen_forward
     interface._flash_attn_varlen_backward = _flash_attn_varlen_backward
-    package.flash_attn_interface = interface
+    package.flash_attn_interface, package.flash_attn_func = interface, flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.8.3")
@@ -88,6 +100,33 @@ def test_the_flash_attn_package(flash_attn: list[str], dtype: torch.dtype, segme
     assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64, dtype=dtype)) is None
     compare(flash_attn_varlen, dtype, 64, segments, causal)
     assert flash_attn == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("width", [64, 72, 80, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_towers_attention_by_torch_is_bidirectional(dtype: torch.dtype, width: int) -> None:
+    check_bidirectional(partial(torch_cuda.tiles, scale=width**-0.5), width, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_towers_attention_by_flash_attn_is_bidirectional(flash_attn: list[str], dtype: torch.dtype) -> None:
+    check_bidirectional(partial(flash_attn_varlen.tiles, scale=64**-0.5), 64, dtype)
+    assert flash_attn == ["tiles", "tiles"]
+
+
+def test_devices_too_old_for_flash_kernels_are_refused(flash_attn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+
+    def query(dtype: torch.dtype) -> SimpleNamespace:
+        return SimpleNamespace(dtype=dtype, shape=(1, 1, 64), device=torch.device("cuda", 0))
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    for backend in (flash_attn_varlen, torch_cuda):
+        assert backend.refuse(query(torch.float16)) == "flash kernels need compute capability 8.0 or newer, Tesla V100 has 7.5"
+    assert torch_cuda.refuse(query(torch.float32)) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for backend in (flash_attn_varlen, torch_cuda):
+        assert backend.refuse(query(torch.float16)) is None
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason(flash_attn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
