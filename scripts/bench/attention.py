@@ -1,4 +1,4 @@
-"""Ring attention on a CPU: time of two ranks against one process, and what a virtual ring computes and moves against its plan.
+"""Ring attention on a CPU: time of two ranks against one process, and what a virtual ring computes and moves, counted, against its plan.
 
     OMP_NUM_THREADS=1 python scripts/bench/attention.py [--tokens 16384]
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mindspeed_vita.ops.attention import torch_native
-from mindspeed_vita.parallel.ring import ring_attention
-from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
+from mindspeed_vita.parallel import virtual_ring
+from mindspeed_vita.parallel.ring import Transfer, ring_attention
 from mindspeed_vita.sharding import CPPlan, index, plan
 from mindspeed_vita.sharding.cp_plan import rank_work
 
@@ -89,15 +91,39 @@ def measured_ring(num_tokens: int) -> None:
 
 
 def counted(name: str, cp_plan: CPPlan) -> None:
-    """Pairs computed and keys moved by a virtual ring, against the plan and one device."""
-    kernels = Counting()
-    virtual_ring_attention(*tensors(cp_plan.num_tokens), cp_plan, scale=WIDTH**-0.5, kernels=kernels)
+    """Pairs computed and bytes moved by a virtual ring in bf16, against one device, a full ring and the plan."""
+    kernels, moved = Counting(), Counter[str]()
+
+    class Exchange(virtual_ring._SharedMemory):
+        """Counts the bytes of what really changes hands."""
+
+        def fetch(self, kv: torch.Tensor, steps: Any, distance: int) -> Transfer:
+            transfer = super().fetch(kv, steps, distance)
+            moved["keys"] += transfer.wait().nbytes
+            return transfer
+
+        def give_back(self, dkv: torch.Tensor, step: Any, distance: int) -> Transfer:
+            moved[f"gradients, {dkv.dtype}"] += dkv.nbytes
+            return super().give_back(dkv, step, distance)
+
+    leaves = [x.bfloat16() for x in tensors(cp_plan.num_tokens)]
+    with mock.patch.object(virtual_ring, "_SharedMemory", Exchange):
+        virtual_ring.virtual_ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, kernels=kernels)
     needed = int(rank_work(cp_plan).sum())
-    moved = sum(step.num_received for rank in range(cp_plan.cp_size) for step in cp_plan.steps(rank).ring[1:])
-    print(f"| {name} | virtual ring of {cp_plan.cp_size} | pairs computed / one device, forward | {kernels.forward_pairs / needed:.3f} |")
-    print(f"| {name} | virtual ring of {cp_plan.cp_size} | pairs computed / one device, backward | {kernels.backward_pairs / needed:.3f} |")
+    row = 2 * KV_HEADS * WIDTH  # numbers in a key and its value; a key travels forward and once more backward, in bf16
+    rows = sum(step.num_received for rank in range(cp_plan.cp_size) for step in cp_plan.steps(rank).ring[1:])
     ring = cp_plan.num_tokens * (cp_plan.cp_size - 1)
-    print(f"| {name} | virtual ring of {cp_plan.cp_size} | keys moved / full ring | {moved / ring:.3f} |")
+    for pass_, pairs in (("forward", kernels.forward_pairs), ("backward", kernels.backward_pairs)):
+        report(name, cp_plan, f"pairs computed / one device, {pass_}", pairs / needed)
+    report(name, cp_plan, "key bytes moved / full ring, forward and backward", moved["keys"] / (2 * ring * row * 2))
+    for kind, planned in (("keys", 2 * rows * row * 2), ("gradients, torch.float32", rows * row * 4)):
+        megabytes = f"{moved[kind] / 1e6:.1f} MB of {kind.replace('torch.', '')}"
+        report(name, cp_plan, f"{megabytes} / the plan's", moved[kind] / planned if planned else float(moved[kind] == planned))
+
+
+def report(name: str, cp_plan: CPPlan, what: str, ratio: float) -> None:
+    """One row."""
+    print(f"| {name} | virtual ring of {cp_plan.cp_size} | {what} | {ratio:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -106,7 +132,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     num_tokens = parser.parse_args().tokens
     torch.set_num_threads(1)
-    print(f"{HEADS} query heads, {KV_HEADS} key head, width {WIDTH}, fp32, one thread a process\n")
+    print(f"{HEADS} query heads, {KV_HEADS} key head, width {WIDTH}, processes in fp32, one thread a process; virtual rings in bf16\n")
     print("| documents | ranks | what | ratio |\n|---|---|---|---|")
     measured_ring(num_tokens)
     counted("one", plan(np.array([0, num_tokens]), 8))
