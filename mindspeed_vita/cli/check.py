@@ -13,7 +13,7 @@ examples:
   vita check examples/tiny/stage1.yaml
   vita check --processes 64 examples/long_vita_14b/stage4.yaml train.global_batch=16
 
-Nothing is read but names and headers: no device is touched and no sample opened (`vita data check` opens them).
+Nothing is read but names, headers and the tokenizer: no device is touched and no sample opened (`vita data check` opens them).
 The stage scripts of examples/ call this with DRY_RUN=1.
 """
 ENGINES = ("builtin", "mindspeed-llm")

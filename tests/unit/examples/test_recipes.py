@@ -14,6 +14,7 @@ import yaml
 
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict, validate
+from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
 from tests.fake_ascend import make_program
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -60,7 +61,7 @@ def some_paths(monkeypatch):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> dict[str, str]:
-    """Environment with everything a full-size run looks for: empty data files, a tokenizer's name, the head of a checkpoint per size."""
+    """Environment with everything a full-size run looks for: empty data files, a small tokenizer, the head of a checkpoint per size."""
     folder = tmp_path_factory.mktemp("world")
     for stage in TABLE_2:
         for entry in yaml.safe_load((EXAMPLES / f"mixtures/stage{stage}.yaml").read_text())["dataset"].values():
@@ -68,8 +69,7 @@ def world(tmp_path_factory) -> dict[str, str]:
                 file = Path(path.replace("${DATA_ROOT}", str(folder / "data")))
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    train_tokenizer(["Words to learn from."], 300, folder / "tokenizer")
     for size in SIZES:
         step = folder / f"weights_{size}" / "step_0000000"
         step.mkdir(parents=True)
