@@ -40,15 +40,16 @@ def test_a_ring_of_any_size_equals_plain_attention(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("backend", [None, reference], ids=["fused", "reference"])
-def test_the_error_in_bf16_does_not_grow_with_the_ring(backend: object) -> None:
-    """fp32 accumulation: a ring of 8 is as near to fp64 as one device. Worst seen: 1.02 of one device's error."""
+def test_the_error_in_bf16_stays_near_one_devices_however_long_the_ring(backend: object) -> None:
+    """Partial results merge in fp32, but each was rounded by its kernel: the error grows towards the root of 2, not with the ring."""
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(512, heads, 64, generator=generator).bfloat16() for heads in (4, 1, 1)]
     grad = torch.randn(512, 4, 64, generator=generator).bfloat16()
     errors = {}
-    for cp_size in (1, 8):
+    for cp_size in (1, 2, 8, 32):
         cp_plan = plan(np.array([0, 512]), cp_size)
         found = virtual_ring_attention(*tensors, grad, cp_plan, scale=0.125, kernels=backend)  # type: ignore[arg-type]
         wanted = expected([x.double() for x in tensors], grad, cp_plan, 0.125)
         errors[cp_size] = [float((ours.double() - want).norm() / want.norm()) for ours, want in zip(found, wanted)]
-    assert all(ring <= 1.5 * alone for ring, alone in zip(errors[8], errors[1])), errors
+    assert all(ring <= 1.5 * alone for size in (2, 8, 32) for ring, alone in zip(errors[size], errors[1])), errors
+    assert all(ring <= 1.3 * short for ring, short in zip(errors[32], errors[2])), errors
