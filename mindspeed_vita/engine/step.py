@@ -113,6 +113,7 @@ class Stepper:
             self.platform.device,
             tokens_per_tile=self.recipe.model.tokens_per_tile,
             vision_parallel=self.recipe.parallel.vision_parallel,
+            pinned_memory=self.platform.capabilities.pinned_memory,
         )
         supervised = inputs.loss_count
 

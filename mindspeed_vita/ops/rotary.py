@@ -26,8 +26,9 @@ class RotaryTables:
         self.scaling = config.rope_scaling
         self.attention_factor = _attention_factor(self.scaling)
         exponents_F = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self.periods_F = _base(config) ** exponents_F
-        self.frequencies_F = _frequencies(self.periods_F, config)
+        self._periods_F = _base(config) ** exponents_F
+        self._frequencies_F = _frequencies(self._periods_F, config)
+        self._on_device: dict[tuple[bool, torch.device], torch.Tensor] = {}
 
     def __call__(self, positions_T: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos_TD and sin_TD in fp32, both halves alike.
@@ -36,13 +37,19 @@ class RotaryTables:
             positions_T: positions of this rank's tokens.
             longest: tokens of the pack's longest document, over all ranks: LongRoPE has other frequencies for long documents.
         """
-        frequencies_F = self.frequencies_F
-        if self.scaling.kind == "longrope":
-            divisors = self.scaling.long_factor if longest > self.scaling.original_positions else self.scaling.short_factor
-            frequencies_F = 1.0 / (torch.tensor(divisors, dtype=torch.float32) * self.periods_F)
-        angles_TF = torch.outer(positions_T.to(torch.float32), frequencies_F.to(positions_T.device))
+        long = self.scaling.kind == "longrope" and longest > self.scaling.original_positions
+        key = (long, positions_T.device)
+        if key not in self._on_device:  # copied once: the host waits for every such copy
+            self._on_device[key] = self._frequencies(long).to(positions_T.device)
+        angles_TF = torch.outer(positions_T.to(torch.float32), self._on_device[key])
         angles_TD = torch.cat([angles_TF, angles_TF], dim=-1)
         return angles_TD.cos() * self.attention_factor, angles_TD.sin() * self.attention_factor
+
+    def _frequencies(self, long: bool) -> torch.Tensor:
+        if self.scaling.kind != "longrope":
+            return self._frequencies_F
+        divisors = self.scaling.long_factor if long else self.scaling.short_factor
+        return 1.0 / (torch.tensor(divisors, dtype=torch.float32) * self._periods_F)
 
 
 def _base(config: LanguageConfig) -> float:

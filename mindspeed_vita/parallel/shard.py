@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from mindspeed_vita.data.batch import IGNORE, PackedBatch
@@ -13,7 +15,13 @@ from mindspeed_vita.sharding import CPPlan, index, tile_owner, tile_routes
 
 
 def shard_batch(
-    batch: PackedBatch, layout: ParallelLayout, device: torch.device, *, tokens_per_tile: int, vision_parallel: str
+    batch: PackedBatch,
+    layout: ParallelLayout,
+    device: torch.device,
+    *,
+    tokens_per_tile: int,
+    vision_parallel: str,
+    pinned_memory: bool = False,
 ) -> ModelInputs:
     """The share of a pack that this rank works on. Collective over tp with vision_parallel=tensor: decoded tiles are put together.
 
@@ -23,6 +31,7 @@ def shard_batch(
         device: where the tensors go.
         tokens_per_tile: language-model tokens of one tile (ModelConfig.tokens_per_tile).
         vision_parallel: as the model was built (ParallelConfig.vision_parallel).
+        pinned_memory: copy to the device from pinned memory, so that the host goes on meanwhile (Capabilities.pinned_memory).
 
     Raises:
         ValueError: the pack's vision tokens and tiles do not agree.
@@ -33,11 +42,14 @@ def shard_batch(
     plan = batch.plan.shared_by(layout.ulysses_size)
     own = torch.from_numpy(index(plan, layout.cp_rank))
 
+    def move(values: torch.Tensor) -> torch.Tensor:
+        return (values.pin_memory() if pinned_memory else values).to(device, non_blocking=pinned_memory)
+
     def share(values_S: torch.Tensor) -> torch.Tensor:
-        return values_S[own].to(device, non_blocking=True)
+        return move(values_S[own])
 
     has_tiles, tensor = num_tiles > 0 and layout.is_first_stage, vision_parallel == "tensor"
-    tiles_NCHW = batch.tiles_NCHW.to(device, non_blocking=True)
+    tiles_NCHW = move(batch.tiles_NCHW)
     if has_tiles and tensor:
         neighbours = slice(layout.cp_rank * layout.tp_size, (layout.cp_rank + 1) * layout.tp_size)
         owned = tile_owner(num_tiles, layout.tile_group_size)[neighbours]
@@ -46,26 +58,31 @@ def shard_batch(
         tokens_T=share(batch.tokens_T),
         labels_T=share(batch.labels_T),
         weights_T=share(batch.weights_T),
-        supervised_Q=(batch.labels_T[own] != IGNORE).nonzero().squeeze(1).to(device, non_blocking=True),
+        supervised_Q=move((batch.labels_T[own] != IGNORE).nonzero().squeeze(1)),
         # a pack is counted once: on the first of its context-parallel ranks
-        loss_count=torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32, device=device),
+        loss_count=move(torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32)),
         positions_T=share(batch.positions_T),
         longest_document=plan.longest_document,
         plan=plan,
         tiles_NCHW=tiles_NCHW,
         num_tiles=num_tiles,
-        route=_route(batch, plan, layout, device, tokens_per_tile, tensor) if has_tiles else None,
+        route=_route(batch, plan, layout, tokens_per_tile, tensor, move) if has_tiles else None,
     )
 
 
 def _route(
-    batch: PackedBatch, plan: CPPlan, layout: ParallelLayout, device: torch.device, tokens_per_tile: int, tensor: bool
+    batch: PackedBatch,
+    plan: CPPlan,
+    layout: ParallelLayout,
+    tokens_per_tile: int,
+    tensor: bool,
+    move: Callable[[torch.Tensor], torch.Tensor],
 ) -> VisionRoute:
     first = batch.tile_first_token.numpy()
     route = tile_routes(plan, first, tokens_per_tile, layout.tp_size, layout.tile_rank, tensor=tensor)
     return VisionRoute(
-        send_rows=torch.from_numpy(route.send_rows).to(device),
+        send_rows=move(torch.from_numpy(route.send_rows)),
         send_counts=route.send_counts,
         recv_counts=route.recv_counts,
-        places=torch.from_numpy(route.places).to(device),
+        places=move(torch.from_numpy(route.places)),
     )

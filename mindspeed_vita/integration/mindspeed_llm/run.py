@@ -46,7 +46,7 @@ class MindSpeedRun:
 
     def __init__(self, platform: Platform) -> None:
         self.device = platform.device
-        self.forward_step = ForwardStep(platform.device)
+        self.forward_step = ForwardStep(platform)
 
     def model(self, pre_process: bool = True, post_process: bool = True) -> MindSpeedVitaModel:
         """Megatron's model provider: this stage's part, from Megatron's configuration, which MindSpeed's options are part of."""

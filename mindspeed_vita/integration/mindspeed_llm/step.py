@@ -16,6 +16,7 @@ from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import shard_batch
+from mindspeed_vita.platform import Platform
 
 
 class ForwardStep:
@@ -25,11 +26,11 @@ class ForwardStep:
     deals those of a step by their cost. The two must count alike.
 
     Args:
-        device: where tensors go.
+        platform: whose device tensors go to.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
 
     def open(self, recipe: Recipe, layout: ParallelLayout, loader: PackLoader, failed: FailedSamples, step: int) -> None:
         """Starts reading. Collective over the world.
@@ -68,9 +69,10 @@ class ForwardStep:
         inputs = shard_batch(
             batch,
             self.layout,
-            self.device,
+            self.platform.device,
             tokens_per_tile=self.recipe.model.tokens_per_tile,
             vision_parallel=self.recipe.parallel.vision_parallel,
+            pinned_memory=self.platform.capabilities.pinned_memory,
         )
         supervised = batch.loss_count
         return model(inputs), partial(self._loss, supervised)

@@ -74,3 +74,16 @@ def test_ntk_is_the_published_dynamic_base_at_its_length() -> None:
     cos, _ = Qwen2RotaryEmbedding(theirs)(torch.zeros(10, 4, 16), positions[None])  # base * (4 * 2000 / 1000 - 3) ** (16 / 14)
     found, _ = RotaryTables(language(kind="ntk", factor=5.0))(positions, 2000)
     torch.testing.assert_close(found, cos[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "longrope"])
+def test_frequencies_go_to_a_device_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = {"short_factor": (1.0,) * 8, "long_factor": FACTORS}
+    tables = RotaryTables(language(kind=kind, original_positions=100, **(factors if kind == "longrope" else {})))
+    first = [tables(torch.arange(4), longest)[0] for longest in (50, 200)]
+    copies: list[torch.Tensor] = []
+    move = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *where, **how: copies.append(x) or move(x, *where, **how))
+    again = [tables(torch.arange(4), longest)[0] for longest in (50, 200)]
+    assert len(copies) == 2, "more than the positions were converted or copied"
+    assert all(torch.equal(*pair) for pair in zip(first, again)) and torch.equal(*first) == (kind == "none")
