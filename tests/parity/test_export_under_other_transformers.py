@@ -20,7 +20,8 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint.hf_config import hf_config
 from mindspeed_vita.checkpoint.hf_export import export_hf
-from mindspeed_vita.config import RopeScalingConfig
+from mindspeed_vita.config import ModelConfig, RopeScalingConfig
+from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.inference.hf_generate import load_hf
 from mindspeed_vita.ops.rotary import RotaryTables
 from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe
@@ -40,11 +41,22 @@ ROPES = {
 POSITIONS = [[0, 1, 5, 900], [0, 1, 900, 4000]]
 
 
+OTHER = replace(
+    TINY,
+    vision=replace(TINY.vision, tower="siglip", normalization="siglip", qk_norm=True, norm="rms_norm"),
+    projector=replace(TINY.projector, kind="mlp_newline"),
+)
+
+
+@pytest.mark.parametrize(("model", "data"), [(TINY, {}), (OTHER, {"tiling": "anyres", "template": "llama3"})], ids=["usual", "other-parts"])
 @pytest.mark.skipif(
     not (Path(OVERLAY) / "transformers").is_dir() or not OVERLAY, reason="no transformers in the folder of VITA_TRANSFORMERS_OVERLAY"
 )
-def test_another_transformers_computes_what_this_one_does(tmp_path: Path) -> None:
-    export_hf(random_weights(), tiny_recipe(), tmp_path / "out", tokenizer=make_tokenizer(tmp_path / "tokenizer"))
+def test_another_transformers_computes_what_this_one_does(tmp_path: Path, model: ModelConfig, data: dict[str, Any]) -> None:
+    tokenizer, recipe = make_tokenizer(tmp_path / "tokenizer"), tiny_recipe(model, **data)
+    tokenizer.add_tokens(list(get_template(recipe.data.template).special_tokens), special_tokens=True)
+    tokenizer.add_tokens([get_template(recipe.data.template).pad_token], special_tokens=True)
+    export_hf(random_weights(model), recipe, tmp_path / "out", tokenizer=tokenizer)
     question = _question(tmp_path)
     (tmp_path / "question.json").write_text(json.dumps(question))
     environment = {**os.environ, "PYTHONPATH": OVERLAY, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
