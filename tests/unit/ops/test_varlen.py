@@ -81,6 +81,12 @@ def test_few_of_the_received_key_rows_are_copied(data: st.DataObject) -> None:
     assert copied_rows(steps.diagonal_segments) == 0
 
 
+def test_many_small_copies_are_bounded_too() -> None:
+    queries = np.arange(100)
+    segments = np.stack([queries, queries + 1, np.zeros(100, dtype=int), 200 + 4 * queries], axis=1)
+    assert 0 < copied_rows(segments) <= MOST_COPIED < int((segments[:, 3] - segments[:, 2]).sum()) / 4
+
+
 def test_chunks_of_long_documents_are_read_in_place() -> None:
     """Each segment of these is too long to be worth a copy."""
     cp_plan = plan(np.array([0, 2**20 // 3, 2**20]), 8)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mindspeed_vita.sharding import CPPlan, index, plan
 from mindspeed_vita.sharding.cp_plan import chunk_work, rank_work
+from mindspeed_vita.sharding.ring_steps import key_traffic
 
 
 def brute_force_mask(bounds: np.ndarray) -> np.ndarray:
@@ -49,6 +50,10 @@ def test_steps_compute_every_allowed_pair_once(data: st.DataObject) -> None:
     content = num_tokens - padding
     np.testing.assert_array_equal(mask[:content], brute_force_mask(bounds)[:content])
     np.testing.assert_array_equal(pairs_of_plan(cp_plan), mask.astype(int))
+    ring = [step for rank in range(cp_size) for step in cp_plan.steps(rank).ring[1:]]
+    reads = sum(int(np.diff(step.segments[:, 2:]).sum()) for rank in range(cp_size) for step in cp_plan.steps(rank).ring)
+    traffic = key_traffic(cp_plan.cu_seqlens, cp_plan.owners, cp_plan.edges, cp_size)
+    assert traffic == (sum(step.num_received for step in ring), reads)
     np.testing.assert_array_equal(rank_work(cp_plan), [mask[index(cp_plan, rank)].sum() for rank in range(cp_size)])
 
 
