@@ -1,6 +1,6 @@
 """Ring attention on a CPU: time of two ranks against one process, and what a virtual ring computes and moves, counted, against its plan.
 
-    OMP_NUM_THREADS=1 python scripts/bench/attention.py [--tokens 16384]
+    OMP_NUM_THREADS=1 python scripts/bench/attention.py [--tokens 16384] [--counted-tokens 4096]
 """
 
 from __future__ import annotations
@@ -130,14 +130,16 @@ def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16384)
-    num_tokens = parser.parse_args().tokens
+    parser.add_argument("--counted-tokens", type=int, default=4096, help="of the packs that are counted, which is exact at any size")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{HEADS} query heads, {KV_HEADS} key head, width {WIDTH}, processes in fp32, one thread a process; virtual rings in bf16\n")
     print("| documents | ranks | what | ratio |\n|---|---|---|---|")
-    measured_ring(num_tokens)
-    counted("one", plan(np.array([0, num_tokens]), 8))
+    measured_ring(arguments.tokens)
+    num_tokens = arguments.counted_tokens
+    counted(f"one of {num_tokens:,}", plan(np.array([0, num_tokens]), 8))
     packed = np.unique(np.concatenate([[0, num_tokens], np.random.default_rng(0).integers(1, num_tokens, 12)]))
-    counted(f"{len(packed) - 1} uneven", plan(packed, 8))
+    counted(f"{len(packed) - 1} uneven in {num_tokens:,}", plan(packed, 8))
     aligned = np.arange(65) * 1024
     counted("64 of 1,024, aligned", plan(aligned, 4))
 
