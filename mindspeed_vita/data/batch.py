@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mindspeed_vita.hf.tiling import BACKGROUND
-from mindspeed_vita.sharding import CPPlan
+from mindspeed_vita.sharding import CPPlan, TileRoute, tile_routes
 
 IGNORE = -100
 """Label of a token that is not supervised."""
@@ -55,11 +55,25 @@ class PackedBatch:
     """Why they failed, as far as this rank knows."""
     plan: CPPlan
     """Token owners under context parallelism."""
+    route: TileRoute | None = None
+    """This rank's exchange of vision rows, once planned (with_route)."""
 
     @property
     def loss_count(self) -> int:
         """What this pack adds to the number that the loss is divided by: supervised tokens, or supervised samples. Never rounded away."""
         return round(float(self.weights_T.sum(dtype=torch.float64)))
+
+    def with_route(self, *, tokens_per_tile: int, tp_size: int, ulysses: int, group_rank: int, tensor: bool) -> PackedBatch:
+        """The pack with this rank's exchange of vision rows planned: 0.1 s for 1M tokens, so a loader's worker does it.
+
+        Args:
+            tokens_per_tile, tp_size, group_rank, tensor: see sharding.tile_routes.
+            ulysses: ranks at each place of the ring.
+        """
+        if self.route is not None or not len(self.tile_first_token):
+            return self
+        shared, first = self.plan.shared_by(ulysses), self.tile_first_token.numpy()
+        return replace(self, route=tile_routes(shared, first, tokens_per_tile, tp_size, group_rank, tensor=tensor))
 
     def with_failed(self, failed: torch.Tensor) -> PackedBatch:
         """The pack with more samples taken out of the loss; token and tile counts stay as they are.

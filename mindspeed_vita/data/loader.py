@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count, islice
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from mindspeed_vita.data.dataset import PackDataset
 from mindspeed_vita.data.dealing import deal, pack_costs
 
 _T = TypeVar("_T")
+_Finish = Callable[[PackedBatch], PackedBatch]
 
 
 class PackLoader:
@@ -41,6 +42,7 @@ class PackLoader:
         group_size: int = 1,
         cp_size: int = 1,
         decode: bool = True,
+        finish: _Finish | None = None,
         num_workers: int = 0,
         prefetch: int = 2,
     ) -> None:
@@ -56,6 +58,7 @@ class PackLoader:
             group_size: size of that group.
             cp_size: context-parallel size.
             decode: False gives packs without tiles, for pipeline stages that encode none.
+            finish: what else is done to each pack in the process that assembles it.
             num_workers: worker processes; 0 assembles packs in this process.
             prefetch: packs each worker keeps ready.
 
@@ -70,7 +73,7 @@ class PackLoader:
             raise ValueError(f"rank {dp_rank} of {dp_size}, group rank {group_rank} of {group_size}; expected rank < size")
         self.micro_batches = micro_batches
         self.global_batch = micro_batches * dp_size
-        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, cp_size=cp_size, decode=decode)
+        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, cp_size=cp_size, decode=decode, finish=finish)
         self._start = start_pack
         self._dp = (dp_rank, dp_size)
         self._num_workers = num_workers
@@ -156,12 +159,16 @@ class PackLoader:
 class _RankView(torch.utils.data.Dataset):
     """The packs as one rank sees them."""
 
-    def __init__(self, dataset: PackDataset, *, group_rank: int, group_size: int, cp_size: int, decode: bool) -> None:
+    def __init__(
+        self, dataset: PackDataset, *, group_rank: int, group_size: int, cp_size: int, decode: bool, finish: _Finish | None
+    ) -> None:
         self.dataset = dataset
+        self._finish = finish
         self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "cp_size": cp_size, "decode": decode}
 
     def __getitem__(self, number: int) -> PackedBatch:
-        return self.dataset.pack(number, **self._rank)
+        pack = self.dataset.pack(number, **self._rank)
+        return self._finish(pack) if self._finish else pack
 
 
 class _Numbers(torch.utils.data.Sampler):

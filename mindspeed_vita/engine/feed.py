@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Callable, TypeVar
 
 import torch.distributed as dist
@@ -78,8 +79,11 @@ def first_rank_first(work: Callable[[], _T]) -> _T:
 
 def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *, start_pack: int) -> PackLoader:
     """This rank's packs from a pack number on, without end. Every rank iterates, whatever its pipeline stage."""
+    from mindspeed_vita.data.batch import PackedBatch
     from mindspeed_vita.data.loader import PackLoader
+    from mindspeed_vita.parallel.shard import route_arguments
 
+    routing = route_arguments(layout, tokens_per_tile=recipe.model.tokens_per_tile, vision_parallel=recipe.parallel.vision_parallel)
     return PackLoader(
         dataset,
         start_pack=start_pack,
@@ -90,6 +94,7 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         group_size=layout.tile_group_size,
         cp_size=layout.ring_size,
         decode=layout.is_first_stage,
+        finish=partial(PackedBatch.with_route, **routing) if layout.is_first_stage else None,
         num_workers=recipe.data.num_workers,
         prefetch=recipe.data.prefetch,
     )

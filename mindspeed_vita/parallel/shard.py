@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 
@@ -11,7 +12,7 @@ from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.splice import check_counts
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.tile_exchange import gather_tiles
-from mindspeed_vita.sharding import CPPlan, index, tile_owner, tile_routes
+from mindspeed_vita.sharding import TileRoute, index, tile_owner
 
 
 def shard_batch(
@@ -39,6 +40,7 @@ def shard_batch(
     num_tiles = len(batch.tile_first_token)
     context_ids = batch.tokens_T[batch.tile_first_token].unique()
     check_counts(int(torch.isin(batch.tokens_T, context_ids).sum()), num_tiles, tokens_per_tile)
+    routing = route_arguments(layout, tokens_per_tile=tokens_per_tile, vision_parallel=vision_parallel)
     plan = batch.plan.shared_by(layout.ulysses_size)
     own = torch.from_numpy(index(plan, layout.cp_rank))
 
@@ -66,20 +68,23 @@ def shard_batch(
         plan=plan,
         tiles_NCHW=tiles_NCHW,
         num_tiles=num_tiles,
-        route=_route(batch, plan, layout, tokens_per_tile, tensor, move) if has_tiles else None,
+        route=_moved(batch.with_route(**routing).route, move) if has_tiles else None,
     )
 
 
-def _route(
-    batch: PackedBatch,
-    plan: CPPlan,
-    layout: ParallelLayout,
-    tokens_per_tile: int,
-    tensor: bool,
-    move: Callable[[torch.Tensor], torch.Tensor],
-) -> VisionRoute:
-    first = batch.tile_first_token.numpy()
-    route = tile_routes(plan, first, tokens_per_tile, layout.tp_size, layout.tile_rank, tensor=tensor)
+def route_arguments(layout: ParallelLayout, *, tokens_per_tile: int, vision_parallel: str) -> dict[str, Any]:
+    """Arguments of PackedBatch.with_route for one rank."""
+    return {
+        "tokens_per_tile": tokens_per_tile,
+        "tp_size": layout.tp_size,
+        "ulysses": layout.ulysses_size,
+        "group_rank": layout.tile_rank,
+        "tensor": vision_parallel == "tensor",
+    }
+
+
+def _moved(route: Optional[TileRoute], move: Callable[[torch.Tensor], torch.Tensor]) -> VisionRoute:
+    assert route is not None
     return VisionRoute(
         send_rows=move(torch.from_numpy(route.send_rows)),
         send_counts=route.send_counts,

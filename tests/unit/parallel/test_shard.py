@@ -1,8 +1,15 @@
 """A rank's share of a pack: what is copied to the device, and from which memory."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
+from mindspeed_vita.config import recipe_from_dict
+from mindspeed_vita.data import batch
+from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.engine.feed import open_loader
 from mindspeed_vita.engine.parity.packs import MODEL, make_pack
 from mindspeed_vita.parallel.shard import shard_batch
 from tests.tiny_checkpoint import alone
@@ -29,7 +36,29 @@ def test_everything_is_copied_from_pinned_memory_where_there_is_some(pinned: boo
     assert inputs.route is not None and waited == [not pinned] * 9 and len(copied_from) == 9 * pinned
 
 
-def tokens_per_tile() -> int:
-    from mindspeed_vita.config import recipe_from_dict
+def test_a_loaders_worker_plans_the_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training process has nothing to plan, and finds the route that it would have planned."""
+    layout = replace(alone(), tp_size=2, cp_size=2, cp_rank=1)
+    recipe = recipe_from_dict({"model": MODEL, "data": {"seq_length": 128, "num_workers": 1}, "train": {"global_batch": 1}})
 
+    class Packs:
+        def pack(self, number: int, **rank: Any) -> PackedBatch:
+            return make_pack(number, True, layout)
+
+        def locate(self, number: int) -> None:
+            pass
+
+    loader = open_loader(Packs(), recipe, layout, start_pack=0)  # type: ignore[arg-type]
+    loaded = next(iter(loader))
+    loader.close()
+    move = {"tokens_per_tile": tokens_per_tile(), "vision_parallel": "balanced"}
+    expected = shard_batch(make_pack(0, True, layout), layout, torch.device("cpu"), **move).route
+    monkeypatch.setattr(batch, "tile_routes", lambda *a, **k: pytest.fail("planned in the training process"))
+    found = shard_batch(loaded, layout, torch.device("cpu"), **move).route
+    assert found is not None and expected is not None
+    assert torch.equal(found.send_rows, expected.send_rows) and torch.equal(found.places, expected.places)
+    assert (found.send_counts, found.recv_counts) == (expected.send_counts, expected.recv_counts) and len(found.places)
+
+
+def tokens_per_tile() -> int:
     return recipe_from_dict({"model": MODEL}).model.tokens_per_tile
