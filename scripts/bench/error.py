@@ -16,7 +16,7 @@ from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
 from mindspeed_vita.sharding import plan
 
 HEADS, KV_HEADS, WIDTH = 5, 1, 128
-PACKS = {"one document": (0.0, 1.0), "5 documents": (0.0, 0.08, 0.09, 0.45, 0.55, 1.0)}
+PACKS = {"one document of": (0.0, 1.0), "5 documents in": (0.0, 0.08, 0.09, 0.45, 0.55, 1.0)}
 """Document bounds as parts of a pack."""
 
 
@@ -47,7 +47,7 @@ def compare(name: str, bounds: np.ndarray, rings: list[int]) -> None:
 
     def row(what: str, found: list[float]) -> None:
         worst = max(ours / one for ours, one in zip(found, base))
-        print(f"| {name} of {num_tokens:,} | {what} | " + " | ".join(f"{error:.2e}" for error in found) + f" | {worst:.2f} |", flush=True)
+        print(f"| {name} {num_tokens:,} | {what} | " + " | ".join(f"{error:.2e}" for error in found) + f" | {worst:.2f} |", flush=True)
 
     row("one device, flash", base)
     for cp_size in rings:
