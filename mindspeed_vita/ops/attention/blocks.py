@@ -122,11 +122,12 @@ def merge_(out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QN
         if npu.can_merge(out_TND):
             out_TND[rows], lse_TN[rows] = npu.merged(out_TND[rows], lse_TN[rows], block_out_QND.float(), block_lse_QN)
             return
-    old_lse = lse_TN[rows]
+    old_lse, out_QND = lse_TN[rows], out_TND[rows]  # views where the rows are one stretch
     new_lse = torch.logaddexp(old_lse, block_lse_QN)
-    out_TND[rows] = (
-        out_TND[rows] * (old_lse - new_lse).exp().unsqueeze(-1) + block_out_QND.float() * (block_lse_QN - new_lse).exp().unsqueeze(-1)
-    )
+    out_QND.mul_((old_lse - new_lse).exp().unsqueeze(-1))
+    out_QND.addcmul_(block_out_QND.float(), (block_lse_QN - new_lse).exp().unsqueeze(-1))
+    if not isinstance(rows, slice):
+        out_TND[rows] = out_QND
     lse_TN[rows] = new_lse
 
 
