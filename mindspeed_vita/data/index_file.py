@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.measure import Measured
 from mindspeed_vita.data.media.video import VideoHeader
 
@@ -108,7 +109,7 @@ def make_batch(rows: Iterable[tuple[Any, ...]]) -> pa.RecordBatch:
 def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceStamp, *, rows_path: str, is_array: bool) -> IndexHead:
     """Writes the index of one file; it appears only when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     digests: dict[str, Any] = {}
     num_rows, num_skipped = 0, 0
     try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.columns import map_array
 from mindspeed_vita.data.packing import PackPlan
 
@@ -54,19 +54,18 @@ def measure_packs(packs: PackPlan, lengths: np.ndarray, tiles: np.ndarray) -> Ep
 def write_plan(folder: Path, plan: EpochPlan) -> None:
     """Writes one epoch; it appears only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary = temporary_beside(folder)
     arrays = {"draws": plan.packs.draws, "pack_cu": plan.packs.pack_cu, "tokens": plan.tokens, "tiles": plan.tiles, "squares": plan.squares}
-    for name, values in arrays.items():
-        with open(temporary / name, "wb") as file:
-            for first in range(0, len(values), _BLOCK):
-                file.write(values[first : first + _BLOCK].astype(_TYPES[name]).tobytes())
-    (temporary / _META).write_text(json.dumps({name: [len(values)] for name, values in arrays.items()}))
-    if not folder.exists():
-        os.rename(temporary, folder)
-    else:  # another process was faster, with the same content
-        shutil.rmtree(temporary)
+    try:
+        temporary.mkdir()
+        for name, values in arrays.items():
+            with open(temporary / name, "wb") as file:
+                for first in range(0, len(values), _BLOCK):
+                    file.write(values[first : first + _BLOCK].astype(_TYPES[name]).tobytes())
+        (temporary / _META).write_text(json.dumps({name: [len(values)] for name, values in arrays.items()}))
+        publish_folder(temporary, folder, _META)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_plan(folder: Path) -> EpochPlan | None:

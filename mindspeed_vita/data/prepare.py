@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
@@ -189,8 +190,7 @@ def _write(
     indexed: Sequence[tuple[SourceSpec, list[tuple[Path, IndexHead]]]],
 ) -> None:
     settings = FitSettings(seq_length=data.seq_length, max_images=data.max_images, limits=limits)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_beside(folder)
     files: list[dict[str, Any]] = []
     skipped: list[SkippedSample] = []
     try:
@@ -210,8 +210,7 @@ def _write(
                     raise ValueError(_why_empty(data, spec.name, [head for _, head in indexes], here))
                 _check_budget(data, spec.name, num_drawn, here)
         _describe(temporary, fingerprint, [spec.name for spec, _ in indexed], files, skipped)
-        if not folder.exists():
-            os.rename(temporary, folder)
+        publish_folder(temporary, folder, _META)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

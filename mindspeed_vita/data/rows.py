@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.formats import Adapter
 from mindspeed_vita.data.sample import Sample, parse_sample
 
@@ -115,7 +116,7 @@ def _bounded_lines(lines: Any, path: str) -> Iterator[bytes]:
 
 def _write_copy(copy: Path, lines: Iterator[bytes]) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(copy)
     try:
         with open(temporary, "wb") as file:
             file.writelines(lines)
