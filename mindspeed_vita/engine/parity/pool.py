@@ -6,6 +6,7 @@ group of a world size is made once per layout; workers are spawned and import me
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -134,6 +135,8 @@ def _serve(pipe: Connection, rank: int, overlay: Optional[str], prepare: Optiona
             pipe.send(("", result))
         except BaseException:  # noqa: BLE001 - whatever it was, the test in the other process reports it
             pipe.send((traceback.format_exc(), None))
+        # a model in a reference cycle keeps its process groups, and each of those keeps threads that poll
+        gc.collect()
 
 
 def _find(function: str) -> Callable[..., Any]:
