@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,10 +20,13 @@ class FailureBudget:
     share: float
     """data.failure_budget."""
     sources: Sequence[str]
-    samples: Sequence[int]
-    """Drawn samples of each source."""
     source_ids: np.ndarray
-    """int[n], source of each sample id."""
+    """int[n], source of each sample id; a sample that is drawn again within an epoch has one id."""
+
+    @cached_property
+    def samples(self) -> list[int]:
+        """Distinct samples of each source."""
+        return np.bincount(self.source_ids, minlength=len(self.sources)).tolist()
 
     def check(self, failed: Iterable[int], reasons: Mapping[int, str]) -> None:
         """Compares all samples that failed so far with what is allowed.

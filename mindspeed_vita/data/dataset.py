@@ -154,8 +154,7 @@ class PackDataset:
 
     def failure_budget(self) -> FailureBudget:
         """How many samples of each source may fail."""
-        prepared = self._prepared
-        return FailureBudget(self.settings.failure_budget, prepared.sources, prepared.samples, self.index.source_ids)
+        return FailureBudget(self.settings.failure_budget, self.source_names, self.index.source_ids)
 
     def where(self, sample_id: int) -> str:
         """File and line of a sample."""

@@ -31,6 +31,8 @@ class SkippedSample:
     source: str = ""
     media_at_fault: bool = False
     """A picture or video could not be used; otherwise the row itself could not."""
+    at_fault: bool = False
+    """The row, a picture or a video is wrong; otherwise the sample merely does not fit a pack of this stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def _fit_part(
     replaced: dict[int, FittedSample] = {}
     for place in np.flatnonzero(~usable).tolist():
         row = {name: part.column(name)[place].as_py() for name in part.column_names}
-        reason, at_fault = row["reason"], bool(row["media_at_fault"])
+        reason, at_fault = row["reason"], row["reason"] is not None
         if reason is None:
             try:
                 replaced[place] = fit_sample(
@@ -111,7 +113,8 @@ def _fit_part(
                 continue
             except MediaError as error:
                 reason = error.reason
-        skipped.append(SkippedSample(row_place(head.path, row["place"], head.is_array), reason, source, at_fault))
+        where = row_place(head.path, row["place"], head.is_array)
+        skipped.append(SkippedSample(where, reason, source, bool(row["media_at_fault"]), at_fault))
     kept = np.flatnonzero(usable)
     num_tokens, num_tiles, num_messages = full.num_tokens.copy(), full.num_tiles.copy(), full.num_turns.copy()
     for place, fitted in replaced.items():

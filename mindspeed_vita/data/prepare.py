@@ -196,10 +196,10 @@ def _write(
     try:
         with ColumnWriter(temporary) as writer:
             for source_id, (spec, indexes) in enumerate(indexed):
-                num_drawn, num_before, here = 0, writer.num_draws, []
+                num_rows, num_before, here = 0, writer.num_draws, []
                 for place, (parquet, head) in enumerate(indexes):
                     rows = spec.draw(place, head.num_rows, data.seed)
-                    num_drawn += len(rows)
+                    num_rows += min(len(rows), head.num_rows)  # repeats come only after every row was drawn
                     here += fit_file(
                         writer, parquet, head, rows, source_id=source_id, source=spec.name, file_id=len(files), settings=settings
                     )
@@ -208,7 +208,7 @@ def _write(
                 skipped += here
                 if writer.num_draws == num_before:
                     raise ValueError(_why_empty(data, spec.name, [head for _, head in indexes], here))
-                _check_budget(data, spec.name, num_drawn, here)
+                _check_budget(data, spec.name, num_rows, here)
         _describe(temporary, fingerprint, [spec.name for spec, _ in indexed], files, skipped)
         publish_folder(temporary, folder, _META)
     finally:
@@ -256,12 +256,15 @@ def _why_empty(data: DataConfig, source: str, heads: Sequence[IndexHead], skippe
     )
 
 
-def _check_budget(data: DataConfig, source: str, num_drawn: int, skipped: Sequence[SkippedSample]) -> None:
-    bad = [item for item in skipped if item.media_at_fault]
-    if len(bad) > max(FREE_FAILURES, data.failure_budget * num_drawn):
+def _check_budget(data: DataConfig, source: str, num_rows: int, skipped: Sequence[SkippedSample]) -> None:
+    """Compares faulty rows with distinct drawn ones: a row that is drawn again is no further good sample."""
+    bad = [item for item in skipped if item.at_fault]
+    if len(bad) > max(FREE_FAILURES, data.failure_budget * num_rows):
+        num_media = sum(item.media_at_fault for item in bad)
         raise ValueError(
-            f"source {source!r} of {data.mixture}: the media of {len(bad):,} of {num_drawn:,} drawn samples cannot be used, "
-            f"data.failure_budget={data.failure_budget:g} allows {int(data.failure_budget * num_drawn):,}: {skip_summary(bad)}; "
+            f"source {source!r} of {data.mixture}: {len(bad):,} of {num_rows:,} drawn rows cannot be used ({num_media:,} for their media, "
+            f"{len(bad) - num_media:,} for the row itself), data.failure_budget={data.failure_budget:g} allows "
+            f"{int(data.failure_budget * num_rows):,}: {skip_summary(bad)}; "
             "correct the files (data.media_root?) and run `vita data index`, or raise the budget"
         )
 

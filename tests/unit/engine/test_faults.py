@@ -64,7 +64,7 @@ def test_a_failure_is_written_down_once_with_its_reason(record):
 
 def test_a_source_over_its_budget_stops_the_run_and_lists_the_worst_reasons(tmp_path, monkeypatch):
     monkeypatch.setattr(faults.dist, "get_world_size", lambda: 1)
-    budget = FailureBudget(0.05, ("pets", "cars"), (400, 4000), np.repeat([0, 1], [400, 4000]))
+    budget = FailureBudget(0.05, ("pets", "cars"), np.repeat([0, 1], [400, 4000]))
     record = faults.FailedSamples(tmp_path / "quarantine.jsonl", (1, 500, 501), budget=budget)
     record.agree(batch(*range(2, 21), failed=tuple(range(2, 21))), LAYOUT, 1)
     assert record.settle() == 19, "20 of 400 are 5%"
@@ -76,7 +76,7 @@ def test_a_source_over_its_budget_stops_the_run_and_lists_the_worst_reasons(tmp_
 
 def test_a_few_failures_never_stop_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(faults.dist, "get_world_size", lambda: 1)
-    record = faults.FailedSamples(tmp_path / "q.jsonl", budget=FailureBudget(0.01, ("pets",), (30,), np.zeros(30, dtype=int)))
+    record = faults.FailedSamples(tmp_path / "q.jsonl", budget=FailureBudget(0.01, ("pets",), np.zeros(30, dtype=int)))
     record.agree(batch(*range(10), failed=tuple(range(10))), LAYOUT, 1)
     assert record.settle() == 10
 
