@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ from mindspeed_vita.data.tokenizer import load_tokenizer, tokenizer_fingerprint,
 Report = Callable[[str, int, int], None]
 """Called with the file's name, bytes done and bytes in all."""
 _CHUNK = 2000
-"""Rows measured at a time; a row group has at most as many as one chunk."""
+"""Most rows measured at a time."""
+_CHUNK_BYTES = 4 << 20
+"""Text at which a chunk ends although it has fewer rows: what waits in memory goes by bytes, and rows may be long."""
 _ALONE = 16 << 20
 """Bytes of JSON that one process measures faster than others could be started for."""
 
@@ -114,7 +115,15 @@ def index_file(
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, _CHUNK)):
+    chunk: list[Row] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row.text)
+        if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 
@@ -191,7 +200,7 @@ class Crew:
         waiting: list[Future[pa.RecordBatch]] = []
         for chunk in chunks:
             waiting.append(self._pool.submit(_measure_here, chunk, root, source, is_array))
-            if len(waiting) >= 4 * self._processes:
+            if len(waiting) >= 2 * self._processes:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()

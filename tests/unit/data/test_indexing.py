@@ -12,6 +12,7 @@ from mindspeed_vita.data import indexing
 from mindspeed_vita.data.columns import SampleIndex
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.prepare import index_folder, index_mixture
+from mindspeed_vita.data.rows import Row
 from mindspeed_vita.data.tokenizer import load_tokenizer
 
 
@@ -85,6 +86,14 @@ def test_several_processes_measure_what_one_does(files, monkeypatch):
     assert all(np.array_equal(value, columns(together)[name]) for name, value in columns(alone).items())
 
 
+def test_a_chunk_ends_at_its_bytes_or_at_its_rows(monkeypatch):
+    monkeypatch.setattr(indexing, "_CHUNK", 4)
+    monkeypatch.setattr(indexing, "_CHUNK_BYTES", 100)
+    rows = [Row(0, place, b"x" * size) for place, size in enumerate([10] * 5 + [60, 60, 500, 1])]
+    chunks = [[row.place for row in chunk] for chunk in indexing._chunks(iter(rows))]
+    assert chunks == [[0, 1, 2, 3], [4, 5, 6], [7], [8]]
+
+
 def test_the_index_is_parquet_that_others_can_read(files):
     files.build()
     (path,) = index_folder(files.config()).glob("index/media-*.parquet")
@@ -109,10 +118,33 @@ def test_a_bad_row_leaves_no_index_behind(world, say):
 def test_a_source_whose_media_are_missing_stops_the_run_with_the_reasons(world, say):
     rows = [{"messages": say("<image>?", "A."), "images": [f"{number}.png"]} for number in range(11)]
     rows += [{"messages": say("A?", "B.")}] * 89
-    with pytest.raises(ValueError, match=r"source 'only' .* the media of 11 of 100 .* allows 1: 11 \(11 x no such file.*`vita data index`"):
+    message = r"source 'only' .* 11 of 100 drawn rows .*11 for their media.* allows 1: 11 \(11 x no such file.*`vita data index`"
+    with pytest.raises(ValueError, match=message):
         world.build(rows)
     assert world.build(rows, failure_budget=0.11).num_samples == 89
     assert world.build(rows[1:]).num_samples == 89, "ten are free"
+
+
+def test_repeats_do_not_widen_the_budget(world, say):
+    rows = [{"messages": say("<image>?", "A."), "images": [f"{number}.png"]} for number in range(19)]
+    path = world.rows("a.jsonl", rows + [{"messages": say("A?", "B.")}] * 81)
+    world.mixture(often={"ratio": 20, "data_paths": [path]})
+    with pytest.raises(ValueError, match=r"source 'often' .*19 of 100 drawn rows .* allows 1"):
+        world.build()
+    data = world.build(failure_budget=0.19)
+    assert data.num_samples == 20 * 81 and data.failure_budget().samples == [81]
+
+
+def test_faulty_rows_count_against_the_budget_and_those_that_do_not_fit_do_not(world, say):
+    good, tag = {"messages": say("A?", "B.")}, {"messages": say("<image>?", "A.")}
+    message = r"source 'only' .*39 of 40 drawn rows .*0 for their media, 39 for the row.*39 x found # <image> tags"
+    with pytest.raises(ValueError, match=message):
+        world.build([good] + [tag] * 39)
+    assert world.build([good] * 30 + [tag] * 10).num_samples == 30, "ten are free"
+    long = {"messages": say("x " * 400, "A.")}
+    assert len(world.build([good] + [long] * 39, seq_length=64).skipped) == 39
+    with pytest.raises(ValueError, match=r"source 'only' .* has no usable sample: .*all were skipped: 3 "):
+        world.build([long] * 3, seq_length=64)
 
 
 def test_plans_of_all_epochs_of_a_run_are_on_disk_and_equal_those_made_on_the_fly(files):
