@@ -199,7 +199,7 @@ class DataConfig:
     quarantine: str = ""
     """JSONL file for samples that failed to decode; empty: quarantine.jsonl in the checkpoint folder."""
     failure_budget: float = 0.01
-    """Share of a source's samples that may have unusable media before the run stops; a few (10) may always."""
+    """Share of a source's rows, each counted once, that may be faulty or have unusable media before the run stops; ten may always."""
     video_reader: str = "pyav"
     """pyav | decord (x86-64) | torchcodec (where its FFmpeg libraries are); the same frames from each."""
     resize: str = "exact"
@@ -207,7 +207,8 @@ class DataConfig:
     scale_in_decoder: bool = False
     """Scale video frames while they are decoded (swscale, with pyav): less memory and time, other pixels."""
     decode_seconds: float = 60.0
-    """Hard deadline of decoding one picture or video on one rank; then its decoder is killed and the sample masked."""
+    """Hard deadline of decoding one picture or video on one rank, 0.25 more for each frame it takes of a video; then its decoder is
+    killed and the sample masked."""
     decode_memory: int = 4 << 30
     """Bytes a decoder process may allocate."""
     max_media_bytes: int = 16 << 30

@@ -33,11 +33,13 @@ _START_SECONDS = 120.0
 """Time the child may take to start, on a host that is busy; not counted to a file's deadline."""
 _LONGEST_TEXT = 1 << 20
 _AHEAD = 16 << 10
-"""Bytes of requests that wait in the pipe, which holds four times as much: writing them must not wait for the child."""
-_PIPE = 1 << 20
-"""Bytes of tiles that may wait to be read."""
-_SET_PIPE_SIZE = 1031
-"""fcntl.F_SETPIPE_SZ, which Python 3.9 and later name on Linux only."""
+"""Most bytes of requests that wait in the pipe, and a quarter of it at most: it has 64 KiB, less where the host's pipes are many."""
+_PIPE = 256 << 10
+"""Bytes of tiles that may wait to be read. What all pipes of a user may hold is limited too, usually to 64 MiB."""
+_SET_PIPE_SIZE, _GET_PIPE_SIZE = 1031, 1032
+"""fcntl.F_SETPIPE_SZ and F_GETPIPE_SZ, which Python names on Linux only."""
+_CLOSE_SECONDS = 5.0
+"""How long a killed child may take to end: one in an uninterruptible read of a dead file system is left behind."""
 _PROGRAM = "mindspeed_vita.data.media.decoder_process"
 
 
@@ -48,6 +50,11 @@ class Job:
     request: dict[str, Any]
     into: np.ndarray | None
     """uint8[n, 3, H, W], filled by the answer; what it holds is undefined where that fails."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a video that it asks for; 0 for all else."""
+        return len(self.request["numbers"]) if self.request["kind"] == "video" else 0
 
     @classmethod
     def picture(cls, path: str, root: str, grid: tuple[int, int], wanted: range, into: np.ndarray) -> Job:
@@ -71,6 +78,7 @@ class Decoder:
         self.settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
+        self._ahead = _AHEAD
 
     @property
     def pid(self) -> int | None:
@@ -110,6 +118,15 @@ class Decoder:
         is_folder, num_frames, fps = self._one(Job({"kind": "probe_video", "path": path, "root": root}, None))
         return VideoHeader(is_folder, num_frames, fps)
 
+    def probe_picture(self, path: str, root: str) -> tuple[int, int]:
+        """(width, height) of a picture.
+
+        Raises:
+            MediaError: it has no header that can be read.
+        """
+        width, height = self._one(Job({"kind": "probe_picture", "path": path, "root": root}, None))
+        return width, height
+
     def close(self) -> None:
         """Ends the child."""
         child, self._child = self._child, None
@@ -118,7 +135,8 @@ class Decoder:
         assert child.stdin is not None and child.stdout is not None
         if os.getpid() == self._owner:
             child.kill()
-            child.wait()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=_CLOSE_SECONDS)
         child.stdin.close()
         child.stdout.close()
 
@@ -135,17 +153,17 @@ class Decoder:
         sent = 0
         while len(outcomes) < len(jobs):
             done = len(outcomes)
-            job, path = jobs[done], jobs[done].request["path"]
+            job, path, seconds = jobs[done], jobs[done].request["path"], self.settings.deadline(jobs[done].num_frames)
             if self._child is None or self._child.poll() is not None:
                 sent = done
             child = self._start()
             try:
-                sent = self._send(child, lines, done, sent)
-                outcomes.append(self._receive(child, job.into, time.monotonic() + self.settings.seconds, path))
+                deadline = time.monotonic() + seconds
+                sent = self._send(child, lines, done, sent, deadline)
+                outcomes.append(self._receive(child, job.into, deadline, path))
             except TimeoutError:
                 self.close()
-                reason = f"took longer than {self.settings.seconds:g} seconds to decode (data.decode_seconds)"
-                outcomes.append(MediaError(path, reason))
+                outcomes.append(MediaError(path, f"took longer than {seconds:g} seconds to decode (data.decode_seconds)"))
             except (BrokenPipeError, EOFError):
                 outcomes.append(MediaError(path, f"{self._obituary(child)} while decoding it"))
             except BaseException:
@@ -153,17 +171,16 @@ class Decoder:
                 raise
         return outcomes
 
-    def _send(self, child: subprocess.Popen[bytes], lines: list[bytes], done: int, sent: int) -> int:
+    def _send(self, child: subprocess.Popen[bytes], lines: list[bytes], done: int, sent: int, deadline: float) -> int:
         """Sends the next job, and those after it that the pipe surely has room for; returns how many are sent."""
         assert child.stdin is not None
         waiting = sum(map(len, lines[done:sent]))
         first = sent
-        while sent < len(lines) and (sent == done or waiting + len(lines[sent]) <= _AHEAD):
+        while sent < len(lines) and (sent == done or waiting + len(lines[sent]) <= self._ahead):
             waiting += len(lines[sent])
             sent += 1
         if sent > first:
-            child.stdin.write(b"".join(lines[first:sent]))
-            child.stdin.flush()
+            _write(child.stdin.fileno(), b"".join(lines[first:sent]), deadline)
         return sent
 
     def _receive(self, child: subprocess.Popen[bytes], into: np.ndarray | None, deadline: float, path: str) -> Any:
@@ -205,19 +222,21 @@ class Decoder:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         self._owner = os.getpid()
-        assert self._child.stdout is not None
+        assert self._child.stdin is not None and self._child.stdout is not None
         with suppress(OSError):  # a limit of the host: then it stays as it is
             fcntl.fcntl(self._child.stdout.fileno(), _SET_PIPE_SIZE, _PIPE)
+        os.set_blocking(self._child.stdin.fileno(), False)
+        self._ahead = min(_AHEAD, fcntl.fcntl(self._child.stdin.fileno(), _GET_PIPE_SIZE) // 4)
         self._wait_until_up(self._child)
         return self._child
 
     def _wait_until_up(self, child: subprocess.Popen[bytes]) -> None:
         """A first answer, so that a file's deadline does not count the child's imports."""
-        assert child.stdin is not None
+        line = json.dumps({"kind": "probe_picture", "path": "", "root": os.sep}).encode() + b"\n"
+        deadline = time.monotonic() + _START_SECONDS
         try:
-            child.stdin.write(json.dumps({"kind": "probe_picture", "path": "", "root": os.sep}).encode() + b"\n")
-            child.stdin.flush()
-            self._receive(child, None, time.monotonic() + _START_SECONDS, "")
+            self._send(child, [line], 0, 0, deadline)
+            self._receive(child, None, deadline, "")
         except (BrokenPipeError, EOFError, TimeoutError):
             reason = self._obituary(child) if child.poll() is not None else f"it did not answer within {_START_SECONDS:g} seconds"
             self.close()
@@ -243,6 +262,22 @@ def _read(pipe: int, into: Any, deadline: float) -> Any:
             raise EOFError
         done += count
     return into
+
+
+def _write(pipe: int, content: bytes, deadline: float) -> None:
+    """Writes all to a pipe that does not block.
+
+    Raises:
+        TimeoutError: the deadline passed.
+        BrokenPipeError: the other side is gone.
+    """
+    view = memoryview(content)
+    while view:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([], [pipe], [], left)[1]:
+            raise TimeoutError
+        with suppress(BlockingIOError):
+            view = view[os.write(pipe, view) :]
 
 
 _decoders: dict[tuple[int, DecodeSettings], Decoder] = {}

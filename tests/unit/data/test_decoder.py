@@ -1,15 +1,18 @@
 """Decoding in a child process: what hangs, crashes or bombs costs one file, and the next one decodes as if nothing had happened."""
 
+import fcntl
 import os
 import signal
 import struct
-import threading
+import subprocess
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mindspeed_vita.data.media import decoder as decoder_module
 from mindspeed_vita.data.media import readers
 from mindspeed_vita.data.media.decoder import Decoder, Job, close_decoders, get_decoder
 from mindspeed_vita.data.media.image import picture_tiles
@@ -64,13 +67,46 @@ def test_the_child_gives_the_tiles_that_this_process_would(root, decoder):
     assert np.array_equal(frames, video_tiles(str(root / "good.mp4"), header, [0, 10, 20], tile_size=28, root=str(root)))
 
 
+def stop(child):
+    """Stops the process, and waits until it is: it will not answer, whatever it is asked."""
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitpid(child.pid, os.WUNTRACED)
+
+
+def hang(child, seconds=1.0):
+    """As stop, and so many seconds to wait for it; who follows it has the usual ones."""
+    usual, close = child.settings, child.close
+
+    def closed():
+        child.settings, child.close = usual, close
+        close()
+
+    child.settings, child.close = replace(usual, seconds=seconds), closed
+    stop(child)
+
+
+def crash(child, number):
+    """The process ends by a signal as soon as its next request is written."""
+    stop(child)
+    send = child._send
+
+    def sent(process, *rest):
+        child._send = send
+        count = send(process, *rest)
+        os.kill(process.pid, number)
+        os.kill(process.pid, signal.SIGCONT)
+        return count
+
+    child._send = sent
+
+
 def test_a_hang_costs_one_file_and_its_deadline(root, decoder):
-    child = decoder(seconds=1.0)
+    child = decoder(seconds=30.0)
     take(child, root)
-    os.kill(child.pid, signal.SIGSTOP)  # it will not answer, whatever it is asked
+    hang(child)
     started, hung = time.monotonic(), child.pid
     assert "took longer than 1 seconds" in refusal(child, root)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25
     with pytest.raises(ProcessLookupError):
         os.kill(hung, 0)
     assert np.array_equal(take(child, root), expected(root))
@@ -80,28 +116,21 @@ def test_a_hang_costs_one_file_and_its_deadline(root, decoder):
 def test_a_crash_by_signal_costs_one_file(root, decoder, number):
     child = decoder()
     take(child, root)
-    os.kill(child.pid, signal.SIGSTOP)  # so that the signal comes in the middle of a file
-    crash = threading.Timer(0.3, os.kill, (child.pid, number))
-    crash.start()
-    resume = threading.Timer(0.4, lambda pid=child.pid: os.kill(pid, signal.SIGCONT))
-    resume.start()
+    crash(child, number)
     assert refusal(child, root) == f"the decoder was ended by {number.name} while decoding it"
-    resume.cancel()
     assert np.array_equal(take(child, root), expected(root))
 
 
 def test_of_several_jobs_a_crash_and_a_hang_cost_one_each(root, decoder):
-    child = decoder(seconds=1.0)
+    child = decoder(seconds=30.0)
     take(child, root)
     tiles = np.zeros((5, 3, 3, 28, 28), dtype=np.uint8)
     names = ["good.png", "gone.png", "good.png", "good.png", "good.png"]
     jobs = [Job.picture(name, str(root), (2, 1), range(3), into) for name, into in zip(names, tiles)]
-    os.kill(child.pid, signal.SIGSTOP)
-    crash = threading.Timer(0.3, os.kill, (child.pid, signal.SIGKILL))
-    crash.start()
+    crash(child, signal.SIGKILL)
     reasons = [error and error.reason for error in child.run(jobs)]
     assert "SIGKILL" in reasons[0] and "no such file" in reasons[1] and reasons[2:] == [None] * 3
-    os.kill(child.pid, signal.SIGSTOP)
+    hang(child)
     reasons = [error and error.reason for error in child.run(jobs)]
     assert "took longer" in reasons[0] and "no such file" in reasons[1] and reasons[2:] == [None] * 3
     assert all(np.array_equal(into, expected(root)) for into in tiles[2:])
@@ -115,6 +144,53 @@ def test_more_jobs_than_the_pipe_holds(root, decoder):
     many = np.zeros((4000, 3, 8, 8), dtype=np.uint8)
     jobs = [Job.video("good.mp4", str(root), header, [number * 30 // 4000 for number in range(4000)], many)]
     assert not any(decoder().run(jobs * 2)), "requests of more bytes than a pipe has"
+
+
+def test_a_pipe_of_one_page_is_never_waited_for(root, decoder, monkeypatch):
+    """Jobs whose tiles fill their pipe, and requests that would fill theirs many times if as many were sent ahead as usual."""
+    child = decoder(seconds=30.0)
+    popen = subprocess.Popen
+
+    def start(*arguments, **options):
+        process = popen(*arguments, **options)
+        assert fcntl.fcntl(process.stdin.fileno(), decoder_module._SET_PIPE_SIZE, 4096) == 4096
+        return process
+
+    monkeypatch.setattr(decoder_module.subprocess, "Popen", start)
+    tiles = np.zeros((400, 3, 3, 28, 28), dtype=np.uint8)
+    assert not any(child.run([Job.picture("good.png", str(root), (2, 1), range(3), into) for into in tiles]))
+    assert child._ahead == 1024 and np.array_equal(tiles[399], expected(root))
+
+
+def test_writing_a_request_ends_at_the_deadline_too(root, decoder):
+    child = decoder(seconds=30.0)
+    take(child, root)
+    hang(child)
+    (error,) = child.run([Job({"kind": "probe_picture", "path": "p" * 200_000, "root": str(root)}, None)])
+    assert "took longer than 1 seconds" in error.reason
+
+
+def test_a_video_has_more_time_for_each_frame(root, decoder):
+    child = decoder(seconds=30.0)
+    header = child.probe_video("good.mp4", str(root))
+    hang(child, seconds=0.5)
+    with pytest.raises(MediaError, match="took longer than 1.5 seconds"):
+        child.video("good.mp4", str(root), header, [0, 1, 2, 3], np.zeros((4, 3, 28, 28), dtype=np.uint8))
+    assert DecodeSettings().deadline(4096) == 60 + 1024 and DecodeSettings().deadline(0) == 60
+
+
+def test_a_child_that_does_not_end_is_left_behind(root, decoder, monkeypatch):
+    child = decoder()
+    take(child, root)
+    stop(child)
+    process = child._child
+    monkeypatch.setattr(decoder_module, "_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(process, "kill", lambda: None)  # as in an uninterruptible read
+    child.close()
+    assert process.poll() is None and child.pid is None
+    assert np.array_equal(take(child, root), expected(root))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
 
 
 def bomb(path, side):
