@@ -9,10 +9,9 @@ from pathlib import Path
 
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.formats import adapter_for
-from mindspeed_vita.data.media.image import probe_picture
+from mindspeed_vita.data.media.decoder import get_decoder
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
-from mindspeed_vita.data.media.video import probe_video
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.prepare import decode_settings, media_root
 from mindspeed_vita.data.rows import iter_rows, parse_row, row_place
@@ -82,10 +81,10 @@ def _problems(sample: Sample, root: str, settings: DecodeSettings, headers: bool
             yield f"found {tags} <{kind}> tags for {len(paths)} {kind}s, expected one tag each"
         for path in paths:
             try:
-                real = resolve(path, root)
+                resolve(path, root)
                 if headers and kind == "image":
-                    probe_picture(real, settings)
+                    get_decoder(settings).probe_picture(path, root)
                 elif headers:
-                    probe_video(path, root, settings)
+                    get_decoder(settings).probe_video(path, root)
             except MediaError as error:
                 yield f"{kind} {path!r}: {error.reason}"

@@ -15,6 +15,8 @@ from PIL import Image
 
 SAMPLERS = ("uniform", "legacy")
 FRAME_SUFFIXES = ("png", "jpeg", "jpg")
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
+"""FFmpeg's demuxers that may open a video file. Playlists are none of them: they name other files."""
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}
 """Containers whose packets tell when their frame is shown."""
 
@@ -94,14 +96,14 @@ def sample_directory_frames(num_files: int, fps: float, *, max_frames: int, max_
 
 
 def open_file(path: str) -> Any:
-    """Opens a video file with PyAV. Only local files are read: a playlist that names a URL or a pipe fails.
+    """Opens a video file with PyAV. Nothing but the file is read: no playlist, no address, no pipe.
 
     Raises:
-        av.error.FFmpegError or OSError: the file cannot be opened.
+        av.error.FFmpegError or OSError: the file cannot be opened, or is none of CONTAINERS.
     """
     import av
 
-    return av.open(path, container_options={"protocol_whitelist": "file"})
+    return av.open(path, container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
 
 
 def probe_file(path: str) -> tuple[int, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .tiling import NORMALIZATIONS, PICTURE_ERRORS, TILINGS, background, frame_tile, image_tiles, normalize
+from .tiling import NORMALIZATIONS, PICTURE_ERRORS, PICTURE_FORMATS, TILINGS, background, frame_tile, image_tiles, normalize
 
 URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 64 * 2**20
@@ -146,7 +146,7 @@ def _download(url: str) -> bytes:
 
 def _decode(content: bytes, name: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=PICTURE_FORMATS)
         image.load()
     except PICTURE_ERRORS as error:
         raise ValueError(f"picture {name[:200]!r} cannot be read: {error}") from error

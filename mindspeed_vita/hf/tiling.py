@@ -34,6 +34,9 @@ def background(normalization: str = "imagenet") -> tuple[int, int, int]:
 BACKGROUND = background()
 """Colour of tiles that could not be decoded."""
 
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Pillow's plugins that may open a picture, whatever it is called. Of the others, EPS starts Ghostscript."""
+
 PICTURE_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),

@@ -12,7 +12,7 @@ from PIL import Image
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.members import read_member
 from mindspeed_vita.data.media.paths import MediaError, split_member
-from mindspeed_vita.hf.tiling import PICTURE_ERRORS, cut_tiles, frame_tile
+from mindspeed_vita.hf.tiling import PICTURE_ERRORS, PICTURE_FORMATS, cut_tiles, frame_tile
 
 _DEFAULTS = DecodeSettings()
 
@@ -23,7 +23,7 @@ def probe_picture(path: str, settings: DecodeSettings = _DEFAULTS) -> tuple[int,
     Raises:
         MediaError: no readable header, or one that announces too many pixels.
     """
-    with _reading(path), Image.open(_source(path, settings)) as image:
+    with _reading(path), Image.open(_source(path, settings), formats=PICTURE_FORMATS) as image:
         size = image.size
     if min(size) < 1:
         raise MediaError(path, f"is a picture of {size[0]}x{size[1]} pixels")
@@ -66,7 +66,7 @@ def resize_frame(image: Image.Image, *, tile_size: int, settings: DecodeSettings
 
 
 def _decode(path: str, settings: DecodeSettings) -> Image.Image:
-    with _reading(path), Image.open(_source(path, settings)) as image:
+    with _reading(path), Image.open(_source(path, settings), formats=PICTURE_FORMATS) as image:
         settings.check_size(path, *image.size)
         return image.convert("RGB")
 

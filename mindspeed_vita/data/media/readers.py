@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from mindspeed_vita.data.media.paths import MediaError
-from mindspeed_vita.hf.frames import decode_file_frames
+from mindspeed_vita.hf.frames import decode_file_frames, open_file
 
 
 def read_frames(path: str, numbers: Sequence[int], *, reader: str, longest_side: int | None = None) -> Iterator[Image.Image]:
@@ -21,10 +21,14 @@ def read_frames(path: str, numbers: Sequence[int], *, reader: str, longest_side:
 
     Raises:
         MediaError: the reader is not installed.
+        av.error.FFmpegError, OSError or ValueError: the file cannot be decoded, or its container is none that PyAV may open here.
     """
     if reader == "pyav":
-        return decode_file_frames(path, numbers, longest_side=longest_side)
-    return (_decord if reader == "decord" else _torchcodec)(path, numbers)
+        yield from decode_file_frames(path, numbers, longest_side=longest_side)
+        return
+    with open_file(path):  # the other readers open every format, playlists too
+        pass
+    yield from (_decord if reader == "decord" else _torchcodec)(path, numbers)
 
 
 def _decord(path: str, numbers: Sequence[int]) -> Iterator[Image.Image]:
