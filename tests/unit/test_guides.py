@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_vita.checkpoint.hf_weights import native_tensors
 from mindspeed_vita.cli.doctor import matrix
 from mindspeed_vita.cli.main import COMMANDS
+from mindspeed_vita.config import recipe_from_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -39,3 +41,15 @@ def test_the_page_of_versions_shows_the_whole_table():
     assert shown == {(row.cann, row.torch, row.wheel) for row in matrix.TORCH_NPU}
     for wanted in (matrix.ASCEND.torch_npu, matrix.ASCEND.transformers, *(project.ref for _, project in matrix.ASCEND.projects)):
         assert wanted in text
+
+
+def test_the_bytes_of_a_checkpoint_are_those_of_the_recipes():
+    text = (ROOT / "docs" / "guides" / "stages.md").read_text(encoding="utf-8")
+    for preset in ("7b", "14b", "72b"):
+        sizes = dict.fromkeys(("vision", "projector", "language"), 0)
+        for name, tensor in native_tensors(recipe_from_dict({"model": {"preset": preset}}).model).items():
+            sizes[name.split(".")[0]] += tensor.numel()
+        weights = 2 * sum(sizes.values())
+        trained = (sizes["projector"], sum(sizes.values()), sizes["projector"] + sizes["language"])
+        cells = " | ".join(f"{(weights + 12 * count) / 1e9:,.1f} GB" for count in trained)
+        assert f"\n| {preset.upper()} | {cells} |\n" in text
