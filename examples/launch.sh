@@ -46,8 +46,18 @@ saved_by_mindspeed() { # FOLDER
     [ -f "$1/latest_checkpointed_iteration.txt" ]
 }
 
+gloo_interface() { # the interface that HCCL or NCCL was told, where it is the whole name of one; their =eth0, ^lo and prefixes mean nothing to gloo
+    local name
+    for name in "${HCCL_SOCKET_IFNAME:-}" "${NCCL_SOCKET_IFNAME:-}"; do
+        if [[ "$name" =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] && [ -d "/sys/class/net/$name" ]; then
+            echo "$name"
+            return
+        fi
+    done
+}
+
 launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
-    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name
+    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name gloo
     shift
     [ "$device" != auto ] || device="$(find_device)"
     case "$device" in npu | cuda | cpu) ;; *) stop "DEVICE=$device; expected auto, npu, cuda or cpu" ;; esac
@@ -64,7 +74,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     where=(--standalone)
     if [ "$nodes" -gt 1 ]; then
         require NODE_RANK "this node's number, from 0 to NNODES-1" MASTER_ADDR "address of node 0"
-        where=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-34567}")
+        where=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-34567}" --rdzv_conf timeout=7200)
     fi
     python="${PYTHON:-$VITA_ROOT/.venv/bin/python}"
     [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
@@ -73,6 +83,8 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     for name in DATA_ROOT TOKENIZER BASE_WEIGHTS INIT_FROM OUTPUT_ROOT MIXTURE; do
         [ -z "${!name:-}" ] || settings+=("$name=${!name}")
     done
+    gloo="${GLOO_SOCKET_IFNAME:-$(gloo_interface)}"
+    [ "$nodes" -eq 1 ] || [ -z "$gloo" ] || settings+=("GLOO_SOCKET_IFNAME=$gloo")
     case "$device" in
         npu) settings+=("PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}"
             "HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-7200}" "HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}") ;;
@@ -90,6 +102,11 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
         command+=(--load "$INIT_FROM" --finetune)
     else
         command+=("$@")
+    fi
+    if [ "$engine" = mindspeed-llm ] && [[ " $* " != *" -- "* ]]; then
+        # its default norm is several fp32 kernels; flags of the user's own stand instead of this one
+        [[ " ${command[*]} " = *" -- "* ]] || command+=(--)
+        command+=(--use-fused-rmsnorm)
     fi
 
     if [ "${DRY_RUN:-0}" != 1 ]; then
