@@ -42,10 +42,6 @@ count_devices() { # DEVICE
     esac
 }
 
-saved_by_mindspeed() { # FOLDER
-    [ -f "$1/latest_checkpointed_iteration.txt" ]
-}
-
 gloo_interface() { # the interface that HCCL or NCCL was told, where it is the whole name of one; their =eth0, ^lo and prefixes mean nothing to gloo
     local name
     for name in "${HCCL_SOCKET_IFNAME:-}" "${NCCL_SOCKET_IFNAME:-}"; do
@@ -94,15 +90,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     command=(env "${settings[@]}" "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$processes" "${where[@]}"
         -m mindspeed_vita.cli.main train)
     [ "$engine" = builtin ] || command+=(--engine "$engine")
-    command+=("$recipe")
-    if [ "$engine" = mindspeed-llm ] && saved_by_mindspeed "${INIT_FROM:-}" && ! saved_by_mindspeed "$OUTPUT_ROOT/$(basename "$recipe" .yaml)"; then
-        # the stage before ran in MindSpeed-LLM too: its own loader takes over the weights, without the optimizer
-        command+=(checkpoint.init_from= "$@")
-        [[ " $* " = *" -- "* ]] || command+=(--)
-        command+=(--load "$INIT_FROM" --finetune)
-    else
-        command+=("$@")
-    fi
+    command+=("$recipe" "$@")
     if [ "$engine" = mindspeed-llm ] && [[ " $* " != *" -- "* ]]; then
         # its default norm is several fp32 kernels; flags of the user's own stand instead of this one
         [[ " ${command[*]} " = *" -- "* ]] || command+=(--)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 from mindspeed_vita.config import Recipe, load_recipe, validate
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="builtin", help="engine the run will use (default builtin)")
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file; flags after -- are not looked at"
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file; flags may follow --, as with train"
     )
     parser.set_defaults(passed_on=[])
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("weights", lambda: _weights(recipe, arguments.engine)),
     ]
     if arguments.engine == "mindspeed-llm":
-        topics.append(("flags", lambda: _flags(recipe)))
+        topics.append(("flags", lambda: _flags(recipe, arguments.passed_on)))
     problems = 0
     print(f"{recipe.name}: {arguments.recipe}")
     for name, look in topics:
@@ -103,14 +103,14 @@ def _weights(recipe: Recipe, engine: str) -> str:
 
     directory, start = recipe.checkpoint.directory, recipe.checkpoint.init_from
     if engine == "mindspeed-llm":
-        from mindspeed_vita.checkpoint.mindspeed_files import is_mindspeed
+        from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint, resumes
 
         # what MindSpeed-LLM saved names its own architecture, which its loader checks
-        if recipe.checkpoint.resume and is_mindspeed(Path(directory)):
+        if resumes(recipe):
             return f"continues from {directory}"
-        if start and is_mindspeed(Path(start)):
+        if holds_checkpoint(start):
             return f"start from {start}, which MindSpeed-LLM saved; checkpoints go to {directory}"
-    newest = step_folder.latest(directory)
+    newest = step_folder.latest(directory) if engine == "builtin" else None
     if newest is not None and recipe.checkpoint.resume:
         step_folder.check_architecture(newest, recipe.model, resume=True)
         step_folder.check_training(newest, recipe)
@@ -124,7 +124,11 @@ def _weights(recipe: Recipe, engine: str) -> str:
     return f"start from {found}; checkpoints go to {directory}"
 
 
-def _flags(recipe: Recipe) -> str:
-    from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
+def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
+    from mindspeed_vita.integration.mindspeed_llm.handover import command_line
+    from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
 
-    return f"{len(arguments_from_recipe(recipe))} words for MindSpeed-LLM; vita train --print-megatron-args shows them"
+    line = command_line(recipe, passed_on)
+    check_line(line)
+    looked = "; of those after --, the ones that are refused were looked for" if passed_on else ""
+    return f"{len(line)} words for MindSpeed-LLM{looked}; vita train --print-megatron-args shows them"

@@ -58,9 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
     import shlex
 
-    from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe, without_effect
+    from mindspeed_vita.integration.mindspeed_llm.arguments import without_effect
+    from mindspeed_vita.integration.mindspeed_llm.handover import command_line
 
-    line = [*arguments_from_recipe(recipe), *arguments.passed_on]
+    line = command_line(recipe, arguments.passed_on)
     if arguments.print_megatron_args:
         print(shlex.join(line))
         return 0

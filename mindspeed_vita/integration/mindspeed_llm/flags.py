@@ -86,8 +86,14 @@ FIXED = (
     "--ckpt-format",
     "torch",
     "--no-create-attention-mask-in-dataloader",
+    # Megatron's own 10 minutes end a run in which the others wait for one rank's first big save
+    "--distributed-timeout-minutes",
+    "120",
 )
 """What every Long-VITA run says to Megatron, whatever its recipe: a Qwen2.5 decoder, one pack a micro-batch, and packs dealt by number."""
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""The file by which Megatron knows that a folder holds a checkpoint, and which one."""
 
 NO_EFFECT = {
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.integration.mindspeed_llm.flags import attribute
+from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER, attribute
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -19,9 +22,40 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: one message with every problem.
     """
-    problems = [*_attention(arguments), *_data(arguments), *_model(arguments), *_training(arguments)]
+    problems = [*_attention(arguments), *_data(arguments), *_model(arguments), *_training(arguments), *_loading(arguments)]
     if problems:
         raise ValueError("command line: " + "; ".join(problems))
+
+
+def check_line(line: Sequence[str]) -> None:
+    """As `check_arguments`, for a command line that nobody has parsed: without Megatron there is no parser that knows its flags.
+
+    Args:
+        line: words; those that follow a flag are its values.
+
+    Raises:
+        ValueError: one message with every problem.
+    """
+    words: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in line:
+        if word.startswith("--"):
+            flag, sign, value = word.partition("=")
+            values = words[attribute(flag)] = [value] if sign else []
+        else:
+            values.append(word)
+    check_arguments(argparse.Namespace(**{name: _value(given) for name, given in words.items()}))
+
+
+def _value(words: Sequence[str]) -> Any:
+    """What argparse would make of a flag's words."""
+    if len(words) != 1:
+        return list(words) or True
+    try:
+        number = yaml.safe_load(words[0])
+    except yaml.YAMLError:
+        return words[0]
+    return number if isinstance(number, (int, float)) else words[0]
 
 
 def check_tower(recipe: Recipe) -> None:
@@ -147,3 +181,15 @@ def _training(arguments: argparse.Namespace) -> list[str]:
     if (_get(arguments, "tensor_model_parallel_size") or 1) > 1 and not _get(arguments, "sequence_parallel"):
         problems.append("--sequence-parallel is missing; tensor parallelism is trained with it only")
     return problems
+
+
+def _loading(arguments: argparse.Namespace) -> list[str]:
+    """Megatron trains from random weights, with a warning only, where --finetune finds nothing to load."""
+    folder, other = _get(arguments, "load"), _get(arguments, "pretrained_checkpoint")
+    if not _get(arguments, "finetune") or other:
+        return []
+    if not folder:
+        return ["--finetune without --load: name the folder of the checkpoint to start from with --load DIR, or leave --finetune out"]
+    if not (Path(folder) / TRACKER).is_file():
+        return [f"--load {folder} --finetune: no checkpoint there, as it holds no {TRACKER}; name the folder that a run saved to"]
+    return []

@@ -96,6 +96,11 @@ def test_flags_for_mindspeed_llm_are_counted(recipe, capsys):
     assert "words for MindSpeed-LLM" in capsys.readouterr().out
 
 
+def test_flags_that_mindspeed_llm_would_be_refused_are_named(recipe, capsys):
+    assert main(["check", "--engine", "mindspeed-llm", recipe(), "--", "--reset-attention-mask"]) == 2
+    assert "PROBLEM: command line: --reset-attention-mask: " in capsys.readouterr().out
+
+
 def test_no_torch_is_needed(recipe):
     code = f"import sys; from mindspeed_vita.cli.main import main; main(['check', {recipe()!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -40,3 +40,25 @@ def test_a_machine_without_ascend_is_told_what_lacks(recipe: str, capsys: pytest
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
     assert main(["train", recipe, "--engine", "mindspeed-llm"]) == 2
     assert "MindSpeed-LLM cannot start here: CANN is missing: ASCEND_HOME_PATH is not set" in capsys.readouterr().err
+
+
+def test_what_mindspeed_llm_saved_is_handed_over_once_and_then_resumed(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before, own = tmp_path / "before", tmp_path / "elsewhere"
+    command = ["train", "--print-megatron-args", recipe, f"checkpoint.init_from={before}", f"checkpoint.directory={own}"]
+
+    def line(*more: str) -> str:
+        assert main([*command, *more]) == 0
+        return capsys.readouterr().out
+
+    assert f"--vita-checkpoint-init-from {before}" in line() and "--finetune" not in line(), "native weights, if any"
+    before.mkdir()
+    (before / "latest_checkpointed_iteration.txt").write_text("1000")
+    first = line("--", "--swap-attention")
+    assert first.endswith(f" --load {before} --finetune --swap-attention\n")
+    assert "init-from" not in first and f"--save {own} " in first and first.count("--load") == 1
+    assert "--finetune" not in line("--", "--load", "mine"), "the user's own"
+    own.mkdir()
+    (own / "latest_checkpointed_iteration.txt").write_text("500")
+    again = line()
+    assert "--finetune" not in again and f"--load {own}" in again
+    assert "--finetune" in line("checkpoint.resume=false")

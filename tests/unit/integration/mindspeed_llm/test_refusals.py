@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mindspeed_vita.config import recipe_from_dict
+from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from mindspeed_vita.integration.mindspeed_llm.feature import VitaFeature
-from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_line
 
 GOOD: dict[str, Any] = {
     "vita_data_mixture": "mixture.yaml",
@@ -76,6 +79,31 @@ BAD = [
 def test_a_flag_is_refused_with_what_to_change(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         check_arguments(arguments(**changes))
+
+
+def test_finetune_that_would_find_nothing_to_load_is_refused(tmp_path: Path):
+    check_arguments(arguments(load=str(tmp_path)))  # a first start: --load is where --save writes to
+    with pytest.raises(ValueError, match=f"--load {tmp_path} --finetune: no checkpoint there, as it holds no latest_checkpointed_iter"):
+        check_arguments(arguments(load=str(tmp_path), finetune=True))
+    with pytest.raises(ValueError, match="--finetune without --load: name the folder"):
+        check_arguments(arguments(load=None, finetune=True))
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("500")
+    check_arguments(arguments(load=str(tmp_path), finetune=True))
+
+
+def test_a_line_that_nobody_parsed_is_refused_alike():
+    recipe = recipe_from_dict({"stage": 2, "model": {"preset": "14b"}, "parallel": {"tp": 8}, "data": {"mixture": "m.yaml"}})
+    line = arguments_from_recipe(recipe)
+    check_line([*line, "--swap-attention", "--lr", "3e-5", "--norm-epsilon=1e-6"])
+    for words, message in (
+        (["--neat-pack"], "--neat-pack: packs are planned"),
+        (["--attention-dropout=0.1"], "--attention-dropout 0.1"),
+        (["--context-parallel-algo", "ulysses_cp_algo"], "--context-parallel-algo ulysses"),
+        (["--data-path", "1", "a", "2", "b"], "--data-path: data comes"),
+        (["--finetune"], "--finetune: no checkpoint there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_line([*line, *words])
 
 
 def test_all_problems_come_at_once():
