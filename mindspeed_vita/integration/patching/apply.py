@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Optional, Protocol, Sequence
 
 from mindspeed_vita.integration.patching import live, signatures
+from mindspeed_vita.integration.patching.checkout import Checkouts
 from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Upstream, load_ledger
 
 
@@ -189,22 +192,24 @@ def _rewrite(patch: Patch) -> str:
     return f"install {patch.upstream} {' or '.join(patch.versions)}, or write {patch.replacement} and its ledger entry anew"
 
 
-def installed_version(package: str) -> Optional[str]:
-    """What an imported upstream package states about itself, or pip about it; None if neither does."""
-    if package == "megatron":
-        try:
-            return str(importlib.import_module("megatron.core").__version__)
-        except (ImportError, AttributeError):
-            return None
+def installed_version(upstream: Upstream) -> Optional[str]:
+    """What an imported project states: its module, the version_file of the checkout it lies in, or pip; None if none of them does."""
+    if upstream.package == "megatron":
+        return getattr(importlib.import_module("megatron.core"), "__version__", None)
     try:
-        return importlib.metadata.version(package)
+        return _checkout(upstream).version(upstream.project) or importlib.metadata.version(upstream.package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
+def _checkout(upstream: Upstream) -> Checkouts:
+    spec = importlib.util.find_spec(upstream.package)
+    folders = spec.submodule_search_locations if spec else None
+    return Checkouts({upstream.project: [Path(folder).parent for folder in folders or ()]}, [upstream])
+
+
 def _wrong_version(upstream: Upstream) -> list[str]:
-    found = installed_version(upstream.package)
-    if found is None or not upstream.versions or found in upstream.versions:
+    found = installed_version(upstream) if upstream.versions else None
+    if found is None or found in upstream.versions:
         return []
     return [f"{upstream.project} is {found}; the patches were written for {' or '.join(upstream.versions)}: check that one out"]
-

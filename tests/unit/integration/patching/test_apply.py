@@ -199,10 +199,14 @@ def test_a_reference_that_would_stay_old_is_refused(packages, code, name):
     assert f"import that module after the patches, or give the ledger an entry with target {name}" in message
 
 
-def test_a_wrong_version_is_refused(mega, monkeypatch):
-    monkeypatch.setattr("mindspeed_vita.integration.patching.apply.installed_version", lambda package: "2.0")
+def test_a_checkout_of_the_wrong_version_is_refused(packages):
+    root = packages(MEGA)
+    (root / "setup.py").write_text("__version__ = '2.0'\n")
+    importlib.import_module("fakemega.train")
     upstreams = (Upstream(project="Fake", package="fakemega", version_file="setup.py", versions=("1.0", "1.1")),)
     assert "Fake is 2.0; the patches were written for 1.0 or 1.1: check that one out" in refused(patch(), upstreams=upstreams)
+    (root / "setup.py").write_text("__version__ = '1.1'\n")
+    assert "Fake is" not in refused(patch(signature="()"), upstreams=upstreams)
 
 
 def test_all_problems_come_in_one_message(mega):
