@@ -48,16 +48,20 @@ def _ascend(environment: Mapping[str, str]) -> list[str]:
     if mine != theirs:
         problems.append(
             f"torch_npu {found_npu} does not match torch {torch.__version__}; "
-            f"install torch_npu {mine[0]}.{mine[1]}.x, or torch {theirs[0]}.{theirs[1]}.x"
+            f"install torch_npu {_dotted(mine)} (any post release), or torch {_dotted(theirs)}"
         )
     return problems
 
 
-def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version such as 2.7.1.post8 or 2.13.0+cpu."""
-    match = re.match(r"(\d+)\.(\d+)", version)
+def release(version: str) -> tuple[int, int, int]:
+    """(major, minor, patch) of a version such as 2.7.1.post8 or 2.13.0+cpu; a torch_npu is built for all three."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     assert match, version
-    return int(match[1]), int(match[2])
+    return int(match[1]), int(match[2]), int(match[3] or 0)
+
+
+def _dotted(numbers: tuple[int, int, int]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def _upstream() -> list[str]:

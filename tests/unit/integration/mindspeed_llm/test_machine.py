@@ -54,10 +54,13 @@ def test_a_cann_folder_that_is_not_there_is_named(upstream: Path, ascend: dict[s
         check_machine({"ASCEND_HOME_PATH": "/nowhere"})
 
 
-def test_a_torch_npu_of_another_release_is_refused(upstream: Path, ascend: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(__version__="2.1.0.post17"))
-    mine = release(torch.__version__)
-    with pytest.raises(ValueError, match=rf"torch_npu 2.1.0.post17 does not match torch .*; install torch_npu {mine[0]}.{mine[1]}.x, or"):
+@pytest.mark.parametrize("wheel", ["2.1.0.post17", "same line, other patch"])
+def test_a_torch_npu_of_another_release_is_refused(wheel: str, upstream: Path, ascend: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    major, minor, patch = release(torch.__version__)
+    wheel = wheel if wheel[0].isdigit() else f"{major}.{minor}.{patch + 1}.post2"
+    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(__version__=wheel))
+    message = rf"torch_npu {wheel} does not match torch .*; install torch_npu {major}.{minor}.{patch} \(any post release\), or torch"
+    with pytest.raises(ValueError, match=message):
         check_machine(ascend)
 
 
@@ -74,6 +77,6 @@ def test_a_wheel_without_megatron_training_is_refused(upstream: Path, ascend: di
         check_machine(ascend)
 
 
-@pytest.mark.parametrize("version, expected", [("2.7.1.post8", (2, 7)), ("2.13.0+cpu", (2, 13)), ("2.7.1rc1", (2, 7))])
-def test_a_release_is_read(version: str, expected: tuple[int, int]):
+@pytest.mark.parametrize("version, expected", [("2.7.1.post8", (2, 7, 1)), ("2.13.0+cpu", (2, 13, 0)), ("2.7.1rc1", (2, 7, 1))])
+def test_a_release_is_read(version: str, expected: tuple[int, int, int]):
     assert machine.release(version) == expected
