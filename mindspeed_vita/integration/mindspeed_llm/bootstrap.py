@@ -7,6 +7,8 @@ import os
 from mindspeed_vita.integration.mindspeed_llm.feature import feature
 from mindspeed_vita.integration.mindspeed_llm.machine import check_machine
 from mindspeed_vita.integration.patching import apply_ledger
+from mindspeed_vita.integration.patching.apply import unknown_commits
+from mindspeed_vita.integration.patching.ledger import load_ledger
 from mindspeed_vita.platform import Platform, announce, get_platform
 
 
@@ -29,5 +31,8 @@ def bootstrap() -> Platform:
 
     apply_ledger(MindSpeedPatchesManager)  # refuses before anything is changed
     MindSpeedFeaturesManager.FEATURES_LIST.append(feature())
-    announce(platform, rank=int(os.environ.get("RANK", "0")))
+    rank = int(os.environ.get("RANK", "0"))
+    announce(platform, rank=rank)
+    for line in unknown_commits(load_ledger()) if rank == 0 else ():
+        print(f"vita: {line}", flush=True)
     return platform

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, Protocol, Sequence
 from mindspeed_vita.integration.patching import live, signatures
 from mindspeed_vita.integration.patching.checkout import Checkouts
 from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Upstream, load_ledger
+from mindspeed_vita.integration.patching.tables import read_table
 
 
 class PatchManager(Protocol):
@@ -200,6 +201,19 @@ def installed_version(upstream: Upstream) -> Optional[str]:
         return _checkout(upstream).version(upstream.project) or importlib.metadata.version(upstream.package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def unknown_commits(ledger: Ledger) -> list[str]:
+    """A line for every project whose version number tells nothing and whose commit is in no signature table; none where git knows none."""
+    tables = [read_table(path)["projects"] for path in ledger.tables]
+    lines = []
+    for upstream in ledger.upstreams:
+        known = {table[upstream.project]["commit"] for table in tables if upstream.project in table}
+        commit = _checkout(upstream).commit(upstream.project)[1] if known and not upstream.versions else None
+        if commit and commit not in known:
+            expected = " or ".join(sorted(each[:12] for each in known if each))
+            lines.append(f"{upstream.project} is at commit {commit[:12]}, the patches were compared with {expected}: vita patches verify")
+    return lines
 
 
 def _checkout(upstream: Upstream) -> Checkouts:

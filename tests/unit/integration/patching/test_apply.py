@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
 from mindspeed_vita.integration.patching import apply_ledger
+from mindspeed_vita.integration.patching.apply import unknown_commits
 from mindspeed_vita.integration.patching.attributes import difference, snapshot
 from mindspeed_vita.integration.patching.ledger import Declared, Upstream
 from tests.unit.integration.patching.made_up import MADE_UP, ledger, patch
@@ -207,6 +210,24 @@ def test_a_checkout_of_the_wrong_version_is_refused(packages):
     assert "Fake is 2.0; the patches were written for 1.0 or 1.1: check that one out" in refused(patch(), upstreams=upstreams)
     (root / "setup.py").write_text("__version__ = '1.1'\n")
     assert "Fake is" not in refused(patch(signature="()"), upstreams=upstreams)
+
+
+def test_a_commit_that_no_table_knows_is_named(packages, tmp_path):
+    root = packages(MEGA)
+    upstreams = (Upstream(project="Fake", package="fakemega", version_file="setup.py"),)
+    (tmp_path / "signatures").mkdir()
+    table = tmp_path / "signatures" / "one.json"
+    table.write_text(json.dumps({"format": 1, "projects": {"Fake": {"commit": "0123456789abcdef"}}}))
+    told = ledger(folder=tmp_path, upstreams=upstreams)
+    assert unknown_commits(told) == [], "no git there"
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    (line,) = unknown_commits(told)
+    assert f"Fake is at commit {commit[:12]}, the patches were compared with 0123456789ab" in line
+    table.write_text(json.dumps({"format": 1, "projects": {"Fake": {"commit": commit}}}))
+    assert unknown_commits(told) == []
 
 
 def test_all_problems_come_in_one_message(mega):
