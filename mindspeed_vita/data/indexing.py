@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from mindspeed_vita.data.formats import adapter_for
 from mindspeed_vita.data.index_file import FORMAT, IndexHead, SourceStamp, fresh_head, make_batch, row_columns, write_index
+from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
@@ -153,7 +155,8 @@ def _measure(measurer: Measurer, rows: Sequence[Row], root: str, source: str, is
 _of_this_process: list[Measurer] = []
 
 
-def _start(settings: IndexSettings) -> None:
+def _start(settings: IndexSettings, parent: int) -> None:
+    live_no_longer_than(parent)
     _of_this_process[:] = [settings.open()]
 
 
@@ -173,8 +176,11 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if self._pool is not None:
+            if kind is not None:  # a chunk under way may hold many videos: nobody wants its result
+                for process in list((self._pool._processes or {}).values()):
+                    process.terminate()
             self._pool.shutdown(cancel_futures=True)
 
     def measure(self, chunks: Iterator[list[Row]], size: int, root: str, source: str, is_array: bool) -> Iterator[pa.RecordBatch]:
@@ -195,12 +201,18 @@ class Crew:
         if self._pool is None:
             # spawned: this process may hold an accelerator and threads, which a fork does not survive
             self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._settings,)
+                self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._settings, os.getpid())
             )
         waiting: list[Future[pa.RecordBatch]] = []
-        for chunk in chunks:
-            waiting.append(self._pool.submit(_measure_here, chunk, root, source, is_array))
-            if len(waiting) >= 2 * self._processes:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+        try:
+            for chunk in chunks:
+                waiting.append(self._pool.submit(_measure_here, chunk, root, source, is_array))
+                if len(waiting) >= 2 * self._processes:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"{source}: a process that measured its rows died (killed for memory, or a crash in a picture's header); "
+                "data.index_processes=1 measures in one process and shows at which row"
+            ) from error

@@ -5,17 +5,16 @@ Run as ``python -m mindspeed_vita.data.media.decoder_process SETTINGS`` by decod
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.media.image import picture_tiles, probe_picture
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
@@ -23,7 +22,6 @@ from mindspeed_vita.data.media.video import VideoHeader, iter_video_tiles, probe
 
 TILE, DONE, REFUSED = b"T", b"D", b"E"
 """What an answer is made of: tiles, then the end with a JSON value, or the reason why there is none."""
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -44,9 +42,7 @@ def _restrict(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    live_no_longer_than()
 
 
 def _answer(request: dict[str, Any], settings: DecodeSettings, out: BinaryIO) -> None:
