@@ -6,10 +6,9 @@ Shapes as in registry.py.
 from __future__ import annotations
 
 import importlib.metadata
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Optional
 
-import numpy as np
 import torch
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments
@@ -50,32 +49,6 @@ def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scal
     from flash_attn import flash_attn_func
 
     return flash_attn_func(q_BPND, k_BPND, v_BPND, softmax_scale=scale, causal=False)
-
-
-def blocks_forward(
-    q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See registry.Backend."""
-    return varlen_forward(_FlashAttn(), q_TND, k_SGD, v_SGD, segments, causal=causal, scale=scale)
-
-
-def blocks_backward(
-    grad_TND: torch.Tensor,
-    q_TND: torch.Tensor,
-    k_SGD: torch.Tensor,
-    v_SGD: torch.Tensor,
-    out_TND: torch.Tensor,
-    lse_TN: torch.Tensor,
-    segments: np.ndarray,
-    *,
-    causal: bool,
-    scale: float,
-    dq_TND: torch.Tensor,
-    dkv_2SGD: torch.Tensor,
-) -> None:
-    """See registry.Backend."""
-    tensors = (grad_TND, q_TND, k_SGD, v_SGD, out_TND, lse_TN)
-    varlen_backward(_FlashAttn(), *tensors, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
 
 
 class _FlashAttn:
@@ -140,3 +113,7 @@ class _FlashAttn:
             deterministic=False,
         )
         return dq, dk, dv
+
+
+blocks_forward = partial(varlen_forward, _FlashAttn())
+blocks_backward = partial(varlen_backward, _FlashAttn())

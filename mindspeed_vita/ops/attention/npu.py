@@ -5,10 +5,9 @@ torch_npu is imported by the calls only. Shapes as in registry.py.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, Iterator, Optional
 
-import numpy as np
 import torch
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments
@@ -45,32 +44,6 @@ def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scal
 
     query, key, value = (x.contiguous() for x in (q_BPND, k_BPND, v_BPND))
     return torch_npu.npu_fusion_attention(query, key, value, query.shape[2], "BSND", scale=scale)[0]
-
-
-def blocks_forward(
-    q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See registry.Backend."""
-    return varlen_forward(_Fusion(), q_TND, k_SGD, v_SGD, segments, causal=causal, scale=scale)
-
-
-def blocks_backward(
-    grad_TND: torch.Tensor,
-    q_TND: torch.Tensor,
-    k_SGD: torch.Tensor,
-    v_SGD: torch.Tensor,
-    out_TND: torch.Tensor,
-    lse_TN: torch.Tensor,
-    segments: np.ndarray,
-    *,
-    causal: bool,
-    scale: float,
-    dq_TND: torch.Tensor,
-    dkv_2SGD: torch.Tensor,
-) -> None:
-    """See registry.Backend."""
-    tensors = (grad_TND, q_TND, k_SGD, v_SGD, out_TND, lse_TN)
-    varlen_backward(_Fusion(), *tensors, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
 
 
 class _Fusion:
@@ -133,6 +106,10 @@ class _Fusion:
             )
         dq, dk, dv = (torch.cat(part) for part in zip(*parts))
         return dq, dk, dv
+
+
+blocks_forward = partial(varlen_forward, _Fusion())
+blocks_backward = partial(varlen_backward, _Fusion())
 
 
 def can_merge(out_TND: torch.Tensor) -> bool:
