@@ -47,64 +47,31 @@ def _arguments(resets: bool, head: str, modules: tuple[str, ...], recompute: str
     return {"resets": resets, "head": head, "modules": modules, "recompute": recompute}
 
 
-@pytest.mark.parametrize(("tp", "pp", "cp", "dp"), LAYOUTS, ids=["".join(map(str, layout)) for layout in LAYOUTS])
-@pytest.mark.parametrize(("resets", "head", "modules", "recompute"), CASES)
+def _runs() -> list[Any]:
+    """Every layout under every case; then Ulysses and the tower cut over tensor parallelism, where they differ."""
+
+    def runs(layouts: Any, cases: list[Any], kind: str, **extra: Any) -> list[Any]:
+        names = {layout: "".join(map(str, layout)) for layout in layouts}
+        return [pytest.param(layout, case.values, extra, id=f"{kind}{case.id}-{names[layout]}") for case in cases for layout in layouts]
+
+    return [
+        *runs(LAYOUTS, CASES, ""),
+        *runs(((1, 1, 2, 1), (1, 1, 4, 1)), CASES[:2], "ulysses-2-", ulysses=2),
+        *runs(TENSOR_LAYOUTS, TENSOR_CASES, "cut-tower-", vision_parallel="tensor"),
+    ]
+
+
+@pytest.mark.parametrize(("layout", "case", "extra"), _runs())
 def test_layout_equals_one_process(
     layout_pool: LayoutPool,
     weights: dict[str, torch.Tensor],
     references: dict[Any, Any],
     tmp_path: Path,
-    tp: int,
-    pp: int,
-    cp: int,
-    dp: int,
-    resets: bool,
-    head: str,
-    modules: tuple[str, ...],
-    recompute: str,
-) -> None:
-    found = layout_pool.run(
-        RUN, tp, pp, cp, dp, folder=str(tmp_path), full=weights, **_arguments(resets, head, modules, recompute)
-    )[0]
-    result = compare(found, references[resets, head, modules, recompute])
-    assert result.equal, result
-
-
-@pytest.mark.parametrize("cp", [2, 4], ids=["ulysses-2", "ring-2-ulysses-2"])
-@pytest.mark.parametrize(("resets", "head", "modules", "recompute"), CASES[:2])
-def test_ulysses_equals_one_process(
-    layout_pool: LayoutPool,
-    weights: dict[str, torch.Tensor],
-    references: dict[Any, Any],
-    tmp_path: Path,
-    cp: int,
-    resets: bool,
-    head: str,
-    modules: tuple[str, ...],
-    recompute: str,
-) -> None:
-    arguments = {"folder": str(tmp_path), "full": weights, **_arguments(resets, head, modules, recompute)}
-    result = compare(layout_pool.run(RUN, 1, 1, cp, 1, ulysses=2, **arguments)[0], references[resets, head, modules, recompute])
-    assert result.equal, result
-
-
-@pytest.mark.parametrize(("tp", "pp", "cp", "dp"), TENSOR_LAYOUTS, ids=["".join(map(str, layout)) for layout in TENSOR_LAYOUTS])
-@pytest.mark.parametrize(("resets", "head", "modules", "recompute"), TENSOR_CASES)
-def test_a_tower_cut_over_tensor_parallel_equals_one_process(
-    layout_pool: LayoutPool,
-    weights: dict[str, torch.Tensor],
-    references: dict[Any, Any],
-    tmp_path: Path,
-    tp: int,
-    pp: int,
-    cp: int,
-    dp: int,
-    resets: bool,
-    head: str,
-    modules: tuple[str, ...],
-    recompute: str,
+    layout: tuple[int, int, int, int],
+    case: tuple[Any, ...],
+    extra: dict[str, Any],
 ) -> None:
     """The packs have tiles over the seams, one tile for two context ranks, and none."""
-    arguments = {"folder": str(tmp_path), "full": weights, "vision_parallel": "tensor", **_arguments(resets, head, modules, recompute)}
-    result = compare(layout_pool.run(RUN, tp, pp, cp, dp, **arguments)[0], references[resets, head, modules, recompute])
+    found = layout_pool.run(RUN, *layout, folder=str(tmp_path), full=weights, **_arguments(*case), **extra)[0]
+    result = compare(found, references[case])
     assert result.equal, result
