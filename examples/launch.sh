@@ -3,6 +3,23 @@
 
 VITA_ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
+# Set on NPUs, where the shell has not set them. docs/guides/ascend_settings.md has the reasons at length; two further time-outs follow below.
+ASCEND_DEFAULTS=(
+    PYTORCH_NPU_ALLOC_CONF=expandable_segments:True # packs differ in shape; segments that grow leave fewer gaps
+    TASK_QUEUE_ENABLE=2                             # a second thread starts the kernels, and gets their workspace
+    CPU_AFFINITY_CONF=1                             # each NPU's process keeps to its share of the cores, with its loaders
+    COMBINED_ENABLE=1                               # two view operations in a row become one copy
+    ACLNN_CACHE_LIMIT=100000                        # kernels prepared for a shape: packs bring more shapes than the usual 10,000
+    STREAMS_PER_DEVICE=32                           # transfers of many groups get streams of their own
+    MULTI_STREAM_MEMORY_REUSE=1                     # memory of a transfer is free once it was waited for; 2 keeps it longer
+    HCCL_CONNECT_TIMEOUT=7200                       # seconds: nodes start late, rank 0 makes the index
+    HCCL_EXEC_TIMEOUT=7200                          # seconds: one rank may write a checkpoint meanwhile
+    HCCL_BUFFSIZE=200                               # MB; every group takes twice this from the NPU's memory
+    HCCL_IF_BASE_PORT=25800                         # this port and the next 31; the usual 60000 can be taken by any outgoing connection
+    HCCL_DETERMINISTIC=false                        # true: sums in the same order each time, slower
+    NPU_ASD_ENABLE=0                                # 1 to 3: look for silent hardware errors in gradients; takes memory and time
+)
+
 stop() {
     echo "$0: $1" >&2
     exit 2
@@ -52,8 +69,46 @@ gloo_interface() { # the interface that HCCL or NCCL was told, where it is the w
     done
 }
 
+ascend_settings() { # a NAME=value a line
+    local default name wait
+    for default in "${ASCEND_DEFAULTS[@]}"; do
+        name="${default%%=*}"
+        echo "$name=${!name:-${default#*=}}"
+    done
+    # Whoever waits for a collective must not give up before the collective does.
+    wait="${HCCL_EXEC_TIMEOUT:-7200}"
+    [[ "$wait" =~ ^[0-9]+$ ]] || stop "HCCL_EXEC_TIMEOUT=$wait; expected whole seconds, or 0 for no limit"
+    wait=$((10#$wait ? 10#$wait + 60 : 0))
+    echo "HCCL_EVENT_TIMEOUT=${HCCL_EVENT_TIMEOUT:-$wait}"
+    if [ "$wait" -gt 0 ] || [ -n "${ACL_DEVICE_SYNC_TIMEOUT:-}" ]; then # it takes no 0
+        echo "ACL_DEVICE_SYNC_TIMEOUT=${ACL_DEVICE_SYNC_TIMEOUT:-$wait}"
+    fi
+}
+
+raise_open_files() {
+    local now most wanted=32768 # loaders pass packs on through open files: the usual 1,024 is too low for several of them
+    now="$(ulimit -Sn)" most="$(ulimit -Hn)"
+    if [ "$now" = unlimited ] || [ "$now" -ge "$wanted" ]; then
+        return
+    fi
+    if [ "$most" != unlimited ] && [ "$most" -lt "$wanted" ]; then
+        echo "$0: this shell may open at most $most files, $wanted are advised: docs/guides/ascend_settings.md" >&2
+        wanted="$most"
+    fi
+    ulimit -Sn "$wanted"
+}
+
+log_to() { # FILE COMMAND: from here on what is printed also goes to the file
+    if ! { mkdir -p "$(dirname "$1")" && : >>"$1"; }; then
+        stop "cannot write the log $1; LOG_DIR names another folder"
+    fi
+    printf '\n# %s on %s: %s\n' "$(date '+%F %T')" "$(hostname)" "$2" >>"$1"
+    # -i: Ctrl-C ends the training, whose last words must still be written
+    exec > >(tee -ai "$1") 2> >(tee -ai "$1" >&2)
+}
+
 launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
-    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name gloo
+    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name gloo logs ascend
     shift
     [ "$device" != auto ] || device="$(find_device)"
     case "$device" in npu | cuda | cpu) ;; *) stop "DEVICE=$device; expected auto, npu, cuda or cpu" ;; esac
@@ -82,8 +137,10 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     gloo="${GLOO_SOCKET_IFNAME:-$(gloo_interface)}"
     [ "$nodes" -eq 1 ] || [ -z "$gloo" ] || settings+=("GLOO_SOCKET_IFNAME=$gloo")
     case "$device" in
-        npu) settings+=("PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}"
-            "HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-7200}" "HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}") ;;
+        npu)
+            ascend="$(ascend_settings)" || exit
+            mapfile -t -O "${#settings[@]}" settings <<<"$ascend"
+            ;;
         cuda) settings+=("PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}") ;;
         cpu) settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}") ;;
     esac
@@ -98,6 +155,9 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     fi
 
     if [ "${DRY_RUN:-0}" != 1 ]; then
+        [ "$device" != npu ] || raise_open_files
+        logs="${LOG_DIR:-${OUTPUT_ROOT:+$OUTPUT_ROOT/logs}}"
+        [ -z "$logs" ] || log_to "$logs/$(basename "$recipe" .yaml)-node${NODE_RANK:-0}.log" "$(printf '%q ' "${command[@]}")"
         exec "${command[@]}"
     fi
     printf '%q ' "${command[@]}"

@@ -37,7 +37,8 @@ class ModelInputs:
         tokens_T: int64 token ids.
         labels_T: int64 next tokens, -100 where unsupervised.
         weights_T: float32 factor on each token's loss.
-        supervised_Q: int64, the tokens whose label is not -100; found on the host, where nothing waits for it.
+        supervised_Q: int64, the tokens whose label is not -100; found on the host, where nothing waits for it. On an NPU some
+            unsupervised tokens follow, so that there are few distinct lengths (ops.shape_buckets).
         loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
         longest_document: tokens of the longest document, over all ranks; LongRoPE chooses by it. While an answer grows, those there are.

@@ -48,6 +48,7 @@ class LanguageHead:
             labels_T: int64, the next token, or -100.
             weights_T: float32 factor on each token's loss.
             supervised_Q: int64, the tokens whose label is not -100: the host knows them, finding them on the device would wait for it.
+                Unsupervised tokens among them cost logits and change nothing.
         """
         if self.mode == "masked":
             # one row at least keeps the graph, and so the collectives of its backward pass, the same on every rank

@@ -10,6 +10,7 @@ import torch
 from mindspeed_vita.data.batch import IGNORE, PackedBatch
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.splice import check_counts
+from mindspeed_vita.ops.shape_buckets import bucketed_rows
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.tile_exchange import gather_tiles
 from mindspeed_vita.sharding import TileRoute, index, tile_owner
@@ -60,7 +61,7 @@ def shard_batch(
         tokens_T=share(batch.tokens_T),
         labels_T=share(batch.labels_T),
         weights_T=share(batch.weights_T),
-        supervised_Q=move((batch.labels_T[own] != IGNORE).nonzero().squeeze(1)),
+        supervised_Q=move(bucketed_rows(batch.labels_T[own] != IGNORE, device.type)),
         # a pack is counted once: on the first of its context-parallel ranks
         loss_count=move(torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32)),
         positions_T=share(batch.positions_T),
