@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from contextlib import redirect_stderr
 from io import StringIO
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import numpy as np
 import torch
 
+from tests.distributed.transfer_runs import SCALE, error, packs
+from tests.mutants import mutated
 from tests.npu.simulator.enter import enter
 
-SCALE = 0.2
 Failures = list[tuple[str, str]]
-
-
-def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference over the largest expected entry; infinite for NaN."""
-    difference = (found.detach().cpu().double() - wanted.detach().double()).abs().max() / wanted.detach().double().abs().max()
-    return float(difference.nan_to_num(float("inf")))
-
-
-def packs(num_tokens: int, width: int, heads: int = 4, kv_heads: int = 2) -> list[torch.Tensor]:
-    """Queries, keys, values and the output's gradient, the same on every rank."""
-    generator = torch.Generator().manual_seed(num_tokens + width)
-    return [torch.randn(num_tokens, count, width, generator=generator) for count in (heads, kv_heads, kv_heads, heads)]
-
-
-def ring(layout: Any, *, bounds: list[int], width: int) -> Optional[dict[str, float]]:
-    """Ring attention over the processes of the layout against one process's plain reference; on rank 0."""
-    import torch.distributed as dist
-
-    from mindspeed_vita.ops.attention import reference
-    from mindspeed_vita.parallel.ring import ring_attention
-    from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
-    from mindspeed_vita.sharding import index, plan
-
-    cp_plan = plan(np.array(bounds), layout.cp_size)
-    tensors = packs(bounds[-1], width)
-    mine = torch.from_numpy(index(cp_plan, layout.cp_rank))
-    leaves = [x[mine].npu().requires_grad_() for x in tensors[:3]]
-    out = ring_attention(*leaves, cp_plan, scale=SCALE, group=layout.cp_group, rank=layout.cp_rank)
-    out.backward(tensors[3][mine].npu())
-    parts: list[Any] = [None] * layout.cp_size
-    dist.all_gather_object(parts, [out.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)])
-    if layout.cp_rank:
-        return None
-    wanted = virtual_ring_attention(*tensors, plan(np.array(bounds), 1), scale=SCALE, kernels=reference)
-    rows = [torch.from_numpy(index(cp_plan, rank)) for rank in range(layout.cp_size)]
-    errors = {}
-    for number, (name, expected) in enumerate(zip(("out", "dq", "dk", "dv"), wanted)):
-        whole = torch.full_like(expected, float("nan"))
-        for part, own in zip(parts, rows):
-            whole[own] = part[number]
-        errors[name] = error(whole, expected)
-    return errors
 
 
 def old_cann(layout: Any, *, width: int) -> dict[str, float]:
@@ -152,23 +107,8 @@ def check(layout: Any, *, section: str) -> Failures:
 
 def mutant(layout: Any, *, module: str, old: str, new: str, section: str) -> Failures:
     """The same with one place of a module's source changed."""
-    original = importlib.import_module(module)
-    source = Path(str(original.__file__)).read_text(encoding="utf-8")
-    assert source.count(old) == 1, f"{module} has {source.count(old)} places like {old!r}"
-    changed = ModuleType(module)
-    changed.__file__ = original.__file__
-    exec(compile(source.replace(old, new), f"{module} with {new!r}", "exec"), changed.__dict__)
-    try:
-        _install(module, changed)
+    with mutated(module, old, new):
         return _failures(section)
-    finally:
-        _install(module, original)
-
-
-def _install(name: str, module: ModuleType) -> None:
-    package, leaf = name.rsplit(".", 1)
-    sys.modules[name] = module
-    setattr(sys.modules[package], leaf, module)
 
 
 def _failures(section: str) -> Failures:

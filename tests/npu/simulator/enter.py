@@ -11,10 +11,10 @@ import runpy
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Sequence
 
 import torch
 
+from tests.held_transfers import Transfers, hold
 from tests.npu.simulator.device import Ascend
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,19 +49,21 @@ def enter() -> Ascend:
 
         _chip.append(Ascend())
         _chip[0].__enter__()
-        _send_and_receive_one_by_one()
+        _hold_transfers()
     return _chip[0]
 
 
-def _send_and_receive_one_by_one() -> None:
-    """torch_npu's batch_isend_irecv goes to HCCL past the dispatcher, where nothing could be simulated."""
+def _hold_transfers() -> None:
+    """What is received arrives when it is waited for and not before, as on a stream of HCCL's own.
+
+    torch_npu's batch_isend_irecv goes to HCCL past the dispatcher, where nothing could be simulated.
+    """
     from torch.distributed import distributed_c10d
 
-    def batch_isend_irecv(operations: Sequence[Any]) -> list[Any]:
-        assert operations, "HCCL has no empty batch"
-        return [step.op(step.tensor, step.peer, step.group, step.tag) for step in operations]
-
-    torch.distributed.batch_isend_irecv = distributed_c10d.batch_isend_irecv = batch_isend_irecv
+    for name, function in hold(Transfers()).items():
+        setattr(torch.distributed, name, function)
+        if name == "batch_isend_irecv":
+            setattr(distributed_c10d, name, function)
 
 
 if __name__ == "__main__":
