@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from mindspeed_vita.engine.parity.pool import LayoutPool
+from tests.distributed.test_held_transfers import CASES, MUTANTS
 
 RUNS = "tests.npu.runs"
 FP32 = 2e-6
 """Worst seen: 6e-7, fp32 sums in another order."""
-LIMITS = {"float32": FP32, "bfloat16": 1e-2}
-"""Of a ring's errors, relative to the largest expected entry."""
+LIMITS = {"float32": FP32, "bfloat16": 8e-3}
+"""Of a ring's errors, relative to the largest expected entry. Worst seen in bf16: 4.5e-3. Rounding moves a number by up to 2.0e-3 of itself;
+each partial result is rounded, and the merged one once more."""
 
 
 @pytest.mark.parametrize("width", [64, 80])
@@ -36,6 +38,13 @@ def test_a_ring_over_processes(npus: LayoutPool, cp: int, ulysses: int, bounds: 
     assert set(errors) == {"out", "dq", "dk", "dv"}
     assert all(error < LIMITS[dtype] for error in errors.values()), errors
     assert all(started and not forgotten for _, started, forgotten, _ in ranks)
+
+
+def test_a_bf16_ring_that_reads_too_early_shows(npus: LayoutPool) -> None:
+    case, *mutation = MUTANTS["gradients on their way back"]
+    arguments = {**CASES[case][2], "width": 64, "dtype": "bfloat16"}
+    ranks = npus.run("tests.distributed.transfer_runs:run", cp=4, what="attention", arguments=arguments, mutation=tuple(mutation))
+    assert ranks[0][0]["dk"] == float("inf") and all(forgotten for _, _, forgotten, _ in ranks)
 
 
 def test_each_device_has_random_numbers_of_its_own(npus: LayoutPool) -> None:
