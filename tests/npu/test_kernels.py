@@ -11,8 +11,8 @@ RUNS = "tests.npu.runs"
 FP32 = 2e-6
 """Worst seen: 6e-7, fp32 sums in another order."""
 LIMITS = {"float32": FP32, "bfloat16": 8e-3}
-"""Of a ring's errors, relative to the largest expected entry. Worst seen in bf16: 4.5e-3. Rounding moves a number by up to 2.0e-3 of itself;
-each partial result is rounded, and the merged one once more."""
+"""A ring's errors are relative to the largest entry. Worst seen in bf16: 4.5e-3. Rounding moves a number by up to 2.0e-3 of itself.
+Each partial result is rounded, and the merged one once more."""
 
 
 @pytest.mark.parametrize("width", [64, 80])
