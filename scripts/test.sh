@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The tests: set-up, static checks, pytest, then the quickstart in its smoke form. Ends with one line, PASS or FAIL; the exit status agrees.
-# Usage: bash scripts/test.sh [pytest arguments]
+# Usage: bash scripts/test.sh                      everything
+#        bash scripts/test.sh [pytest arguments]   pytest with these arguments in place of all tests
 set -uo pipefail
 trap 'echo "FAIL: scripts/test.sh: the set-up failed, see its message above"' EXIT
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -25,19 +26,28 @@ if [ ! -d "$VITA_TORCH_NPU/torch_npu" ]; then
 fi
 
 failed=()
+times=()
 step() {
-    local name="$1"
+    local name="$1" start="$SECONDS"
     shift
     echo "== $name"
     "$@" || failed+=("$name")
+    times+=("$(printf '%4d s  %s' "$((SECONDS - start))" "$name")")
 }
 
 SECONDS=0
 step "ruff" "$VITA_PYTHON" -m ruff check .
 step "mypy" "$VITA_PYTHON" -m mypy
-step "pytest" "$VITA_PYTHON" -m pytest -q "$@"
+if [ $# -gt 0 ]; then
+    step "pytest $*" "$VITA_PYTHON" -m pytest -q "$@"
+else
+    # The unit tests are single processes, so one per core runs at a time. The other tests start several processes each.
+    step "pytest tests/unit" "$VITA_PYTHON" -m pytest -q -n "${VITA_TEST_PROCESSES:-2}" --dist loadfile tests/unit
+    step "pytest, the other tests" "$VITA_PYTHON" -m pytest -q tests --ignore tests/unit
+fi
 step "quickstart --smoke" bash scripts/quickstart.sh --smoke
 
+printf '%s\n' "${times[@]}"
 if [ "${#failed[@]}" -eq 0 ]; then
     echo "PASS: scripts/test.sh (ruff, mypy, pytest, quickstart --smoke) in ${SECONDS} s"
 else

@@ -19,6 +19,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+# one set of worker pools for every folder that needs more than one process
+from tests.pools import layout_pool, pools  # noqa: E402, F401
+
 settings.register_profile("vita", deadline=None, derandomize=True)
 settings.load_profile("vita")
 
@@ -29,3 +32,17 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Minutes per folder, so that a change that makes a folder slow is seen."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = "/".join(report.nodeid.split("/")[:-1][:3])
+                seconds[folder] = seconds.get(folder, 0.0) + report.duration
+    if sum(seconds.values()) > 60:
+        terminalreporter.section("minutes per folder")
+        for folder in sorted(seconds, key=lambda name: -seconds[name]):
+            terminalreporter.line(f"{seconds[folder] / 60:6.1f}  {folder}")

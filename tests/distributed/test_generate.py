@@ -12,7 +12,7 @@ from mindspeed_vita.checkpoint import native
 from mindspeed_vita.checkpoint.hf_export import export_hf
 from mindspeed_vita.inference.hf_generate import load_hf
 from mindspeed_vita.inference.request import ask
-from tests.distributed.fixtures import Pools
+from tests.pools import Pools
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 RUN = "tests.distributed.layout_runs:answer"

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from mindspeed_vita.config import recipe_to_dict
-from tests.distributed.fixtures import Pools
+from tests.pools import Pools
 from tests.tiny_data import TinyData, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

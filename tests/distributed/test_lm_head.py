@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.distributed.fixtures import Pools
+from tests.pools import Pools
 
 RUN = "tests.distributed.layout_runs:head"
 SPREADS = {"last quarter": list(range(24, 32)), "everywhere": list(range(0, 32, 3)), "one": [17], "none": [], "all": list(range(32))}

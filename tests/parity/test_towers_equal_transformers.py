@@ -8,8 +8,8 @@ import pytest
 
 from mindspeed_vita.engine.parity.check import RUN, compare
 from mindspeed_vita.engine.parity.pool import LayoutPool
-from tests.distributed.fixtures import Pools
 from tests.parity.tower_runs import CASES
+from tests.pools import Pools
 
 HEADS = {"intern_vit_6b": {1: 25, 2: 13}, "siglip_400m": {1: 16, 2: 8}, "clip_l": {1: 16, 2: 8}}
 # Measured: features 7e-7, gradients 2e-6 of their absmax (fp32 summation order).

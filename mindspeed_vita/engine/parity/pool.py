@@ -1,7 +1,8 @@
 """A pool of worker processes that run functions under any parallel layout, so that many cases share a few process starts.
 
-One pool serves one line of megatron-core. A layout's world size may be smaller than the pool: the other workers idle. The process
-group of a world size is made once per layout; workers are spawned and import megatron once.
+One pool serves one line of megatron-core. A layout's world size may be smaller than the pool: the other workers idle. Every run makes
+its process groups anew. On a CPU one process imports torch and megatron and forks the workers, so a pool costs one import and not one
+per worker. Accelerator libraries do not survive a fork: there every worker is a new process.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
+
+from mindspeed_vita.platform import get_platform
 
 DEADLINE = 900.0
 """Seconds without any answer after which a run counts as stuck; the longest on two slow, busy cores takes about a third."""
@@ -38,14 +42,19 @@ class LayoutPool:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
         self._group = 0
-        self._workers: list[tuple[Any, Connection]] = []
+        ends = [context.Pipe() for _ in range(size)]
+        self._pipes: list[Connection] = [here for here, _ in ends]
+        there = [end for _, end in ends]
+        # one process forks all workers, or each worker is a process with its own imports
+        shares = [there] if prepare is None and get_platform(local_rank=0).name == "cpu" else [[end] for end in there]
+        self._processes: list[Any] = []
         with _environment(environment or {}):
-            for rank in range(size):
-                here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there, rank, overlay, prepare), daemon=True)
+            for number, share in enumerate(shares):
+                process = context.Process(target=_start, args=(share, number, overlay, prepare), daemon=True)
                 process.start()
-                there.close()
-                self._workers.append((process, here))
+                self._processes.append(process)
+        for end in there:
+            end.close()
 
     def run(self, function: str, tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, **arguments: Any) -> list[Any]:
         """Calls "module:function"(layout, **arguments) on every rank of the layout and returns the results by rank.
@@ -56,21 +65,21 @@ class LayoutPool:
         """
         self._group += 1
         world = tp * pp * cp * dp
-        assert world <= len(self._workers), f"the pool has {len(self._workers)} workers, the layout needs {world}"
+        assert world <= len(self._pipes), f"the pool has {len(self._pipes)} workers, the layout needs {world}"
         store = str(Path(self._folder.name) / f"group_{self._group}")
-        workers = self._workers[:world]
-        for _, pipe in workers:
+        pipes = self._pipes[:world]
+        for pipe in pipes:
             pipe.send((function, (tp, pp, cp), world, store, arguments))
         results: dict[int, Any] = {}
         while len(results) < world:
             waiting = [rank for rank in range(world) if rank not in results]
-            answers = wait([workers[rank][1] for rank in waiting], DEADLINE)
+            answers = wait([pipes[rank] for rank in waiting], DEADLINE)
             if not answers:
                 self.close()
                 raise RuntimeError(f"ranks {waiting} of {world} gave no answer in {DEADLINE} s: they may be waiting for each other")
             for ready in answers:
-                rank = next(number for number, (_, pipe) in enumerate(workers) if pipe is ready)
-                text, results[rank] = self._receive(workers[rank][1])
+                rank = next(number for number, pipe in enumerate(pipes) if pipe is ready)
+                text, results[rank] = self._receive(pipes[rank])
                 if text:  # the others may wait for this rank for ever
                     self.close()
                     raise RuntimeError(f"rank {rank}:\n{text}")
@@ -86,16 +95,19 @@ class LayoutPool:
     @property
     def closed(self) -> bool:
         """Whether the workers are gone."""
-        return not self._workers
+        return not self._pipes
 
     def close(self) -> None:
-        """Ends the workers."""
-        for process, pipe in self._workers:
+        """Ends the workers: one that idles sees its pipe close, one that still computes is killed."""
+        for pipe in self._pipes:
             pipe.close()
+        for process in self._processes:
             process.join(timeout=1)
             if process.is_alive():
+                with suppress(ProcessLookupError):  # not yet a group of its own, or just gone
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
-        self._workers = []
+        self._pipes, self._processes = [], []
         self._folder.cleanup()
 
 
@@ -114,14 +126,48 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(pipe: Connection, rank: int, overlay: Optional[str], prepare: Optional[str]) -> None:
+def _start(pipes: list[Connection], first_rank: int, overlay: Optional[str], prepare: Optional[str]) -> None:
+    """The body of a started process: serves its pipe, or forks one worker per pipe and waits for them."""
+    os.setpgid(0, 0)  # so that it ends together with what it forks
     if overlay:
         sys.path.insert(0, overlay)
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["LOCAL_RANK"] = str(rank)
     import torch
 
     torch.set_num_threads(1)
+    if len(pipes) == 1:
+        _serve(pipes[0], first_rank, prepare)
+        return
+    _import_everything()
+    workers = []
+    for rank, pipe in enumerate(pipes):
+        worker = os.fork()
+        if not worker:
+            for other in pipes:
+                if other is not pipe:
+                    other.close()
+            _serve(pipe, rank, None)
+            os._exit(0)
+        workers.append(worker)
+    for pipe in pipes:  # a worker's end must show at the other side as a closed pipe
+        pipe.close()
+    for worker in workers:
+        os.waitpid(worker, 0)
+
+
+def _import_everything() -> None:
+    """What a run imports, before the workers fork."""
+    from mindspeed_vita.engine.session import quiet_imports
+    from mindspeed_vita.platform.megatron_compat import install_patches
+
+    quiet_imports()
+    get_platform().activate()
+    install_patches()
+    importlib.import_module("mindspeed_vita.engine.loop")
+
+
+def _serve(pipe: Connection, rank: int, prepare: Optional[str]) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
     while True:
         try:
             function, sizes, world, store, arguments = pipe.recv()
@@ -148,7 +194,6 @@ def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, ra
     import torch.distributed as dist
 
     from mindspeed_vita.engine.session import quiet_imports
-    from mindspeed_vita.platform import get_platform
     from mindspeed_vita.platform.megatron_compat import destroy_model_parallel, install_patches
 
     quiet_imports()

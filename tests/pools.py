@@ -1,4 +1,4 @@
-"""Fixtures around LayoutPool; the conftest files of parity/ and distributed/ import them."""
+"""Worker pools, one per line of megatron-core, shared by every test that needs more than one process."""
 
 from __future__ import annotations
 
