@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
@@ -49,3 +49,20 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first_rank(work: Callable[[], None]) -> None:
+    """Rank 0 does something; where it fails for a user's fault or the file system's, every rank fails with its message. Collective.
+
+    Raises:
+        ValueError: rank 0 met a ValueError or an OSError.
+    """
+    error: Optional[Exception] = None
+    if rank() == 0:
+        try:
+            work()
+        except (ValueError, OSError) as caught:
+            error = caught
+    reason = gather("" if error is None else str(error) or type(error).__name__)[0]
+    if reason:
+        raise ValueError(reason) from error

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
+from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
+
 _EPILOG = """
 examples:
   vita convert --from runs/stage4 --to hf --output exported
@@ -49,16 +51,30 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--from {source}: no such folder")
     if source.resolve() == output.resolve():
         raise ValueError(f"--output {output} is the source; choose another folder")
+    _check_output(output, arguments.to)
+    # a run's own lock for a native folder: nobody may begin to train where weights are about to come
+    lock = output / RUN_LOCK if arguments.to == "native" else output.with_name(f".{output.name}.lock")
+    with held(lock, folder=output, work="vita convert", advice="choose another --output, or wait"):
+        _check_output(output, arguments.to)  # again: another process may have been faster
+        return _convert(source, output, arguments, dtype, shard_bytes)
+
+
+def _check_output(output: Path, to: str) -> None:
+    if to == "hf":
+        from mindspeed_vita.checkpoint.hf_export import check_output
+
+        check_output(output)
+    elif output.exists() and (not output.is_dir() or any(path.name != RUN_LOCK for path in output.iterdir())):
+        raise ValueError(f"{output} is not empty; choose another --output")
+
+
+def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: Optional[Any], shard_bytes: int) -> int:
+    weights, recipe = _read(source, arguments, dtype)
     if arguments.to == "hf":
-        from mindspeed_vita.checkpoint.hf_export import check_output, export_hf
+        from mindspeed_vita.checkpoint.hf_export import export_hf
         from mindspeed_vita.data.templates import get_template
         from mindspeed_vita.data.tokenizer import load_tokenizer
 
-        check_output(output)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is not empty; choose another --output")
-    weights, recipe = _read(source, arguments, dtype)
-    if arguments.to == "hf":
         tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
         done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes)
         size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"

@@ -77,7 +77,8 @@ def _guarded(run: object, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _end("vita: stopped by SIGINT", 130)
     except BaseException as error:
-        from mindspeed_vita.engine.faults import Stopped, TrainingDiverged
+        from mindspeed_vita.engine.faults import TrainingDiverged
+        from mindspeed_vita.engine.stopping import Stopped
 
         if isinstance(error, TrainingDiverged):
             return _end(f"vita: error: {error}", 2)

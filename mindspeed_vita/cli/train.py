@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from mindspeed_vita.config import Recipe
@@ -16,7 +17,13 @@ examples:
   DEVICE=cpu vita train recipe.yaml        (auto, npu, cuda or cpu)
   torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train --engine mindspeed-llm recipe.yaml parallel.tp=8 -- --use-fused-rmsnorm
 
-The same command continues from the newest checkpoint in checkpoint.directory. Every recipe key, with its default and one line of
+The same command continues from the newest checkpoint in checkpoint.directory. SIGTERM and Ctrl-C let the run finish its step and save;
+a second one ends it at once. torchrun kills what runs 30 s later: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 gives it 600 s.
+
+exit status: 0 trained to the last step; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its message says how to mend; 1 a fault of
+vita's own. torchrun ends with 1 whenever a process of its run does not end with 0.
+
+Every recipe key, with its default and one line of
 documentation, stands in mindspeed_vita/config/recipe.py; `--print-recipe` shows the recipe with all defaults filled in.
 """
 
@@ -77,17 +84,23 @@ def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
 def _builtin(recipe: Recipe) -> int:
     from mindspeed_vita.checkpoint import native
-    from mindspeed_vita.engine.faults import Stopped, stop_signals
     from mindspeed_vita.engine.loop import train
+    from mindspeed_vita.engine.stopping import Stopped, stop_signals
 
     try:
-        with stop_signals():
-            result = train(recipe)
-    except Stopped as stop:
+        with stop_signals() as stop:
+            result = train(recipe, stop=stop)
+    except Stopped as stopped:
         newest = native.latest(recipe.checkpoint.directory)
         rest = f"the same command continues from {newest}" if newest else "no checkpoint was written yet"
-        raise Stopped(stop.number, f"stopped by {stop}; {rest}") from None
-    if int(os.environ.get("RANK", "0")) == 0:
+        raise Stopped(stopped.number, f"stopped by {stopped}; {rest}") from None
+    leads = int(os.environ.get("RANK", "0")) == 0
+    if result.stopped_by:
+        if leads:
+            name, where = signal.Signals(result.stopped_by).name, f"step {result.step} of {recipe.train.steps}"
+            print(f"vita: stopped by {name} after {where}; the same command continues from {result.checkpoint}", file=sys.stderr, flush=True)
+        return 128 + result.stopped_by
+    if leads:
         first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
         print(
             f"{recipe.name}: {result.step} steps, {result.layout}, loss {first} -> {last}, {result.tokens_per_second:,.0f} tokens/s, "

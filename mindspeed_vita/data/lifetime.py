@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from typing import Optional
 
 _PR_SET_PDEATHSIG = 1
@@ -22,3 +23,22 @@ def live_no_longer_than(parent: Optional[int] = None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def end_by_parent_alone() -> None:
+    """SIGTERM ends this process where its parent sent it, and nowhere else; nor does Ctrl-C.
+
+    torchrun and schedulers send SIGTERM to every process of a run, which then finishes its step and still needs its helpers. Call it
+    before this process starts threads.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    # blocked for threads to come as well, so that the one below sees who sent it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="vita-sigterm", daemon=True).start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import weakref
@@ -18,6 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
 from mindspeed_vita.data.dealing import deal, pack_costs
+from mindspeed_vita.data.lifetime import end_by_parent_alone
 
 _T = TypeVar("_T")
 _Finish = Callable[[PackedBatch], PackedBatch]
@@ -184,9 +184,8 @@ def _unchanged(batch: _T) -> _T:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal, and workers inherit the run's handler: it is the run's to end them. SIGTERM is
-    # torch's: silent from the run itself, deadly from elsewhere.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and a launcher's SIGTERM, reach every process of a run: it is the run's to end its workers, after the step it finishes.
+    end_by_parent_alone()
     # The thread that hands tensors over reports a run that stopped in the middle of taking one; its going is reported by the run itself.
     sys.excepthook = _report_unless_the_run_is_gone
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

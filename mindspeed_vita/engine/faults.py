@@ -1,53 +1,22 @@
-"""Samples that cannot be decoded, stop signals, and runs that went wrong."""
+"""Samples that cannot be decoded, and runs that went wrong."""
 
 from __future__ import annotations
 
-import signal
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
 
 from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.engine import metrics
+from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient norm is not a finite number."""
-
-
-class Stopped(BaseException):
-    """A stop signal arrived. Like KeyboardInterrupt not an Exception: nothing on the way may take it for a failure."""
-
-    def __init__(self, number: int, message: str = "") -> None:
-        self.number = number
-        super().__init__(message or signal.Signals(number).name)
-
-
-@contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT end the block with Stopped, at once: a step that is half done is lost, a checkpoint never is."""
-
-    def stop(number: int, frame: Optional[FrameType]) -> None:
-        # The same signal ends the loader's workers where it goes to the whole process group; torch reports that as their crash.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise Stopped(number)
-
-    try:
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class FailedSamples:
@@ -98,11 +67,12 @@ class FailedSamples:
             self._new[number] = reasons.get(number) or self._new.get(number, "")
         return batch.with_failed(failed.bool())
 
-    def settle(self, group: Optional[dist.ProcessGroup] = None) -> int:
-        """Share this step's failures with every rank. Collective over the world.
+    def settle(self, group: Optional[dist.ProcessGroup] = None, *, stop: Optional[StopRequest] = None) -> int:
+        """Share this step's failures with every rank, and whether one was told to stop. Collective over the world.
 
         Args:
             group: all ranks, on a backend that takes host tensors; None: the default group does.
+            stop: its `agreed` is set, in the same all-reduce.
 
         Returns:
             How many samples failed for the first time.
@@ -111,12 +81,16 @@ class FailedSamples:
             ValueError: a source is over its budget, on every rank.
         """
         new = [self._new]
+        asked = 0 if stop is None else stop.asked
         if dist.get_world_size() > 1:
-            count = torch.tensor(len(self._new))
-            dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
+            told = torch.tensor([len(self._new), asked])
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
+            count, asked = told.tolist()
             if count:
                 new = [{} for _ in range(dist.get_world_size(group))]
                 dist.all_gather_object(new, self._new, group=group)
+        if stop is not None:
+            stop.agreed = asked
         found = set().union(*new) - self.ids
         self.ids |= found
         self._new = {}

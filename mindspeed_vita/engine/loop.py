@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import atomic, native
-from mindspeed_vita.checkpoint.ranks import gather
+from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
+from mindspeed_vita.checkpoint.ranks import gather, on_first_rank
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine import optimizer as optim
@@ -21,6 +23,7 @@ from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.step import Stepper, StepResult
+from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
@@ -42,33 +45,50 @@ class TrainResult:
     """Highest use of any rank, bytes."""
     layout: str
     """tp, pp, cp, dp."""
+    stopped_by: int
+    """Number of the signal that ended the run after `step`, which is saved; 0: the run reached the step it was to reach."""
 
 
-def train(recipe: Recipe, *, stop_at_step: Optional[int] = None) -> TrainResult:
+def train(recipe: Recipe, *, stop_at_step: Optional[int] = None, stop: Optional[StopRequest] = None) -> TrainResult:
     """Train a recipe to its last step, from the newest checkpoint in its folder if there is one.
 
     Args:
         recipe: the run. Every rank passes the same.
         stop_at_step: save and return after this step, as if the run went on later; the schedule stays that of the recipe.
+        stop: what `stop_signals` gives; a signal then ends the run after its step. None: nobody asks it to end.
 
     Raises:
-        ValueError: a setting, the data, or a checkpoint does not fit; one message that says what to do.
+        ValueError: a setting, the data, or a checkpoint does not fit, or another process trains in the folder; one message that says
+            what to do.
         OSError: the disk is full or not writable.
         TrainingDiverged: the loss is not finite any more.
     """
     platform = get_platform()
-    with distributed(recipe, platform) as layout:
-        return _Run(recipe, platform, layout).train(recipe.train.steps if stop_at_step is None else stop_at_step)
+    with distributed(recipe, platform) as layout, _locked(Path(recipe.checkpoint.directory), recipe.name) as lock:
+        run = _Run(recipe, platform, layout, lock)
+        return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest())
+
+
+@contextmanager
+def _locked(directory: Path, name: str) -> Iterator[FolderLock]:
+    """The lock of the run's folder, which rank 0 holds for all ranks."""
+    advice = "choose another checkpoint.directory, or wait"
+    lock = FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({name})", advice=advice)
+    try:
+        on_first_rank(lock.acquire)
+        yield lock
+    finally:
+        lock.release()  # does nothing on the other ranks
 
 
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, recipe: Recipe, platform: Platform, layout: ParallelLayout) -> None:
+    def __init__(self, recipe: Recipe, platform: Platform, layout: ParallelLayout, lock: FolderLock) -> None:
         # imports megatron.core: only now that the device is chosen
         from mindspeed_vita.parallel.build import build_model
 
-        self.recipe, self.platform, self.layout = recipe, platform, layout
+        self.recipe, self.platform, self.layout, self.lock = recipe, platform, layout, lock
         self.directory = Path(recipe.checkpoint.directory)
         self.run = os.path.abspath(self.directory)  # tells this run's lines apart in a quarantine file that runs share
         self.leads = dist.get_rank() == 0
@@ -119,28 +139,37 @@ class _Run:
             self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=self.recipe.logging.tensorboard)
         dist.barrier()  # nobody adds to the quarantine before it was truncated
 
-    def train(self, last: int) -> TrainResult:
-        """Steps up to and including `last`."""
+    def train(self, last: int, stop: StopRequest) -> TrainResult:
+        """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
         recipe, last = self.recipe, min(last, self.recipe.train.steps)
         progress = self._progress()
         batches = open_loader(self.dataset, recipe, self.layout, start_pack=self.packs)
         stepper = Stepper(
-            recipe, self.layout, self.platform, model=self.model, optimizer=self.optimizer, batches=iter(batches), failed=self.failed
+            recipe,
+            self.layout,
+            self.platform,
+            model=self.model,
+            optimizer=self.optimizer,
+            batches=iter(batches),
+            failed=self.failed,
+            stop=stop,
         )
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
-            while self.step < last:
-                start, waited = time.perf_counter(), batches.waited
-                result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
-                self.platform.synchronize()
-                busy.append(time.perf_counter() - start)
-                self.step += 1
-                self.packs += recipe.train.global_batch
-                self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
-                self._publish(wait=False)
-                if self.step % recipe.checkpoint.save_every == 0 or self.step == last:
-                    self._save()
-                    self._publish(wait=not recipe.checkpoint.background or self.step == last)
+            with stop.finishing_steps():
+                while self.step < last and not stop.agreed:
+                    start, waited = time.perf_counter(), batches.waited
+                    result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
+                    self.platform.synchronize()
+                    busy.append(time.perf_counter() - start)
+                    self.step += 1
+                    self.packs += recipe.train.global_batch
+                    self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
+                    self._publish(wait=False)
+                    ends = self.step == last or stop.agreed != 0
+                    if self.step % recipe.checkpoint.save_every == 0 or ends:
+                        self._save()
+                        self._publish(wait=not recipe.checkpoint.background or ends)
         except TrainingDiverged:
             self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
             raise
@@ -150,7 +179,7 @@ class _Run:
                 progress.close()
             if self.log is not None:
                 self.log.close()
-        return self._finish(tokens, busy, progress)
+        return self._finish(tokens, busy, stop)
 
     def _report(self, result: StepResult, seconds: float, speed: float, waited: float, progress: Optional[Progress]) -> None:
         if self.log is None or progress is None:
@@ -165,6 +194,7 @@ class _Run:
 
     def _save(self) -> None:
         self._publish(wait=True)  # one at a time, in order
+        on_first_rank(self.lock.check)
         state = native.TrainState(
             step=self.step,
             packs=self.packs,
@@ -186,6 +216,7 @@ class _Run:
     def _publish(self, wait: bool) -> None:
         """Makes the step that is being written visible, if it is all written or is to be waited for."""
         if self.writing is not None and (wait or self.writing.written()):
+            on_first_rank(self.lock.check)
             self.saved, self.writing = self.writing.finish(), None
 
     def _progress(self) -> Optional[Progress]:
@@ -199,7 +230,7 @@ class _Run:
             progress.line(f"{recipe.name}: continuing from {self.saved} ({self.layout.describe()})")
         return progress
 
-    def _finish(self, tokens: int, busy: list[float], progress: Optional[Progress]) -> TrainResult:
+    def _finish(self, tokens: int, busy: list[float], stop: StopRequest) -> TrainResult:
         peaks: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(peaks, self.platform.memory().peak)
         warm = busy[1:] or busy
@@ -212,5 +243,6 @@ class _Run:
             checkpoint=self.saved,
             peak_memory=max(peaks),
             layout=self.layout.describe(),
+            stopped_by=stop.agreed,
         )
         return result

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, megatron_compat
 
@@ -41,6 +42,7 @@ class Stepper:
         optimizer: DistributedOptimizer over it.
         batches: endless packs of this data-parallel rank.
         failed: record of failed samples.
+        stop: what the ranks agree on at the end of each step; None: they are not asked.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Stepper:
         optimizer: Any,
         batches: Iterator[Any],
         failed: FailedSamples,
+        stop: Optional[StopRequest] = None,
     ) -> None:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.recipe, self.layout, self.platform = recipe, layout, platform
         self.model, self.optimizer, self.batches, self.failed = model, optimizer, batches, failed
+        self.stop = stop
         self.micro_batches = recipe.train.global_batch // layout.dp_size
         self._schedule = get_forward_backward_func()
         self._samples = 0
@@ -93,7 +97,8 @@ class Stepper:
         _, grad_norm, _ = self.optimizer.step()
         norm = float(grad_norm)
         self._check(step, "gradient norm", norm)
-        return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=self.failed.settle())
+        failed = self.failed.settle(stop=self.stop)
+        return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed)
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         agreed = (self.failed.agree(next(self.batches), self.layout, step) for _ in range(self.micro_batches))

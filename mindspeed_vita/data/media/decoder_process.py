@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -43,6 +44,9 @@ def _restrict(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     live_no_longer_than()
+    # A scheduler may send it to every process of a job. The run then finishes its step, and a picture that its decoder took along would
+    # count as damaged for good. The run itself ends this process by SIGKILL.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _answer(request: dict[str, Any], settings: DecodeSettings, out: BinaryIO) -> None:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from mindspeed_vita.cli import main as cli
-from mindspeed_vita.engine.faults import Stopped, TrainingDiverged
+from mindspeed_vita.engine.faults import TrainingDiverged
+from mindspeed_vita.engine.stopping import Stopped
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from multiprocessing import active_children
 
+import psutil
 import pytest
 import torch
 
@@ -121,18 +122,15 @@ def test_close_ends_the_workers_and_iterating_goes_on(data):
 
 
 def test_a_worker_is_silent_about_a_run_that_went_away_in_the_middle_of_a_tensor(monkeypatch, capsys):
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    try:
-        _start_worker(0)
-        for gone in (BrokenPipeError(32, "Broken pipe"), ConnectionResetError(), EOFError()):
-            sys.excepthook(type(gone), gone, None)
-        assert capsys.readouterr().err == ""
-        sys.excepthook(ValueError, ValueError("what is wrong"), None)
-        assert "what is wrong" in capsys.readouterr().err
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr("mindspeed_vita.data.loader.end_by_parent_alone", lambda: None)  # it would change this process for good
+    _start_worker(0)
+    for gone in (BrokenPipeError(32, "Broken pipe"), ConnectionResetError(), EOFError()):
+        sys.excepthook(type(gone), gone, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("what is wrong"), None)
+    assert "what is wrong" in capsys.readouterr().err
 
 
 RUN_UNTIL_STOPPED = """
@@ -140,7 +138,7 @@ import json, sys
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.dataset import build_data
 from mindspeed_vita.data.loader import PackLoader
-from mindspeed_vita.engine.faults import Stopped, stop_signals
+from mindspeed_vita.engine.stopping import Stopped, stop_signals
 
 data = build_data(DataConfig(**json.loads(sys.argv[1])), tokens_per_tile=4, tile_size=28, vocab_size=512)
 loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1, num_workers=2)
@@ -151,6 +149,26 @@ try:
 except Stopped as stopped:
     loader.close()
     print("stopped", stopped, flush=True)
+"""
+FINISH_WHEN_TOLD = """
+import json, sys
+from mindspeed_vita.config.recipe import DataConfig
+from mindspeed_vita.data.dataset import build_data
+from mindspeed_vita.data.loader import PackLoader
+from mindspeed_vita.engine.stopping import stop_signals
+
+data = build_data(DataConfig(**json.loads(sys.argv[1])), tokens_per_tile=4, tile_size=28, vocab_size=512)
+loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1, num_workers=2)
+with stop_signals() as stop, stop.finishing_steps():
+    left, failed = 12, 0
+    for pack in loader:
+        print("pack", flush=True)
+        failed += len(pack.failures)
+        left -= bool(stop.asked)
+        if not left:
+            break
+loader.close()
+print("finished", stop.asked, failed, flush=True)
 """
 
 
@@ -163,6 +181,24 @@ def test_a_signal_to_the_whole_process_group_ends_workers_without_a_word(data, n
         os.killpg(run.pid, number)
         out, err = run.communicate(timeout=60)
     assert (out.splitlines()[-1], err, run.returncode) == (f"stopped {signal.Signals(number).name}", "", 0)
+
+
+def test_workers_and_decoders_go_on_through_a_sigterm_to_every_process_of_a_run(data):
+    """As torchrun and schedulers send it: the packs of the step that is finished must still come, whole."""
+    command = [sys.executable, "-c", FINISH_WHEN_TOLD, json.dumps(asdict(data.settings))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        family: list[psutil.Process] = []
+        while len(family) < 4:  # two workers, each with its decoder once it has met a picture
+            assert run.stdout.readline() == "pack\n", run.stderr.read()
+            family = psutil.Process(run.pid).children(recursive=True)
+        for process in family:  # decoders are in sessions of their own
+            process.send_signal(signal.SIGTERM)
+        run.send_signal(signal.SIGTERM)
+        out, err = run.communicate(timeout=60)
+    assert (out.splitlines()[-1], err.count("\n"), run.returncode) == ("finished 15 0", 1, 0), err
+    assert "a second signal ends it at once" in err
+    assert not any(process.is_running() for process in family)
 
 
 SAVE_UNTIL_KILLED = """

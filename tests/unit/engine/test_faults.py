@@ -1,10 +1,8 @@
-"""Samples that fail are masked for good and written down once; a stop signal ends a run at once and puts the old handlers back."""
+"""Samples that fail are masked for good and written down once."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -93,12 +91,3 @@ def test_runs_that_share_a_file_sign_their_lines(tmp_path):
     record.agree(batch(2, failed=(2,)), LAYOUT, 7)
     assert [json.loads(line)["run"] for line in record.quarantine.read_text().splitlines()] == ["runs/a"] * 2
     assert [entry["kind"] for entry in metrics.truncate(record.quarantine, 6, run="runs/a")] == ["skipped"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_ends_the_block(number):
-    before = signal.getsignal(number)
-    with pytest.raises(faults.Stopped, match=signal.Signals(number).name), faults.stop_signals():
-        os.kill(os.getpid(), number)
-        signal.pause()
-    assert signal.getsignal(number) is before

@@ -1,0 +1,256 @@
+"""A lock file that says which process writes to a folder: safe after a crash, between hosts, and on NFS.
+
+The file is made with O_EXCL, which servers of NFS 3 and later carry out as one step; flock is not used. Whether its owner still lives is
+judged in one of two ways:
+
+- On the owner's own machine by the process: id and time of start. A dead owner's lock is taken over at once.
+- From other machines, and from other containers, by the owner's heartbeat, the file's time of modification. It is compared with that of a
+  file made just now in the same folder. The file server's clock sets both, so clocks of hosts may differ.
+
+An owner that was silent for so long that another took over finds that out before it writes a checkpoint, and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Iterator, Optional
+from uuid import uuid4
+
+BEAT = 20.0
+"""Seconds between heartbeats."""
+SILENT = 300.0
+"""Seconds without a heartbeat after which an owner on another machine counts as dead: many beats, and more than NFS caches attributes."""
+RUN_LOCK = "run.lock"
+"""The lock of a run folder, inside it."""
+
+
+class FolderInUse(ValueError):
+    """Another process writes to the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who holds a lock."""
+
+    host: str
+    pid: int
+    started: str
+    """When the process started, in the kernel's clock ticks since its boot; process ids are used again, these pairs are not."""
+    kernel: str
+    """The host's boot and the pid namespace: where they are equal, a process id means the same process. Empty: unknown."""
+    since: str
+    """When the lock was taken, UTC."""
+    work: str
+    """What the process does."""
+    token: str
+    """Names this taking of the lock."""
+
+    @classmethod
+    def this_process(cls, work: str) -> Owner:
+        """This process, with a token of its own."""
+        return cls(
+            host=platform.node(),
+            pid=os.getpid(),
+            started=_started(os.getpid()) or "",
+            kernel=_kernel(),
+            since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            work=work,
+            token=uuid4().hex,
+        )
+
+    @property
+    def can_be_looked_up(self) -> bool:
+        """Whether its process id means something to this process."""
+        return bool(self.kernel) and self.kernel == _kernel()
+
+    def lives(self) -> bool:
+        """Whether the process is there. Only where it can be looked up."""
+        return _started(self.pid) == self.started
+
+
+class FolderLock:
+    """One lock file. Not for several threads at once, apart from its own heartbeat.
+
+    Args:
+        path: the lock file; its folder is made.
+        folder: what it stands for, for messages.
+        work: what this process does there, for messages.
+        advice: what a user can do instead of waiting, for messages.
+    """
+
+    def __init__(self, path: Path, *, folder: Path, work: str, advice: str) -> None:
+        self.path, self.folder, self.work, self.advice = path, folder, work, advice
+        self._owner: Optional[Owner] = None
+        self._ended = threading.Event()
+        self._made: Optional[Path] = None
+
+    def acquire(self) -> None:
+        """Takes the lock.
+
+        Raises:
+            FolderInUse: another process holds it.
+            OSError: the folder cannot be written.
+        """
+        if not self.path.parent.is_dir():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._made = self.path.parent
+        owner = Owner.this_process(self.work)
+        for turn in range(5):  # the second time after taking over; more often only in a race with others, who then have it
+            time.sleep(0.05 * max(0, turn - 1))
+            if self._create(owner):
+                self._owner = owner
+                self._ended.clear()
+                threading.Thread(target=self._beat, name="vita-lock", daemon=True).start()
+                return
+            self._remove_if_dead()
+        raise FolderInUse(f"{self.folder}: several processes take {self.path} at this moment; {self.advice}")
+
+    def check(self) -> None:
+        """Makes sure that the lock is still this process's. Call it before anything is written that another run must not meet.
+
+        Raises:
+            FolderInUse: another process has taken over.
+        """
+        assert self._owner is not None, "not acquired"
+        found = _read(self.path)
+        if found is None and not self.path.exists() and self._create(self._owner):
+            return  # somebody deleted the file, and nobody took the folder
+        if found is None or found.token != self._owner.token:
+            other = "another process" if found is None else _name(found)
+            raise FolderInUse(
+                f"{self.folder} was taken over by {other}, as this process (id {self._owner.pid} on {self._owner.host}) had given no sign "
+                f"of life for {SILENT:.0f} s, or its {self.path.name} was deleted; this run stops, so that checkpoints do not mix"
+            )
+
+    def release(self) -> None:
+        """Gives the lock back, and removes the folder if the lock made it and nothing else came. Does nothing where it is not held."""
+        owner, self._owner = self._owner, None
+        self._ended.set()
+        if owner is not None:
+            found = _read(self.path)
+            if found is not None and found.token == owner.token:
+                self.path.unlink(missing_ok=True)
+        if self._made is not None:
+            with suppress(OSError):  # not empty: the work was done
+                self._made.rmdir()
+
+    def _create(self, owner: Owner) -> bool:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(owner), indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return True
+
+    def _remove_if_dead(self) -> None:
+        """Returns where the owner was dead: its file is gone, or about to be.
+
+        Raises:
+            FolderInUse: the owner lives, or may live.
+        """
+        owner, silence = _read(self.path), _silence(self.path)
+        if silence is None:
+            return  # given back in this moment
+        known = owner is not None and owner.can_be_looked_up
+        dead = not owner.lives() if known and owner is not None else silence > SILENT
+        if not dead:
+            raise FolderInUse(self._in_use(owner, silence, known))
+        # one process at a time may remove this owner's file, so that none removes that of one who was faster
+        right = self.path.with_name(f".{self.path.name}.over-{owner.token if owner else 'unnamed'}")
+        try:
+            os.close(os.open(right, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            if (_silence(right) or 0.0) > SILENT:
+                right.unlink(missing_ok=True)  # of one that died in the next three lines
+            return
+        try:
+            if _read(self.path) == owner:
+                self.path.unlink(missing_ok=True)
+                print(f"vita: took over {self.folder} from {_name(owner)}, which ended without giving it back", file=sys.stderr, flush=True)
+        finally:
+            right.unlink(missing_ok=True)
+
+    def _in_use(self, owner: Optional[Owner], silence: float, known: bool) -> str:
+        line = f"{self.folder} is in use by {_name(owner)}, last sign of life {silence:.0f} s ago; {self.advice}"
+        if known and owner is not None:
+            return f"{line}, or end that process: kill {owner.pid}"
+        left = max(0.0, SILENT - silence)
+        return f"{line}; if that process is gone, its lock is taken over in {left:.0f} s, or at once after: rm {self.path}"
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            owner = self._owner
+            # a beat that fails is followed by the next; `check` finds out if another took over meanwhile
+            with suppress(OSError):
+                found = _read(self.path)
+                if owner is not None and found is not None and found.token == owner.token:
+                    os.utime(self.path)
+
+
+@contextmanager
+def held(path: Path, *, folder: Path, work: str, advice: str) -> Iterator[FolderLock]:
+    """The lock for a block; arguments and errors as FolderLock."""
+    lock = FolderLock(path, folder=folder, work=work, advice=advice)
+    try:
+        lock.acquire()
+        yield lock
+    finally:
+        lock.release()
+
+
+def _name(owner: Optional[Owner]) -> str:
+    if owner is None:
+        return "a process that did not write its name"
+    return f"{owner.work}, process {owner.pid} on host {owner.host}, since {owner.since}"
+
+
+def _read(path: Path) -> Optional[Owner]:
+    """The owner a file names; None where there is no file, or where it is not written yet."""
+    try:
+        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _silence(path: Path) -> Optional[float]:
+    """Seconds since the last heartbeat by the file server's clock; None where the file is gone."""
+    probe = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with open(path, "rb") as file:  # opening asks an NFS server for the file's present times
+            beat = os.fstat(file.fileno()).st_mtime
+        probe.touch(exist_ok=False)
+        return max(0.0, probe.stat().st_mtime - beat)
+    except FileNotFoundError:
+        return None
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _started(pid: int) -> Optional[str]:
+    """When a process started; None where there is none, or only one that has ended and waits for its parent."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rsplit(")", 1)[1].split()  # a name before it may hold anything
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _kernel() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

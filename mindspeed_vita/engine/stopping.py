@@ -1,0 +1,80 @@
+"""How a run ends when it is told to: a first SIGTERM or SIGINT lets it finish its step and save, a second one ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Iterator, Optional
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """A stop signal ended the run at once. Like KeyboardInterrupt not an Exception: nothing on the way may take it for a failure."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        self.number = number
+        super().__init__(message or signal.Signals(number).name)
+
+
+class StopRequest:
+    """What this process was told, and what all ranks agreed on.
+
+    Signals reach the ranks of a run at different moments, or only one of them. So no rank stops by itself: the small all-reduce at
+    the end of each step carries `asked`, and every rank stops after the step in which `agreed` is set.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        """Number of the signal that this process received; 0: none."""
+        self.agreed = 0
+        """Highest number that any rank had received at the end of the last step; the same on every rank."""
+        self._finishing = False
+
+    @contextmanager
+    def finishing_steps(self) -> Iterator[None]:
+        """Inside the block a first signal is only noted, as there is a step to finish and to save. Elsewhere it ends the run at once."""
+        self._finishing = True
+        try:
+            yield
+        finally:
+            self._finishing = False
+
+    def receive(self, number: int) -> None:
+        """Handles one signal.
+
+        Raises:
+            Stopped: there is no step to finish, or this is the second signal.
+        """
+        if self._finishing and not self.asked:
+            self.asked = number
+            if os.environ.get("RANK", "0") == "0":
+                line = f"vita: {signal.Signals(number).name}: the run finishes its step, saves and ends; a second signal ends it at once\n"
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, line.encode())  # not print: the handler may have interrupted one
+            return
+        # The same signal may have ended the loader's workers; torch would report that as their crash.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise Stopped(number)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """SIGTERM and SIGINT go to the request that the block is given. Where handlers cannot be set (not the main thread), nothing changes."""
+    request = StopRequest()
+
+    def stop(number: int, frame: Optional[FrameType]) -> None:
+        request.receive(number)
+
+    try:
+        previous = {number: signal.signal(number, stop) for number in SIGNALS}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

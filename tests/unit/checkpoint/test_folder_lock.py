@@ -1,0 +1,212 @@
+"""One process a folder: the lock names its owner, a dead owner's is taken over, another host's goes by the file server's clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_vita.checkpoint import folder_lock
+from mindspeed_vita.checkpoint.folder_lock import SILENT, FolderInUse, FolderLock, Owner
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "a"
+
+
+def lock(folder: Path) -> FolderLock:
+    return FolderLock(folder / "run.lock", folder=folder, work="vita train (x)", advice="choose another folder, or wait")
+
+
+def write(folder: Path, *, silent: float = 0.0, **changes: Any) -> Owner:
+    """Another's lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = replace(Owner.this_process("vita train (y)"), **changes)
+    (folder / "run.lock").write_text(json.dumps(asdict(owner)))
+    beat = (folder / "run.lock").stat().st_mtime - silent
+    os.utime(folder / "run.lock", (beat, beat))
+    return owner
+
+
+@pytest.fixture
+def ended_process() -> int:
+    """The id of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+ELSEWHERE = {"host": "node7", "kernel": "another boot"}
+
+
+def test_a_second_run_is_told_who_is_there(folder: Path) -> None:
+    first = lock(folder)
+    first.acquire()
+    with pytest.raises(FolderInUse) as refused:
+        lock(folder).acquire()
+    parts = (str(folder), f"vita train (x), process {os.getpid()} on host {os.uname().nodename}", "choose another folder", f"kill {os.getpid()}")
+    assert all(part in str(refused.value) for part in parts)
+    first.release()
+    assert not folder.exists(), "made for the lock, and nothing came"
+    lock(folder).acquire()
+
+
+def test_a_folder_that_was_used_stays(folder: Path) -> None:
+    held = lock(folder)
+    held.acquire()
+    (folder / "metrics.jsonl").touch()
+    held.release()
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_lock_of_a_dead_process_is_taken_over_at_once(folder: Path, ended_process: int, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, pid=ended_process)
+    taken = lock(folder)
+    taken.acquire()
+    assert json.loads((folder / "run.lock").read_text())["pid"] == os.getpid()
+    assert f"took over {folder} from vita train (y), process {ended_process}" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
+
+
+def test_a_process_that_has_the_dead_ones_id_is_not_taken_for_it(folder: Path) -> None:
+    write(folder, pid=os.getpid(), started="1")
+    lock(folder).acquire()
+
+
+def test_a_zombie_is_dead(folder: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    write(folder, pid=process.pid, started="1")
+    lock(folder).acquire()
+    process.wait()
+
+
+def test_a_silent_process_of_this_host_still_holds_it(folder: Path) -> None:
+    write(folder, silent=10 * SILENT)
+    with pytest.raises(FolderInUse, match="last sign of life 3000 s ago"):
+        lock(folder).acquire()
+
+
+def test_another_hosts_lock_is_refused_with_the_command_to_run(folder: Path, ended_process: int) -> None:
+    write(folder, pid=ended_process, silent=40, **ELSEWHERE)
+    message = rf"process {ended_process} on host node7.* taken over in 2[56]\d s, or at once after: rm {folder}/run.lock"
+    with pytest.raises(FolderInUse, match=message):
+        lock(folder).acquire()
+
+
+def test_another_hosts_lock_is_taken_over_after_its_silence(folder: Path) -> None:
+    write(folder, silent=SILENT + 10, **ELSEWHERE)
+    lock(folder).acquire()
+
+
+def test_a_container_of_this_host_counts_as_another_host(folder: Path) -> None:
+    boot = Owner.this_process("").kernel.split()[0]
+    write(folder, pid=1, started="1", kernel=f"{boot} pid:[1]")
+    with pytest.raises(FolderInUse, match="if that process is gone"):
+        lock(folder).acquire()
+
+
+def test_clocks_of_hosts_may_differ(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, **ELSEWHERE)
+    now = time.time()
+    for skew in (-1e6, 1e6):
+        monkeypatch.setattr(time, "time", lambda skew=skew: now + skew)
+        with pytest.raises(FolderInUse, match=r"last sign of life \d s ago"):
+            lock(folder).acquire()
+
+
+def test_a_lock_that_is_still_empty_counts_as_held_until_it_is_old(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    path = folder / "run.lock"
+    path.touch()
+    with pytest.raises(FolderInUse, match="a process that did not write its name"):
+        lock(folder).acquire()
+    os.utime(path, (1, 1))
+    lock(folder).acquire()
+
+
+def test_an_owner_that_lost_its_lock_finds_out_and_leaves_the_other_alone(folder: Path) -> None:
+    slow = lock(folder)
+    slow.acquire()
+    slow.check()
+    other = write(folder, **ELSEWHERE)
+    with pytest.raises(FolderInUse, match="was taken over by vita train .y., process .* on host node7"):
+        slow.check()
+    slow.release()
+    assert json.loads((folder / "run.lock").read_text())["token"] == other.token
+
+
+def test_an_owner_whose_file_was_deleted_takes_it_again(folder: Path) -> None:
+    held = lock(folder)
+    held.acquire()
+    (folder / "run.lock").unlink()
+    held.check()
+    with pytest.raises(FolderInUse):
+        lock(folder).acquire()
+
+
+def test_a_lock_beats_until_it_is_released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "BEAT", 0.02)
+    held = lock(folder)
+    held.acquire()
+
+    def beats() -> bool:
+        os.utime(folder / "run.lock", (1, 1))
+        deadline = time.monotonic() + 20
+        while (folder / "run.lock").stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return (folder / "run.lock").stat().st_mtime > 1
+
+    assert beats()
+    write(folder, silent=1000, **ELSEWHERE)
+    os.utime(folder / "run.lock", (1, 1))
+    time.sleep(0.2)
+    assert (folder / "run.lock").stat().st_mtime == 1, "no beat for another's lock"
+    held.release()
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from mindspeed_vita.checkpoint.folder_lock import FolderInUse, FolderLock
+
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    lock = FolderLock(folder / line.strip() / "run.lock", folder=folder, work="race", advice="wait")
+    try:
+        lock.acquire()
+        print("won", flush=True)
+    except FolderInUse:
+        print("lost", flush=True)
+"""
+
+
+def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path: Path, ended_process: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    racers = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
+    try:
+        assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 4
+        for turn in range(40):
+            write(tmp_path / str(turn), pid=ended_process)
+            for racer in racers:
+                racer.stdin.write(f"{turn}\n")
+                racer.stdin.flush()
+            said = sorted(racer.stdout.readline().strip() for racer in racers)
+            assert said == ["lost", "lost", "lost", "won"], turn
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()

@@ -1,0 +1,47 @@
+"""A first stop signal is noted while steps are trained, and ends a run at once elsewhere; a second always does; old handlers come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from mindspeed_vita.engine.stopping import SIGNALS, Stopped, stop_signals
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_stop_signal_outside_of_steps_ends_the_block(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=signal.Signals(number).name), stop_signals():
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_inside_of_steps_the_first_is_noted_and_the_second_ends_the_block(first, second, capfd):
+    with pytest.raises(Stopped) as stopped, stop_signals() as request, request.finishing_steps():
+        os.kill(os.getpid(), first)
+        assert request.asked == first and request.agreed == 0, "one rank does not decide alone"
+        assert "a second signal ends it at once" in capfd.readouterr().err
+        os.kill(os.getpid(), second)
+        signal.pause()
+    assert stopped.value.number == second
+
+
+def test_a_signal_after_the_last_step_ends_the_block():
+    with pytest.raises(Stopped), stop_signals() as request:
+        with request.finishing_steps():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+
+def test_only_the_first_rank_says_that_it_stops(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "3")
+    with stop_signals() as request, request.finishing_steps():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.asked == signal.SIGINT
+    assert capfd.readouterr().err == ""
