@@ -134,6 +134,8 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     for name in DATA_ROOT TOKENIZER BASE_WEIGHTS INIT_FROM OUTPUT_ROOT MIXTURE; do
         [ -z "${!name:-}" ] || settings+=("$name=${!name}")
     done
+    # a stop signal lets the run finish its step and save; torchrun would kill it after 30 s
+    settings+=("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}")
     gloo="${GLOO_SOCKET_IFNAME:-$(gloo_interface)}"
     [ "$nodes" -eq 1 ] || [ -z "$gloo" ] || settings+=("GLOO_SOCKET_IFNAME=$gloo")
     case "$device" in

@@ -104,7 +104,8 @@ def check_training(folder: Path, recipe: Recipe) -> None:
     Raises:
         ValueError: naming every key that differs, with both values.
     """
-    saved = saved_recipe(folder)["train"]
+    # a key that came later: the run had what is its default
+    saved = {**recipe_to_dict(Recipe())["train"], **saved_recipe(folder)["train"]}
     wanted = recipe_to_dict(recipe)["train"]
     keys = sorted(key for key in wanted if key not in _MAY_CHANGE and saved.get(key) != wanted[key])
     if keys:

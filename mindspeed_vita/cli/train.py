@@ -97,8 +97,9 @@ def _builtin(recipe: Recipe) -> int:
     leads = int(os.environ.get("RANK", "0")) == 0
     if result.stopped_by:
         if leads:
-            name, where = signal.Signals(result.stopped_by).name, f"step {result.step} of {recipe.train.steps}"
-            print(f"vita: stopped by {name} after {where}; the same command continues from {result.checkpoint}", file=sys.stderr, flush=True)
+            name = signal.Signals(result.stopped_by).name
+            line = f"vita: stopped by {name} after step {result.step} of {recipe.train.steps}; the same command continues from"
+            print(line, result.checkpoint, file=sys.stderr, flush=True)
         return 128 + result.stopped_by
     if leads:
         first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))

@@ -243,7 +243,7 @@ class TrainConfig:
     """Optimisation."""
 
     steps: int = 1000
-    """Optimizer steps."""
+    """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: int = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
     modules: tuple[str, ...] = MODULES

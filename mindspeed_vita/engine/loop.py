@@ -96,8 +96,9 @@ class _Run:
         resume_from = self._resume_from()
         self.dataset = open_dataset(recipe, layout)
         model = build_model(recipe, layout, platform.device)
+        self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
-            native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)
+            self.start = f"starting from the weights of {native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)}"
         self.model = optim.wrap_model(model)
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
@@ -108,6 +109,11 @@ class _Run:
             state = native.load(resume_from, model=model, optimizer=self.optimizer, recipe=recipe, fingerprint=self.dataset.fingerprint)
             self.step, self.packs, known = state.step, state.packs, state.failed_samples
             self.schedule.step(increment=state.step)
+            self.start = f"continuing from {resume_from} ({layout.describe()})"
+            steps_before = native.saved_recipe(resume_from)["train"]["steps"]
+            if steps_before != recipe.train.steps:
+                note = optim.describe_new_length(self.schedule, recipe.train, steps_before=steps_before, step=state.step)
+                self.start = f"{self.start}; {note}"
             set_random_state(platform, native.load_rng(resume_from, self.sizes))
         quarantine = Path(recipe.data.quarantine) if recipe.data.quarantine else self.directory / "quarantine.jsonl"
         self._open_files(quarantine)
@@ -226,8 +232,8 @@ class _Run:
         every = max(recipe.logging.every, recipe.train.steps // 20)
         progress = Progress(recipe.name, steps=recipe.train.steps, done=self.step, bar=recipe.logging.progress, every=every)
         progress.line(f"{recipe.name}: {self.dataset.describe()}")
-        if self.saved is not None:
-            progress.line(f"{recipe.name}: continuing from {self.saved} ({self.layout.describe()})")
+        if self.start:
+            progress.line(f"{recipe.name}: {self.start}")
         return progress
 
     def _finish(self, tokens: int, busy: list[float], stop: StopRequest) -> TrainResult:

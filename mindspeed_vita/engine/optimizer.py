@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, Optional
 
 import torch
@@ -56,13 +57,12 @@ def build_schedule(optimizer: Any, train: TrainConfig) -> Any:
     """Linear warm-up, then cosine; counted in optimizer steps. Step it once before each update: the first update has lr > 0."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-    warmup = min(round(train.warmup_fraction * train.steps), train.steps - 1)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=train.lr,
         min_lr=train.min_lr,
-        lr_warmup_steps=warmup,
+        lr_warmup_steps=_warmup(train, train.steps),
         lr_decay_steps=train.steps,
         lr_decay_style="cosine",
         start_wd=train.weight_decay,
@@ -70,6 +70,36 @@ def build_schedule(optimizer: Any, train: TrainConfig) -> Any:
         wd_incr_steps=train.steps,
         wd_incr_style="constant",
     )
+
+
+def describe_new_length(schedule: Any, train: TrainConfig, *, steps_before: int, step: int) -> str:
+    """What another train.steps than before does to a run that is resumed, with the learning rates around the seam.
+
+    Args:
+        schedule: of this run, by build_schedule.
+        train: of this run.
+        steps_before: train.steps when the checkpoint was written.
+        step: step of the checkpoint.
+    """
+    change = f"train.steps was {steps_before} and is {train.steps} now"
+    if step >= train.steps:
+        return f"{change}; the checkpoint is at step {step}, so nothing is left to train"
+    rates = _rate(schedule, train, steps_before, step), _rate(schedule, train, train.steps, step + 1)
+    return (
+        f"{change}: warm-up and cosine span {train.steps} steps from here on; the learning rate was {rates[0]:.2e} at step {step} "
+        f"and is {rates[1]:.2e} at step {step + 1}"
+    )
+
+
+def _warmup(train: TrainConfig, steps: int) -> int:
+    return min(round(train.warmup_fraction * steps), steps - 1)
+
+
+def _rate(schedule: Any, train: TrainConfig, steps: int, step: int) -> float:
+    """The recipe's learning rate at one step of a schedule that spans so many steps."""
+    other = copy(schedule)
+    other.lr_warmup_steps, other.lr_decay_steps, other.num_steps = _warmup(train, steps), steps, step
+    return float(other.get_lr({"max_lr": train.lr, "min_lr": train.min_lr}))
 
 
 def _fused(platform: Platform) -> Optional[bool]:

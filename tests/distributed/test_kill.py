@@ -1,10 +1,11 @@
-"""Runs that are killed without a warning: the curve goes on as if nothing had happened."""
+"""Runs that are killed without a warning, or told to stop: the curve goes on as if nothing had happened."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mindspeed_vita.checkpoint import native
 from mindspeed_vita.config import recipe_to_dict
 from tests.pools import Pools
 from tests.tiny_data import TinyData, read_metrics
@@ -40,13 +42,33 @@ def test_kill_9_at_random_moments_loses_nothing(pools: Pools, tiny: TinyData, tm
     for moment in sorted(random.Random(11).sample(range(2, steps - 4), 3)):
         kill_after(launch(path), directory, moment)
     shutil.copytree(directory, tmp_path / "copy")
-    for process in launch(path):
+    last = launch(path)
+    for process in last:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
+        assert ("vita: took over" in error) == (process is last[0]), "the killed run gave nothing back"
     assert read_metrics(directory) == straight
     pools("installed").run(RUN, tp=2, cp=2, content=recipe(tmp_path / "copy"))
     # a sum over ranks runs in another order than in the first part of the run
     assert read_metrics(tmp_path / "copy") == pytest.approx(straight, rel=1e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [(1,), (0, 1)])
+def test_ranks_stop_after_the_same_step_whichever_of_them_a_signal_reaches(tiny: TinyData, tmp_path: Path, told: tuple[int, ...]) -> None:
+    path, directory = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(recipe_to_dict(tiny.recipe(directory, train={"steps": 5000}))))
+    processes = launch(path)
+    wait_for_step(processes, directory, 2)
+    for rank in told:
+        processes[rank].send_signal(signal.SIGTERM)
+        time.sleep(0.05)  # about a step
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, errors
+    steps = len(read_metrics(directory))
+    assert native.load_state(native.find(directory)).step == steps
+    assert sum(error.count(f"vita: stopped by SIGTERM after step {steps} of 5000") for error in errors) == 1
 
 
 def launch(recipe: Path, processes: int = 2) -> list[subprocess.Popen[str]]:
@@ -64,14 +86,19 @@ def launch(recipe: Path, processes: int = 2) -> list[subprocess.Popen[str]]:
     ]
 
 
-def kill_after(processes: list[subprocess.Popen[str]], directory: Path, step: int) -> None:
-    """SIGKILL for every rank once a step is in the metrics."""
+def wait_for_step(processes: list[subprocess.Popen[str]], directory: Path, step: int) -> None:
+    """Returns once a step is in the metrics."""
     deadline = time.monotonic() + 300
     path = directory / "metrics.jsonl"
     while (path.read_text().count("\n") if path.is_file() else 0) < step and time.monotonic() < deadline and processes[0].poll() is None:
         time.sleep(0.01)
     ended = [process.communicate()[1] for process in processes if process.poll() is not None]
-    assert not ended, f"the run ended before it could be killed: {ended}"
+    assert not ended, f"the run ended before it could be stopped: {ended}"
+
+
+def kill_after(processes: list[subprocess.Popen[str]], directory: Path, step: int) -> None:
+    """SIGKILL for every rank once a step is in the metrics."""
+    wait_for_step(processes, directory, step)
     for process in processes:
         process.kill()
     for process in processes:

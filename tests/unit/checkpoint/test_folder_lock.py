@@ -54,7 +54,8 @@ def test_a_second_run_is_told_who_is_there(folder: Path) -> None:
     first.acquire()
     with pytest.raises(FolderInUse) as refused:
         lock(folder).acquire()
-    parts = (str(folder), f"vita train (x), process {os.getpid()} on host {os.uname().nodename}", "choose another folder", f"kill {os.getpid()}")
+    who = f"vita train (x), process {os.getpid()} on host {os.uname().nodename}"
+    parts = (str(folder), who, "choose another folder", f"kill {os.getpid()}")
     assert all(part in str(refused.value) for part in parts)
     first.release()
     assert not folder.exists(), "made for the lock, and nothing came"

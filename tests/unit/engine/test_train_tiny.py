@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -214,19 +213,90 @@ def test_two_data_parallel_processes_give_the_same_curve(tiny, straight, tmp_pat
     assert curve(tmp_path / "run") == pytest.approx(curve(straight), rel=1e-4)
 
 
+SLOW = """
+import time
+from mindspeed_vita.engine.step import Stepper
+
+run = Stepper.run
+
+def slowly(self, step, *rest):
+    print(f"in step {step}", flush=True)
+    time.sleep(SECONDS if step > 3 else 0)
+    return run(self, step, *rest)
+
+Stepper.run = slowly
+"""
+"""A plugin that gives signals the time to arrive inside of a step."""
+
+
+def launch_slowly(monkeypatch, recipe, folder: Path, seconds: float, *arguments: str, processes: int = 1) -> subprocess.Popen:
+    (folder / "slow_steps.py").write_text(SLOW.replace("SECONDS", str(seconds)))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    process = launch(recipe, folder / "recipe.yaml", "plugins=[slow_steps]", *arguments, processes=processes)
+    while (line := process.stdout.readline()) != "in step 4\n":
+        assert line, process.stderr.read()
+    return process
+
+
 @pytest.mark.slow
-def test_sigterm_ends_cleanly_and_the_same_command_continues(tiny, tmp_path, curve):
-    recipe = tiny.recipe(tmp_path / "run", train={"steps": 5000}, checkpoint={"save_every": 2})
-    process = launch(recipe, tmp_path / "recipe.yaml")
-    deadline = time.monotonic() + 120
-    while native.latest(tmp_path / "run") is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+def test_sigterm_finishes_the_step_and_the_same_command_continues(tiny, straight, tmp_path, curve, monkeypatch):
+    recipe = tiny.recipe(tmp_path / "run")
+    process = launch_slowly(monkeypatch, recipe, tmp_path, 0.5)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "vita: stopped by SIGTERM; the same command continues from" in err and "Traceback" not in err
     saved = native.find(tmp_path / "run")
-    native.read_full_weights(saved)
-    done = native.load_state(saved).step
-    train(recipe, stop_at_step=done + 1)
-    assert len(curve(tmp_path / "run")) == done + 1
+    assert f"vita: stopped by SIGTERM after step 4 of 20; the same command continues from {saved}" in err and "Traceback" not in err
+    assert saved.name == "step_0000004" and len(curve(tmp_path / "run")) == 4
+    train(recipe)
+    assert curve(tmp_path / "run") == curve(straight)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_a_second_ctrl_c_ends_the_first_at_once(tiny, tmp_path, curve, monkeypatch):
+    recipe = tiny.recipe(tmp_path / "run", checkpoint={"save_every": 2})
+    process = launch_slowly(monkeypatch, recipe, tmp_path, 300)
+    with pytest.raises(ValueError, match=rf"run is in use by vita train \(tiny\), process {process.pid} on host .* kill {process.pid}"):
+        train(recipe)
+    assert len(curve(tmp_path / "run")) == 3, "nothing was truncated"
+    assert native.find(tmp_path / "run").name == "step_0000002", "reading goes on"
+    process.send_signal(signal.SIGINT)
+    while "a second signal ends it at once" not in (line := process.stderr.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "vita: stopped by SIGINT; the same command continues from" in err and "Traceback" not in err
+    train(recipe, stop_at_step=5)
+    assert len(curve(tmp_path / "run")) == 5
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_signal_to_torchrun_finishes_the_step_of_every_rank(tiny, tmp_path, curve, monkeypatch):
+    """torchrun passes SIGTERM on to the whole process group of each rank, so also to the loader's workers."""
+    process = launch_slowly(monkeypatch, tiny.recipe(tmp_path / "run"), tmp_path, 0.5, "data.num_workers=1", processes=2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    steps = len(curve(tmp_path / "run"))
+    assert native.find(tmp_path / "run").name == f"step_{steps:07d}" and 4 <= steps < 20
+    assert err.count(f"vita: stopped by SIGTERM after step {steps} of 20") == 1, err
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_another_number_of_steps_says_what_happens_to_the_schedule_and_does_it(tiny, straight, tmp_path, curve, capfd):
+    train(tiny.recipe(tmp_path), stop_at_step=10)
+    capfd.readouterr()
+    train(tiny.recipe(tmp_path, train={"steps": 40}), stop_at_step=11)
+    said = capfd.readouterr().err
+    before, after = curve(tmp_path, "lr")[9:11]
+    assert "train.steps was 20 and is 40 now: warm-up and cosine span 40 steps from here on" in said
+    assert f"the learning rate was {before:.2e} at step 10 and is {after:.2e} at step 11" in said
+    assert after > 1.2 * before > 1.2 * curve(straight, "lr")[10]
+    # what it does: from there on it is the schedule of a run that had 40 steps from the start
+    train(tiny.recipe(tmp_path / "long", train={"steps": 40}), stop_at_step=11)
+    assert curve(tmp_path / "long", "lr")[10] == after
+    assert "train.steps was" not in capfd.readouterr().err
+    train(tiny.recipe(tmp_path, train={"steps": 5}))
+    assert "train.steps was 40 and is 5 now; the checkpoint is at step 11, so nothing is left to train" in capfd.readouterr().err
