@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="vita",
         usage="vita COMMAND [ARGUMENTS]",
         description=f"Train and run Long-VITA.\n\ncommands:\n{lines}\n\n`vita COMMAND --help` tells more about each.",
-        epilog="VITA_TRACEBACK=1 in the environment shows where an error came from.",
+        epilog="Exit status: 0 done, 2 an error that its message says how to mend, 1 a problem found or a fault of vita's own,\n"
+        "128+n stopped by signal n. VITA_TRACEBACK=1 in the environment shows where an error came from.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 

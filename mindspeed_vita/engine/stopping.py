@@ -48,7 +48,8 @@ class StopRequest:
         Raises:
             Stopped: there is no step to finish, or this is the second signal.
         """
-        if self._finishing and not self.asked:
+        # once the ranks agreed, the signal that comes late to this one is still the same request
+        if (self._finishing or self.agreed) and not self.asked:
             self.asked = number
             if os.environ.get("RANK", "0") == "0":
                 line = f"vita: {signal.Signals(number).name}: the run finishes its step, saves and ends; a second signal ends it at once\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.folder_lock import held
 from mindspeed_vita.cli.convert import parse_size
 from mindspeed_vita.cli.main import main
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
@@ -108,6 +110,17 @@ def test_an_output_in_the_way_is_refused_before_weights_are_read(
     for output in (tmp_path, tmp_path / "notes.txt"):
         assert main(["convert", "--from", str(run / "run"), "--to", to, "--output", str(output)]) == 2
         assert "choose another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("to", "name"), [("hf", ".new.lock"), ("native", "new/run.lock")])
+def test_an_output_that_another_process_writes_is_refused(
+    run: Path, tmp_path: Path, to: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "read_full_weights", lambda path: pytest.fail("weights were read"))
+    with held(tmp_path / name, folder=tmp_path / "new", work="vita convert", advice="wait"):
+        assert main(["convert", "--from", str(run / "run"), "--to", to, "--output", str(tmp_path / "new")]) == 2
+        assert f"new is in use by vita convert, process {os.getpid()} on host" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("1.5KB", 1500), ("77", 77)])

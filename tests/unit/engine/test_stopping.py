@@ -39,6 +39,17 @@ def test_a_signal_after_the_last_step_ends_the_block():
         signal.pause()
 
 
+def test_a_signal_that_reaches_this_rank_after_all_agreed_to_stop_is_no_second_one():
+    with stop_signals() as request:
+        with request.finishing_steps():
+            request.agreed = signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.asked == signal.SIGTERM
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+
 def test_only_the_first_rank_says_that_it_stops(monkeypatch, capfd):
     monkeypatch.setenv("RANK", "3")
     with stop_signals() as request, request.finishing_steps():
