@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mindspeed_vita.checkpoint import native
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import load_recipe, recipe_to_dict
+from mindspeed_vita.data.media.decoder import close_decoders
 from mindspeed_vita.engine.loop import train
 from tests.compat.make import QUESTION, RECIPES, STEPS, STOP, VARIABLES, answer_of_transformers, recipe_file
 from tests.tiny_data import read_metrics
@@ -28,7 +29,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(KEPT, tmp_path / "kept")
     os.utime(tmp_path / "kept" / "data.jsonl")  # a fresh checkout knows no times either
     monkeypatch.chdir(tmp_path / "kept")
+    close_decoders()  # those of earlier tests have another working directory
     yield tmp_path / "kept"
+    close_decoders()
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
