@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Callable, Iterator
 
 import pytest
 
 from mindspeed_vita.engine.parity.pool import LayoutPool
 
-OVERLAY = "VITA_MCORE_012"
-"""Environment variable with a folder that holds megatron-core 0.12.3."""
-LINES = ("installed", "0.12")
+OVERLAYS = {"0.12": "VITA_MCORE_012", "newest": "VITA_MCORE_NEWEST"}
+"""Line of megatron-core -> environment variable with a folder that holds it."""
+LINES = ("installed", *OVERLAYS)
+OLDEST_PYTHON = {"newest": (3, 12)}
+"""What a line asks of Python, where that is more than the package asks."""
 Pools = Callable[[str], LayoutPool]
+
+
+def overlay(line: str) -> str:
+    """The folder with a line of megatron-core. Skips the test where there is none, or where Python is too old for it."""
+    oldest = OLDEST_PYTHON.get(line, sys.version_info[:2])
+    if sys.version_info[:2] < oldest:
+        pytest.skip(f"the {line} line of megatron-core needs Python {'.'.join(map(str, oldest))}; see scripts/test_lines.sh")
+    folder = os.environ.get(OVERLAYS[line])
+    if not folder:
+        pytest.skip(f"{OVERLAYS[line]} is not set to a folder with megatron-core; scripts/test_lines.sh makes one")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def pools() -> Iterator[Pools]:
-    """Four workers on a line of megatron-core, made when first asked for: pools("installed"), pools("0.12")."""
+    """Four workers on a line of megatron-core, made when first asked for: pools("installed"), pools("0.12"), pools("newest")."""
     made: dict[str, LayoutPool] = {}
 
     def get(line: str) -> LayoutPool:
         if line not in made or made[line].closed:
-            overlay = None if line == "installed" else os.environ.get(OVERLAY)
-            if line != "installed" and not overlay:
-                pytest.skip(f"{OVERLAY} is not set to a folder with megatron-core 0.12.3; scripts/test.sh makes one")
-            made[line] = LayoutPool(4, overlay)
+            made[line] = LayoutPool(4, None if line == "installed" else overlay(line))
         return made[line]
 
     yield get
@@ -35,5 +46,5 @@ def pools() -> Iterator[Pools]:
 
 @pytest.fixture(scope="session", params=LINES)
 def layout_pool(request: pytest.FixtureRequest, pools: Pools) -> LayoutPool:
-    """Each test runs on both lines."""
+    """Each test runs on every line."""
     return pools(request.param)

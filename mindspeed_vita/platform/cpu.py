@@ -51,4 +51,4 @@ def enable_megatron() -> None:
         raise ValueError(
             "megatron.core can be pointed at the CPU only where no CUDA device is visible; set CUDA_VISIBLE_DEVICES= beside DEVICE=cpu"
         )
-    redirect_cuda(torch.device("cpu"), torch.random)
+    redirect_cuda(torch.device("cpu"), torch.random, torch.cpu)

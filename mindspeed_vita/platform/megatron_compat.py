@@ -10,7 +10,7 @@ from typing import Any, Optional, Sequence
 import torch
 import torch.distributed as dist
 
-SUPPORTED = ((0, 12), (0, 16))
+SUPPORTED = ((0, 12), (0, 16), (0, 17), (0, 18), (0, 19))
 
 
 def core_version() -> tuple[int, int]:

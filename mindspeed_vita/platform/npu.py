@@ -27,7 +27,7 @@ class NpuPlatform(Platform):
 
     def activate(self) -> None:
         self._npu.set_device(self.device)
-        redirect_cuda(self.device, self._npu, synchronize=self._npu.synchronize)
+        redirect_cuda(self.device, self._npu, self._npu)
 
     def seed(self, seed: int) -> None:
         seed_host(seed)

@@ -25,13 +25,21 @@ class Generator(Protocol):
     def manual_seed(self, seed: int) -> Any: ...
 
 
-def redirect_cuda(device: torch.device, generator: Generator, *, synchronize: Optional[Callable[[], None]] = None) -> None:
+class Runtime(Protocol):
+    """Where streams live: torch.cpu, whose streams have nothing to wait for, or torch.npu."""
+
+    def synchronize(self) -> None: ...
+
+    def current_stream(self) -> Any: ...
+
+
+def redirect_cuda(device: torch.device, generator: Generator, runtime: Runtime) -> None:
     """Make megatron.core's CUDA call sites mean `device`. A second call with the same device does nothing.
 
     Args:
         device: where the calls go.
         generator: source of random state for megatron.core's tracker.
-        synchronize: what torch.cuda.synchronize becomes; None: nothing to wait for.
+        runtime: the torch module that owns the device's streams.
 
     Raises:
         RuntimeError: if another device was chosen earlier in this process.
@@ -42,19 +50,21 @@ def redirect_cuda(device: torch.device, generator: Generator, *, synchronize: Op
             raise RuntimeError(f"megatron.core already runs on {_target} in this process; start a new one for {device}")
         return
     _target = device
-    _redirect_device(device, synchronize)
+    _redirect_device(device, runtime)
     _redirect_factories(device)
     _redirect_tensors(device)
     _redirect_random(generator)
 
 
-def _redirect_device(device: torch.device, synchronize: Optional[Callable[[], None]]) -> None:
+def _redirect_device(device: torch.device, runtime: Runtime) -> None:
     # current_device: the `device=` of every buffer in core's collectives, gradient buffers and pipeline receives
     torch.cuda.current_device = lambda: device  # type: ignore[return-value]
     # set_device: called by core's checkpoint workers
     torch.cuda.set_device = lambda *args, **kwargs: None
     # synchronize: after pipeline sends and before checkpoint writes
-    torch.cuda.synchronize = lambda *args, **kwargs: synchronize() if synchronize else None
+    torch.cuda.synchronize = lambda *args, **kwargs: runtime.synchronize()
+    # current_stream: from 0.19 on, asked for before each gradient reduction to wait for CUDA graphs, of which there are none
+    torch.cuda.current_stream = lambda *args, **kwargs: runtime.current_stream()
 
 
 def _redirect_factories(device: torch.device) -> None:

@@ -1,7 +1,9 @@
-"""Every layout trains the same curve, and a run continues under any other layout, on both megatron-core lines and across them."""
+"""Every layout trains the same curve, and a run continues under any other layout, on every megatron-core line and across them."""
 
 from __future__ import annotations
 
+import shutil
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ from mindspeed_vita.checkpoint import native, shards
 from mindspeed_vita.checkpoint.hf_weights import native_tensors
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
 from mindspeed_vita.engine.parity.full_tensors import take_slice
+from tests.distributed.fixtures import LINES, OVERLAYS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 RUN = "tests.distributed.layout_runs:run"
 LAYOUTS = [(2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (2, 2, 1, 1), (1, 2, 2, 1)]
+CROSSINGS = list(permutations(LINES, 2))
+"""The line that saves, and the line that loads."""
 # fp32 sums in another order; after 6 steps the worst difference seen was 2e-7
 SAME = {"rel": 1e-5}
 
@@ -60,6 +65,16 @@ def assert_same(found: dict[str, list[float]], expected: dict[str, list[float]])
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], **SAME)
 
 
+def assert_equal_checkpoints(one: Path, two: Path) -> None:
+    """Weights, main parameters and both moments are equal bit for bit."""
+    for part in ("weights", "optimizer"):
+        ours, theirs = (shards.Reader(native.find(folder) / part) for folder in (one, two))
+        assert set(ours.keys()) == set(theirs.keys())
+        unlike = [key for key in ours.keys() if not torch.equal(ours.tensor(key), theirs.tensor(key))]
+        assert not unlike, f"{len(unlike)} of {len(ours.keys())} tensors of {part} differ, the first is {unlike[0]}"
+    assert {key.split(".")[0] for key in ours.keys()} >= {"exp_avg", "exp_avg_sq"}
+
+
 @pytest.mark.parametrize("sizes", LAYOUTS, ids=str)
 def test_every_layout_trains_the_same_curve(layout_pool, content, expected, curves, tmp_path, sizes):
     tp, pp, cp, dp = sizes
@@ -76,26 +91,34 @@ def test_a_run_continues_under_any_other_layout(layout_pool, content, expected, 
     assert_same(curves(tmp_path), expected)
 
 
-def test_a_run_continues_on_the_other_core_line(pools, content, expected, curves, tmp_path):
+@pytest.mark.parametrize("other", OVERLAYS)
+def test_a_run_continues_on_another_core_line(pools, content, expected, curves, tmp_path, other):
     recipe = content(tmp_path)
-    pools("0.12").run(RUN, tp=2, content=recipe, stop=2)
+    pools(other).run(RUN, tp=2, content=recipe, stop=2)
     pools("installed").run(RUN, pp=2, content=recipe, stop=4)
-    pools("0.12").run(RUN, content=recipe)
+    pools(other).run(RUN, content=recipe)
     assert_same(curves(tmp_path), expected)
 
 
-@pytest.mark.parametrize(("saves", "loads"), [("0.12", "installed"), ("installed", "0.12")])
+@pytest.mark.parametrize(("saves", "loads"), CROSSINGS)
+def test_steps_after_a_crossing_are_those_of_the_same_line_bit_for_bit(pools, content, tmp_path, saves, loads):
+    stays = content(tmp_path / "stays")
+    moves = {**stays, "checkpoint": {**stays["checkpoint"], "directory": str(tmp_path / "moves")}}
+    pools(saves).run(RUN, tp=2, content=stays, stop=2)
+    shutil.copytree(tmp_path / "stays", tmp_path / "moves")
+    for line, recipe in ((saves, stays), (loads, moves)):
+        pools(line).run(RUN, tp=2, content=recipe, stop=4)
+    assert_equal_checkpoints(tmp_path / "stays", tmp_path / "moves")
+
+
+@pytest.mark.parametrize(("saves", "loads"), CROSSINGS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_and_optimizer_cross_lines_and_layouts_exactly(pools, content, tmp_path, saves, loads, precision):
     recipe = content(tmp_path / "saved", precision=precision)
     pools(saves).run(RUN, tp=2, dp=2, content=recipe, stop=2)
     arguments = {"content": recipe, "source": str(tmp_path / "saved"), "target": str(tmp_path / "again")}
     pools(loads).run("tests.distributed.layout_runs:load_and_save", pp=2, cp=2, **arguments)
-    for part in ("weights", "optimizer"):
-        ours, theirs = (shards.Reader(native.find(tmp_path / name) / part) for name in ("saved", "again"))
-        assert set(ours.keys()) == set(theirs.keys())
-        assert all(torch.equal(ours.tensor(key), theirs.tensor(key)) for key in ours.keys())
-    assert {key.split(".")[0] for key in ours.keys()} >= {"exp_avg", "exp_avg_sq"}
+    assert_equal_checkpoints(tmp_path / "saved", tmp_path / "again")
 
 
 def cut(recipe: dict[str, Any]) -> dict[str, Any]:

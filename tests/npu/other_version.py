@@ -16,7 +16,7 @@ import tests.npu.simulator.rows  # noqa: F401
 from mindspeed_vita.engine.hardware_check.ascend import schemas
 from tests.npu.simulator.device import KERNELS
 
-_LATEST = "2.13.0"
+_LATEST = "2.14.0"
 _PLACE = SimpleNamespace(device=SimpleNamespace(type="npu"), _version=0)
 """Where host tensors pretend to lie."""
 

@@ -44,7 +44,8 @@ def test_an_npu(simulated: dict[str, str], tmp_path: Path) -> None:
     assert report["facts"]["device"].startswith("Ascend910B2")
     assert report["facts"]["softmax statistics of packed attention"] == "TND"
     names = " ".join(row["name"] for row in report["checks"])
-    assert "operators that do not take our calls" in names and "operators unlike the table's torch_npu 2.13.0" in names
+    torch_npu = torch.__version__.split("+")[0]  # the overlay's equals torch's, or the test is skipped
+    assert "operators that do not take our calls" in names and f"operators unlike the table's torch_npu {torch_npu}" in names
     for part in ("fused merge", "npu causal blocks", "npu unmasked", "npu tiles", "rms_norm", "ring of 8", "20 steps"):
         assert part in names
 

@@ -15,7 +15,7 @@ from mindspeed_vita.ops.tokenwise import native
 from mindspeed_vita.ops.tokenwise import npu as tokenwise
 from tests.npu.other_version import torch_npu
 
-VERSIONS = ("2.7.1", "2.7.1.post8", "2.9.0", "2.9.0.post9", "2.11.0", "2.11.0.post3", "2.13.0")
+VERSIONS = ("2.7.1", "2.7.1.post8", "2.9.0", "2.9.0.post9", "2.11.0", "2.11.0.post3", "2.13.0", "2.14.0")
 WITHOUT_FUSED_MERGE = ("2.7.1", "2.9.0")
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups carry their own learning rates and weight decay, on both megatron-core lines; empty groups are harmless."""
+"""Parameter groups carry their own learning rates and weight decay, on every megatron-core line; empty groups are harmless."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mindspeed_vita.engine import optimizer as optim
 from mindspeed_vita.engine.session import init_distributed, shutdown
 from mindspeed_vita.parallel import parameter_groups
 from mindspeed_vita.platform import get_platform
+from tests.distributed.fixtures import OVERLAYS, overlay
 
 MODEL = {
     "vision": {"tile_size": 28, "patch_size": 7, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "ffn_hidden_size": 32},
@@ -137,10 +138,9 @@ def test_nothing_to_train_is_an_error():
 
 
 @pytest.mark.slow
-def test_all_of_this_holds_on_the_older_core():
-    folder = os.environ.get("VITA_MCORE_012")
-    if not folder or not Path(folder, "megatron", "core").is_dir():
-        pytest.skip("VITA_MCORE_012 names no folder with megatron-core 0.12")
+@pytest.mark.parametrize("line", OVERLAYS)
+def test_all_of_this_holds_on_the_other_core_lines(line):
+    folder = overlay(line)
     if "VITA_INNER" in os.environ:
         pytest.skip("this is the inner run")
     root = Path(__file__).resolve().parents[3]

@@ -48,7 +48,7 @@ def test_random_states_of_the_tracker_are_those_of_the_host():
 
 def test_a_second_device_is_refused():
     with pytest.raises(RuntimeError, match="already runs on cpu"):
-        redirect.redirect_cuda(torch.device("meta"), torch.random)
+        redirect.redirect_cuda(torch.device("meta"), torch.random, torch.cpu)
 
 
 def test_the_imported_core_is_one_of_the_two_lines():
