@@ -16,6 +16,7 @@ import torch
 
 from tests.held_transfers import Transfers, hold
 from tests.npu.simulator.device import Ascend
+from tests.npu.simulator.stubs import PRELOAD
 
 ROOT = Path(__file__).resolve().parents[3]
 _chip: list[Ascend] = []
@@ -28,11 +29,13 @@ def environment(overlay: Path, stubs: Path) -> dict[str, str]:
         overlay: folder with an unpacked torch_npu wheel.
         stubs: folder that stubs.build_stubs filled.
     """
+    preload = {} if torch.version.cuda is None else {"LD_PRELOAD": str(stubs / PRELOAD)}
     return {
+        **preload,
         "DEVICE": "npu",
         "LD_LIBRARY_PATH": str(stubs),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{overlay}{os.pathsep}{ROOT}",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(overlay), os.environ.get("PYTHONPATH"), str(ROOT)))),
         "TASK_QUEUE_ENABLE": "0",  # torch_npu launches kernels from a thread of its own otherwise
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",  # import torch must not import torch_npu by itself
     }

@@ -10,16 +10,23 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import torch
+
 _ACL = Path(__file__).with_name("acl.c")
+_TWO_ACCELERATORS = Path(__file__).with_name("two_accelerators.cpp")
 _CANN_NAME = re.compile(r"(acl|rt|Msprof|Hccl)[A-Z][A-Za-z0-9]*|acl(rt|op|mdl|tdt)[A-Z][A-Za-z0-9]*")
 _KERNEL_NAME = re.compile(r"aclnn[A-Z][A-Za-z0-9]*")
 _EMPTY = ("libhccl", "libacl_op_compiler", "libge_runner", "libgraph", "libacl_tdt_channel", "libatb")
 """Libraries that are loaded by name; their functions lie in libascendcl too."""
 
+PRELOAD = "libtwo_accelerators.so"
+"""Made where torch is built with CUDA; two_accelerators.cpp says why."""
+
 
 def missing_tools() -> list[str]:
     """Programs that are needed here and not found."""
-    return [tool for tool in ("gcc", "readelf", "strings") if shutil.which(tool) is None]
+    cuda = () if torch.version.cuda is None else ("g++",)
+    return [tool for tool in ("gcc", "readelf", "strings", *cuda) if shutil.which(tool) is None]
 
 
 def build_stubs(wheel: Path, target: Path) -> int:
@@ -46,6 +53,8 @@ def build_stubs(wheel: Path, target: Path) -> int:
     text = _run("strings", "-n", "6", str(package / "lib" / "libtorch_npu.so"))
     kernels = {line for line in text.splitlines() if _KERNEL_NAME.fullmatch(line)}
     _compile(target, "libopapi", _functions(kernels))
+    if torch.version.cuda is not None:
+        _run("g++", "-shared", "-fPIC", "-O1", "-o", str(target / PRELOAD), str(_TWO_ACCELERATORS))
     return len(kernels)
 
 
