@@ -26,6 +26,7 @@ setup(
     package_dir={"mindspeed_vita.patches": "patches"},
     package_data={
         "mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"],
+        "mindspeed_vita.cli.doctor": ["*.json"],
         "mindspeed_vita.engine.hardware_check": ["*.json", "*.txt"],
     },
     install_requires=requirements(),

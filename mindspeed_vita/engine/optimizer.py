@@ -20,7 +20,7 @@ def wrap_model(model: Any) -> Any:
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True, check_for_nan_in_grad=False
     )
-    wrapped = DistributedDataParallel(model.config, settings, model)
+    wrapped = DistributedDataParallel(model.config, settings, model, **megatron_compat.param_layout_argument(model, settings))
     wrapped.broadcast_params()
     model.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
     return wrapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from contextlib import contextmanager
@@ -108,3 +109,5 @@ def quiet_imports() -> None:
     for message in (".*Transformer Engine.*", ".*Apex is not installed.*", ".*transformer_engine.*", deprecated):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", module=r"megatron\.core.*")
+    # from 0.19 on, each start says that GPTModel gets fixes only and that another class will follow it: nothing a user can act on
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Every branch between the supported megatron-core lines, 0.12.x and 0.16.x. Nothing else in the package asks for a version.
+"""Every branch between the supported megatron-core lines, 0.12.x, 0.16.x and 0.19.x. Nothing else in the package asks for a version.
 
 megatron is imported inside the functions only.
 """
@@ -10,7 +10,7 @@ from typing import Any, Optional, Sequence
 import torch
 import torch.distributed as dist
 
-SUPPORTED = ((0, 12), (0, 16), (0, 17), (0, 18), (0, 19))
+SUPPORTED = ((0, 12), (0, 16), (0, 19))
 
 
 def core_version() -> tuple[int, int]:
@@ -33,9 +33,10 @@ def check_version() -> None:
         ValueError: naming what was found and what to install.
     """
     found = core_version()
-    if not SUPPORTED[0] <= found <= SUPPORTED[-1]:
-        lines = " or ".join(f"{major}.{minor}.x" for major, minor in SUPPORTED)
-        raise ValueError(f"megatron-core {found[0]}.{found[1]} is not supported; install {lines} (0.16.1 where nothing else pins it)")
+    if not SUPPORTED[0] <= found <= SUPPORTED[-1]:  # `vita doctor` notes a line between them that the tests do not run on
+        lines = ", ".join(f"{major}.{minor}.x" for major, minor in SUPPORTED)
+        hint = "0.16.1 where nothing else pins it; 0.19 needs Python 3.12"
+        raise ValueError(f"megatron-core {found[0]}.{found[1]} is not supported; install one of {lines} ({hint})")
 
 
 def vp_stage_argument(vp_stage: Optional[int] = None) -> dict[str, Any]:
@@ -44,17 +45,33 @@ def vp_stage_argument(vp_stage: Optional[int] = None) -> dict[str, Any]:
 
 
 def mlp_width_argument(width: int) -> dict[str, Any]:
-    """`ffn_hidden_size=` for megatron's MLP: 0.16 warns where it is left out, 0.12 has no such argument."""
+    """`ffn_hidden_size=` for megatron's MLP: newer lines warn where it is left out, 0.12 has no such argument."""
     return {} if is_old_core() else {"ffn_hidden_size": width}
 
 
+def param_layout_argument(model: torch.nn.Module, settings: Any) -> dict[str, Any]:
+    """`full_param_layout=` of core's DistributedDataParallel: from 0.18 on it warns where the argument is left out, older lines lack it.
+
+    The layout is the one that it would compute by itself.
+    """
+    if core_version() < (0, 18):
+        return {}
+    from megatron.core import parallel_state
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    assert not settings.overlap_grad_reduce, "only with overlap are the gradients cut into several buckets"
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    return {"full_param_layout": DistributedOptimizer.compute_full_param_layout(trainable, None, ranks, settings)}
+
+
 def checkpoint_metadata() -> dict[str, Any]:
-    """`metadata=` of sharded_state_dict: one checkpoint key per layer instead of layers stacked under one key, on both lines."""
+    """`metadata=` of sharded_state_dict: one checkpoint key per layer instead of layers stacked under one key, on every line."""
     return {"non_homogeneous_layers": True}
 
 
 def install_patches() -> None:
-    """What the 0.12 line lacks beside current torch and numpy. Idempotent; nothing to do on 0.16."""
+    """What the 0.12 line lacks beside current torch and numpy. Idempotent; nothing to do on newer lines."""
     if not is_old_core():
         return
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
@@ -81,10 +98,10 @@ def destroy_model_parallel() -> None:
 
 
 def finalize_model_grads(model: Sequence[torch.nn.Module], num_tokens: Optional[torch.Tensor] = None, **arguments: Any) -> None:
-    """megatron.core's gradient reduction, with the token count summed over dp x cp on both lines.
+    """megatron.core's gradient reduction, with the token count summed over dp x cp on every line.
 
-    0.12 sums `num_tokens` over data parallel only, which at cp 2 doubles every gradient; 0.16 sums over dp x cp.
-    Without any supervised token the gradients stay zero on both lines (core skips the division).
+    0.12 sums `num_tokens` over data parallel only, which at cp 2 doubles every gradient; newer lines sum over dp x cp.
+    Without any supervised token the gradients stay zero (core skips the division).
     """
     from megatron.core import parallel_state
     from megatron.core.distributed import finalize_model_grads as core_finalize
@@ -108,7 +125,7 @@ def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, model: 
     from megatron.core import parallel_state
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-    # the constructor is the same on both lines
+    # the constructor is the same on every line
     sharded = DistributedOptimizer(
         optimizer,
         config,
@@ -121,5 +138,11 @@ def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, model: 
         data_parallel_group_idx=dist.get_rank(parallel_state.get_model_parallel_group()),
         distributed_optimizer_instance_id=0,
     )
-    sharded.tp_group = parallel_state.get_tensor_model_parallel_group()  # 0.16 reads it when it skips tp duplicates in the norm
+    if core_version() >= (0, 19):
+        # core has ranks agree at the first step on whether any parameter's norm is kept apart (a router's, say), and leaves out ranks
+        # that train nothing, which then hang or crash. None of ours is kept apart.
+        from megatron.core.optimizer.optimizer import SEPARATE_GRAD_NORM_GROUPS
+
+        sharded._has_grad_norm_group_cache = dict.fromkeys(SEPARATE_GRAD_NORM_GROUPS, False)
+    sharded.tp_group = parallel_state.get_tensor_model_parallel_group()  # 0.16 and newer read it when it skips tp duplicates in the norm
     return sharded

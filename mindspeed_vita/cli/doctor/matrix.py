@@ -24,7 +24,7 @@ def line(version: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package and the versions of it that work, in pip's words: torch>=2.7,<2.14."""
+    """A package and the versions of it that work, in pip's words: torch>=2.7,<2.15."""
 
     text: str
 
@@ -47,7 +47,7 @@ PACKAGES = tuple(
     map(
         Requirement,
         (
-            "torch>=2.7,<2.14",
+            "torch>=2.7,<2.15",
             "transformers>=4.57,<6",
             "jinja2>=3.1",
             "safetensors>=0.4.5",
@@ -65,9 +65,10 @@ PACKAGES = tuple(
 """What requirements.txt asks for, megatron-core apart."""
 FLASH_ATTN = Requirement("flash-attn>=2.7")
 """Optional, on CUDA only."""
-CORE_LINES = ((0, 12), (0, 16))
+CORE_LINES = ((0, 12), (0, 16), (0, 19))
 """Lines of megatron-core that the tests run on."""
-CORE_INSTALL = "megatron-core==0.16.1"
+CORE_INSTALL = "megatron-core>=0.16.1,<0.20,!=0.17.*,!=0.18.*"
+"""What requirements.txt asks for: 0.19 from Python 3.12 on, 0.16.1 below. 0.12 comes with MindSpeed-LLM's checkout of Megatron-LM."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from mindspeed_vita.cli.doctor.device import Seen
 from mindspeed_vita.cli.doctor.disk import DiskSpeed
 from mindspeed_vita.cli.doctor.installation import Installation
 from mindspeed_vita.cli.doctor.matrix import ASCEND, line, numbers
+from mindspeed_vita.cli.doctor.tested_sets import closest
 
 Status = Literal["ok", "note", "problem"]
 _SET_ENV = "source set_env.sh of CANN (/usr/local/Ascend/cann/set_env.sh unless it was installed elsewhere)"
@@ -47,6 +48,8 @@ def judge(here: Installation, seen: Seen, *, kind: str, engine: str) -> list[Fin
     findings.append(_core(here, mindspeed))
     if mindspeed:
         findings += _projects(here)
+    else:
+        findings.append(_together(here))
     return [*findings, *_devices(here, seen, kind), _collectives(seen, kind), *_media(here), *_shared_memory(here)]
 
 
@@ -187,7 +190,7 @@ def _core(here: Installation, mindspeed: bool) -> Finding:
         found = f"{here.core}{'' if here.core_can_train else ', without megatron.training'}" if here.core else "not installed"
         return Finding(name="megatron-core", status="problem", found=found, expected=expected, remedy=remedy)
     lines = " or ".join(f"{major}.{minor}.x" for major, minor in matrix.CORE_LINES)
-    remedy = f"pip install {matrix.CORE_INSTALL}"
+    remedy = f'pip install "{matrix.CORE_INSTALL}"'
     if here.core is None:
         return Finding(name="megatron-core", status="problem", found="not installed", expected=lines, remedy=remedy)
     if not matrix.CORE_LINES[0] <= line(here.core) <= matrix.CORE_LINES[-1]:
@@ -195,6 +198,16 @@ def _core(here: Installation, mindspeed: bool) -> Finding:
     if line(here.core) not in matrix.CORE_LINES:
         return Finding(name="megatron-core", status="note", found=here.core, expected=f"{lines}, which are tested", remedy=remedy)
     return Finding(name="megatron-core", status="ok", found=here.core)
+
+
+def _together(here: Installation) -> Finding:
+    """Each version may be in its range although nobody tried them together."""
+    best, same = closest(here.python, here.packages.get("torch"), here.core)
+    if same:
+        return Finding(name="tested set", status="ok", found=f"{best.describe()} ({best.ran})")
+    found = f"Python {here.python}, torch {here.packages.get('torch')}, megatron-core {here.core} were not tested together"
+    remedy = "none is needed where `vita doctor --parity` passes; otherwise install that set"
+    return Finding(name="tested set", status="note", found=found, expected=f"closest: {best.describe()}", remedy=remedy)
 
 
 def _projects(here: Installation) -> Iterator[Finding]:

@@ -39,6 +39,13 @@ def test_tensor_type_tells_everybody_but_core_the_truth():
     assert torch.ones(1).type(torch.float64).dtype == torch.float64
 
 
+def test_streams_are_those_of_the_device():
+    stream = torch.cuda.current_stream()
+    stream.wait_stream(torch.cuda.current_stream(torch.device("cuda", 0)))
+    torch.cuda.synchronize()
+    assert type(stream) is type(torch.cpu.current_stream())
+
+
 def test_random_states_of_the_tracker_are_those_of_the_host():
     state = torch.cuda.get_rng_state()
     first = torch.rand(3)
@@ -51,12 +58,14 @@ def test_a_second_device_is_refused():
         redirect.redirect_cuda(torch.device("meta"), torch.random, torch.cpu)
 
 
-def test_the_imported_core_is_one_of_the_two_lines():
+def test_the_imported_core_is_one_of_the_lines():
     megatron_compat.check_version()
     assert megatron_compat.core_version() in megatron_compat.SUPPORTED
 
 
-def test_another_core_is_refused(monkeypatch):
-    monkeypatch.setattr(megatron_compat, "core_version", lambda: (0, 9))
-    with pytest.raises(ValueError, match=r"megatron-core 0\.9 is not supported; install 0\.12\.x or 0\.16\.x"):
+@pytest.mark.parametrize("version", [(0, 9), (0, 20)])
+def test_another_core_is_refused(monkeypatch, version):
+    monkeypatch.setattr(megatron_compat, "core_version", lambda: version)
+    expected = rf"megatron-core 0\.{version[1]} is not supported; install one of 0\.12\.x, 0\.16\.x, 0\.19\.x .*Python 3\.12"
+    with pytest.raises(ValueError, match=expected):
         megatron_compat.check_version()

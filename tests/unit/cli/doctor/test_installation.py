@@ -34,7 +34,7 @@ def test_this_machine_is_reported_and_its_data_folder_is_read(tmp_path, monkeypa
     content = json.loads(capsys.readouterr().out)
     found = {row["name"]: row for row in content["findings"]}
     assert content["ok"] and content["device"] == "cpu" and content["engine"] == "builtin"
-    assert found["torch"]["status"] == "ok" and found["megatron-core"]["found"].startswith("0.16")
+    assert found["torch"]["status"] == "ok" and found["megatron-core"]["status"] == "ok"
     assert found["collectives"]["found"].startswith("gloo") and "h264" in found["video"]["found"]
     assert f"over 1 files of {tmp_path}" in found["disk"]["found"]
 

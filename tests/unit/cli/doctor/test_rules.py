@@ -39,7 +39,7 @@ ASCEND = Installation(
 SEES_NPUS = Seen(torch="2.7.1+cpu", devices=(("Ascend910B2", 60.0, 61.0),) * 8, backend="hccl")
 GPU = Installation(
     python="3.11.9",
-    packages={**PACKAGES, "torch": "2.8.0", "flash-attn": "2.8.3"},
+    packages={**PACKAGES, "torch": "2.13.0", "flash-attn": "2.8.3"},
     core="0.16.1",
     cuda_driver="570.124.06",
     cuda_of_driver="12.8",
@@ -70,7 +70,24 @@ def test_installations_that_fit_have_no_problem():
     assert {finding.status for finding in judge(GPU, SEES_GPUS, kind="cuda", engine="builtin")} == {"ok"}
     assert {finding.status for finding in judge(CPU, SEES_CPU, kind="cpu", engine="builtin")} == {"ok"}
     builtin = replace(with_package(ASCEND, transformers="4.57.6"), core="0.16.1", core_can_train=False, checkouts={})
-    assert {finding.status for finding in on_ascend(builtin, engine="builtin").values()} == {"ok"}
+    findings = on_ascend(builtin, engine="builtin").values()
+    assert {finding.status for finding in findings if finding.name != "tested set"} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    "python, torch, core, status, text",
+    [
+        ("3.11.9", "2.13.0+cpu", "0.12.3", "ok", "torch 2.13.0, megatron-core 0.16.1 or 0.12.3 (everything"),
+        ("3.12.4", "2.14.1", "0.19.2", "ok", "Python 3.12, torch 2.14.1, megatron-core 0.19.2"),
+        ("3.12.4", "2.14.1", "0.18.2", "note", "closest: Python 3.12, torch 2.14.1"),
+        ("3.10.14", "2.9.0", "0.16.1", "note", "Python 3.10.14, torch 2.9.0, megatron-core 0.16.1 were not tested together"),
+        ("3.11.9", "2.9.0", None, "note", "closest: Python 3.11, torch 2.13.0"),
+    ],
+)
+def test_versions_that_were_tested_together_are_told_from_others(python, torch, core, status, text):
+    here = replace(with_package(CPU, torch=torch), python=python, core=core)
+    finding = {one.name: one for one in judge(here, SEES_CPU, kind="cpu", engine="builtin")}["tested set"]
+    assert finding.status == status and text in f"{finding.found} {finding.expected}"
 
 
 OTHER = Checkout(folder="/m", ref="master", commit="ab" * 20)
@@ -151,10 +168,11 @@ def test_what_torch_sees_of_the_devices_is_judged(seen, name, status, text):
         (replace(GPU, cuda_driver=None), SEES_GPUS, "CUDA", "problem", "install NVIDIA's driver"),
         (with_package(GPU, flash_attn=None), SEES_GPUS, "flash-attn", "note", "torch's own kernels are used"),
         (with_package(GPU, flash_attn="2.3.0"), SEES_GPUS, "flash-attn", "note", "flash-attn>=2.7"),
-        (replace(GPU, core="0.18.0"), SEES_GPUS, "megatron-core", "problem", "pip install megatron-core==0.16.1"),
+        (replace(GPU, core="0.20.0"), SEES_GPUS, "megatron-core", "problem", "pip install \"megatron-core>=0.16.1,<0.20"),
         (replace(GPU, core="0.14.0"), SEES_GPUS, "megatron-core", "note", "which are tested"),
+        (replace(GPU, core="0.19.2"), SEES_GPUS, "megatron-core", "ok", "0.19.2"),
         (replace(GPU, python="3.13.0"), SEES_GPUS, "python", "note", "Python 3.11"),
-        (with_package(GPU, torch="2.5.1"), SEES_GPUS, "torch", "problem", 'pip install "torch>=2.7,<2.14"'),
+        (with_package(GPU, torch="2.5.1"), SEES_GPUS, "torch", "problem", 'pip install "torch>=2.7,<2.15"'),
     ],
 )
 def test_mismatches_on_a_gpu_machine(here, seen, name, status, text):

@@ -1,0 +1,46 @@
+"""The page of versions shows the sets that the doctor knows, and they lie in the ranges that are installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindspeed_vita.cli.doctor import matrix
+from mindspeed_vita.cli.doctor.tested_sets import tested_sets
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.delitem(sys.modules, "versions", raising=False)
+    import versions
+
+    return versions
+
+
+def test_the_page_shows_the_sets_of_the_file() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "versions.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_page_out_of_date_is_renewed(versions) -> None:
+    page = f"before\n{versions.BEGIN}\n| old |\n{versions.END}\nafter\n"
+    new = versions.renewed(page)
+    assert new == f"before\n{versions.BEGIN}\n{versions.table()}\n{versions.END}\nafter\n"
+    assert all(one.torch in new and core in new for one in tested_sets() for core in one.cores)
+    with pytest.raises(ValueError, match="lacks the lines"):
+        versions.renewed("no table here")
+
+
+def test_every_set_lies_in_the_ranges() -> None:
+    ranges = {requirement.name: requirement for requirement in matrix.PACKAGES}
+    for one in tested_sets():
+        assert ranges["torch"].allows(one.torch) and ranges["transformers"].allows(one.transformers)
+        assert all(matrix.line(core) in matrix.CORE_LINES for core in one.cores)
+    assert {matrix.line(core) for one in tested_sets() for core in one.cores} == set(matrix.CORE_LINES)
