@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The core tests on every supported line of megatron-core in turn, then the crossings between the lines; ends with a table in Markdown.
-# Usage: bash scripts/test_lines.sh [pytest arguments]
+# Usage: bash scripts/test_lines.sh [pytest arguments other than -k]
 # Environment: VITA_PYTHON  interpreter of an environment with the package and its dev extra (default .venv/bin/python). megatron-core 0.19
 #              needs Python 3.12; on an older one its row says so.
 #              VITA_LINES   releases to try (default "0.12.3 0.16.1 0.19.2"), kept in folders of their own under .venvs/overlays
@@ -44,7 +44,7 @@ for entry in "${folders[@]}"; do
         0.16.*) middle="${entry#*=}" ;;
     esac
 done
-PYTHONPATH="${middle:-}" row "crossings between lines" tests/distributed/test_layouts.py -k "cross or another_core_line"
+PYTHONPATH="${middle:-}" row "crossings between lines" tests/distributed/test_layouts.py -k "cross or another_core_line or named_after"
 
 echo
 "$python" -c 'from importlib.metadata import version as v; import sys; print("Python", sys.version.split()[0] + ", torch", v("torch") + ", transformers", v("transformers") + ", numpy", v("numpy"))'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
@@ -26,6 +27,8 @@ def overlay(line: str) -> str:
     folder = os.environ.get(OVERLAYS[line])
     if not folder:
         pytest.skip(f"{OVERLAYS[line]} is not set to a folder with megatron-core; scripts/test_lines.sh makes one")
+    if not Path(folder, "megatron", "core").is_dir():
+        pytest.fail(f"{OVERLAYS[line]}={folder} holds no megatron/core, so the installed one would be taken unnoticed")
     return folder
 
 

@@ -15,6 +15,13 @@ def run(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None) -> 
     return train(recipe_from_dict(_under(layout, content)), stop_at_step=stop).step
 
 
+def core_line(layout: Any) -> tuple[int, int]:
+    """The line of megatron-core that this worker imports."""
+    from mindspeed_vita.platform.megatron_compat import core_version
+
+    return core_version()
+
+
 def _under(layout: Any, content: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the sizes of a layout."""
     return {**content, "parallel": {**content["parallel"], "tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size}}

@@ -14,6 +14,7 @@ from mindspeed_vita.checkpoint import native, shards
 from mindspeed_vita.checkpoint.hf_weights import native_tensors
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
 from mindspeed_vita.engine.parity.full_tensors import take_slice
+from mindspeed_vita.platform import megatron_compat
 from tests.distributed.fixtures import LINES, OVERLAYS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -89,6 +90,11 @@ def test_a_run_continues_under_any_other_layout(layout_pool, content, expected, 
     layout_pool.run(RUN, pp=2, dp=2, content=recipe, stop=5)
     layout_pool.run(RUN, tp=2, content=recipe)
     assert_same(curves(tmp_path), expected)
+
+
+@pytest.mark.parametrize(("line", "version"), [("0.12", (0, 12)), ("newest", megatron_compat.SUPPORTED[-1])])
+def test_a_pool_runs_the_line_that_it_is_named_after(pools, line, version):
+    assert pools(line).run("tests.distributed.layout_runs:core_line", tp=2) == [version] * 2
 
 
 @pytest.mark.parametrize("other", OVERLAYS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -128,6 +129,11 @@ def test_updates_equal_plain_adamw_over_the_same_groups():
     for name, parameter in named.items():
         # the fused kernel rounds differently from the plain one: worst seen 1.2e-7 of a weight's size after three steps
         torch.testing.assert_close(parameter.detach(), copies[name].detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_core_logs_no_warning_that_a_user_cannot_act_on(caplog):
+    build()
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("megatron") and record.levelno > logging.INFO]
 
 
 def test_nothing_to_train_is_an_error():
