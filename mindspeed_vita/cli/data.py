@@ -1,4 +1,4 @@
-"""`vita data index|plan|stats|check|show RECIPE.yaml key=value ...`"""
+"""`vita data import SOURCE`, and `vita data index|plan|stats|check|show RECIPE.yaml key=value ...`"""
 
 from __future__ import annotations
 
@@ -10,43 +10,85 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mindspeed_vita.cli import data_import
+
 if TYPE_CHECKING:
     from mindspeed_vita.config import Recipe
     from mindspeed_vita.data.dataset import PackDataset
     from mindspeed_vita.data.indexing import Report
 
-_EPILOG = """
-actions:
-  index   measure every sample of the mixture from its text and media headers; unchanged files are not read again
-  plan    write the packing plan of the epochs that the recipe's steps need
-  stats   lengths, tiles, fill and predicted steps per source, as a table and as <recipe name>_data.svg (--output)
-  check   look through every row: schema, tags against media, missing files; --headers opens each picture and video too
-  show    write pack N (--pack, default 0) as an HTML page: learnt spans in colour, tiles and frames in place
 
-Training makes index and plan itself where they are missing. They lie in data.index, by default in vita_index beside the mixture.
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+
+
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """
+Training makes the index itself where it is missing. It lies in data.index, by default in the folder vita_index next to the mixture.
+Unchanged files are not read again.
+
+example:
+  vita data index recipe.yaml data.index_processes=32
+"""
+    _recipe_arguments(parser)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "\nTraining makes the plan itself where it is missing. It lies next to the index.\n"
+    _recipe_arguments(parser)
+
+
+def _stats_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """
+The column steps/epoch is what one epoch takes with this recipe's train.global_batch: set train.steps by it.
+
+examples:
+  vita data stats examples/tiny/stage2.yaml
+  vita data stats recipe.yaml train.global_batch=64 --output lengths.svg
+"""
+    _recipe_arguments(parser)
+    parser.add_argument("--output", default="", metavar="FILE", help="SVG to write (default: data_lengths.svg in checkpoint.directory)")
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """
+Looks through every row: schema, tags against media, missing files. Exit status 1 if there are findings.
 
 examples:
   vita data check examples/tiny/stage2.yaml
-  vita data index recipe.yaml data.index_processes=32
+  vita data check recipe.yaml --headers
+"""
+    _recipe_arguments(parser)
+    parser.add_argument("--headers", action="store_true", help="also open every picture and video and read its header")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """
+Writes one pack as an HTML page: supervised spans are green, tiles and frames stand in place, documents are marked.
+
+example:
   vita data show recipe.yaml --pack 7 --output pack.html
 """
-_SHOWN = 20
-"""Findings of one file that check prints."""
+    _recipe_arguments(parser)
+    parser.add_argument("--pack", type=int, default=0, metavar="N", help="pack to show, counted from 0 over all epochs (default 0)")
+    parser.add_argument("--output", default="", metavar="FILE", help="page to write (default: packN.html in checkpoint.directory)")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    parser.epilog = _EPILOG
-    parser.add_argument("action", choices=("index", "plan", "stats", "check", "show"))
-    parser.add_argument("recipe", help="recipe file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    parser.add_argument("--pack", type=int, default=0, metavar="N", help="pack to show, counted from 0 over all epochs")
-    parser.add_argument("--output", default="", metavar="FILE", help="file that stats and show write")
-    parser.add_argument("--headers", action="store_true", help="check: read the header of every picture and video")
+ACTIONS = {
+    "import": ("make a data set from CSV, TSV, LLaVA JSON or a folder of pictures", data_import.add_arguments),
+    "check": ("look through every row for what would stop or shrink a run", _check_arguments),
+    "stats": ("lengths, tiles, fill and steps of each source, as a table and a picture", _stats_arguments),
+    "show": ("write one pack as an HTML page", _show_arguments),
+    "index": ("measure every sample from its text and media headers", _index_arguments),
+    "plan": ("write the packing plans of the epochs that the recipe's steps need", _plan_arguments),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it."""
+    if arguments.action == "import":
+        return data_import.run(arguments)
     from mindspeed_vita.config import load_recipe, validate
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -89,7 +131,7 @@ def _stats(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     dataset = _open(recipe)
     print(table(source_statistics(dataset, recipe.train.global_batch)))
-    target = Path(arguments.output or f"{recipe.name}_data.svg")
+    target = _target(arguments.output, recipe, "data_lengths.svg")
     target.write_text(picture(dataset), encoding="utf-8")
     if dataset.skipped:
         print(dataset.describe())
@@ -98,15 +140,13 @@ def _stats(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
 
 def _check(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from mindspeed_vita.cli.findings import print_findings
     from mindspeed_vita.data.checking import check_mixture
 
     total = 0
     for report in check_mixture(recipe.data, headers=arguments.headers):
         print(f"{report.source}: {report.path}: {report.num_rows:,} rows, {len(report.findings):,} findings", flush=True)
-        for finding in report.findings[:_SHOWN]:
-            print(f"  {finding.where}: {finding.reason}")
-        if len(report.findings) > _SHOWN:
-            print(f"  and {len(report.findings) - _SHOWN:,} more")
+        print_findings(report.findings)
         total += len(report.findings)
     print(f"{total:,} findings" if total else "nothing found")
     return 1 if total else 0
@@ -117,10 +157,18 @@ def _show(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     if arguments.pack < 0:
         raise ValueError(f"--pack {arguments.pack}: expected a number from 0 up")
-    target = Path(arguments.output or f"{recipe.name}_pack{arguments.pack}.html")
-    target.write_text(pack_page(_open(recipe), arguments.pack), encoding="utf-8")
+    page = pack_page(_open(recipe), arguments.pack)
+    target = _target(arguments.output, recipe, f"pack{arguments.pack}.html")
+    target.write_text(page, encoding="utf-8")
     print(target)
     return 0
+
+
+def _target(output: str, recipe: Recipe, name: str) -> Path:
+    """The file to write: where the user says, or in the folder of the run."""
+    target = Path(output) if output else Path(recipe.checkpoint.directory) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _open(recipe: Recipe, num_packs: int = 0) -> PackDataset:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import select
+import signal
 import sys
 import traceback
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
-# name -> (module with add_arguments and run, one line of help)
+# name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
     "check": ("mindspeed_vita.cli.check", "say whether a recipe would start: settings, layout, data, weights"),
@@ -20,38 +23,95 @@ COMMANDS = {
     "patches": ("mindspeed_vita.cli.patches", "the patches of upstream code: list them, compare them with upstream's sources"),
 }
 
+_OUTPUT = (1, 2)
+"""File descriptors of standard output and standard error."""
+
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run one subcommand; returns the exit status: 0 done, 2 an error of the user, 1 a failure of ours, 128+n stopped by signal n."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    """Run one subcommand.
+
+    Returns:
+        The exit status: 0 done, 1 a failure of ours, 2 an error of the user, 128 + n stopped by signal n. Output that nobody reads
+        any more (`vita ... | head`) counts as stopped by SIGPIPE, 141, and prints nothing.
+    """
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in _OUTPUT:  # or the interpreter's last flush would complain
+            os.dup2(nowhere, descriptor)
+        return _end("", 128 + signal.SIGPIPE)
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        parser.print_help()
+        _parser().print_help()
+        sys.stdout.flush()
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from mindspeed_vita import __version__
 
-        print(__version__)
+        print(__version__, flush=True)
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        print(f"vita: error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean vita {close[0]}? " if close else ""
+        print(f"vita: error: unknown command {name!r}; {hint}expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module_name, description = COMMANDS[name]
-    module = importlib.import_module(module_name)
-    command = argparse.ArgumentParser(prog=f"vita {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(command)
-    return _guarded(module.run, _parse(command, arguments[1:]))
+    return _guarded(name, arguments[1:])
 
 
-def _parse(command: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+def add_arguments(parser: argparse.ArgumentParser, name: str, action: str = "") -> None:
+    """The arguments of a command, or of an action of a command that has actions (`vita data check`)."""
+    module = importlib.import_module(COMMANDS[name][0])
+    if action:
+        parser.set_defaults(action=action)
+        module.ACTIONS[action][1](parser)
+    else:
+        module.add_arguments(parser)
+
+
+def actions_of(name: str) -> dict[str, str]:
+    """The actions of a command, each with its line of help; none for most commands."""
+    found = getattr(importlib.import_module(COMMANDS[name][0]), "ACTIONS", {})
+    return {action: line for action, (line, _) in found.items()}
+
+
+def _parse(name: str, arguments: list[str]) -> argparse.Namespace:
     """What stands before "--", and under `passed_on` what stands after it, for the commands that pass it on."""
+    description, action, actions = COMMANDS[name][1], "", actions_of(name)
+    if actions:
+        command = _parser_of_actions(name, actions)
+        if not arguments or arguments[0] in ("-h", "--help"):
+            command.print_help()
+            command.exit(0 if arguments else 2)
+        action, *arguments = arguments
+        if action not in actions:
+            command.error(f"found {action!r} where an action is expected: {', '.join(actions)}")
+        description = actions[action]
+    program = f"vita {name} {action}".rstrip()
+    command = argparse.ArgumentParser(prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(command, name, action)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    parsed = command.parse_args(arguments[:end])
+    # intermixed: overrides may come before, between and after the options
+    parsed = command.parse_intermixed_args(arguments[:end])
     if arguments[end + 1 :] and not hasattr(parsed, "passed_on"):
         command.error(f"unexpected arguments after --: {' '.join(arguments[end + 1:])}")
     parsed.passed_on = arguments[end + 1 :]
     return parsed
+
+
+def _parser_of_actions(name: str, actions: Mapping[str, str]) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {action:<8} {line}" for action, line in actions.items())
+    return argparse.ArgumentParser(
+        prog=f"vita {name}",
+        usage=f"vita {name} ACTION [ARGUMENTS]",
+        description=f"{COMMANDS[name][1]}\n\nactions:\n{lines}\n\n`vita {name} ACTION --help` tells more about each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,31 +126,57 @@ def _parser() -> argparse.ArgumentParser:
     )
 
 
-def _guarded(run: object, arguments: argparse.Namespace) -> int:
-    """Call run; an error of the user or a stop ends in one line. Under torchrun one process prints it and all fail."""
-    assert callable(run)
+def _guarded(name: str, words: list[str]) -> int:
+    """Run a command; an error of the user or a stop ends in one line. Under torchrun one process prints it and all fail."""
     try:
-        return int(run(arguments))
+        try:
+            arguments = _parse(name, words)
+            return int(importlib.import_module(COMMANDS[name][0]).run(arguments))
+        finally:
+            sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "mindspeed_vita"):
+            return _failed()
+        return _refused(error, f"the package {missing} is not installed for {sys.executable}; run: source .venv/bin/activate   "
+                        "(bash scripts/setup_env.sh makes .venv)")  # fmt: skip
     except (ValueError, OSError) as error:
-        if os.environ.get("VITA_TRACEBACK"):
-            traceback.print_exc()
-        return _end(f"vita: error: {_one_line(error)}", 2)
+        if isinstance(error, BrokenPipeError) and _unread():
+            raise
+        return _refused(error, _one_line(error))
     except KeyboardInterrupt:
         return _end("vita: stopped by SIGINT", 130)
     except BaseException as error:
-        from mindspeed_vita.engine.faults import TrainingDiverged
-        from mindspeed_vita.engine.stopping import Stopped
-
-        if isinstance(error, TrainingDiverged):
+        # a module that was not imported cannot have raised what it defines
+        faults, stopping = (sys.modules.get(f"mindspeed_vita.engine.{name}") for name in ("faults", "stopping"))
+        if faults is not None and isinstance(error, faults.TrainingDiverged):
             return _end(f"vita: error: {error}", 2)
-        if isinstance(error, Stopped):
+        if stopping is not None and isinstance(error, stopping.Stopped):
             return _end(f"vita: {error}", 128 + error.number)
         if isinstance(error, SystemExit):
             raise
-        # a bug, or a process group that broke because another process ended: only the first to fail explains itself
-        if _first():
-            traceback.print_exc()
-        return _end("", 1)
+        return _failed()
+
+
+def _refused(error: Exception, line: str) -> int:
+    if os.environ.get("VITA_TRACEBACK"):
+        traceback.print_exception(error)
+    return _end(f"vita: error: {line}", 2)
+
+
+def _failed() -> int:
+    """A bug, or a process group that broke because another process ended: only the first to fail explains itself."""
+    if _first():
+        traceback.print_exc()
+    return _end("", 1)
+
+
+def _unread() -> bool:
+    """Whether the reader of this process's output has gone: a pipe without a reader polls as an error."""
+    poll = select.poll()
+    for descriptor in _OUTPUT:
+        poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _one_line(error: BaseException) -> str:

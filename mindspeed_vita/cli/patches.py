@@ -17,25 +17,37 @@ from mindspeed_vita.integration.patching.verify import Finding, Report
 _WIDTH = 118
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    actions = parser.add_subparsers(dest="action", metavar="list | verify | table", required=True)
-    show = actions.add_parser("list", help="what is patched, why, and until when")
-    show.add_argument("--json", action="store_true", help="print JSON")
-    check = actions.add_parser("verify", help="compare the ledger with upstream's sources; nothing of upstream is imported")
-    check.add_argument("--json", action="store_true", help="print JSON")
-    table = actions.add_parser("table", help="make the signature table of a set of upstream versions")
-    table.add_argument("--name", default="unnamed", help="of the set of versions, for instance 26.1.0")
-    table.add_argument("--output", type=Path, metavar="FILE", help="write it there (default: print it)")
-    for action in (check, table):
-        action.add_argument(
-            "--upstream",
-            type=Path,
-            nargs="+",
-            default=[],
-            metavar="FOLDER",
-            help="checkouts, or folders with checkouts in them; the first that has a project counts (default: what is installed)",
-        )
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    _list_arguments(parser)
+    _upstream_argument(parser)
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="unnamed", help="of the set of versions, for instance 26.1.0")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write it there (default: print it)")
+    _upstream_argument(parser)
+
+
+def _upstream_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--upstream",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="checkouts, or folders with checkouts in them; the first that has a project counts (default: what is installed)",
+    )
+
+
+ACTIONS = {
+    "list": ("what is patched, why, and until when", _list_arguments),
+    "verify": ("compare the ledger with upstream's sources; nothing of upstream is imported", _verify_arguments),
+    "table": ("make the signature table of a set of upstream versions", _table_arguments),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:

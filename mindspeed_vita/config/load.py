@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import os
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Mapping, Optional, TypeVar
 
 import yaml
 
+from mindspeed_vita.config.aliases import hint
 from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
 
@@ -45,11 +46,17 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
         raise ValueError(f"recipe {path}: expected a mapping of sections, found {type(content).__name__}")
     for override in overrides:
         _apply_override(content, override)
-    return recipe_from_dict(content, where=str(path))
+    return recipe_from_dict(content, where=str(path), folder=path.parent)
 
 
-def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Builds a Recipe from nested dicts; see load_recipe for the order of defaults."""
+def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe", folder: Optional[Path] = None) -> Recipe:
+    """Builds a Recipe from nested dicts; see load_recipe for the order of defaults.
+
+    Args:
+        content: the sections.
+        where: file, for messages.
+        folder: folder of that file, where plugins are looked for first; None: on Python's path alone.
+    """
     merged: dict[str, Any] = {}
     stage = _convert(Optional[int], content.get("stage"), where, "stage")
     if stage is not None:
@@ -62,7 +69,7 @@ def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe") -> Recip
     if preset not in MODELS:
         raise ValueError(f"{where}: model.preset={preset!r}; expected one of {sorted(MODELS)}")
     merged = _merge(merged, {"model": _with_tower(MODELS[preset], model, where)})
-    _import_plugins(_convert(tuple[str, ...], content.get("plugins") or (), where, "plugins"), where)
+    _import_plugins(_convert(tuple[str, ...], content.get("plugins") or (), where, "plugins"), where, folder)
     return _build(Recipe, _merge(merged, content), where, "")
 
 
@@ -77,12 +84,35 @@ def _with_tower(preset: Mapping[str, Any], model: Any, where: str) -> Mapping[st
     return {**preset, "vision": TOWERS[name]}
 
 
-def _import_plugins(names: typing.Sequence[str], where: str) -> None:
+def _import_plugins(names: typing.Sequence[str], where: str, folder: Optional[Path]) -> None:
+    """Imports the plugins; one that lies next to the recipe is taken from there.
+
+    The folder stays on Python's path: a plugin may import its neighbours, and processes that are started later inherit the path.
+    """
     for name in names:
+        beside = _beside(name, folder)
+        if beside is not None and str(beside.parent) not in sys.path:
+            sys.path.insert(0, str(beside.parent))
+            importlib.invalidate_caches()
+        top = name.partition(".")[0]
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ValueError(f"{where}: plugins: {name!r} cannot be imported ({error}); put its folder on PYTHONPATH") from error
+            place = f"put it into {folder}, next to the recipe, or its" if folder is not None else "put its"
+            own = getattr(error, "name", None) in (None, name, top)
+            advice = f"{place} folder on PYTHONPATH" if own else "the plugin was found; install what it imports"
+            raise ValueError(f"{where}: plugins: {name!r} cannot be imported ({error}); {advice}") from error
+        loaded = Path(getattr(sys.modules[top], "__file__", None) or "").resolve()
+        if beside is not None and beside not in (loaded, loaded.parent):
+            raise ValueError(f"{where}: plugins: {name!r} lies at {beside}, but {loaded} has the same name and is loaded; rename yours")
+
+
+def _beside(name: str, folder: Optional[Path]) -> Optional[Path]:
+    """The plugin's file or package in a folder, if it is there."""
+    if folder is None:
+        return None
+    top = folder.resolve() / name.partition(".")[0]
+    return next((path for path in (top.with_suffix(".py"), top) if path.is_file() or (path / "__init__.py").is_file()), None)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -140,9 +170,7 @@ def _build(cls: type[_T], content: Any, where: str, prefix: str) -> _T:
     values = {}
     for key, value in content.items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean {prefix}{close[0]}?" if close else f"; known keys: {', '.join(sorted(fields))}"
-            raise ValueError(f"{where}: unknown key {prefix}{key}{hint}")
+            raise ValueError(f"{where}: unknown key {prefix}{key}{hint(str(key), prefix, fields, Recipe)}")
         values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
     return cls(**values)
 

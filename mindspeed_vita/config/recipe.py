@@ -317,7 +317,8 @@ class Recipe:
     name: str = "run"
     """Shown in logs and tables."""
     plugins: tuple[str, ...] = ()
-    """Python modules to import before the recipe is checked: they register towers, projectors or formats of your own."""
+    """Python modules to import before the recipe is checked: they register towers, projectors or formats of your own. They are looked for
+    next to the recipe, then on PYTHONPATH."""
     stage: Optional[int] = None
     """1 to 4: take the paper's settings of that stage as defaults (presets.py)."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -66,25 +66,33 @@ def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings
                 except ValueError as error:
                     findings.append(Finding(source, at, str(error).removeprefix(f"{at}: ")))
                     continue
-                findings += [Finding(source, at, reason) for reason in _problems(sample, root, settings, headers)]
+                findings += [Finding(source, at, reason) for reason in sample_problems(sample, root, settings if headers else None)]
         except ValueError as error:
             findings.append(Finding(source, path, str(error).removeprefix(f"{path}: ")))
     return FileReport(source, path, num_rows, tuple(findings))
 
 
-def _problems(sample: Sample, root: str, settings: DecodeSettings, headers: bool) -> Iterator[str]:
+def sample_problems(sample: Sample, root: str, settings: DecodeSettings | None = None) -> Iterator[str]:
+    """What would make the index skip a sample.
+
+    Args:
+        sample: parsed.
+        root: folder that its media lie below.
+        settings: given: also open every medium and read its header, within these limits.
+    """
     if not any(message.role == "assistant" for message in sample.messages):
         yield "no assistant turn, so there is nothing to learn"
     for kind, paths in (("image", sample.images), ("video", sample.videos)):
         tags = sum(message.content.count(f"<{kind}>") for message in sample.messages)
         if tags != len(paths):
-            yield f"found {tags} <{kind}> tags for {len(paths)} {kind}s, expected one tag each"
+            llava = f"; a row with {kind!r} instead of '{kind}s' is in LLaVA's layout: convert the file with vita data import"
+            yield f"found {tags} <{kind}> tags for {len(paths)} {kind}s, expected one tag each{llava if not paths else ''}"
         for path in paths:
             try:
                 resolve(path, root)
-                if headers and kind == "image":
+                if settings is not None and kind == "image":
                     get_decoder(settings).probe_picture(path, root)
-                elif headers:
+                elif settings is not None:
                     get_decoder(settings).probe_video(path, root)
             except MediaError as error:
                 yield f"{kind} {path!r}: {error.reason}"

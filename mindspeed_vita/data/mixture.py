@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from mindspeed_vita.config import expand_variables
-from mindspeed_vita.data.formats import format_names
+from mindspeed_vita.data.formats import format_names, format_of
 
 _ENTRY_KEYS = ("ratio", "num", "data_paths", "format")
 
@@ -99,6 +99,11 @@ def _entry(name: str, entry: Any, where: str) -> SourceSpec | None:
     named = entry.get("format") or ""
     if named and named not in format_names():
         raise ValueError(f"{where}.format: found {named!r}, expected one of {', '.join(format_names())}, or a plugin that registers it")
+    for file in files:
+        try:
+            format_of(file, named)
+        except ValueError as error:
+            raise ValueError(f"{where}.data_paths: {error}") from error
     return SourceSpec(name=name, ratio=float(ratio), num=num, paths=files, format=named)
 
 

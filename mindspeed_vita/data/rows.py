@@ -101,7 +101,7 @@ def _array_items(path: str, packed: bool) -> Iterator[bytes]:
         if file.read(1):
             raise ValueError(f"{path}: an array of more than {_LARGEST_ARRAY:,} bytes; write one JSON object per line instead")
     try:
-        for item in _parse(text.removeprefix(_BYTE_ORDER_MARK), path):
+        for item in parse_json(text.removeprefix(_BYTE_ORDER_MARK), path):
             yield json.dumps(item, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
     except RecursionError:
         raise ValueError(f"{path}: found {_TOO_DEEP}; {_EXPECTED}") from None
@@ -170,10 +170,15 @@ def parse_row(text: bytes, path: str, place: int, is_array: bool) -> Sample:
         ValueError: no JSON, or not the schema; names file and line.
     """
     at = row_place(path, place, is_array)
-    return parse_sample(_parse(text, at), at)
+    return parse_sample(parse_json(text, at), at)
 
 
-def _parse(text: bytes, where: str) -> Any:
+def parse_json(text: bytes, where: str) -> Any:
+    """Parses the text of a row, whatever it holds.
+
+    Raises:
+        ValueError: no JSON; the message begins with `where`.
+    """
     try:
         return json.loads(text.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as error:

@@ -1,5 +1,14 @@
 """Adapters: files of samples in other layouts than JSON, read as rows of the one schema."""
 
-from mindspeed_vita.data.formats.registry import Adapter, adapter_for, format_names, holds_media, register_format
+from mindspeed_vita.data.formats.registry import (
+    JSON_SUFFIXES,
+    Adapter,
+    adapter_for,
+    format_names,
+    format_of,
+    holds_media,
+    register_format,
+    suffix_of,
+)
 
-__all__ = ["Adapter", "adapter_for", "format_names", "holds_media", "register_format"]
+__all__ = ["JSON_SUFFIXES", "Adapter", "adapter_for", "format_names", "format_of", "holds_media", "register_format", "suffix_of"]

@@ -32,15 +32,15 @@ def turns_of(row: Mapping[str, Any], where: str) -> list[Any]:
     return found
 
 
-def with_tags(turns: list[Any], num_images: int) -> list[Any]:
-    """The turns with an <image> a picture in front of the first question, where no turn has one."""
+def with_tags(turns: list[Any], num_media: int, tag: str = "<image>") -> list[Any]:
+    """The turns with one tag for each picture (or video) in front of the first question, where no turn has such a tag."""
     contents = [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
-    if not num_images or any(isinstance(content, str) and "<image>" in content for content in contents):
+    if not num_media or any(isinstance(content, str) and tag in content for content in contents):
         return turns
     tagged = [dict(turn) if isinstance(turn, Mapping) else turn for turn in turns]
     for turn in tagged:
         if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human"):
             key = "content" if "content" in turn else "value"
-            turn[key] = "<image>\n" * num_images + str(turn[key])
+            turn[key] = f"{tag}\n" * num_media + str(turn[key])
             break
     return tagged

@@ -13,7 +13,9 @@ Adapter = Callable[[str], Iterator[dict[str, Any]]]
 """Path of a file -> its rows, in order. Raises ValueError naming file, row and field of what it cannot read."""
 
 _ADAPTERS: dict[str, Adapter | None] = {"json": None, "webdataset": webdataset_rows, "parquet": parquet_rows}
-_BY_SUFFIX = {".tar": "webdataset", ".parquet": "parquet"}
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+"""Files of JSON rows; each also with .gz after it."""
+_BY_SUFFIX = {**dict.fromkeys(JSON_SUFFIXES, "json"), ".tar": "webdataset", ".parquet": "parquet"}
 
 
 def format_names() -> tuple[str, ...]:
@@ -32,22 +34,39 @@ def register_format(name: str, adapter: Adapter) -> None:
     _ADAPTERS[name] = adapter
 
 
-def adapter_for(path: str, name: str = "") -> Adapter | None:
-    """What reads a file; None for JSONL and JSON arrays, plain or gzipped.
+def suffix_of(path: str | Path) -> str:
+    """Suffix of a file in lower case; of x.jsonl.gz, whose content is compressed, that is .jsonl."""
+    inner = Path(path).with_suffix("").suffix.lower()
+    return inner if Path(path).suffix.lower() == ".gz" and inner in JSON_SUFFIXES else Path(path).suffix.lower()
+
+
+def format_of(path: str, name: str = "") -> str:
+    """Name of the format that a file is read in.
 
     Args:
         path: the file; its suffix decides where no name is given.
         name: format of the mixture's entry, or nothing.
 
     Raises:
-        ValueError: no such format.
+        ValueError: no such format, or no name and a suffix that tells none.
     """
-    name = name or _BY_SUFFIX.get(Path(path).suffix, "json")
+    if not name and suffix_of(path) not in _BY_SUFFIX:
+        found = f"files with the suffix {suffix_of(path)!r} are" if suffix_of(path) else "a file without suffix is"
+        raise ValueError(
+            f"{path}: {found} not read; expected {', '.join(JSON_SUFFIXES)} (each also with .gz), .tar or .parquet, or a format: in the "
+            f"mixture's entry ({', '.join(_ADAPTERS)}); `vita data import` converts .csv, .tsv and folders of pictures"
+        )
+    name = name or _BY_SUFFIX[suffix_of(path)]
     if name not in _ADAPTERS:
         raise ValueError(f"{path}: format {name!r} is unknown; expected one of {', '.join(_ADAPTERS)}, or a plugin that registers it")
-    return _ADAPTERS[name]
+    return name
+
+
+def adapter_for(path: str, name: str = "") -> Adapter | None:
+    """What reads a file; None for JSONL and JSON arrays, plain or gzipped. Arguments and errors are those of format_of."""
+    return _ADAPTERS[format_of(path, name)]
 
 
 def holds_media(path: str) -> bool:
     """Whether pictures lie inside the file itself, so that its own folder is their root."""
-    return Path(path).suffix in _BY_SUFFIX
+    return Path(path).suffix in (".tar", ".parquet")

@@ -56,9 +56,47 @@ def test_check_names_file_and_line(tiny, recipe, tmp_path, capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == f"bad: {bad}: 5 rows, 4 findings"
     assert lines[1].startswith(f"{bad}:2: image 'gone.png': no such file")
-    assert lines[2] == f"{bad}:3: found 1 <image> tags for 0 images, expected one tag each"
+    assert lines[2].startswith(f"{bad}:3: found 1 <image> tags for 0 images, expected one tag each; a row with 'image' instead of 'images'")
     assert lines[3] == f"{bad}:4: no assistant turn, so there is nothing to learn"
     assert lines[4].startswith(f"{bad}:5: found no JSON") and lines[-1] == "4 findings"
+
+
+def test_the_same_finding_is_one_line_with_a_count(recipe, tmp_path, capsys):
+    rows = [json.dumps({"conversations": [{"from": "gpt", "value": "A."}], "images": [f"gone{number}.png"]}) for number in range(50)]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(["no json", *rows, "{"]))
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(json.dumps({"dataset": {"bad": {"data_paths": [str(bad)]}}}))
+    assert main(["data", "check", recipe, f"data.mixture={mixture}"]) == 1
+    head, *lines, total = capsys.readouterr().out.splitlines()
+    assert head.endswith("52 rows, 102 findings") and total == "102 findings"
+    assert len(lines) == 4, lines
+    assert f"{bad}:2: image 'gone0.png': no such file" in lines[2] and lines[2].endswith(f"and 49 more like it, the last at {bad}:51")
+
+
+def test_pictures_and_pages_go_next_to_the_run(recipe, tmp_path, capsys, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["data", "stats", recipe]) == main(["data", "show", recipe]) == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data_lengths.svg", "pack0.html"}
+    assert main(["data", "show", "--output", "new/page.html", recipe, "--pack", "1", "data.seed=3"]) == 0
+    assert capsys.readouterr().out.endswith("new/page.html\n") and (tmp_path / "elsewhere" / "new" / "page.html").is_file()
+
+
+@pytest.mark.parametrize("action", ["import", "check", "stats", "show", "index", "plan"])
+def test_every_action_has_its_own_help(action, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", action, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: vita data {action} " in text
+    for option, owner in (("--pack", "show"), ("--headers", "check"), ("--skip-bad", "import")):
+        assert (option in text) == (action == owner)
+
+
+def test_a_missing_action_is_named(recipe, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", recipe])
+    assert ended.value.code == 2 and "where an action is expected: import, check, stats, show, index, plan" in capsys.readouterr().err
 
 
 def test_show_writes_a_page_with_learnt_spans_and_tiles(recipe, tmp_path, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -85,3 +87,46 @@ def test_a_recipe_that_cannot_run_is_one_line(tmp_path, capsys, override, part):
     assert cli.main(["train", str(path), override]) == 2
     error = capsys.readouterr().err
     assert part in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["train", "recipe.yaml", "--print-recipe"], ["train", "--help"], ["--help"], ["data", "--help"]])
+def test_output_that_nobody_reads_ends_quietly(tmp_path, words):
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mindspeed_vita.cli.main", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()  # as `| head` does, but before the first line
+    error = process.stderr.read()
+    process.stderr.close()
+    # argparse itself is content with a help text that nobody reads
+    assert process.wait(timeout=120) in ((0, 141) if "--help" in words else (141,)) and error == b""
+
+
+def test_a_broken_pipe_inside_is_a_failure_like_any_other(command, capsys):
+    command(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert cli.main(["try"]) == 2
+    assert capsys.readouterr().err == "vita: error: [Errno 32] Broken pipe\n"
+
+
+def test_without_the_environment_one_line_says_how_to_get_it(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    root = Path(__file__).resolve().parents[3]
+    for words in (["train", str(tmp_path / "recipe.yaml")], ["doctor", "--parity"], ["data", "check", "x.yaml"]):
+        # -S: without the packages of the environment
+        done = subprocess.run(
+            [sys.executable, "-S", "-E", "-m", "mindspeed_vita.cli.main", *words], cwd=root, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "is not installed for" in done.stderr and "source .venv/bin/activate" in done.stderr
+
+
+def test_overrides_may_stand_after_options(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: mine\n")
+    assert cli.main(["train", "--print-recipe", str(path), "--engine", "builtin", "train.lr=3e-4"]) == 0
+    assert "lr: 0.0003" in capsys.readouterr().out
+
+
+def test_a_misspelt_command_gets_a_hint(capsys):
+    assert cli.main(["generat"]) == 2
+    assert "did you mean vita generate? expected one of" in capsys.readouterr().err

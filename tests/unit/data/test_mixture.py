@@ -121,3 +121,21 @@ def test_draws_are_balanced_shuffled_and_stable():
     assert len(set(spec(0.3).draw(0, 10, seed=3))) == 3
     sizes = [len(kind.draw(0, rows, seed=3)) for kind, rows in ((spec(1.0, num=4), 10), (spec(0.05), 10), (spec(), 0))]
     assert sizes == [4, 0, 0]
+
+
+@pytest.mark.parametrize("name, found", [("captions.csv", "files with the suffix '.csv' are not read"), ("rows", "a file without suffix is not read")])
+def test_a_suffix_that_tells_no_format_is_refused_with_those_that_do(tmp_path, name, found):
+    (tmp_path / name).touch()
+    mixture = tmp_path / "m.yaml"
+    mixture.write_text(f"dataset: {{x: {{data_paths: [{tmp_path / name}]}}}}")
+    with pytest.raises(ValueError, match=rf"dataset.x.data_paths: .*{found}; expected .jsonl, .json, .*`vita data import` converts .csv"):
+        load_mixture(mixture)
+    mixture.write_text(f"dataset: {{x: {{data_paths: [{tmp_path / name}], format: json}}}}")
+    assert load_mixture(mixture)[0].format == "json"
+
+
+def test_suffixes_of_json_may_be_upper_case_or_compressed(tmp_path):
+    for name in ("A.JSONL", "b.json.gz", "c.ndjson"):
+        (tmp_path / name).touch()
+        (tmp_path / "m.yaml").write_text(f"dataset: {{x: {{data_paths: [{tmp_path / name}]}}}}")
+        assert load_mixture(tmp_path / "m.yaml")[0].paths
