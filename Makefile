@@ -2,20 +2,23 @@
 PYTHON ?= .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: check lint types layers unit test quickstart clean
+.PHONY: check lint types layers unit test quickstart clean venv
 
 check: lint types layers unit
 
-lint:
+venv:
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not there; run: bash scripts/setup_env.sh   (or set PYTHON)" >&2; exit 1; }
+
+lint: venv
 	"$(PYTHON)" -m ruff check .
 
-types:
+types: venv
 	"$(PYTHON)" -m mypy
 
-layers:
+layers: venv
 	"$(PYTHON)" -m pytest -q tests/unit/test_layers.py
 
-unit:
+unit: venv
 	"$(PYTHON)" -m pytest -q tests/unit
 
 test:

@@ -128,7 +128,11 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
         where=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-34567}" --rdzv_conf timeout=7200)
     fi
     python="${PYTHON:-$VITA_ROOT/.venv/bin/python}"
-    [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
+    if [ -z "${PYTHON:-}" ] && [ ! -x "$python" ]; then
+        python=python3
+        "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2>/dev/null \
+            || stop "$(command -v python3 || echo python3) has no torch; run: bash scripts/setup_env.sh (it makes .venv), or name another Python in PYTHON"
+    fi
 
     settings=("DEVICE=$device" "PYTHONPATH=$VITA_ROOT${PYTHONPATH:+:$PYTHONPATH}" "CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}")
     for name in DATA_ROOT TOKENIZER BASE_WEIGHTS INIT_FROM OUTPUT_ROOT MIXTURE; do

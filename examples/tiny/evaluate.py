@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from subjects import KINDS
-from transformers import pipeline
-from transformers.utils import logging as transformers_logging
+try:
+    import torch
+    from PIL import Image
+    from subjects import KINDS
+    from transformers import pipeline
+    from transformers.utils import logging as transformers_logging
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 BATCH = 25
 MAX_NEW_TOKENS = 24

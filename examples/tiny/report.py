@@ -105,10 +105,14 @@ def draw(rows: Sequence[Sequence[str]]) -> str:
 
 def loss_picture(stages: Sequence[Stage], path: Path) -> None:
     """All stages' losses, one after the other, on a logarithmic axis."""
-    import matplotlib
+    try:
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        advice = "run: source .venv/bin/activate (scripts/setup_env.sh makes it)"
+        sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; {advice}")
 
     figure, axes = pyplot.subplots(figsize=(9, 4.5), dpi=110)
     start = 0

@@ -83,7 +83,11 @@ def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
 
 def _builtin(recipe: Recipe) -> int:
+    if int(os.environ.get("RANK", "0")) == 0:
+        # these imports take seconds, and torchrun's own start before them too
+        print(f"{recipe.name}: starting {os.environ.get('WORLD_SIZE', '1')} process(es), loading torch and megatron.core", file=sys.stderr)
     from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.cli.after_training import results
     from mindspeed_vita.engine.loop import train
     from mindspeed_vita.engine.stopping import Stopped, stop_signals
 
@@ -106,6 +110,8 @@ def _builtin(recipe: Recipe) -> int:
         print(
             f"{recipe.name}: {result.step} steps, {result.layout}, loss {first} -> {last}, {result.tokens_per_second:,.0f} tokens/s, "
             f"peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
+            *results(recipe),
+            sep="\n",
             flush=True,
         )
     sys.stdout.flush()

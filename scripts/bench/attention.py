@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,16 +14,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-import numpy as np
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+try:
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
 
-from mindspeed_vita.ops.attention import torch_native
-from mindspeed_vita.parallel import virtual_ring
-from mindspeed_vita.parallel.ring import Transfer, ring_attention
-from mindspeed_vita.sharding import CPPlan, index, plan
-from mindspeed_vita.sharding.cp_plan import rank_work
+    from mindspeed_vita.ops.attention import torch_native
+    from mindspeed_vita.parallel import virtual_ring
+    from mindspeed_vita.parallel.ring import Transfer, ring_attention
+    from mindspeed_vita.sharding import CPPlan, index, plan
+    from mindspeed_vita.sharding.cp_plan import rank_work
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HEADS, KV_HEADS, WIDTH = 5, 1, 128
 """One tensor-parallel rank's share of the 14B model at tp 8."""

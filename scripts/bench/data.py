@@ -22,16 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+try:
+    import numpy as np
+    from PIL import Image
 
-from mindspeed_vita.data.media.decoder import Decoder
-from mindspeed_vita.data.media.fast_resize import cut_tiles_fast, frame_tile_fast
-from mindspeed_vita.data.media.limits import DecodeSettings
-from mindspeed_vita.data.media.readers import read_frames
-from mindspeed_vita.data.media.video import VideoHeader, probe_video
-from mindspeed_vita.hf.frames import sample_file_frames
-from mindspeed_vita.hf.tiling import BACKGROUND, NORMALIZATIONS, choose_grid, cut_tiles, frame_tile, normalize
+    from mindspeed_vita.data.media.decoder import Decoder
+    from mindspeed_vita.data.media.fast_resize import cut_tiles_fast, frame_tile_fast
+    from mindspeed_vita.data.media.limits import DecodeSettings
+    from mindspeed_vita.data.media.readers import read_frames
+    from mindspeed_vita.data.media.video import VideoHeader, probe_video
+    from mindspeed_vita.hf.frames import sample_file_frames
+    from mindspeed_vita.hf.tiling import BACKGROUND, NORMALIZATIONS, choose_grid, cut_tiles, frame_tile, normalize
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 SIZES = ((640, 480), (480, 640), (640, 427), (500, 375), (640, 640), (800, 600), (1280, 720), (1700, 2200))
 TILE = 448

@@ -10,9 +10,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-import numpy as np
+try:
+    import numpy as np
 
-from mindspeed_vita.hf.tiling import choose_grid
+    from mindspeed_vita.hf.tiling import choose_grid
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 TOKENS_PER_TILE = 258  # 256 and its two brackets
 MAX_FRAMES = {2: 64, 3: 512, 4: 4096}

@@ -8,13 +8,17 @@ Each case runs in a process of its own, so that its peak memory is its own.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.multiprocessing as mp
+try:
+    import torch
+    import torch.multiprocessing as mp
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HIDDEN, VOCABULARY = 1024, 152064
 

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
-from length_mix import TOKENS_PER_TILE, draw
+try:
+    import numpy as np
+    from length_mix import TOKENS_PER_TILE, draw
 
-from mindspeed_vita.data.packing import plan_packs
-from mindspeed_vita.sharding import CPPlan, plan
-from mindspeed_vita.sharding.cp_plan import rank_work
+    from mindspeed_vita.data.packing import plan_packs
+    from mindspeed_vita.sharding import CPPlan, plan
+    from mindspeed_vita.sharding.cp_plan import rank_work
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = ((2, 16384, 4), (3, 131072, 2), (3, 131072, 8), (4, 1048576, 8), (4, 1048576, 32))
 """Stage of the mixture, tokens a pack, context-parallel size."""

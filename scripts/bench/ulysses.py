@@ -10,11 +10,15 @@ The ring's transfers run beside its arithmetic; those of Ulysses stand before an
 from __future__ import annotations
 
 import argparse
+import sys
 
-import numpy as np
-from plan import make_packs
+try:
+    import numpy as np
+    from plan import make_packs
 
-from mindspeed_vita.sharding import plan
+    from mindspeed_vita.sharding import plan
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HEADS, KV_HEADS, WIDTH = 10, 2, 128
 BF16, FP32 = 2, 4

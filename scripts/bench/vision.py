@@ -9,17 +9,21 @@ as if the tower trained.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from length_mix import TOKENS_PER_TILE
-from plan import draw_packs
+try:
+    import numpy as np
+    from length_mix import TOKENS_PER_TILE
+    from plan import draw_packs
 
-from mindspeed_vita.checkpoint.hf_weights import native_tensors
-from mindspeed_vita.config import MODULES, model_config_from_dict
-from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
-from mindspeed_vita.sharding.cp_plan import CPPlan
+    from mindspeed_vita.checkpoint.hf_weights import native_tensors
+    from mindspeed_vita.config import MODULES, model_config_from_dict
+    from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+    from mindspeed_vita.sharding.cp_plan import CPPlan
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = ((2, 16384, 8, 1, 8), (3, 131072, 8, 2, 4), (3, 131072, 8, 8, 1), (4, 1048576, 8, 8, 1))
 """Stage of the mixture, tokens a pack, tp, cp, dp; all but the third are the paper's layouts."""

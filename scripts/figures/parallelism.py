@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-import matplotlib
-import numpy as np
+try:
+    import matplotlib
+    import numpy as np
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
 
-from mindspeed_vita import sharding
+    from mindspeed_vita import sharding
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 TP, PP, CP, DP = 2, 2, 2, 2
 LAYERS, QUERY_HEADS, KV_HEADS, TOKENS, TILES = 8, 8, 2, 48, 7

@@ -123,7 +123,9 @@ def test_draws_are_balanced_shuffled_and_stable():
     assert sizes == [4, 0, 0]
 
 
-@pytest.mark.parametrize("name, found", [("captions.csv", "files with the suffix '.csv' are not read"), ("rows", "a file without suffix is not read")])
+@pytest.mark.parametrize(
+    "name, found", [("captions.csv", "files with the suffix '.csv' are not read"), ("rows", "a file without suffix is not read")]
+)
 def test_a_suffix_that_tells_no_format_is_refused_with_those_that_do(tmp_path, name, found):
     (tmp_path / name).touch()
     mixture = tmp_path / "m.yaml"
