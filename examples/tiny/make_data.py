@@ -11,6 +11,7 @@ import importlib.util
 import json
 import random
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,25 @@ def find_file(subject: Subject) -> Path:
     return path
 
 
+class Counter:
+    """Says how far a long part has come: at most one line in three seconds, on standard error.
+
+    Args:
+        what: the things that are counted.
+        total: how many there will be.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done, self.said = what, total, 0, time.monotonic()
+
+    def step(self) -> None:
+        """One more is done."""
+        self.done += 1
+        if time.monotonic() - self.said >= 3 or self.done == self.total:
+            self.said = time.monotonic()
+            print(f"data: {self.done:,} of {self.total:,} {self.what}", file=sys.stderr, flush=True)
+
+
 @cache
 def load_frames(subject: Subject) -> list[Image.Image]:
     """The photo, or every third frame of the clip, as RGB; transparency on white, longer side at most 512."""
@@ -92,6 +112,7 @@ def make_pictures(media: Path, sizes: dict[str, int], rng: random.Random) -> dic
         {"train" or "eval": {subject name: paths relative to media}}.
     """
     paths: dict[str, dict[str, list[str]]] = {"train": {}, "eval": {}}
+    counter = Counter("pictures", len(PICTURES) * (sizes["train"] + sizes["eval"]))
     for subject in PICTURES:
         frames = load_frames(subject)
         drawn = draw_distinct(sizes["train"] + sizes["eval"], len(frames), rng)
@@ -100,6 +121,7 @@ def make_pictures(media: Path, sizes: dict[str, int], rng: random.Random) -> dic
             suffix = "jpg" if split == "train" else ("png", "webp", "jpg")[number % 3]
             name = f"{split}/{subject.name}_{number:03d}.{suffix}"
             save_picture(augmentation.apply(frames[augmentation.frame]), media / name, augmentation.quality)
+            counter.step()
             paths[split].setdefault(subject.name, []).append(name)
     return paths
 
@@ -107,6 +129,7 @@ def make_pictures(media: Path, sizes: dict[str, int], rng: random.Random) -> dic
 def make_clips(media: Path, sizes: dict[str, int], rng: random.Random) -> dict[str, dict[str, list[str]]]:
     """Writes the augmented clips, in turn as a folder of frames and as a video file; returns as make_pictures."""
     paths: dict[str, dict[str, list[str]]] = {"train": {}, "eval": {}}
+    counter = Counter("clips", len(CLIPS) * (sizes["clips"] + sizes["eval"]))
     for subject in CLIPS:
         frames = load_frames(subject)
         for number, augmentation in enumerate(draw_distinct(sizes["clips"] + sizes["eval"], 1, rng)):
@@ -116,6 +139,7 @@ def make_clips(media: Path, sizes: dict[str, int], rng: random.Random) -> dict[s
             chosen = [frames[start + place * (len(frames) - start) // count] for place in range(count)]
             name = f"{split}/clip_{subject.name}_{number:03d}" + (".mp4" if number % 2 else "")
             save_clip([augmentation.apply(frame) for frame in chosen], media / name, augmentation.quality)
+            counter.step()
             paths[split].setdefault(subject.name, []).append(name)
     return paths
 
@@ -234,6 +258,7 @@ def build(folder: Path, size: str = "full", seed: int = 7) -> dict[str, int]:
     for name, samples in files.items():
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    print("data: questions written; training the tokenizer", file=sys.stderr, flush=True)
     held_out = {"pictures": evaluation_items(pictures["eval"], rng), "clips": clip_items(clips["eval"], rng)}
     (folder / "eval.json").write_text(json.dumps(held_out, indent=1), encoding="utf-8")
     counts = {name: len(samples) for name, samples in files.items()}

@@ -1,0 +1,42 @@
+"""The end of `vita train`: where the results are, and commands that run as printed."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+import yaml
+
+from mindspeed_vita.cli.after_training import results
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.config import recipe_to_dict
+
+
+def test_a_run_ends_with_its_results_and_the_next_commands(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "my runs" / "a"
+    content = recipe_to_dict(tiny.recipe(run, train={"steps": 3}, logging={"tensorboard": True}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    assert main(["train", "recipe.yaml"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[0] == "tiny: starting 1 process(es), loading torch and megatron.core"
+    first, *lines = captured.out.splitlines()
+    assert first.startswith("tiny: 3 steps, ")
+    shown = {line[:15].strip(): line[15:] for line in lines}
+    assert list(shown) == ["loss curve", "metrics", "TensorBoard", "ask it", "export it"]
+    assert shown["loss curve"] == f"{run}/loss.svg" and (run / "loss.svg").is_file()
+    assert shown["metrics"] == f"{run}/metrics.jsonl" and (run / "metrics.jsonl").is_file()
+    assert shlex.split(shown["TensorBoard"]) == ["tensorboard", "--logdir", f"{run}/tensorboard"] and any((run / "tensorboard").iterdir())
+    (tmp_path / "photo.jpg").write_bytes((tiny.folder / "red0.png").read_bytes())
+    for name in ("ask it", "export it"):
+        program, *words = shlex.split(shown[name])
+        assert program == "vita" and main(words) == 0, name
+    assert (tmp_path / "my runs" / "a_hf" / "config.json").is_file()
+
+
+def test_a_stage_of_four_names_the_next_and_a_run_without_files_names_none(tiny, tmp_path):
+    recipe = replace(tiny.recipe(tmp_path), stage=2)
+    (line,) = [line for line in results(recipe) if "next stage" in line]
+    assert line.endswith(f"checkpoint.init_from={tmp_path}")
+    assert not any("next stage" in line for line in results(replace(recipe, stage=4)))
+    assert not any(name in line for line in results(recipe) for name in ("loss curve", "metrics", "TensorBoard", "left out"))
