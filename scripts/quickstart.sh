@@ -52,7 +52,7 @@ rm -rf "$out"/data "$out"/stage[0-4] "$out"/stage[0-4].log "$out"/export "$out"/
 echo "== data"
 "$VITA_PYTHON" examples/tiny/make_data.py --out "$out/data" --size "$size" || fail "making the data failed"
 for stage in 0 1 2 3 4; do
-    echo "== train stage $stage"
+    echo "== train stage $stage (the processes take some seconds to start)"
     # shellcheck disable=SC2046
     "$VITA_PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${VITA_PROCESSES:-2}" -m mindspeed_vita.cli.main \
         train "examples/tiny/stage$stage.yaml" $(overrides "$stage") 2>&1 | tee "$out/stage$stage.log" || fail "stage $stage failed, see $out/stage$stage.log"

@@ -62,6 +62,8 @@ def answer_all(pipe: Any, questions: Sequence[Question]) -> list[str]:
             chosen = places[start : start + BATCH]
             for place, answer in zip(chosen, _answer_batch(pipe, [questions[place] for place in chosen], video)):
                 answers[place] = answer
+            if start // BATCH % 4 == 3:
+                print(f"{start + len(chosen)} of {len(places)} questions answered", file=sys.stderr, flush=True)
     return answers
 
 
@@ -137,6 +139,7 @@ def evaluate(export: Path, data: Path) -> dict[str, Any]:
     Returns:
         {"table": see score, "clips": {"questions", "right"}, "shown": answers of the pipeline, "answered": share of answers not empty}.
     """
+    print(f"loading {export} into transformers' pipeline", file=sys.stderr, flush=True)
     pipe, media = load_pipeline(export), data / "media"
     content = json.loads((data / "eval.json").read_text(encoding="utf-8"))
     items, clips = content["pictures"], content["clips"]

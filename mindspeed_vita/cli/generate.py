@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not checkpoint.is_dir():
         raise ValueError(f"checkpoint {checkpoint}: no such folder; expected a native run or step folder, or a Hugging Face folder")
     request = ask(arguments.prompt, arguments.image, arguments.video)
+    if rank() == 0:
+        print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     options = {"tokenizer": arguments.tokenizer, "max_frames": arguments.max_frames}
     generator: Generator
     if (checkpoint / "config.json").is_file():

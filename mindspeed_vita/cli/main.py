@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "doctor": ("mindspeed_vita.cli.doctor", "say what this machine has; --parity: check that every parallel layout is exact on it"),
     "patches": ("mindspeed_vita.cli.patches", "the patches of upstream code: list them, compare them with upstream's sources"),
+    "completion": ("mindspeed_vita.cli.completion", "print a script that lets bash, zsh or fish complete vita's arguments"),
 }
 
 _OUTPUT = (1, 2)
@@ -115,7 +116,7 @@ def _parser_of_actions(name: str, actions: Mapping[str, str]) -> argparse.Argume
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<11} {description}" for name, (_, description) in COMMANDS.items())
     return argparse.ArgumentParser(
         prog="vita",
         usage="vita COMMAND [ARGUMENTS]",

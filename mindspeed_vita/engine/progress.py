@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, Mapping, Optional
+
+_LONGEST = 15.0
+"""Seconds without a plain line, where steps are that quick."""
 
 
 class Progress:
@@ -14,12 +18,13 @@ class Progress:
         steps: steps of the whole run.
         done: steps already done.
         bar: draw a bar if standard error is a terminal.
-        every: steps between plain lines.
+        every: steps between plain lines; a line also comes when the last one is _LONGEST seconds old.
     """
 
     def __init__(self, name: str, *, steps: int, done: int, bar: bool, every: int) -> None:
         self.name, self.steps, self.every = name, steps, max(1, every)
         self._bar: Optional[Any] = None
+        self._said = time.monotonic()
         if bar and sys.stderr.isatty():
             self._bar = _rich_bar()
             self._bar.start()
@@ -30,12 +35,13 @@ class Progress:
         step, speed = entry["step"], f"{entry['tokens_per_second']:,.0f} tok/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{entry['loss']:.4f}", speed=speed)
-        elif step % self.every == 0 or step == self.steps or step == 1:
+        elif step % self.every == 0 or step in (1, self.steps) or time.monotonic() - self._said > _LONGEST:
             left = (self.steps - step) * entry["seconds"]
             self.line(f"{self.name} step {step}/{self.steps} loss {entry['loss']:.4f} lr {entry['lr']:.2e} {speed} {_clock(left)} left")
 
     def line(self, text: str) -> None:
         """Print a line without breaking the bar."""
+        self._said = time.monotonic()
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
