@@ -164,6 +164,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
         [ "$device" != npu ] || raise_open_files
         logs="${LOG_DIR:-${OUTPUT_ROOT:+$OUTPUT_ROOT/logs}}"
         [ -z "$logs" ] || log_to "$logs/$(basename "$recipe" .yaml)-node${NODE_RANK:-0}.log" "$(printf '%q ' "${command[@]}")"
+        echo "$0: starting $processes process(es) on $device; the first lines come when torch is loaded" >&2
         exec "${command[@]}"
     fi
     printf '%q ' "${command[@]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,6 +159,19 @@ def verdict(stages: Sequence[Stage], result: dict[str, Any], smoke: bool) -> tup
     return not failed, "; ".join(failed or [name for name, _ in checks])
 
 
+def next_steps(run: Path, picture: Path, result: dict[str, Any]) -> str:
+    """Where the results are, and commands to go on with."""
+    asked = shlex.quote(str(run / "data" / "media" / result["shown"][0]["image"]))
+    return (
+        f"loss curve:  {picture}\n"
+        f"TensorBoard: tensorboard --logdir {shlex.quote(str(run))}\n"
+        f"metrics:     {run}/stage0/metrics.jsonl to {run}/stage4/metrics.jsonl\n"
+        "next:        source .venv/bin/activate\n"
+        f'             vita generate {shlex.quote(str(run / 'export'))} --prompt "What is it?" --image {asked}\n'
+        "             and your own pictures: docs/finetune.md"
+    )
+
+
 def main() -> int:
     """Command line; exit status 0 if the run passes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -176,7 +190,7 @@ def main() -> int:
         "pictures: crops, flips and re-encodings that were never trained on, of photos that were. Recognition, not generalisation.\n"
         f"clips (three in all, not counted): {clips['right']:.0%} of {clips['questions']} questions right\n\n"
         f"peak memory: {peak:.2f} GiB a training process\n"
-        f"loss curve: {picture}"
+        f"{next_steps(args.run, picture, result)}"
     )
     passed, reasons = verdict(stages, result, args.smoke)
     kind = "quickstart --smoke (shows that the path works, not that the model sees)" if args.smoke else "quickstart"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -116,3 +117,12 @@ def test_the_loss_picture_is_a_picture(example, run: Path):
     example["report"].loss_picture(stages, run / "loss.png")
     with Image.open(run / "loss.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_the_report_ends_with_a_command_that_asks_about_a_picture_of_the_run(example):
+    run = Path("my runs/tiny")
+    text = example["report"].next_steps(run, run / "loss.png", {"shown": [{"image": "eval/coffee_080.jpg"}]})
+    (line,) = [line for line in text.splitlines() if "vita generate" in line]
+    words = shlex.split(line.removeprefix("next:"))
+    assert words == ["vita", "generate", f"{run}/export", "--prompt", "What is it?", "--image", f"{run}/data/media/eval/coffee_080.jpg"]
+    assert f"{run}/loss.png" in text and "tensorboard --logdir 'my runs/tiny'" in text and "docs/finetune.md" in text
