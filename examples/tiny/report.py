@@ -161,13 +161,14 @@ def verdict(stages: Sequence[Stage], result: dict[str, Any], smoke: bool) -> tup
 
 def next_steps(run: Path, picture: Path, result: dict[str, Any]) -> str:
     """Where the results are, and commands to go on with."""
+    shown, export = (shlex.quote(str(path)) for path in (run, run / "export"))
     asked = shlex.quote(str(run / "data" / "media" / result["shown"][0]["image"]))
     return (
         f"loss curve:  {picture}\n"
-        f"TensorBoard: tensorboard --logdir {shlex.quote(str(run))}\n"
+        f"TensorBoard: tensorboard --logdir {shown}\n"
         f"metrics:     {run}/stage0/metrics.jsonl to {run}/stage4/metrics.jsonl\n"
         "next:        source .venv/bin/activate\n"
-        f'             vita generate {shlex.quote(str(run / 'export'))} --prompt "What is it?" --image {asked}\n'
+        f'             vita generate {export} --prompt "What is it?" --image {asked}\n'
         "             and your own pictures: docs/finetune.md"
     )
 
