@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="builtin", help="engine the run will use (default builtin)")
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file; flags may follow --, as with train"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that replace those of the file; flags may follow --, as with train",
     )
     parser.set_defaults(passed_on=[])
 

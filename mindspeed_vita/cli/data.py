@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="recipe file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings that replace those of the file")
 
 
 def _index_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     parser.epilog = _EPILOG
     parser.add_argument("recipe", help="recipe file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. train.steps=100")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace those of the file, e.g. train.steps=100"
+    )
     parser.add_argument(
         "--engine",
         choices=("builtin", "mindspeed-llm"),

@@ -130,3 +130,10 @@ def test_overrides_may_stand_after_options(tmp_path, capsys):
 def test_a_misspelt_command_gets_a_hint(capsys):
     assert cli.main(["generat"]) == 2
     assert "did you mean vita generate? expected one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["train"], ["check"], ["data", "stats"]])
+def test_a_missing_recipe_is_all_that_is_missing(words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert capsys.readouterr().err.endswith(f"vita {' '.join(words)}: error: the following arguments are required: recipe\n")
