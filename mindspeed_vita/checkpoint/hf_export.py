@@ -35,6 +35,7 @@ CODE_FILES = (
     "image_processing_long_vita.py",
     "modeling_long_vita.py",
     "processing_long_vita.py",
+    "tile_positions.py",
     "tiling.py",
     "token_layout.py",
     "video_reading.py",

@@ -15,6 +15,7 @@ from transformers import Qwen2ForCausalLM, Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 
 from .configuration_long_vita import LongVitaConfig
+from .tile_positions import CACHE_NAME, cached_length, check_positions, context_indices, first_position, one_cache, uncached
 from .vision_long_vita import LongVitaVisionEmbeddings, LongVitaVisionLayer, LongVitaVisionModel
 
 # Without gradients the tower runs on this many tiles at a time, so that thousands of frames do not need thousands of activations.
@@ -135,50 +136,40 @@ class LongVitaModel(LongVitaPreTrainedModel, Qwen2Model):
         use_cache: Optional[bool] = None,
         images: Optional[torch.Tensor] = None,
         image_indices: Optional[torch.Tensor] = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """As Qwen2Model, with tiles.
 
         Args:
+            past_key_values, cache: the two names of the key-value cache; every release of transformers takes either here.
             images: normalised tiles [N, 3, H, W], or None.
-            image_indices: [2, N, L]: batch row and position of each tile token. Left out, the positions are those of the
-                context tokens in `input_ids`.
+            image_indices: [2, N, L]: batch row and position of each tile token. Positions count from the start of the sequence,
+                cached tokens included. Left out, the positions are those of the context tokens in `input_ids`.
+
+        Raises:
+            ValueError: two different caches, or tiles and context tokens that do not match.
         """
+        cache = one_cache(cache, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if images is not None and images.shape[0]:
-            offset = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            offset = cached_length(cache)
             if image_indices is None:
                 if input_ids is None or offset:
                     raise ValueError("`images` without `image_indices` needs `input_ids` and an empty cache; pass image_indices")
                 image_indices = context_indices(input_ids, self.config, images.shape[0])
+            elif input_ids is not None and offset:
+                check_positions(input_ids, image_indices, self.config, offset)
             inputs_embeds = self._splice(inputs_embeds, images, image_indices, offset)
         return super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
-
-
-def context_indices(input_ids: torch.Tensor, config: LongVitaConfig, num_tiles: int) -> torch.Tensor:
-    """Positions of tile tokens, read off the context tokens in row order.
-
-    Returns:
-        [2, N, L], see LongVitaModel.forward.
-
-    Raises:
-        ValueError: the number of context tokens does not fit `num_tiles`.
-    """
-    found = torch.isin(input_ids, torch.tensor(config.context_token_ids, device=input_ids.device)).nonzero()
-    if found.shape[0] != num_tiles * config.tokens_per_tile:
-        raise ValueError(
-            f"found {found.shape[0]} context tokens for {num_tiles} tiles of {config.tokens_per_tile} tokens; "
-            "pass the ids and images of one processor call"
-        )
-    return found.t().reshape(2, num_tiles, config.tokens_per_tile)
 
 
 class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM):
@@ -198,6 +189,36 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
         """See LongVitaModel.get_image_features."""
         return self.model.get_image_features(images)
 
+    def forward(
+        self,
+        input_ids: Optional[torch.LongTensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.LongTensor] = None,
+        past_key_values: Any = None,
+        inputs_embeds: Optional[torch.Tensor] = None,
+        labels: Optional[torch.LongTensor] = None,
+        use_cache: Optional[bool] = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        images: Optional[torch.Tensor] = None,
+        image_indices: Optional[torch.Tensor] = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Qwen2ForCausalLM, with tiles: see LongVitaModel.forward for `images`, `image_indices` and the names of the cache."""
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            images=images,
+            image_indices=image_indices,
+            **{CACHE_NAME: one_cache(cache, past_key_values)},
+            **kwargs,
+        )
+
     @torch.no_grad()
     def generate(
         self,
@@ -206,20 +227,50 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
         image_indices: Optional[torch.Tensor] = None,
         **kwargs: Any,
     ) -> Any:
-        """As transformers' generate. `inputs` and `input_ids` mean the same; empty `images` mean none."""
+        """As transformers' generate. `inputs` and `input_ids` mean the same; empty `images` mean none.
+
+        With a filled cache, `inputs` are the ids of the whole sequence, or the new ones next to an attention mask of the whole.
+
+        Raises:
+            ValueError: tiles and context tokens do not match, or media that only the processor takes.
+        """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
-        if images is None or len(images) == 0:
-            images, image_indices = None, None
-        elif image_indices is None:
-            if inputs is None:
-                raise ValueError("`images` without `image_indices` needs `input_ids`; pass the processor's image_indices")
-            image_indices = context_indices(inputs, self.config, images.shape[0])
         for name in ("audios", "audio", "videos", "padding_side"):
             value = kwargs.pop(name, None)
             if name != "padding_side" and value is not None and len(value):
                 raise ValueError(f"generate() got {name}; give media to the processor and its output to generate()")
+        if images is None or len(images) == 0:
+            images, image_indices = None, None
+        cache = one_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
+        if inputs is not None:
+            image_indices = self._positions(inputs, images, image_indices, kwargs.get("attention_mask"), cached_length(cache))
+        elif images is not None and image_indices is None:
+            raise ValueError("`images` without `image_indices` needs `input_ids`; pass the processor's image_indices")
+        if image_indices is not None and "tiles_end" not in kwargs:
+            # Read off the device once, so that no step has to wait for it.
+            kwargs["tiles_end"] = int(image_indices[1].max()) + 1
         return super().generate(inputs, images=images, image_indices=image_indices, **kwargs)
+
+    def _positions(
+        self,
+        inputs: torch.Tensor,
+        images: Optional[torch.Tensor],
+        image_indices: Optional[torch.Tensor],
+        attention_mask: Optional[torch.Tensor],
+        cached: int,
+    ) -> Optional[torch.Tensor]:
+        """The positions [2, N, L] of the prompt's tiles, read off the ids where they are not given, and checked where that is unsafe."""
+        new_ids = uncached(inputs, attention_mask, cached)
+        if images is not None and image_indices is None:
+            image_indices = context_indices(inputs, self.config, images.shape[0])
+            if new_ids is inputs:
+                image_indices = image_indices + torch.tensor([0, cached], device=inputs.device)[:, None, None]
+        elif images is None or cached:
+            check_positions(new_ids, image_indices, self.config, cached)
+        return image_indices
 
     def prepare_inputs_for_generation(
         self,
@@ -229,16 +280,26 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
         inputs_embeds: Optional[torch.Tensor] = None,
         images: Optional[torch.Tensor] = None,
         image_indices: Optional[torch.Tensor] = None,
+        tiles_end: Optional[int] = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Keep the tiles until the whole prompt is in the cache. `**kwargs` must be named: generate() inspects it."""
+        """Keep the tiles until the last of them is in the cache. `**kwargs` must be named: generate() inspects it.
+
+        Args:
+            tiles_end: position after the last tile token, from generate(). It lets a step be judged without reading from the device.
+        """
+        cache = one_cache(cache, past_key_values)
+        # A release that knows the other name alone would hand an unknown keyword on to forward().
+        named = {} if cache is None else {CACHE_NAME: cache}
         prepared = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **named, **kwargs
         )
-        cached = past_key_values is not None and int(past_key_values.get_seq_length()) > 0
-        ids = prepared.get("input_ids")
-        if not (cached and ids is not None and ids.shape[1] == 1):
-            prepared["images"], prepared["image_indices"] = images, image_indices
+        if images is not None and image_indices is not None:
+            if tiles_end is None:
+                tiles_end = int(image_indices[1].max()) + 1
+            if first_position(input_ids, prepared.get("input_ids"), cache) < tiles_end:
+                prepared["images"], prepared["image_indices"] = images, image_indices
         return prepared
 
     @staticmethod

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_vita.checkpoint.families import family_rules
 from mindspeed_vita.checkpoint.hf_config import hf_config
@@ -14,6 +15,7 @@ from mindspeed_vita.checkpoint.mapping import convert_to_hf
 from mindspeed_vita.hf import configuration_long_vita, modeling_long_vita
 from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
 from mindspeed_vita.hf.modeling_long_vita import LongVITAForCausalLM
+from mindspeed_vita.hf.tile_positions import CACHE_NAME
 from tests.tiny_checkpoint import TINY, random_weights
 
 IDS = {"bos": 0, "eos": 383, "pad": 0, "image": 301, "video": 302, "patch": 303}
@@ -106,15 +108,84 @@ def test_indices_left_out_are_read_off_the_context_tokens(model: LongVITAForCaus
         model(ids, images=images[:2], image_indices=indices)
 
 
-def test_prompt_in_pieces_gives_the_logits_of_the_whole(model: LongVITAForCausalLM) -> None:
-    """A cut inside a tile: positions count from the start of the sequence, whatever is cached."""
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_prompt_in_pieces_gives_the_logits_of_the_whole(model: LongVITAForCausalLM, name: str) -> None:
+    """A cut inside a tile: positions count from the start of the sequence, whatever is cached. Either name of the cache will do."""
     ids, images, indices = _prompt(2)
     with torch.no_grad():
         whole = model(ids, images=images, image_indices=indices).logits
         first = model(ids[:, :5], images=images, image_indices=indices, use_cache=True)
-        rest = model(ids[:, 5:], images=images, image_indices=indices, past_key_values=first.past_key_values)
+        rest = model(ids[:, 5:], images=images, image_indices=indices, **{name: first[CACHE_NAME]})
     # 1e-5: the cut changes the order of summation in attention.
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_two_caches_at_once_are_refused(model: LongVITAForCausalLM) -> None:
+    ids, images, indices = _prompt(1)
+    caches = [model(ids, images=images, image_indices=indices, use_cache=True)[CACHE_NAME] for _ in range(2)]
+    with pytest.raises(ValueError, match="two different caches in `cache` and `past_key_values`"):
+        model(ids, cache=caches[0], past_key_values=caches[1])
+
+
+@pytest.mark.parametrize("lead", [2, 20])
+def test_tiles_that_would_miss_their_tokens_behind_a_cache_are_refused(model: LongVITAForCausalLM, lead: int) -> None:
+    """A processor call on the new tokens alone counts positions from their start: no tile would be spliced, or at a wrong place."""
+    old = _prompt(1)
+    new, images, indices = _prompt(1, lead)
+    count = old[0].shape[1]
+    absolute = indices + torch.tensor([0, count])[:, None, None]
+    with torch.no_grad():
+        cache = model(old[0], images=old[1], image_indices=old[2], use_cache=True)[CACHE_NAME]
+        mask = torch.ones(1, count + new.shape[1], dtype=torch.long)
+        with pytest.raises(ValueError, match=f"{count} tokens are cached, .* add {count} to image_indices"):
+            model.generate(new, images=images, image_indices=indices, attention_mask=mask, max_new_tokens=2, **{CACHE_NAME: cache})
+        with pytest.raises(ValueError, match=f"add {count} to image_indices"):
+            model(new, images=images, image_indices=indices, **{CACHE_NAME: cache})
+        split = model(new, images=images, image_indices=absolute, **{CACHE_NAME: cache}).logits
+        indices = torch.cat([old[2], absolute], 1)
+        whole = model(torch.cat([old[0], new], 1), images=torch.cat([old[1], images]), image_indices=indices).logits
+    torch.testing.assert_close(split, whole[:, count:], rtol=1e-5, atol=1e-5)
+
+
+def test_context_tokens_without_tiles_are_refused(model: LongVITAForCausalLM) -> None:
+    with pytest.raises(ValueError, match="found 8 context tokens in the new ids, and 0 positions"):
+        model.generate(_prompt(2)[0], max_new_tokens=2)
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what would wait for a device: reading a value, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_tiles_are_spliced_once_and_cost_later_tokens_no_read_from_the_device(
+    model: LongVITAForCausalLM, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    ids, images, indices = _prompt(2)
+    splices: list[int] = []
+    splice = modeling_long_vita.LongVitaModel._splice
+    monkeypatch.setattr(
+        modeling_long_vita.LongVitaModel, "_splice", lambda self, *args: (splices.append(1), splice(self, *args))[1]
+    )
+
+    def reads(num_tokens: int, **media: torch.Tensor) -> int:
+        with _Reads() as counter:
+            model.generate(
+                ids if media else torch.full_like(ids, 10), max_new_tokens=num_tokens, eos_token_id=None, cache_implementation=kind, **media
+            )
+        return counter.count
+
+    media = {"images": images, "image_indices": indices}
+    with_tiles = reads(9, **media) - reads(3, **media)
+    assert len(splices) == 2
+    assert with_tiles == reads(9) - reads(3)
 
 
 def test_generation_is_the_same_with_and_without_cache(model: LongVITAForCausalLM) -> None:
@@ -177,7 +248,8 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     for checkpointing in (False, True):
         model = _model().train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         model(ids, images=images, image_indices=indices, labels=ids).loss.backward()
         gradients.append(model.model.vision_model.embeddings.class_embedding.grad)
     assert torch.equal(*gradients)
