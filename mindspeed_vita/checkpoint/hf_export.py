@@ -29,6 +29,7 @@ from mindspeed_vita.hf.token_layout import VisionTokenIds
 VERIFICATION = "verification.json"
 MAX_SHARD_BYTES = 5 * 10**9
 CODE_FILES = (
+    "chat_messages.py",
     "chat_template.py",
     "configuration_long_vita.py",
     "frames.py",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Optional
@@ -21,6 +21,7 @@ from .tiling import NORMALIZATIONS, PICTURE_ERRORS, PICTURE_FORMATS, TILINGS, ba
 
 URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 64 * 2**20
+_EXPECTED = "expected a path, a URL, base64 text, bytes, a file object, a PIL image or an array"
 
 
 class LongVitaImageProcessor(BaseImageProcessor):
@@ -74,10 +75,18 @@ class LongVitaImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, return_tensors: Optional[str] = None, **kwargs: Any) -> BatchFeature:
         """Pictures to tiles.
 
+        Args:
+            images: one picture, a list, or lists of lists, which are laid flat. open_image() says what a picture may be.
+
         Returns:
             "images" [N, 3, H, W], "num_tiles" and "grids", one per picture.
+
+        Raises:
+            ValueError: no picture, or one that cannot be read.
         """
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        pictures = list(_flat(images))
+        if not pictures:
+            raise ValueError("found no pictures in `images`; expected at least one")
         tiled = [self.tile_image(picture) for picture in pictures]
         data = {
             "images": np.concatenate([tiles for tiles, _ in tiled]),
@@ -87,8 +96,17 @@ class LongVitaImageProcessor(BaseImageProcessor):
         return BatchFeature(data, tensor_type=return_tensors)
 
 
+def _flat(images: Any) -> Iterator[Any]:
+    if isinstance(images, (list, tuple)):
+        for item in images:
+            yield from _flat(item)
+    elif images is not None:
+        yield images
+
+
 def open_image(source: Any) -> Image.Image:
-    """A picture from a PIL image, a path, an http(s) URL, base64 text, or an array of bytes (H, W, 3) or (3, H, W).
+    """A picture from a PIL image, a path, an http(s) URL, base64 text, the bytes of a picture file, a file object opened in binary mode,
+    or an array of bytes (H, W, 3) or (3, H, W).
 
     Unlike transformers' loader it leaves the orientation tag alone: the weights were trained so.
 
@@ -99,10 +117,26 @@ def open_image(source: Any) -> Image.Image:
         return source
     if isinstance(source, (str, Path)):
         return _open_text(str(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(bytes(source), f"of {len(source)} bytes")
+    if callable(getattr(source, "read", None)):
+        return _open_file(source)
+    if isinstance(source, (dict, set)) or source is None:
+        raise ValueError(f"found a {type(source).__name__} as picture; {_EXPECTED}")
     array = np.asarray(source)
     if array.dtype != np.uint8 or array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
         raise ValueError(f"found an array of {array.dtype} {array.shape} as picture; expected uint8 (height, width, 3)")
     return Image.fromarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0))
+
+
+def _open_file(source: Any) -> Image.Image:
+    name = str(getattr(source, "name", "file object"))
+    content = source.read()
+    if not isinstance(content, bytes):
+        raise ValueError(f"picture {name[:200]!r}: the file object gives {type(content).__name__}; open the file in binary mode ('rb')")
+    if not content:
+        raise ValueError(f"picture {name[:200]!r}: the file object gives nothing more to read; rewind it by seek(0)")
+    return _decode(content, name)
 
 
 def _open_text(source: str) -> Image.Image:

@@ -246,7 +246,12 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
         if cache is not None:
             kwargs[CACHE_NAME] = cache
         if inputs is not None:
-            image_indices = self._positions(inputs, images, image_indices, kwargs.get("attention_mask"), cached_length(cache))
+            cached = cached_length(cache)
+            new_ids = uncached(inputs, kwargs.get("attention_mask"), cached)
+            image_indices = self._positions(inputs, new_ids, images, image_indices, cached)
+            if cached and new_ids is not inputs:
+                self._refuse_chunks(**kwargs)
+                kwargs["prompt_cached"] = cached
         elif images is not None and image_indices is None:
             raise ValueError("`images` without `image_indices` needs `input_ids`; pass the processor's image_indices")
         if image_indices is not None and "tiles_end" not in kwargs:
@@ -254,16 +259,23 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
             kwargs["tiles_end"] = int(image_indices[1].max()) + 1
         return super().generate(inputs, images=images, image_indices=image_indices, **kwargs)
 
+    def _refuse_chunks(self, prefill_chunk_size: Optional[int] = None, generation_config: Any = None, **_: Any) -> None:
+        """Up to transformers 5.23, prefill in chunks starts at position 0 whatever is cached, and gives wrong answers."""
+        chunk = prefill_chunk_size or getattr(generation_config or self.generation_config, "prefill_chunk_size", None)
+        if chunk and CACHE_NAME == "past_key_values":
+            raise ValueError(
+                f"prefill_chunk_size={chunk} with a filled cache needs transformers 5.24 or newer; leave out one of the two"
+            )
+
     def _positions(
         self,
         inputs: torch.Tensor,
+        new_ids: torch.Tensor,
         images: Optional[torch.Tensor],
         image_indices: Optional[torch.Tensor],
-        attention_mask: Optional[torch.Tensor],
         cached: int,
     ) -> Optional[torch.Tensor]:
         """The positions [2, N, L] of the prompt's tiles, read off the ids where they are not given, and checked where that is unsafe."""
-        new_ids = uncached(inputs, attention_mask, cached)
         if images is not None and image_indices is None:
             image_indices = context_indices(inputs, self.config, images.shape[0])
             if new_ids is inputs:
@@ -281,6 +293,7 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
         images: Optional[torch.Tensor] = None,
         image_indices: Optional[torch.Tensor] = None,
         tiles_end: Optional[int] = None,
+        prompt_cached: int = 0,
         cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -288,8 +301,12 @@ class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM
 
         Args:
             tiles_end: position after the last tile token, from generate(). It lets a step be judged without reading from the device.
+            prompt_cached: how many tokens of the prompt were in the cache when generate() began.
         """
         cache = one_cache(cache, past_key_values)
+        if prompt_cached and kwargs.get("is_first_iteration") and kwargs.get("next_sequence_length", 0) is None:
+            # Assisted decoding and prompt lookup (from transformers 5.4 on) would feed the cached tokens once more.
+            kwargs["next_sequence_length"] = input_ids.shape[1] - prompt_cached
         # A release that knows the other name alone would hand an unknown keyword on to forward().
         named = {} if cache is None else {CACHE_NAME: cache}
         prepared = super().prepare_inputs_for_generation(

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
 # transformers 4.57 and 5.0 copy only what this file itself imports, not what its neighbours import: name every neighbour here.
+from .chat_messages import answer_mask, answer_spans, media, with_parts
 from .chat_template import CHAT_TEMPLATES
 from .frames import SAMPLERS
 from .image_processing_long_vita import LongVitaImageProcessor
@@ -27,9 +28,10 @@ logger = logging.getLogger(__name__)
 _HEADER = re.compile(r"(<\|im_start\|>[^\n<]*\n)")
 _VIDEO_PATH = re.compile(r"<video_path>(.*?)<video_path>")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_CALL_OPTIONS = frozenset(("padding", "padding_side", "truncation", "max_length", "return_tensors", "num_frames", "fps"))
 _IGNORED = frozenset(
     ("add_special_tokens", "return_attention_mask", "return_mm_token_type_ids", "return_token_type_ids", "sampling_rate")
-    + ("do_sample_frames", "video_metadata", "return_metadata", "load_audio_from_video")
+    + ("do_sample_frames", "video_metadata", "return_metadata", "load_audio_from_video", "return_text_replacement_offsets")
 )
 
 
@@ -37,6 +39,8 @@ class _Sequence(NamedTuple):
     """One text, expanded."""
 
     token_ids: list[int]
+    sources: list[int]
+    """Index in the text's own tokens of what each token came from."""
     tile_starts: list[int]
     tiles: list[np.ndarray]
 
@@ -53,9 +57,12 @@ class LongVitaProcessor(ProcessorMixin):
         chat_template: jinja text; that of `template` if left out.
     """
 
-    attributes = ["image_processor", "tokenizer"]
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
+    # transformers 4 needs these names. From 5 on, the signature of __init__ is enough; from 5.4 on, the names are deprecated, and
+    # without torchvision "AutoImageProcessor" is a placeholder that cannot load.
+    if hasattr(ProcessorMixin, "attributes"):
+        attributes = ["image_processor", "tokenizer"]
+        image_processor_class = "AutoImageProcessor"
+        tokenizer_class = "AutoTokenizer"
 
     def __init__(
         self,
@@ -102,7 +109,7 @@ class LongVitaProcessor(ProcessorMixin):
         """Expand the tags of one or several texts.
 
         Args:
-            images: pictures (path, URL, PIL, array) in the order of the <image> tags: one, a list, or a list per text.
+            images: pictures in the order of the <image> tags: one, a list, or a list per text. open_image() says what a picture may be.
             text: one text or several, with <image> and <video> tags.
             videos: the same for <video> tags; a video is a file, a folder of frames, or a list of frames.
             audio, audios: must be empty.
@@ -110,25 +117,30 @@ class LongVitaProcessor(ProcessorMixin):
             padding_side: "left" (default; what generate() needs) or "right".
             truncation, max_length: a longer prompt is an error where truncation is asked for: cutting would part tiles from tokens.
             return_tensors: "pt" for tensors, None for lists.
-            kwargs: `num_frames` and `fps` override max_frames and max_fps.
+            kwargs: `num_frames` and `fps` override max_frames and max_fps; `return_offsets_mapping` asks for offset_mapping.
 
         Returns:
             input_ids [B, T], attention_mask [B, T]; with media also images float32 [N, 3, H, W] and image_indices int64
-            [2, N, L], the batch row and the position of each tile token.
+            [2, N, L], the batch row and the position of each tile token. offset_mapping [B, T, 2] is where in the text a token
+            came from; the tokens of a medium came from its tag.
 
         Raises:
-            ValueError: tags and media do not match, or a medium is unreadable.
+            ValueError: no text, tags and media that do not match, or an unreadable medium.
         """
         if text is None:
             raise ValueError("the processor needs `text`; for pictures alone use its image_processor")
         options = _flat_options(kwargs)
         if any(value is not None and len(value) for value in (audio, audios)):
             raise ValueError("found audio; Long-VITA takes pictures and videos only")
-        frames = {"max_frames": options.pop("num_frames", None), "max_fps": options.pop("fps", None)}
+        frames = self._frame_limits(options.pop("num_frames", None), options.pop("fps", None))
+        with_offsets = options.pop("return_offsets_mapping", False)
         unknown = sorted(set(options) - _IGNORED)
         if unknown:
             logger.warning("LongVitaProcessor ignores %s", ", ".join(unknown))
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(item, str) for item in texts):
+            found = ", ".join(sorted({type(item).__name__ for item in texts})) or "an empty list"
+            raise ValueError(f"found {found} as `text`; expected a text or a list of one or more; for messages use apply_chat_template")
         texts, videos = _take_video_paths(texts, videos)
         ids = VisionTokenIds.from_lookup(self.tokenizer.get_vocab().get)
         tokens = [self._tokenize(part) for part in texts]
@@ -136,11 +148,72 @@ class LongVitaProcessor(ProcessorMixin):
         clips = _per_text(videos, [seq.count(ids.video_tag) for seq in tokens], "video", _is_list_of_videos)
         parts = [self._expand(seq, ids, p, v, frames) for seq, p, v in zip(tokens, pictures, clips)]
         length = self._length(parts, padding, truncation, max_length)
-        return BatchFeature(self._collate(parts, length, padding_side), tensor_type=return_tensors)
+        data = self._collate(parts, length, padding_side)
+        if with_offsets:
+            data["offset_mapping"] = self._offset_mapping(texts, parts, length, padding_side)
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def apply_chat_template(self, conversation: Any, chat_template: Optional[str] = None, **kwargs: Any) -> Any:
-        """As transformers' own; content given as plain text works on every version."""
-        return super().apply_chat_template(_with_parts(conversation), chat_template, **kwargs)
+        """As transformers' own; content may be plain text, parts (image_url among them) or None on every version.
+
+        With `return_assistant_tokens_mask`, assistant_masks [B, T] is 1 for the tokens that training supervises: the assistant's
+        turns with what ends them, or what the template marks by {% generation %} tags.
+
+        Raises:
+            ValueError: messages of another form, or a mask is asked for and tokenize or return_dict is not.
+        """
+        conversation = with_parts(conversation)
+        marked = re.search(r"\{%-?\s*generation\b", str(chat_template or self.chat_template))
+        if kwargs.get("return_assistant_tokens_mask") and not marked:
+            return self._with_answer_mask(conversation, chat_template, **kwargs)
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    def _with_answer_mask(self, conversation: Any, chat_template: Optional[str], **kwargs: Any) -> BatchFeature:
+        del kwargs["return_assistant_tokens_mask"]
+        if not kwargs.pop("tokenize", False) or not kwargs.pop("return_dict", True) or kwargs.get("add_generation_prompt"):
+            raise ValueError(
+                "return_assistant_tokens_mask needs tokenize=True and return_dict=True, and a conversation that ends with its last "
+                "message: leave add_generation_prompt out"
+            )
+        nested = kwargs.pop("processor_kwargs", None) or {}
+        options = {**{name: kwargs.pop(name) for name in _CALL_OPTIONS & set(kwargs)}, **nested}
+        tensors = options.pop("return_tensors", None)
+
+        def render(messages: Any, add_generation_prompt: bool) -> str:
+            text = super(LongVitaProcessor, self).apply_chat_template(
+                messages, chat_template, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+            )
+            return _VIDEO_PATH.sub("", text)
+
+        talks = [conversation] if isinstance(conversation[0], dict) else conversation
+        texts, spans = zip(*(answer_spans(talk, render) for talk in talks))
+        pictures, videos = ([media(talk, kind) for talk in talks] for kind in ("image", "video"))
+        data = dict(self(text=list(texts), images=pictures, videos=videos, return_offsets_mapping=True, **options))
+        data["assistant_masks"] = [answer_mask(*pair) for pair in zip(spans, data.pop("offset_mapping"))]
+        return BatchFeature(data, tensor_type=tensors)
+
+    def _frame_limits(self, num_frames: Any, fps: Any) -> dict[str, Any]:
+        """Most frames of a video and per second of it, for one call."""
+        for name, value in (("num_frames", num_frames), ("fps", fps)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value!r}; expected a number above 0, or None for the processor's own setting")
+        limits = {"max_frames": num_frames, "max_fps": fps}
+        return {name: getattr(self, name) if value is None else value for name, value in limits.items()}
+
+    def _offset_mapping(
+        self, texts: Sequence[str], parts: Sequence[_Sequence], length: Optional[int], side: str
+    ) -> list[list[tuple[int, int]]]:
+        mapping = []
+        for text, part in zip(texts, parts):
+            own, start = [], 0
+            for piece in _HEADER.split(text):
+                found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"] if piece else []
+                own += [(start + first, start + last) for first, last in found]
+                start += len(piece)
+            offsets = [own[source] for source in part.sources]
+            missing = 0 if length is None else length - len(offsets)
+            mapping.append([(0, 0)] * missing + offsets if side == "left" else offsets + [(start, start)] * missing)
+        return mapping
 
     def _tokenize(self, text: str) -> list[int]:
         pieces = [piece for piece in _HEADER.split(text) if piece]
@@ -153,20 +226,20 @@ class LongVitaProcessor(ProcessorMixin):
         clips = [self._video_tiles(video, frames) for video in videos]
         image_layouts = [image_layout(ids, len(tiles), grid, self.tokens_per_tile) for tiles, grid in cut]
         video_layouts = [video_layout(ids, len(tiles), self.tokens_per_tile) for tiles in clips]
-        media: list[MediaLayout] = in_tag_order(tokens, ids, image_layouts, video_layouts)
-        expanded = expand(tokens, ids, media)
-        next_image, next_clip = iter([tiles for tiles, _ in cut]), iter(clips)
-        tags = [token for token in tokens if token in (ids.image_tag, ids.video_tag)]
-        tiles = [next(next_image if tag == ids.image_tag else next_clip) for tag in tags]
-        return _Sequence(expanded.token_ids, expanded.tile_starts, tiles)
+        layouts: list[MediaLayout] = in_tag_order(tokens, ids, image_layouts, video_layouts)
+        expanded = expand(tokens, ids, layouts)
+        next_image, next_clip, lengths = iter([tiles for tiles, _ in cut]), iter(clips), iter([len(item.token_ids) for item in layouts])
+        sources: list[int] = []
+        tiles = []
+        for place, token in enumerate(tokens):
+            tag = token in (ids.image_tag, ids.video_tag)
+            sources += [place] * (next(lengths) if tag else 1)
+            if tag:
+                tiles.append(next(next_image if token == ids.image_tag else next_clip))
+        return _Sequence(expanded.token_ids, sources, expanded.tile_starts, tiles)
 
     def _video_tiles(self, video: Any, frames: dict[str, Any]) -> np.ndarray:
-        pictures = read_video(
-            video,
-            max_frames=frames["max_frames"] or self.max_frames,
-            max_fps=frames["max_fps"] or self.max_fps,
-            sampler=self.frame_sampler,
-        )
+        pictures = read_video(video, max_frames=frames["max_frames"], max_fps=frames["max_fps"], sampler=self.frame_sampler)
         return self.image_processor.tile_frames(pictures)
 
     def _length(self, parts: Sequence[_Sequence], padding: Any, truncation: Any, max_length: Optional[int]) -> Optional[int]:
@@ -256,18 +329,6 @@ def _flatten(media: Any, is_list: Any) -> Iterator[Any]:
             yield from _flatten(item, is_list)
         elif item is not None:
             yield item
-
-
-def _with_parts(conversation: Any) -> Any:
-    """Plain-text content as a list of one text part: transformers 4.57 iterates over content."""
-    if isinstance(conversation, dict):
-        content = conversation.get("content")
-        if isinstance(content, str):
-            return {**conversation, "content": [{"type": "text", "text": content}]}
-        return conversation
-    if isinstance(conversation, (list, tuple)):
-        return [_with_parts(item) for item in conversation]
-    return conversation
 
 
 Long_vitaProcessor = LongVitaProcessor

@@ -37,6 +37,13 @@ def read_video(video: Any, *, max_frames: int, max_fps: float, sampler: str) -> 
             taken = sample_directory_frames(len(files), directory_fps(path), max_frames=max_frames, max_fps=max_fps, sampler=sampler)
             return [open_image(files[place]) for place in taken]
         return _read_file(path, max_frames=max_frames, max_fps=max_fps, sampler=sampler)
+    if isinstance(video, (bytes, bytearray, memoryview, dict)) or callable(getattr(video, "read", None)):
+        raise ValueError(
+            f"found a {type(video).__name__} as video; expected the path of a file or of a folder of frames, or the frames themselves: "
+            "save the video to a file"
+        )
+    if not hasattr(video, "__iter__") or isinstance(video, Image.Image):
+        raise ValueError(f"found a {type(video).__name__} as video; expected a path, a list of frames or an array of frames")
     frames: Sequence[Any] = list(video)
     if not frames:
         raise ValueError("found a video without frames; expected at least one")

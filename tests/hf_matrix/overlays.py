@@ -3,7 +3,8 @@
 An overlay holds what that transformers needs and this environment has in another version: transformers, tokenizers, huggingface_hub and
 what they need. It never holds torch. First on a process's PYTHONPATH, it takes the place of the installed transformers.
 
-Usage: python -m tests.hf_matrix.overlays [version ...]     makes the overlays that are missing and prints their folders
+Usage: python -m tests.hf_matrix.overlays [release ...]     makes the overlays that are missing and prints their folders
+       python -m tests.hf_matrix.overlays --lines           prints the lines that need an overlay; --installed the release that needs none
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ def _pip(*arguments: str) -> str:
 
 def main(lines: list[str]) -> None:
     """Command line."""
+    if lines == ["--lines"] or lines == ["--installed"]:
+        print(*(LINES if lines == ["--lines"] else [installed()]), sep="\n")
+        return
     for line in lines or LINES:
         print(make(line), flush=True)
 
