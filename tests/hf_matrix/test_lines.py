@@ -1,0 +1,45 @@
+"""The tests of this folder once more, under the oldest line of transformers. scripts/hf_matrix.sh runs the lines between."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import transformers
+
+from tests.hf_matrix.overlays import OLDEST, ROOT, installed, is_made, overlay
+from tests.hf_matrix.table import read, table
+
+
+@pytest.mark.skipif("VITA_HF_MATRIX_WORLD" in os.environ, reason="one run under one line; scripts/hf_matrix.sh goes over the lines")
+@pytest.mark.skipif(not is_made(OLDEST), reason=f"no overlay of transformers {OLDEST}; python -m tests.hf_matrix.overlays {OLDEST} makes it")
+def test_the_oldest_line_behaves_like_the_installed_one(world: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(overlay(OLDEST)), "VITA_HF_MATRIX_WORLD": str(world)}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={tmp_path / 'report.xml'}"]
+    done = subprocess.run(
+        [*command, "tests/hf_matrix"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    cases = list(ElementTree.parse(tmp_path / "report.xml").getroot().iter("testcase"))
+    assert len(cases) - sum(case.find("skipped") is not None for case in cases) > 50
+
+
+def test_this_process_runs_the_release_it_is_meant_to() -> None:
+    found = str(Path(transformers.__file__).parent)
+    assert transformers.__version__ == installed()
+    if os.environ.get("PYTHONPATH", "").startswith(str(overlay(installed()))):
+        assert found.startswith(str(overlay(installed())))
+
+
+def test_table_names_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "1.0.xml").write_text(
+        '<testsuites><testsuite><testcase classname="tests.a.test_b" name="test_works[1]"/>'
+        '<testcase classname="tests.a.test_b" name="test_works[2]"><failure/></testcase>'
+        '<testcase classname="tests.a.test_b" name="test_skips"><skipped/></testcase></testsuite></testsuites>'
+    )
+    lines = table({"1.0": read(tmp_path / "1.0.xml")}).splitlines()
+    assert lines[2:] == ["| b: works | FAIL 1 of 2 |", "| b: skips | skipped |", "| all | FAIL 1 of 3 |"]
