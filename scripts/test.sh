@@ -25,6 +25,10 @@ if [ ! -d "$VITA_TORCH_NPU/torch_npu" ]; then
         || { echo "tests: torch_npu $torch_version could not be installed; the tests on a simulated Ascend are skipped"; unset VITA_TORCH_NPU; }
 fi
 
+# And the oldest supported line of transformers, without torch; scripts/hf_matrix.sh goes over the lines between it and the installed one.
+"$VITA_PYTHON" -m tests.hf_matrix.overlays --oldest >/dev/null \
+    || echo "tests: the oldest line of transformers could not be installed; the tests of exported models under it are skipped"
+
 failed=()
 times=()
 step() {

@@ -23,9 +23,10 @@ _ALLOWED = (
     # assisted decoding calls the draft model so itself
     "Passing `generation_config` together with generation-related arguments",
     "A custom logits processor of type <class 'transformers.generation.logits_process.SuppressTokens",
-    # the pipeline of some releases reports its device as a warning, or sets a max_length of its own next to the caller's max_new_tokens
+    # some releases report the pipeline's device as a warning, and set a length of their own next to the caller's for it and for a draft
     "Device set to use cpu",
     "Both `max_new_tokens` (=",
+    "Both `min_new_tokens` (=",
 )
 
 

@@ -4,6 +4,7 @@ An overlay holds what that transformers needs and this environment has in anothe
 what they need. It never holds torch. First on a process's PYTHONPATH, it takes the place of the installed transformers.
 
 Usage: python -m tests.hf_matrix.overlays [release ...]     makes the overlays that are missing and prints their folders
+       python -m tests.hf_matrix.overlays --oldest          makes that of the oldest line
        python -m tests.hf_matrix.overlays --lines           prints the lines that need an overlay; --installed the release that needs none
 """
 
@@ -78,7 +79,7 @@ def main(lines: list[str]) -> None:
     if lines == ["--lines"] or lines == ["--installed"]:
         print(*(LINES if lines == ["--lines"] else [installed()]), sep="\n")
         return
-    for line in lines or LINES:
+    for line in [OLDEST] if lines == ["--oldest"] else lines or LINES:
         print(make(line), flush=True)
 
 

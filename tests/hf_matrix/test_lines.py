@@ -16,7 +16,7 @@ from tests.hf_matrix.table import read, table
 
 
 @pytest.mark.skipif("VITA_HF_MATRIX_WORLD" in os.environ, reason="one run under one line; scripts/hf_matrix.sh goes over the lines")
-@pytest.mark.skipif(not is_made(OLDEST), reason=f"no overlay of transformers {OLDEST}; python -m tests.hf_matrix.overlays {OLDEST} makes it")
+@pytest.mark.skipif(not is_made(OLDEST), reason="no overlay of the oldest line; python -m tests.hf_matrix.overlays --oldest makes it")
 def test_the_oldest_line_behaves_like_the_installed_one(world: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(overlay(OLDEST)), "VITA_HF_MATRIX_WORLD": str(world)}
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={tmp_path / 'report.xml'}"]

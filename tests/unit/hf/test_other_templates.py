@@ -53,6 +53,16 @@ def test_prompt_ids_equal_those_of_training(exported: tuple[str, Path]) -> None:
         assert found[:place] == ids[:place] and found[place + 6 :] == ids[place + 1 :], "one tile: 4 tokens and the two around them"
 
 
+def test_assistant_mask_equals_what_training_supervises(exported: tuple[str, Path]) -> None:
+    name, folder = exported
+    talk = [Message("user", "What?"), Message("assistant", "A cat. "), Message("user", "How many?"), Message("assistant", "Two.")]
+    processor = load_processor(folder)
+    ids, supervised = get_template(name).encode(talk, processor.tokenizer)
+    messages = [{"role": message.role, "content": message.content} for message in talk]
+    found = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    assert found["input_ids"] == [ids] and found["assistant_masks"] == [list(map(int, supervised))]
+
+
 def test_what_ends_an_answer_and_what_is_read_back(exported: tuple[str, Path]) -> None:
     name, folder = exported
     template, tokenizer = get_template(name), load_processor(folder).tokenizer

@@ -56,6 +56,14 @@ def test_prompt_ids_equal_those_of_training(processor: LongVitaProcessor, conten
     assert processor._tokenize(rendered) == ids[: last + 1]
 
 
+def test_assistant_mask_equals_what_training_supervises(processor: LongVitaProcessor) -> None:
+    talk = [Message("user", "What?"), Message("assistant", "\nA cat. 猫 "), Message("user", "And?"), Message("assistant", "Two.")]
+    ids, supervised = get_template("qwen2").encode(talk, processor.tokenizer)
+    messages = [{"role": message.role, "content": message.content} for message in talk]
+    found = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    assert found["input_ids"] == [ids] and found["assistant_masks"] == [list(map(int, supervised))]
+
+
 def test_media_tokens_and_tiles_equal_those_of_training(processor: LongVitaProcessor, pictures: dict[str, Any]) -> None:
     generator = NativeGenerator.__new__(NativeGenerator)
     NativeGenerator.__init__(generator, torch.nn.Identity(), alone(), tiny_recipe(), processor.tokenizer, torch.device("cpu"))
