@@ -39,6 +39,7 @@ CODE_FILES = (
     "tile_positions.py",
     "tiling.py",
     "token_layout.py",
+    "video_file.py",
     "video_reading.py",
     "vision_long_vita.py",
 )

@@ -185,7 +185,8 @@ class DataConfig:
     max_fps: float = 1.0
     """Frames per second taken from a video."""
     frame_sampler: str = "uniform"
-    """uniform (corrected) | legacy (the released sampler, which can cut off a folder's tail)."""
+    """uniform (by frame number) | time (by the moment a frame is shown: for clips whose frames are not spaced evenly) | legacy (the
+    released sampler, which can cut off a folder's tail)."""
     index: str = ""
     """Folder for the index and the packing plans, on a file system that all hosts share; empty: vita_index beside the mixture."""
     index_processes: int = 0
@@ -201,7 +202,8 @@ class DataConfig:
     failure_budget: float = 0.01
     """Share of a source's rows, each counted once, that may be faulty or have unusable media before the run stops; ten may always."""
     video_reader: str = "pyav"
-    """pyav | decord (x86-64) | torchcodec (where its FFmpeg libraries are); the same frames from each."""
+    """pyav | decord (x86-64) | torchcodec (where its FFmpeg libraries are). The last two are refused for containers of which they
+    take other frames."""
     resize: str = "exact"
     """exact (Pillow's bicubic, as published) | fast (torch's, at most 2/255 off in pictures; a video's edge differs more)."""
     scale_in_decoder: bool = False

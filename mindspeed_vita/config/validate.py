@@ -96,12 +96,14 @@ def _choices(recipe: Recipe) -> list[str]:
         *_one_of("data.packing", data.packing, ("same_source", "cross_source")),
         *_one_of("data.tiling", data.tiling, ("dynamic", "anyres", "fixed")),
         *_one_of("data.loss_weighting", data.loss_weighting, ("token", "sample")),
-        *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy")),
+        *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy", "time")),
         *_one_of("data.video_reader", data.video_reader, ("pyav", "decord", "torchcodec")),
         *_one_of("data.resize", data.resize, ("exact", "fast")),
         *_one_of("train.precision", train.precision, ("bf16", "fp32")),
         *_one_of("train.recompute", train.recompute, ("none", "selective", "full")),
     ]
+    if data.frame_sampler == "time" and data.video_reader != "pyav":
+        problems.append(f"data.frame_sampler=time with data.video_reader={data.video_reader}; only pyav reads frames by time")
     if not 1 <= data.min_tiles <= data.max_tiles:
         problems.append(f"data.min_tiles={data.min_tiles} and data.max_tiles={data.max_tiles}; expected 1 <= min_tiles <= max_tiles")
     unknown = [name for name in train.modules if name not in MODULES]

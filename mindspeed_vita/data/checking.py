@@ -94,5 +94,7 @@ def sample_problems(sample: Sample, root: str, settings: DecodeSettings | None =
                     get_decoder(settings).probe_picture(path, root)
                 elif settings is not None:
                     get_decoder(settings).probe_video(path, root)
+                    if not settings.by_time and get_decoder(settings).is_uneven(path, root):
+                        yield f"video {path!r}: its frames are not spaced evenly in time; data.frame_sampler=time covers it evenly"
             except MediaError as error:
                 yield f"{kind} {path!r}: {error.reason}"

@@ -170,6 +170,10 @@ class _FullSize:
         columns = [_list_values(table, name).astype(np.int64) for name in ("media_kind", "media_a", "media_b")]
         self.raw = np.stack(columns, axis=1) if len(columns[0]) else np.empty((0, 3), dtype=np.int64)
         self.fps = _list_values(table, "media_fps")
+        uneven = (self.raw[:, 0] == 1) & (self.raw[:, 2] > 0)
+        if limits.sampler == "time" and uneven.any():
+            # by time only the length of a clip counts, and that is frames / fps
+            self.fps = np.where(uneven, 1000 * self.raw[:, 1] / np.maximum(self.raw[:, 2], 1), self.fps)
         self.media = self.raw.copy()
         tokens, tiles = np.zeros(len(self.raw), dtype=np.int64), np.zeros(len(self.raw), dtype=np.int64)
         pictures = self.raw[:, 0] == 0

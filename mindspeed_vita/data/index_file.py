@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
     ]
 )
 """offset, size, place: bytes and line (or item) of the row; reason: why it is skipped, null where it is not; media: pictures (kind 0, a
-width, b height), then videos (kind 1 file or 2 folder, a frames, fps)."""
+width, b height), then videos (kind 1 file or 2 folder, a frames, fps, b milliseconds where frames are not spaced evenly, else 0)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def row_columns(place: tuple[int, int, int], digest: bytes, found: Measured | tu
         return (*place, digest, *found, [], [], [], [], [], [], [], [])
     kinds = [0] * len(found.sizes) + [1 + video.is_folder for video in found.videos]
     first = [width for width, _ in found.sizes] + [video.num_frames for video in found.videos]
-    second = [height for _, height in found.sizes] + [0] * len(found.videos)
+    second = [height for _, height in found.sizes] + [video.milliseconds for video in found.videos]
     fps = [0.0] * len(found.sizes) + [video.fps for video in found.videos]
     turns = (found.turn_tokens, found.turn_images, found.turn_videos, found.turn_answers)
     return (*place, digest, None, False, *turns, kinds, first, second, fps)
@@ -96,7 +96,7 @@ def row_measured(columns: dict[str, Any]) -> Measured:
         turn_videos=tuple(columns["turn_videos"]),
         turn_answers=tuple(columns["turn_answers"]),
         sizes=tuple((a, b) for kind, a, b, _ in media if kind == 0),
-        videos=tuple(VideoHeader(kind == 2, a, fps) for kind, a, _, fps in media if kind != 0),
+        videos=tuple(VideoHeader(kind == 2, a, fps, b) for kind, a, b, fps in media if kind != 0),
     )
 
 

@@ -76,6 +76,7 @@ def decode_settings(data: DataConfig, normalization: str = "imagenet") -> Decode
         tiling=data.tiling,
         colour=background(normalization),
         scale_in_decoder=data.scale_in_decoder,
+        by_time=data.frame_sampler == "time",
     )
 
 

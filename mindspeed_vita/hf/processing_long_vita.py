@@ -20,6 +20,7 @@ from .frames import SAMPLERS
 from .image_processing_long_vita import LongVitaImageProcessor
 from .tiling import TILINGS  # noqa: F401
 from .token_layout import MediaLayout, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
+from .video_file import CONTAINERS  # noqa: F401
 from .video_reading import read_video
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class LongVitaProcessor(ProcessorMixin):
         image_processor, tokenizer: the parts.
         tokens_per_tile: context tokens of a tile.
         max_frames, max_fps: most frames taken from a video, and per second of it.
-        frame_sampler: "uniform" or "legacy", see frames.py.
+        frame_sampler: "uniform", "legacy" or "time", see frames.py.
         template: name of the chat template that the model was trained with, see chat_template.py.
         chat_template: jinja text; that of `template` if left out.
     """

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .frames import decode_file_frames, directory_fps, list_frames, probe_file, sample_directory_frames, sample_file_frames
+from .frames import directory_fps, list_frames, sample_directory_frames, sample_file_frames, sample_file_times
 from .image_processing_long_vita import open_image
 from .tiling import PICTURE_ERRORS
+from .video_file import decode_file_frames, probe_file
 
 
 def read_video(video: Any, *, max_frames: int, max_fps: float, sampler: str) -> list[Image.Image]:
@@ -58,8 +59,11 @@ def _read_file(path: str, *, max_frames: int, max_fps: float, sampler: str) -> l
     except ImportError as error:
         raise ValueError(f"video {path!r}: reading video files needs PyAV; pip install av, or give a folder of frames") from error
     try:
-        num_frames, fps = probe_file(path)
-        wanted = sample_file_frames(num_frames, fps, max_frames=max_frames, max_fps=max_fps, sampler=sampler)
+        header = probe_file(path)
+        if sampler == "time":
+            moments = sample_file_times(header.seconds, max_frames=max_frames, max_fps=max_fps)
+            return list(decode_file_frames(path, moments, by_time=True))
+        wanted = sample_file_frames(header.num_frames, header.fps, max_frames=max_frames, max_fps=max_fps, sampler=sampler)
         return list(decode_file_frames(path, wanted))
     except (av.error.FFmpegError, *PICTURE_ERRORS) as error:
         raise ValueError(f"video {path!r} cannot be read: {error}") from error

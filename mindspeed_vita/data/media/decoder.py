@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Job:
     @classmethod
     def video(cls, path: str, root: str, header: VideoHeader, numbers: list[int], into: np.ndarray) -> Job:
         """Frames of a video: len(numbers) of them."""
-        known = [header.is_folder, header.num_frames, header.fps]
+        known = list(astuple(header))
         return cls(
             {"kind": "video", "path": path, "root": root, "header": known, "numbers": numbers, "tile_size": into.shape[-1]}, into
         )
@@ -115,8 +115,15 @@ class Decoder:
         Raises:
             MediaError: it has none that can be read.
         """
-        is_folder, num_frames, fps = self._one(Job({"kind": "probe_video", "path": path, "root": root}, None))
-        return VideoHeader(is_folder, num_frames, fps)
+        return VideoHeader(*self._one(Job({"kind": "probe_video", "path": path, "root": root}, None)))
+
+    def is_uneven(self, path: str, root: str) -> bool:
+        """Whether the frames of a video file are spaced unevenly in time.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        return bool(self._one(Job({"kind": "is_uneven", "path": path, "root": root}, None)))
 
     def probe_picture(self, path: str, root: str) -> tuple[int, int]:
         """(width, height) of a picture.

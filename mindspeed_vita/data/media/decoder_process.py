@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,7 +20,7 @@ from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.media.image import picture_tiles, probe_picture
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
-from mindspeed_vita.data.media.video import VideoHeader, iter_video_tiles, probe_video
+from mindspeed_vita.data.media.video import VideoHeader, is_uneven, iter_video_tiles, probe_video
 
 TILE, DONE, REFUSED = b"T", b"D", b"E"
 """What an answer is made of: tiles, then the end with a JSON value, or the reason why there is none."""
@@ -86,8 +87,11 @@ def _probe_picture(path: str, root: str, settings: DecodeSettings) -> Iterator[A
 
 
 def _probe_video(path: str, root: str, settings: DecodeSettings) -> Iterator[Any]:
-    header = probe_video(path, root, settings)
-    yield [header.is_folder, header.num_frames, header.fps]
+    yield list(astuple(probe_video(path, root, settings)))
+
+
+def _is_uneven(path: str, root: str, settings: DecodeSettings) -> Iterator[Any]:
+    yield is_uneven(path, root, settings)
 
 
 _WORK: dict[str, Callable[..., Iterator[Any]]] = {
@@ -95,6 +99,7 @@ _WORK: dict[str, Callable[..., Iterator[Any]]] = {
     "video": _video,
     "probe_picture": _probe_picture,
     "probe_video": _probe_video,
+    "is_uneven": _is_uneven,
 }
 
 

@@ -41,6 +41,8 @@ class DecodeSettings:
     """Around what is padded to a square."""
     scale_in_decoder: bool = False
     """Scale video frames with swscale while they are decoded: less memory and time, other pixels."""
+    by_time: bool = False
+    """Frames of a video file are asked for by their time in milliseconds, not by number (frame_sampler: time)."""
 
     def deadline(self, num_frames: int) -> float:
         """Seconds for a picture (0 frames) or for so many frames of a video."""
@@ -67,7 +69,7 @@ class DecodeSettings:
         if width * height > self.max_pixels:
             raise MediaError(path, f"has {width}x{height} pixels, data.max_pixels allows {self.max_pixels:,}")
 
-    def check_video(self, path: str, num_frames: int, fps: float) -> None:
+    def check_video(self, path: str, num_frames: int, seconds: float) -> None:
         """Refuses videos that are too long.
 
         Raises:
@@ -75,5 +77,5 @@ class DecodeSettings:
         """
         if num_frames > self.max_video_frames:
             raise MediaError(path, f"has {num_frames:,} frames, data.max_video_frames allows {self.max_video_frames:,}")
-        if num_frames / fps > self.max_video_seconds:
-            raise MediaError(path, f"lasts {num_frames / fps:,.0f} seconds, data.max_video_seconds allows {self.max_video_seconds:,.0f}")
+        if seconds > self.max_video_seconds:
+            raise MediaError(path, f"lasts {seconds:,.0f} seconds, data.max_video_seconds allows {self.max_video_seconds:,.0f}")

@@ -13,8 +13,9 @@ from mindspeed_vita.data.media.image import frame_picture, probe_picture, resize
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
 from mindspeed_vita.data.media.readers import read_frames
-from mindspeed_vita.hf.frames import directory_fps, list_frames, probe_file, sample_directory_frames, sample_file_frames
+from mindspeed_vita.hf.frames import directory_fps, list_frames, sample_directory_frames, sample_file_frames, sample_file_times
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS
+from mindspeed_vita.hf.video_file import probe_file, spacing_is_irregular
 
 _DEFAULTS = DecodeSettings()
 
@@ -26,9 +27,18 @@ class VideoHeader:
     is_folder: bool
     num_frames: int
     fps: float
+    milliseconds: int = 0
+    """Length of a file whose frames are not spaced evenly; 0: num_frames / fps."""
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the end of the last."""
+        return self.milliseconds / 1000 if self.milliseconds else self.num_frames / self.fps
 
     def sample(self, *, max_frames: int, max_fps: float, sampler: str) -> list[int]:
-        """Frame numbers to take, ascending; at most max_frames."""
+        """Frame numbers to take, ascending; at most max_frames. Of a file with the sampler time: milliseconds."""
+        if sampler == "time" and not self.is_folder:
+            return sample_file_times(self.seconds, max_frames=max_frames, max_fps=max_fps)
         choose = sample_directory_frames if self.is_folder else sample_file_frames
         return choose(self.num_frames, self.fps, max_frames=max_frames, max_fps=max_fps, sampler=sampler)
 
@@ -56,9 +66,25 @@ def probe_video(path: str, root: str | None = None, settings: DecodeSettings = _
     else:
         settings.check_file(path)
         with _reading(path, "read as a video"):
-            header = VideoHeader(False, *probe_file(path))
-    settings.check_video(path, header.num_frames, header.fps)
+            found = probe_file(path)
+        even = abs(found.seconds - found.num_frames / found.fps) <= max(0.02 * found.seconds, 1.5 / found.fps)
+        header = VideoHeader(False, found.num_frames, found.fps, 0 if even else max(round(1000 * found.seconds), 1))
+    settings.check_video(path, header.num_frames, header.seconds)
     return header
+
+
+def is_uneven(path: str, root: str, settings: DecodeSettings = _DEFAULTS) -> bool:
+    """Whether the frames of a video file are spaced unevenly in time; a folder's are not.
+
+    Raises:
+        MediaError: nothing usable there.
+    """
+    real = resolve(path, root)
+    if os.path.isdir(real):
+        return False
+    settings.check_file(real)
+    with _reading(real, "read as a video"):
+        return spacing_is_irregular(real)
 
 
 def video_tiles(
@@ -88,7 +114,7 @@ def iter_video_tiles(
         return
     settings.check_file(path)
     side = tile_size if settings.scale_in_decoder else None
-    images = read_frames(path, numbers, reader=settings.reader, longest_side=side)
+    images = read_frames(path, numbers, reader=settings.reader, longest_side=side, by_time=settings.by_time)
     for _ in numbers:
         with _reading(path, "decoded"):
             image = next(images)

@@ -17,8 +17,9 @@ from PIL.PngImagePlugin import PngImageFile
 from mindspeed_vita.data.media.image import frame_picture, picture_tiles, probe_picture
 from mindspeed_vita.data.media.paths import MediaError, resolve
 from mindspeed_vita.data.media.video import VideoHeader, probe_video, video_tiles
-from mindspeed_vita.hf.frames import decode_file_frames, sample_file_frames
+from mindspeed_vita.hf.frames import sample_file_frames
 from mindspeed_vita.hf.tiling import frame_tile, normalize
+from mindspeed_vita.hf.video_file import decode_file_frames
 from mindspeed_vita.hf.video_reading import read_video
 
 VIDEOS = json.loads((Path(__file__).parents[2] / "golden" / "data" / "videos.json").read_text())["videos"]

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from mindspeed_vita.hf import frames
+from mindspeed_vita.hf import video_file
 
 NUM_FRAMES = 240
 
@@ -39,12 +39,12 @@ def video(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def counted(video):
     """Every frame, from the first on."""
-    with frames.open_file(video) as container:
+    with video_file.open_file(video) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.video[0])]
 
 
 def test_the_clip_has_frames_that_no_other_refers_to(video):
-    with frames.open_file(video) as container:
+    with video_file.open_file(video) as container:
         container.streams.video[0].codec_context.skip_frame = "NONREF"
         kept = sum(1 for _ in container.decode(container.streams.video[0]))
     assert kept < 0.8 * NUM_FRAMES
@@ -55,23 +55,23 @@ def test_any_choice_of_frames_equals_counting(video, counted):
     choices = [[0], [NUM_FRAMES - 1], [49, 50, 51], list(range(0, NUM_FRAMES, 7)), list(range(NUM_FRAMES)), [3, 3, 120, 120, 239]]
     choices += [sorted(random.Random(seed).sample(range(NUM_FRAMES), 9)) for seed in range(3)]
     for numbers in choices:
-        found = [np.asarray(image) for image in frames.decode_file_frames(video, numbers)]
+        found = [np.asarray(image) for image in video_file.decode_file_frames(video, numbers)]
         assert len(found) == len(numbers)
         assert all(np.array_equal(image, counted[number]) for image, number in zip(found, numbers)), numbers
 
 
 def test_numbers_past_the_end_repeat_the_last_frame(video, counted):
-    found = [np.asarray(image) for image in frames.decode_file_frames(video, [238, 240, 900])]
+    found = [np.asarray(image) for image in video_file.decode_file_frames(video, [238, 240, 900])]
     assert np.array_equal(found[0], counted[238]) and all(np.array_equal(image, counted[-1]) for image in found[1:])
 
 
 def test_two_shares_of_one_video_are_the_whole(video, counted):
     numbers = list(range(5, NUM_FRAMES, 11))
     halves = [numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]]
-    found = [np.asarray(image) for half in halves for image in frames.decode_file_frames(video, half)]
+    found = [np.asarray(image) for half in halves for image in video_file.decode_file_frames(video, half)]
     assert all(np.array_equal(image, counted[number]) for image, number in zip(found, numbers))
 
 
 def test_scaling_in_the_decoder_keeps_the_ratio(video):
-    (image,) = frames.decode_file_frames(video, [7], longest_side=64)
+    (image,) = video_file.decode_file_frames(video, [7], longest_side=64)
     assert image.size == (64, 48)
