@@ -94,8 +94,8 @@ class _Run:
         self.leads = dist.get_rank() == 0
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         resume_from = self._resume_from()
+        model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
-        model = build_model(recipe, layout, platform.device)
         self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
             self.start = f"starting from the weights of {native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)}"

@@ -25,6 +25,7 @@ from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
 from mindspeed_vita.models.splice import splice
 from mindspeed_vita.models.vision import towers
+from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import TowerLinears, whole_linears
 from mindspeed_vita.ops.normalize import normalize_tiles
 from mindspeed_vita.ops.rotary import RotaryTables
@@ -46,6 +47,7 @@ class VitaModel(MegatronModule):
         config: architecture.
         transformer_config: megatron's configuration of the decoder.
         attend: attention of the language model.
+        attend_tiles: attention of the tower; needed on the first stage only.
         exchange: exchange of vision rows.
         head: language head.
         pre_process, post_process: whether this is the first, the last pipeline stage.
@@ -61,6 +63,7 @@ class VitaModel(MegatronModule):
         transformer_config: TransformerConfig,
         *,
         attend: Attend,
+        attend_tiles: Optional[AttendTiles],
         exchange: Exchange,
         head: LanguageHead,
         pre_process: bool = True,
@@ -79,7 +82,8 @@ class VitaModel(MegatronModule):
         self.vision: Optional[nn.Module] = None
         self.projector: Optional[nn.Module] = None
         if pre_process:
-            self._build_vision(config, transformer_config, tower_linears(transformer_config), seed)
+            assert attend_tiles is not None
+            self._build_vision(config, transformer_config, tower_linears(transformer_config), attend_tiles, seed)
         self.language = build_language_model(
             config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process, norm=norm
         )
@@ -89,11 +93,14 @@ class VitaModel(MegatronModule):
             if module is not None and name not in self.trainable:
                 module.requires_grad_(False)
 
-    def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, linears: TowerLinears, seed: int) -> None:
+    def _build_vision(
+        self, config: ModelConfig, transformer_config: TransformerConfig, linears: TowerLinears, attend: AttendTiles, seed: int
+    ) -> None:
         vision = config.vision
         recompute, self.normalization = transformer_config.recompute_granularity == "full", vision.normalization
         self.tile_shape, self.feature_shape = (3, vision.tile_size, vision.tile_size), (vision.grid**2, vision.hidden_size)
-        self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, recompute=recompute, linears=linears)
+        parts: dict[str, Any] = {"recompute": recompute, "linears": linears, "attend": attend}
+        self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, **parts)
         self.projector = projectors.build(
             config.projector.kind,
             config.projector,

@@ -11,8 +11,10 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.lm_head import LanguageHead
+from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
+from mindspeed_vita.ops.attention import Backend, Heads, choose
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.ring import ring_attention
 from mindspeed_vita.parallel.tile_exchange import TileExchange
@@ -39,15 +41,20 @@ def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | s
         recompute=recipe.train.recompute,
         init_on_cpu=on_cpu,
     )
-    return VitaModel(model, transformer_config, **model_arguments(recipe, layout)).to(device)
+    return VitaModel(model, transformer_config, **model_arguments(recipe, layout, torch.device(device))).to(device)
 
 
-def model_arguments(recipe: Recipe, layout: ParallelLayout) -> dict[str, Any]:
-    """What VitaModel is given beside its two configurations, whoever made them."""
+def model_arguments(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> dict[str, Any]:
+    """What VitaModel is given in addition to its two configurations, whoever made them.
+
+    Raises:
+        ValueError: no attention backend serves the model's heads on the device.
+    """
     model, tensor = recipe.model, recipe.parallel.vision_parallel == "tensor"
     sharded = partial(sharded_linears, tp_rank=layout.tp_rank, tp_size=layout.tp_size)
     return {
-        "attend": _attend(layout),
+        "attend": _attend(recipe, layout, device),
+        "attend_tiles": _attend_tiles(recipe, layout, device) if layout.is_first_stage else None,
         "exchange": TileExchange(layout.cp_group, layout.cp_size) if tensor else TileExchange(layout.tp_cp_group, layout.tile_group_size),
         "head": LanguageHead(
             mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size, tp_group=layout.tp_group
@@ -60,7 +67,22 @@ def model_arguments(recipe: Recipe, layout: ParallelLayout) -> dict[str, Any]:
     }
 
 
-def _attend(layout: ParallelLayout) -> Attend:
+def _attend(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> Attend:
+    language, dtype = recipe.model.language, DTYPES[recipe.train.precision]
+    num_heads = language.num_heads // (layout.tp_size * layout.ulysses_size)
+    return attend_over(layout, choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device)))
+
+
+def attend_over(layout: ParallelLayout, backend: Backend) -> Attend:
+    """Attention over the context-parallel ranks of a layout, with the kernels of a backend."""
     if layout.ulysses_size == 1:
-        return partial(ring_attention, group=layout.ring_group, rank=layout.ring_rank)
-    return partial(ulysses_attention, group=layout.ulysses_group, ring_group=layout.ring_group, ring_rank=layout.ring_rank)
+        return partial(ring_attention, group=layout.ring_group, rank=layout.ring_rank, backend=backend)
+    ring = {"ring_group": layout.ring_group, "ring_rank": layout.ring_rank, "backend": backend}
+    return partial(ulysses_attention, group=layout.ulysses_group, **ring)
+
+
+def _attend_tiles(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> AttendTiles:
+    vision, dtype = recipe.model.vision, DTYPES[recipe.train.precision]
+    sharing = layout.tp_size if recipe.parallel.vision_parallel == "tensor" else 1
+    heads = Heads(num_heads=-(-vision.num_heads // sharing), width=vision.head_dim, dtype=dtype, device=device)
+    return choose(heads, what="tiles").tiles

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.ops.attention import Backend, choose
-from mindspeed_vita.ops.attention.blocks import merge_, on_device, segment_rows
+from mindspeed_vita.ops.attention import Backend, Blocks, Upstream
+from mindspeed_vita.ops.attention.blocks import on_device, segment_rows
 from mindspeed_vita.sharding import CPPlan
 from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
 
@@ -29,7 +29,7 @@ def ring_attention(
     scale: float,
     group: Any,
     rank: int,
-    backend: Optional[str] = None,
+    backend: Backend,
 ) -> torch.Tensor:
     """Causal attention inside each document of the plan, over tokens spread over a group.
 
@@ -40,16 +40,12 @@ def ring_attention(
         scale: factor on the scores.
         group: context-parallel process group; None for a plan of one rank.
         rank: this process's rank in it.
-        backend: name of an attention backend; None takes the first that does not refuse.
+        backend: attention backend, as ops.attention.choose returns them.
 
     Returns:
         out_TND in the dtype of q_TND. Outputs, log-sum-exps and gradients accumulate in fp32.
-
-    Raises:
-        ValueError: no backend can serve the tensors.
     """
-    kernels = choose(q_TND, backend)
-    return _RingAttention.apply(q_TND, k_TGD, v_TGD, plan.steps(rank), scale, GroupExchange(group), kernels)
+    return _RingAttention.apply(q_TND, k_TGD, v_TGD, plan.steps(rank), scale, GroupExchange(group), backend)
 
 
 class _RingAttention(torch.autograd.Function):
@@ -62,28 +58,32 @@ class _RingAttention(torch.autograd.Function):
         steps: RankSteps,
         scale: float,
         exchange: Exchange,
-        kernels: Backend,
+        backend: Backend,
     ) -> torch.Tensor:
-        out, lse_TN = ring_forward(q, torch.stack([k, v]), steps, scale, exchange, kernels)
+        out, lse_TN = ring_forward(q, torch.stack([k, v]), steps, scale, exchange, backend)
         ctx.save_for_backward(q, k, v, out, lse_TN)
-        ctx.steps, ctx.scale, ctx.exchange, ctx.kernels = steps, scale, exchange, kernels
+        ctx.steps, ctx.scale, ctx.exchange, ctx.backend = steps, scale, exchange, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
         q, k, v, out, lse_TN = ctx.saved_tensors
-        dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.kernels)
+        dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.backend)
         collect(dkv, pending)
         return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None
 
 
 def ring_forward(
-    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: Exchange, kernels: Backend
+    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: Exchange, backend: Backend
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One rank's output, in the dtype of its queries, and its log-sum-exp, fp32 [T, N]."""
     transfer = exchange.fetch(kv_2TGD, steps, 1)
-    block_out, lse_TN = kernels.blocks_forward(q_TND, kv_2TGD[0], kv_2TGD[1], steps.diagonal_segments, causal=True, scale=scale)
-    out_TND = block_out
+
+    def attend(keys: torch.Tensor, segments: np.ndarray, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = Blocks(q_TND=q_TND, k_SGD=keys[0], v_SGD=keys[1], segments=segments, causal=causal, scale=scale)
+        return backend.blocks_forward(blocks)
+
+    out_TND, lse_TN = attend(kv_2TGD, steps.diagonal_segments, True)
     for distance, step in enumerate(steps.ring):
         if distance:
             received = transfer.wait()
@@ -92,8 +92,8 @@ def ring_forward(
             received = _own_keys(kv_2TGD, step)
         if len(step.segments):
             out_TND = out_TND.float()  # a copy the first time: what is not merged need not be accumulated
-            partial = kernels.blocks_forward(q_TND, received[0], received[1], step.segments, causal=False, scale=scale)
-            merge_(out_TND, lse_TN, segment_rows(step.segments, q_TND.device), *partial)
+            partial = attend(received, step.segments, False)
+            backend.merge_(out_TND, lse_TN, segment_rows(step.segments, q_TND.device), *partial)
     return out_TND.to(q_TND.dtype), lse_TN
 
 
@@ -106,7 +106,7 @@ def ring_backward(
     steps: RankSteps,
     scale: float,
     exchange: Exchange,
-    kernels: Backend,
+    backend: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[RingStep, Transfer]]]:
     """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts still on their way back, for `collect`.
 
@@ -115,11 +115,11 @@ def ring_backward(
     transfer = exchange.fetch(kv_2TGD, steps, 1)
     dq_TND = torch.zeros_like(q_TND, dtype=torch.float32)
     dkv_2TGD = torch.zeros_like(kv_2TGD, dtype=torch.float32)
+    upstream = Upstream(grad_TND=grad_TND, out_TND=out_TND, lse_TN=lse_TN)
 
     def add(keys: torch.Tensor, segments: np.ndarray, causal: bool, dkv: torch.Tensor) -> None:
-        kernels.blocks_backward(
-            grad_TND, q_TND, keys[0], keys[1], out_TND, lse_TN, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv
-        )
+        blocks = Blocks(q_TND=q_TND, k_SGD=keys[0], v_SGD=keys[1], segments=segments, causal=causal, scale=scale)
+        backend.blocks_backward(blocks, upstream, dq_TND=dq_TND, dkv_2SGD=dkv)
 
     add(kv_2TGD, steps.diagonal_segments, True, dkv_2TGD)
     pending: list[tuple[RingStep, Transfer]] = []

@@ -7,10 +7,11 @@ Shapes: T tokens of this rank, N query heads, G key heads, D width of a head, u 
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
+from mindspeed_vita.ops.attention import Backend
 from mindspeed_vita.parallel.all_to_all import all_to_all
 from mindspeed_vita.parallel.ring import ring_attention
 from mindspeed_vita.sharding import CPPlan
@@ -26,7 +27,7 @@ def ulysses_attention(
     group: Any,
     ring_group: Any,
     ring_rank: int,
-    backend: Optional[str] = None,
+    backend: Backend,
 ) -> torch.Tensor:
     """Causal attention inside each document of the plan, over tokens spread over ring places of plan.ulysses ranks each.
 
@@ -38,13 +39,13 @@ def ulysses_attention(
         group: the plan.ulysses ranks at this place of the ring.
         ring_group: the ranks of the ring that this rank takes part in.
         ring_rank: its place there.
-        backend: name of an attention backend; None takes the first that does not refuse.
+        backend: attention kernels for this rank's heads / plan.ulysses, as ops.attention.choose returns them.
 
     Returns:
         out_TND in the dtype of q_TND.
 
     Raises:
-        ValueError: the heads do not divide, or no backend can serve the tensors.
+        ValueError: the heads do not divide.
     """
     heads, kv_heads = q_TND.shape[1], k_TGD.shape[1]
     for name, count in (("query", heads), ("key", kv_heads)):

@@ -7,7 +7,7 @@ from typing import Optional
 
 import torch
 
-from mindspeed_vita.ops.attention import Backend, choose
+from mindspeed_vita.ops.attention import Backend, Heads, choose
 from mindspeed_vita.parallel.ring import Transfer, collect, ring_backward, ring_forward
 from mindspeed_vita.sharding import CPPlan, index
 from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
@@ -21,7 +21,7 @@ def virtual_ring_attention(
     plan: CPPlan,
     *,
     scale: float,
-    kernels: Optional[Backend] = None,
+    backend: Optional[Backend] = None,
 ) -> tuple[torch.Tensor, ...]:
     """Output and gradients of a whole pack as a ring of plan.cp_size ranks computes them.
 
@@ -30,24 +30,24 @@ def virtual_ring_attention(
         grad_SND: gradient of the output.
         plan: owners and documents.
         scale: factor on the scores.
-        kernels: attention backend; None takes the first that does not refuse.
+        backend: attention kernels; None takes the first that does not refuse.
 
     Returns:
         (out, dq, dk, dv) of the whole pack in the inputs' dtypes.
     """
-    kernels = kernels or choose(q_SND)
+    backend = backend or choose(Heads.of(q_SND))
     own = [torch.from_numpy(index(plan, rank)).to(q_SND.device) for rank in range(plan.cp_size)]
     steps = [plan.steps(rank) for rank in range(plan.cp_size)]
     queries = [q_SND[rows] for rows in own]
     keys = [torch.stack([k_SGD[rows], v_SGD[rows]]) for rows in own]
     exchanges = [_SharedMemory(keys, steps, rank) for rank in range(plan.cp_size)]
     ranks = range(plan.cp_size)
-    forward = [ring_forward(queries[rank], keys[rank], steps[rank], scale, exchanges[rank], kernels) for rank in ranks]
+    forward = [ring_forward(queries[rank], keys[rank], steps[rank], scale, exchanges[rank], backend) for rank in ranks]
     mailbox: dict[tuple[int, int], torch.Tensor] = {}
     for exchange in exchanges:
         exchange.mailbox = mailbox
     backward = [
-        ring_backward(grad_SND[own[rank]], queries[rank], keys[rank], *forward[rank], steps[rank], scale, exchanges[rank], kernels)
+        ring_backward(grad_SND[own[rank]], queries[rank], keys[rank], *forward[rank], steps[rank], scale, exchanges[rank], backend)
         for rank in ranks
     ]
     for _, dkv, pending in backward:  # only now has every rank sent back what it owes

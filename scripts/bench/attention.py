@@ -20,7 +20,7 @@ try:
     import torch.distributed as dist
     import torch.multiprocessing as mp
 
-    from mindspeed_vita.ops.attention import torch_native
+    from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, torch_native
     from mindspeed_vita.parallel import virtual_ring
     from mindspeed_vita.parallel.ring import Transfer, ring_attention
     from mindspeed_vita.sharding import CPPlan, index, plan
@@ -38,25 +38,27 @@ class Counting:
     def __init__(self) -> None:
         self.forward_pairs = self.backward_pairs = 0
 
-    def refuse(self, query: torch.Tensor) -> None:
+    def refuse(self, heads: Heads) -> None:
         """As torch_native."""
 
     tiles = staticmethod(torch_native.tiles)
+    merge_ = staticmethod(torch_native.merge_)
 
     @staticmethod
-    def _pairs(segments: np.ndarray, causal: bool) -> int:
+    def _pairs(blocks: Blocks) -> int:
+        segments = blocks.segments
         rows, keys = segments[:, 1] - segments[:, 0], segments[:, 3] - segments[:, 2]
-        return int((rows * (rows + 1) // 2 if causal else rows * keys).sum())
+        return int((rows * (rows + 1) // 2 if blocks.causal else rows * keys).sum())
 
-    def blocks_forward(self, *tensors: Any, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def blocks_forward(self, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
         """As torch_native."""
-        self.forward_pairs += self._pairs(tensors[-1], causal)
-        return torch_native.blocks_forward(*tensors, causal=causal, scale=scale)
+        self.forward_pairs += self._pairs(blocks)
+        return torch_native.blocks_forward(blocks)
 
-    def blocks_backward(self, *tensors: Any, causal: bool, **rest: Any) -> None:
+    def blocks_backward(self, blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor, dkv_2SGD: torch.Tensor) -> None:
         """As torch_native."""
-        self.backward_pairs += self._pairs(tensors[-1], causal)
-        torch_native.blocks_backward(*tensors, causal=causal, **rest)
+        self.backward_pairs += self._pairs(blocks)
+        torch_native.blocks_backward(blocks, upstream, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
 
 
 def tensors(num_tokens: int) -> list[torch.Tensor]:
@@ -77,7 +79,7 @@ def rank_seconds(rank: int, world: int, num_tokens: int, store: str, results: An
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
         dist.barrier()
         started = time.process_time()
-        ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, group=dist.group.WORLD, rank=rank).backward(grad)
+        ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, group=dist.group.WORLD, rank=rank, backend=torch_native).backward(grad)
         best = min(best, time.process_time() - started)
     results[rank] = best
     dist.destroy_process_group()
@@ -112,7 +114,7 @@ def counted(name: str, cp_plan: CPPlan) -> None:
 
     leaves = [x.bfloat16() for x in tensors(cp_plan.num_tokens)]
     with mock.patch.object(virtual_ring, "_SharedMemory", Exchange):
-        virtual_ring.virtual_ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, kernels=kernels)
+        virtual_ring.virtual_ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, backend=kernels)
     needed = int(rank_work(cp_plan).sum())
     row = 2 * KV_HEADS * WIDTH  # numbers in a key and its value; a key travels forward and once more backward, in bf16
     rows = sum(step.num_received for rank in range(cp_plan.cp_size) for step in cp_plan.steps(rank).ring[1:])

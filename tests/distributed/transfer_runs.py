@@ -34,7 +34,8 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
     import torch.distributed as dist
 
     from mindspeed_vita.engine.hardware_check.exact import block_attention
-    from mindspeed_vita.parallel.build import _attend
+    from mindspeed_vita.ops.attention import Heads, choose
+    from mindspeed_vita.parallel.build import attend_over
     from mindspeed_vita.platform import get_platform
     from mindspeed_vita.sharding import index, plan
 
@@ -45,7 +46,7 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
     tensors = [x.to(getattr(torch, dtype)) for x in packs(bounds[-1], width)]
     rows = [torch.from_numpy(index(cp_plan, rank)) for rank in range(layout.cp_size)]
     leaves = [x[rows[layout.cp_rank]].to(device).requires_grad_() for x in tensors[:3]]
-    out = _attend(layout)(*leaves, cp_plan, scale=SCALE)
+    out = attend_over(layout, choose(Heads.of(leaves[0])))(*leaves, cp_plan, scale=SCALE)
     out.backward(tensors[3][rows[layout.cp_rank]].to(device))
     parts: list[Any] = [None] * layout.cp_size
     dist.all_gather_object(parts, [out.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)])

@@ -40,8 +40,8 @@ def old_cann(layout: Any, *, width: int) -> dict[str, float]:
 
 def many_documents(layout: Any, *, count: int) -> tuple[list[float], list[int]]:
     """A pack of more documents than one call takes; returns errors and the sequences of each call of the forward."""
+    from mindspeed_vita.ops.attention import Blocks, Upstream, reference
     from mindspeed_vita.ops.attention import npu as fused
-    from mindspeed_vita.ops.attention import reference
 
     bounds = np.concatenate([[0], np.cumsum(1 + np.arange(count) % 3)])
     segments = np.stack([bounds[:-1], bounds[1:]] * 2, axis=1)
@@ -51,9 +51,10 @@ def many_documents(layout: Any, *, count: int) -> tuple[list[float], list[int]]:
     results = []
     for kernels, device in ((fused, "npu"), (reference, "cpu")):
         q, k, v, g = (x.to(device) for x in (query, key, value, grad))
-        out, lse = kernels.blocks_forward(q, k, v, segments, causal=True, scale=SCALE)
+        blocks = Blocks(q_TND=q, k_SGD=k, v_SGD=v, segments=segments, causal=True, scale=SCALE)
+        out, lse = kernels.blocks_forward(blocks)
         dq, dkv = torch.zeros_like(q), torch.zeros(2, *k.shape, device=device)
-        kernels.blocks_backward(g, q, k, v, out, lse, segments, causal=True, scale=SCALE, dq_TND=dq, dkv_2SGD=dkv)
+        kernels.blocks_backward(blocks, Upstream(grad_TND=g, out_TND=out, lse_TN=lse), dq_TND=dq, dkv_2SGD=dkv)
         results.append((out, lse, dq, dkv))
     calls = [call for call in chip.calls[before:] if call.name == "npu_fusion_attention" and call.arguments["atten_mask"] is not None]
     return [error(*pair) for pair in zip(*results)], [len(call.arguments["actual_seq_qlen"]) for call in calls]
@@ -71,12 +72,12 @@ def train(layout: Any, *, content: dict[str, Any]) -> str:
 def refusals(layout: Any) -> list[str]:
     """Why attention refuses what the kernel does not take, and what is said when plain torch takes a fused kernel's place."""
     from mindspeed_vita.ops import tokenwise
-    from mindspeed_vita.ops.attention import choose
+    from mindspeed_vita.ops.attention import Heads, choose
 
     reasons = []
     for shape, dtype in (((1, 2, 64), torch.float64), ((1, 2, 769), torch.float32), ((1, 257, 64), torch.float32)):
         try:
-            choose(torch.empty(shape, dtype=dtype).npu(), "npu")
+            choose(Heads.of(torch.empty(shape, dtype=dtype).npu()), "npu")
         except ValueError as refusal:
             reasons.append(str(refusal))
     before = len(enter().calls)

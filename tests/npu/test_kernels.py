@@ -53,8 +53,10 @@ def test_each_device_has_random_numbers_of_its_own(npus: LayoutPool) -> None:
 
 def test_what_the_kernels_do_not_take_is_refused(npus: LayoutPool) -> None:
     assert npus.run(f"{RUNS}:refusals")[0] == [
-        "no attention backend can serve this call: npu: takes bf16, fp16 and fp32, not torch.float64",
-        "no attention backend can serve this call: npu: takes up to 256 heads of widths up to 768, not 2 of 769",
-        "no attention backend can serve this call: npu: takes up to 256 heads of widths up to 768, not 257 of 64",
+        "no attention backend can serve 2 heads of width 64 in torch.float64 on npu:0: npu: takes bf16, fp16 and fp32, not torch.float64",
+        "no attention backend can serve 2 heads of width 769 in torch.float32 on npu:0: "
+        "npu: takes up to 256 heads of widths up to 768, not 2 of 769",
+        "no attention backend can serve 257 heads of width 64 in torch.float32 on npu:0: "
+        "npu: takes up to 256 heads of widths up to 768, not 257 of 64",
         "swiglu: plain torch on npu, which is slower; the fused kernel takes bf16, fp16 and fp32, not torch.float64\n",
     ]

@@ -35,7 +35,7 @@ MUTANTS = {
     "a tower of strided views": (ATTENTION, "(x.contiguous() for x in (q_BPND, k_BPND, v_BPND))", "(q_BPND, k_BPND, v_BPND)", "tower"),
     "all gradients unpacked": (ATTENTION, ")[:3]  # 4 outputs", ")  # 4 outputs", "blocks"),
     "local statistics in the gradient": (ATTENTION, "softmax_sum=torch.ones_like(top)", "softmax_sum=1.3 * torch.ones_like(top)", "blocks"),
-    "the scale forgotten in the gradient": (ATTENTION, "scale_value=scale,", "scale_value=1.0,", "blocks"),
+    "the scale forgotten in the gradient": (ATTENTION, "scale_value=rows.scale,", "scale_value=1.0,", "blocks"),
     "all documents in one call": (ATTENTION, "_MOST_SEQUENCES = 1024", "_MOST_SEQUENCES = 1 << 20", "many"),
     "merge without the leading 0": (ATTENTION, "torch.tensor([0, num_tokens]", "torch.tensor([num_tokens]", "merge"),
     "merge by 32-bit lengths": (ATTENTION, "dtype=torch.int64).to(device)", "dtype=torch.int32).to(device)", "merge"),

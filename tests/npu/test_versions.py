@@ -10,7 +10,7 @@ import torch
 
 from mindspeed_vita.engine.hardware_check.ascend import schemas
 from mindspeed_vita.engine.hardware_check.exact import random_tensors, relative_error
-from mindspeed_vita.ops.attention import npu, reference
+from mindspeed_vita.ops.attention import Blocks, Upstream, npu, reference
 from mindspeed_vita.ops.tokenwise import native
 from mindspeed_vita.ops.tokenwise import npu as tokenwise
 from tests.npu.other_version import torch_npu
@@ -39,9 +39,10 @@ def test_blocks(version: str, causal: bool) -> None:
     query, key, value, grad = random_tensors([(12, 4, 64), (12, 2, 64), (12, 2, 64), (12, 4, 64)], torch.float32)
     results = []
     for kernels in (npu, reference):
-        out, lse = kernels.blocks_forward(query, key, value, segments, causal=causal, scale=0.2)
+        blocks = Blocks(q_TND=query, k_SGD=key, v_SGD=value, segments=segments, causal=causal, scale=0.2)
+        out, lse = kernels.blocks_forward(blocks)
         dq, dkv = torch.zeros_like(query), torch.zeros(2, *key.shape)
-        kernels.blocks_backward(grad, query, key, value, out, lse, segments, causal=causal, scale=0.2, dq_TND=dq, dkv_2SGD=dkv)
+        kernels.blocks_backward(blocks, Upstream(grad_TND=grad, out_TND=out, lse_TN=lse), dq_TND=dq, dkv_2SGD=dkv)
         results.append((out, lse, dq, dkv))
     assert max(relative_error(*pair) for pair in zip(*results)) < 1e-6
 

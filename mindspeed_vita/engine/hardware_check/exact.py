@@ -28,7 +28,7 @@ def block_attention(
 
     Args:
         tensors: q_TND, k_SGD, v_SGD and the gradient of the output, a row for each query.
-        segments: int64[n, 4], as ops.attention.registry.Backend has them.
+        segments: int64[n, 4], as ops.attention.Blocks has them.
         causal: whether the segments are squares with causal attention inside.
         scale: factor on the scores.
     """

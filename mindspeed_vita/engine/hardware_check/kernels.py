@@ -11,7 +11,7 @@ import torch
 from mindspeed_vita.engine.hardware_check.exact import block_attention, random_tensors, relative_error
 from mindspeed_vita.engine.hardware_check.report import Report
 from mindspeed_vita.ops import tokenwise
-from mindspeed_vita.ops.attention import backend_names, choose, tile_attention
+from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, backend_names, choose, tile_attention
 from mindspeed_vita.ops.tokenwise import native
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
@@ -29,13 +29,13 @@ RECTANGLES = np.array([[3, 4, 0, 57], [4, 132, 0, 57], [140, 333, 57, 300]])
 
 def serving(dtype: torch.dtype, width: int, device: torch.device) -> list[str]:
     """Names of the attention backends that do not refuse such heads on a device, the reference left out."""
-    query = torch.empty(1, 2, width, dtype=dtype, device=device)
+    heads = Heads(num_heads=2, width=width, dtype=dtype, device=device)
     names = []
     for name in backend_names(device.type):
         if name == "reference":
             continue
         try:
-            choose(query, name)
+            choose(heads, name)
         except ValueError:
             continue
         names.append(name)
@@ -67,15 +67,15 @@ def block_errors(
     """Errors of one backend's forward and backward by name; the host's tensors go to the device."""
     scale = tensors[0].shape[-1] ** -0.5
     query, key, value, grad = (x.to(device) for x in tensors)
-    kernels = choose(query, backend)
-    out_QND, lse_QN = kernels.blocks_forward(query, key, value, segments, causal=causal, scale=scale)
+    kernels = choose(Heads.of(query), backend)
+    blocks = Blocks(q_TND=query, k_SGD=key, v_SGD=value, segments=segments, causal=causal, scale=scale)
+    out_QND, lse_QN = kernels.blocks_forward(blocks)
     rows = torch.from_numpy(np.concatenate([np.arange(start, stop) for start, stop in segments[:, :2]])).to(device)
     out_TND, lse_TN = torch.zeros_like(query), torch.zeros(query.shape[:2], device=device)
     out_TND[rows], lse_TN[rows] = out_QND.to(query.dtype), lse_QN
     dq = torch.zeros(query.shape, device=device)
     dkv = torch.zeros((2, *key.shape), device=device)
-    tensors_on_device = (grad, query, key, value, out_TND, lse_TN)
-    kernels.blocks_backward(*tensors_on_device, segments, causal=causal, scale=scale, dq_TND=dq, dkv_2SGD=dkv)
+    kernels.blocks_backward(blocks, Upstream(grad_TND=grad, out_TND=out_TND, lse_TN=lse_TN), dq_TND=dq, dkv_2SGD=dkv)
     wanted = block_attention(tensors, segments, causal=causal, scale=scale)
     return {name: relative_error(*pair) for name, *pair in zip(NAMES, (out_QND, lse_QN, dq, dkv[0], dkv[1]), wanted)}
 
@@ -87,7 +87,8 @@ def check_tower(report: Report, device: torch.device, *, dtypes: Sequence[torch.
             for backend in serving(dtype, width, device):
                 (packed, grad) = random_tensors([(2, patches, 2, 3, width), (2, patches, 2, width)], dtype)
                 leaf = packed.to(device).detach().requires_grad_()
-                out = tile_attention(*leaf.unbind(-2), backend=backend)
+                query, key, value = leaf.unbind(-2)
+                out = tile_attention(query, key, value, backend=backend)
                 out.backward(grad.to(device))
                 exact = packed.detach().double().requires_grad_()
                 wanted = _bidirectional(exact, width)

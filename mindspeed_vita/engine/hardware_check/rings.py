@@ -8,7 +8,7 @@ import torch
 from mindspeed_vita.engine.hardware_check.exact import block_attention, random_tensors, relative_error
 from mindspeed_vita.engine.hardware_check.kernels import LIMITS, serving
 from mindspeed_vita.engine.hardware_check.report import Report
-from mindspeed_vita.ops.attention import choose
+from mindspeed_vita.ops.attention import Heads, choose
 from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
 from mindspeed_vita.sharding import plan
 
@@ -25,7 +25,7 @@ def check_rings(report: Report, device: torch.device, *, tokens: int = 512) -> N
     for dtype in (torch.bfloat16, torch.float32):
         tensors = random_tensors([(tokens, heads, width), *[(tokens, kv_heads, width)] * 2, (tokens, heads, width)], dtype)
         for backend in serving(dtype, width, device):
-            kernels = choose(tensors[0].to(device), backend)
+            kernels = choose(Heads.of(tensors[0].to(device)), backend)
             for name, parts in _PACKS.items():
                 bounds = np.array([round(part * tokens) for part in parts])
                 segments = np.stack([bounds[:-1], bounds[1:]] * 2, axis=1)
@@ -33,7 +33,7 @@ def check_rings(report: Report, device: torch.device, *, tokens: int = 512) -> N
                 alone: list[float] = []
                 for size in SIZES:
                     query, key, value, grad = (x.to(device) for x in tensors)
-                    found = virtual_ring_attention(query, key, value, grad, plan(bounds, size), scale=width**-0.5, kernels=kernels)
+                    found = virtual_ring_attention(query, key, value, grad, plan(bounds, size), scale=width**-0.5, backend=kernels)
                     errors = [relative_error(*pair) for pair in zip(found, (out, *grads))]
                     alone = alone or errors
                     label = f"{backend} ring of {size}, {name}, {str(dtype).removeprefix('torch.')}"

@@ -6,14 +6,13 @@ Shapes: B tiles, P tokens of a tile, H hidden, N heads of this rank, D width of 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from mindspeed_vita.config import VisionConfig
 from mindspeed_vita.models.vision.linears import TowerLinears
-from mindspeed_vita.ops.attention import tile_attention
 
 
 class HeadsNorm(nn.Module):
@@ -31,11 +30,18 @@ class HeadsNorm(nn.Module):
         return (self.weight * (x * torch.rsqrt(mean_square + self.eps)).to(x_BPND.dtype)).view_as(x_BPND)
 
 
+class AttendTiles(Protocol):
+    """Bidirectional attention inside each tile."""
+
+    def __call__(self, q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scale: float) -> torch.Tensor: ...
+
+
 class TileSelfAttention(nn.Module):
     """Bidirectional self-attention; linear_qkv's rows are ordered (heads, 3, width of a head)."""
 
-    def __init__(self, config: VisionConfig, linears: TowerLinears) -> None:
+    def __init__(self, config: VisionConfig, linears: TowerLinears, attend: AttendTiles) -> None:
         super().__init__()
+        self.attend, self.scale = attend, config.head_dim**-0.5
         self.num_heads = linears.local_heads(config.num_heads)
         width = self.num_heads * linears.tp_size * config.head_dim
         self.linear_qkv = linears.column(config.hidden_size, 3 * width, config.qkv_bias)
@@ -49,4 +55,4 @@ class TileSelfAttention(nn.Module):
         q_BPND, k_BPND, v_BPND = self.linear_qkv(x_BPH).unflatten(-1, (self.num_heads, 3, -1)).unbind(-2)
         if self.q_norm is not None:
             q_BPND, k_BPND = self.q_norm(q_BPND), self.k_norm(k_BPND)
-        return self.linear_proj(tile_attention(q_BPND, k_BPND, v_BPND).flatten(-2))
+        return self.linear_proj(self.attend(q_BPND, k_BPND, v_BPND, self.scale).flatten(-2))

@@ -1,5 +1,8 @@
-"""Vision towers by name: builder(config: VisionConfig, *, transformer_config, recompute, linears: TowerLinears) makes a module that maps
-normalised tiles [B, 3, H, W] to features [B, patches, hidden] without a class token. docs/add_a_tower.md adds one."""
+"""Vision towers by name: builder(config: VisionConfig, *, transformer_config, recompute, linears: TowerLinears, attend: AttendTiles).
+
+It makes a module that maps normalised tiles [B, 3, H, W] to features [B, patches, hidden] without a class token. docs/add_a_tower.md
+adds one.
+"""
 
 from mindspeed_vita.config import TowerTraits, register_traits, tower_names
 from mindspeed_vita.models.registry import Builder, Registry

@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mindspeed_vita.config import TowerTraits, VisionConfig, tower_traits
-from mindspeed_vita.models.vision.attention import TileSelfAttention
+from mindspeed_vita.models.vision.attention import AttendTiles, TileSelfAttention
 from mindspeed_vita.models.vision.linears import TowerLinears
 from mindspeed_vita.models.vision.sharded_heads import sharded_tower_state
+from mindspeed_vita.ops.attention import tile_attention
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -57,10 +58,10 @@ class TileMLP(nn.Module):
 class TowerLayer(nn.Module):
     """Attention and MLP, each pre-normed and, with LayerScale, scaled by a learned vector."""
 
-    def __init__(self, config: VisionConfig, traits: TowerTraits, linears: TowerLinears) -> None:
+    def __init__(self, config: VisionConfig, traits: TowerTraits, linears: TowerLinears, attend: AttendTiles) -> None:
         super().__init__()
         self.input_layernorm = _norm(config)
-        self.self_attention = TileSelfAttention(config, linears)
+        self.self_attention = TileSelfAttention(config, linears, attend)
         self.pre_mlp_layernorm = _norm(config)
         self.mlp = TileMLP(config, traits, linears)
         for name in ("ls1", "ls2"):
@@ -84,6 +85,7 @@ class VitTower(MegatronModule):
         transformer_config: TransformerConfig,
         recompute: bool = False,
         linears: Optional[TowerLinears] = None,
+        attend: AttendTiles = tile_attention,
     ) -> None:
         super().__init__(config=transformer_config)
         traits = tower_traits(config.tower)
@@ -93,7 +95,7 @@ class VitTower(MegatronModule):
         self.conv1 = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size, bias=traits.patch_bias)
         self.position_embeddings = nn.Embedding(config.grid**2 + traits.class_token, config.hidden_size)
         self.first_layernorm = _norm(config) if traits.first_norm else None
-        self.layers = nn.ModuleList(TowerLayer(config, traits, self.linears) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(TowerLayer(config, traits, self.linears, attend) for _ in range(config.num_layers))
         self.final_layernorm = _norm(config) if traits.final_norm else None
 
     def forward(self, tiles_BCHW: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What is common to attention in blocks: the rows of segments as tensors on a device, and the merge of partial results.
 
-Segments are int64[n, 4]: query start and stop, key start and stop. Shapes as in registry.py.
+Segments are those of call.Blocks. Shapes as in call.py.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
 
-Rows = Union[slice, torch.Tensor]
+from mindspeed_vita.ops.attention.call import Rows
+
 MOST_COPIED = 8192
 """Key rows that one call may copy to save another call. Segments of a long document nest: each would copy those before it again."""
 
@@ -115,13 +116,7 @@ def _rows(ranges: np.ndarray, device: torch.device) -> Rows:
 
 
 def merge_(out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor) -> None:
-    """Merges a partial result into some rows of an fp32 accumulator, in place, by log-sum-exp."""
-    if out_TND.device.type == "npu":
-        from mindspeed_vita.ops.attention import npu  # builds on this module
-
-        if npu.can_merge(out_TND):
-            out_TND[rows], lse_TN[rows] = npu.merged(out_TND[rows], lse_TN[rows], block_out_QND.float(), block_lse_QN)
-            return
+    """Merges a partial result into some rows of an fp32 accumulator, in place, by log-sum-exp; plain torch on any device."""
     old_lse, out_QND = lse_TN[rows], out_TND[rows]  # views where the rows are one stretch
     new_lse = torch.logaddexp(old_lse, block_lse_QN)
     out_QND.mul_((old_lse - new_lse).exp().unsqueeze(-1))

@@ -11,22 +11,25 @@ from typing import Optional
 
 import torch
 
-from mindspeed_vita.ops.attention.blocks import PackedSegments
+from mindspeed_vita.ops.attention.blocks import PackedSegments, merge_
+from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
 from mindspeed_vita.ops.attention.torch_cuda import refuse_old_device
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
+
+__all__ = ["blocks_backward", "blocks_forward", "merge_", "refuse", "tiles"]
 
 _OLDEST = (2, 7)
 _WIDEST = 256
 
 
-def refuse(query: torch.Tensor) -> Optional[str]:
+def refuse(heads: Heads) -> Optional[str]:
     """Takes bf16 and fp16, widths that are multiples of 8 up to 256, on devices from compute capability 8.0 on."""
-    if query.dtype not in (torch.bfloat16, torch.float16):
-        return f"takes bf16 and fp16, not {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > _WIDEST:
-        return f"takes head widths that are multiples of 8 up to {_WIDEST}, not {query.shape[-1]}"
+    if heads.dtype not in (torch.bfloat16, torch.float16):
+        return f"takes bf16 and fp16, not {heads.dtype}"
+    if heads.width % 8 or heads.width > _WIDEST:
+        return f"takes head widths that are multiples of 8 up to {_WIDEST}, not {heads.width}"
     reason = _refuse_installation()
-    return refuse_old_device(query.device) if reason is None and query.device.type == "cuda" else reason
+    return refuse_old_device(heads.device) if reason is None and heads.device.type == "cuda" else reason
 
 
 @lru_cache(maxsize=1)
@@ -54,47 +57,35 @@ def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scal
 class _FlashAttn:
     """The package's functions below its autograd: the public ones do not take a log-sum-exp back."""
 
-    def forward(
-        self, q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, packed: PackedSegments, *, causal: bool, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, rows: Blocks, packed: PackedSegments) -> tuple[torch.Tensor, torch.Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
 
         out, lse_NQ, *_ = _flash_attn_varlen_forward(
-            q_QND.contiguous(),
-            k_KGD.contiguous(),
-            v_KGD.contiguous(),
+            rows.q_TND.contiguous(),
+            rows.k_SGD.contiguous(),
+            rows.v_SGD.contiguous(),
             cu_seqlens_q=packed.cu_query,
             cu_seqlens_k=packed.cu_key,
             max_seqlen_q=packed.longest_query,
             max_seqlen_k=packed.longest_key,
             dropout_p=0.0,
-            softmax_scale=scale,
-            causal=causal,
+            softmax_scale=rows.scale,
+            causal=rows.causal,
         )
         return out, lse_NQ
 
     def backward(
-        self,
-        grad_QND: torch.Tensor,
-        q_QND: torch.Tensor,
-        k_KGD: torch.Tensor,
-        v_KGD: torch.Tensor,
-        out_QND: torch.Tensor,
-        lse_NQ: torch.Tensor,
-        packed: PackedSegments,
-        *,
-        causal: bool,
-        scale: float,
+        self, rows: Blocks, upstream: Upstream, lse_NQ: torch.Tensor, packed: PackedSegments
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 
-        dq, dk, dv = torch.empty_like(q_QND), torch.empty_like(k_KGD), torch.empty_like(v_KGD)
+        dq, dk, dv = torch.empty_like(rows.q_TND), torch.empty_like(rows.k_SGD), torch.empty_like(rows.v_SGD)
         _flash_attn_varlen_backward(
-            grad_QND,
-            q_QND,
-            k_KGD,
-            v_KGD,
-            out_QND,
+            upstream.grad_TND,
+            rows.q_TND,
+            rows.k_SGD,
+            rows.v_SGD,
+            upstream.out_TND,
             lse_NQ,
             dq,
             dk,
@@ -104,8 +95,8 @@ class _FlashAttn:
             max_seqlen_q=packed.longest_query,
             max_seqlen_k=packed.longest_key,
             dropout_p=0.0,
-            softmax_scale=scale,
-            causal=causal,
+            softmax_scale=rows.scale,
+            causal=rows.causal,
             window_size_left=-1,
             window_size_right=-1,
             softcap=0.0,

@@ -10,7 +10,9 @@ from typing import Any, Iterator, Optional
 
 import torch
 
+from mindspeed_vita.ops.attention import blocks
 from mindspeed_vita.ops.attention.blocks import PackedSegments
+from mindspeed_vita.ops.attention.call import Blocks, Heads, Rows, Upstream
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -26,15 +28,14 @@ _COPIES = 8
 """Softmax statistics come, and are wanted, eight times."""
 
 
-def refuse(query: torch.Tensor) -> Optional[str]:
+def refuse(heads: Heads) -> Optional[str]:
     """Takes bf16, fp16 and fp32, up to 256 heads, of widths up to 768."""
-    if query.device.type != "npu":
-        return f"runs on npu, not on {query.device.type}"
-    if query.dtype not in _DTYPES:
-        return f"takes bf16, fp16 and fp32, not {query.dtype}"
-    heads, width = query.shape[-2:]
-    if width > _WIDEST or heads > _MOST_HEADS:
-        return f"takes up to {_MOST_HEADS} heads of widths up to {_WIDEST}, not {heads} of {width}"
+    if heads.device.type != "npu":
+        return f"runs on npu, not on {heads.device.type}"
+    if heads.dtype not in _DTYPES:
+        return f"takes bf16, fp16 and fp32, not {heads.dtype}"
+    if heads.width > _WIDEST or heads.num_heads > _MOST_HEADS:
+        return f"takes up to {_MOST_HEADS} heads of widths up to {_WIDEST}, not {heads.num_heads} of {heads.width}"
     return None
 
 
@@ -52,40 +53,30 @@ class _Fusion:
     A log-sum-exp goes back as a maximum, with 1 for the sum: the kernel only uses exp(score - maximum) / sum.
     """
 
-    def forward(
-        self, q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, packed: PackedSegments, *, causal: bool, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, rows: Blocks, packed: PackedSegments) -> tuple[torch.Tensor, torch.Tensor]:
         import torch_npu
 
-        order, outs, lses = statistics_order(q_QND.device), [], []
-        for rows, keys, lengths in _calls(packed):
-            query, key, value = (x.contiguous() for x in (q_QND[rows], k_KGD[keys], v_KGD[keys]))
+        order, outs, lses = statistics_order(rows.q_TND.device), [], []
+        for own, keys, lengths in _calls(packed):
+            query, key, value = (x.contiguous() for x in (rows.q_TND[own], rows.k_SGD[keys], rows.v_SGD[keys]))
+            masking = _masking(rows.causal, query.device)
             out, top, total = torch_npu.npu_fusion_attention(
-                query, key, value, query.shape[1], "TND", scale=scale, **_masking(causal, query.device), **lengths, **_layout(order)
+                query, key, value, query.shape[1], "TND", scale=rows.scale, **masking, **lengths, **_layout(order)
             )[:3]
             outs.append(out)
             lses.append(_from_statistics(top[..., 0] + total[..., 0].log(), lengths["actual_seq_qlen"], order))
         return torch.cat(outs), torch.cat(lses).transpose(0, 1)
 
     def backward(
-        self,
-        grad_QND: torch.Tensor,
-        q_QND: torch.Tensor,
-        k_KGD: torch.Tensor,
-        v_KGD: torch.Tensor,
-        out_QND: torch.Tensor,
-        lse_NQ: torch.Tensor,
-        packed: PackedSegments,
-        *,
-        causal: bool,
-        scale: float,
+        self, rows: Blocks, upstream: Upstream, lse_NQ: torch.Tensor, packed: PackedSegments
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         import torch_npu
 
-        order, parts = statistics_order(q_QND.device), []
-        for rows, keys, lengths in _calls(packed):
-            query, key, value, grad, out = (x.contiguous() for x in (q_QND[rows], k_KGD[keys], v_KGD[keys], grad_QND[rows], out_QND[rows]))
-            lse_QN = lse_NQ[:, rows].transpose(0, 1)
+        order, parts = statistics_order(rows.q_TND.device), []
+        for own, keys, lengths in _calls(packed):
+            query, grad, out = (x[own].contiguous() for x in (rows.q_TND, upstream.grad_TND, upstream.out_TND))
+            key, value = rows.k_SGD[keys].contiguous(), rows.v_SGD[keys].contiguous()
+            lse_QN = lse_NQ[:, own].transpose(0, 1)
             top = _copies(_to_statistics(lse_QN, lengths["actual_seq_qlen"], order))
             parts.append(
                 torch_npu.npu_fusion_attention_grad(
@@ -98,8 +89,8 @@ class _Fusion:
                     softmax_max=top,
                     softmax_sum=torch.ones_like(top),
                     attention_in=out,
-                    scale_value=scale,
-                    **_masking(causal, query.device),
+                    scale_value=rows.scale,
+                    **_masking(rows.causal, query.device),
                     **lengths,
                     **_layout(order),
                 )[:3]  # 4 outputs in torch_npu 2.7.1, 5 in its post releases and from 2.9 on
@@ -110,6 +101,14 @@ class _Fusion:
 
 blocks_forward = partial(varlen_forward, _Fusion())
 blocks_backward = partial(varlen_backward, _Fusion())
+
+
+def merge_(out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor) -> None:
+    """See registry.Backend. One fused call where torch_npu has it for such heads, plain torch otherwise."""
+    if can_merge(out_TND):
+        out_TND[rows], lse_TN[rows] = merged(out_TND[rows], lse_TN[rows], block_out_QND.float(), block_lse_QN)
+    else:
+        blocks.merge_(out_TND, lse_TN, rows, block_out_QND, block_lse_QN)
 
 
 def can_merge(out_TND: torch.Tensor) -> bool:

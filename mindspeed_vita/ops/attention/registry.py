@@ -1,7 +1,7 @@
 """The attention backends, and which of them serves a call: the named one, or the first for the device that does not refuse.
 
 A slower one never serves without a word: the choice is printed once on every host, with the reasons of those that refused.
-Shapes: T query tokens, S keys, N query heads, G key heads, D width; Q the query rows of all segments; B tiles, P tokens of a tile.
+Shapes as in call.py; Q the query rows of all segments; B tiles, P tokens of a tile.
 """
 
 from __future__ import annotations
@@ -10,43 +10,28 @@ import importlib
 from dataclasses import dataclass
 from typing import Optional, Protocol, cast
 
-import numpy as np
 import torch
 
+from mindspeed_vita.ops.attention.call import Blocks, Heads, Rows, Upstream
 from mindspeed_vita.ops.say_once import say_once
 
 
 class Backend(Protocol):
-    """What a backend module offers.
+    """What a backend module offers."""
 
-    Blocks come as segments, int64[n, 4]: query start and stop, key start and stop. The query ranges of one call do not overlap;
-    key ranges may. A segment is mask-free, or (causal) a square with causal attention inside. None is empty.
-    """
+    def refuse(self, heads: Heads) -> Optional[str]:
+        """Why it cannot serve such heads; None if it can."""
 
-    def refuse(self, query: torch.Tensor) -> Optional[str]:
-        """Why it cannot serve attention for queries like these, [..., heads, width]; None if it can."""
+    def blocks_forward(self, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+        """out_QND and its log-sum-exp, fp32 [Q, N], for the query rows of all segments, one after the other."""
 
-    def blocks_forward(
-        self, q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """out_QND and its log-sum-exp, fp32 [Q, N]."""
+    def blocks_backward(self, blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor, dkv_2SGD: torch.Tensor) -> None:
+        """Adds the gradients of the call to dq and dkv, both fp32."""
 
-    def blocks_backward(
-        self,
-        grad_TND: torch.Tensor,
-        q_TND: torch.Tensor,
-        k_SGD: torch.Tensor,
-        v_SGD: torch.Tensor,
-        out_TND: torch.Tensor,
-        lse_TN: torch.Tensor,
-        segments: np.ndarray,
-        *,
-        causal: bool,
-        scale: float,
-        dq_TND: torch.Tensor,
-        dkv_2SGD: torch.Tensor,
+    def merge_(
+        self, out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor
     ) -> None:
-        """Adds the segments' gradients to dq and dkv, both fp32. out and lse are the final ones, merged over all segments."""
+        """Merges a partial result into some rows of an fp32 accumulator, in place, by log-sum-exp."""
 
     def tiles(self, q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scale: float) -> torch.Tensor:
         """out_BPND of bidirectional attention inside each tile, with its gradient."""
@@ -75,12 +60,12 @@ def backend_names(device: Optional[str] = None) -> list[str]:
     return [name for name, entry in _BACKENDS.items() if device is None or entry.device in (None, device)]
 
 
-def choose(query: torch.Tensor, name: Optional[str] = None, *, what: str = "packs") -> Backend:
-    """Picks a backend.
+def choose(heads: Heads, name: Optional[str] = None, *, what: str = "packs") -> Backend:
+    """Picks a backend. Called when a model is built, so that a refusal comes before any data is read.
 
     Args:
-        query: the queries to serve, [..., heads, width].
-        name: the backend that was asked for; None takes the first for the tensor's device that does not refuse.
+        heads: what it has to serve.
+        name: the backend that was asked for; None takes the first for the device that does not refuse.
         what: what is attended to, for the line that is printed once.
 
     Raises:
@@ -89,17 +74,18 @@ def choose(query: torch.Tensor, name: Optional[str] = None, *, what: str = "pack
     if name is not None and name not in _BACKENDS:
         raise ValueError(f"attention backend {name!r} is unknown; use one of {', '.join(_BACKENDS)}")
     reasons: list[str] = []
-    for candidate in [name] if name else backend_names(query.device.type):
-        reason = _refusal(candidate, query)
+    for candidate in [name] if name else backend_names(heads.device.type):
+        reason = _refusal(candidate, heads)
         if reason is None:
             say_once(f"attention of {what}: {candidate}" + (f", slower than what refused ({'; '.join(reasons)})" if reasons else ""))
             return cast(Backend, importlib.import_module(_BACKENDS[candidate].module))
         reasons.append(f"{candidate}: {reason}")
-    raise ValueError("no attention backend can serve this call: " + "; ".join(reasons))
+    wanted = f"{heads.num_heads} heads of width {heads.width} in {heads.dtype} on {heads.device}"
+    raise ValueError(f"no attention backend can serve {wanted}: " + "; ".join(reasons))
 
 
-def _refusal(name: str, query: torch.Tensor) -> Optional[str]:
+def _refusal(name: str, heads: Heads) -> Optional[str]:
     entry = _BACKENDS[name]
-    if entry.device not in (None, query.device.type):
-        return f"runs on {entry.device}, not on {query.device.type}"
-    return cast(Backend, importlib.import_module(entry.module)).refuse(query)
+    if entry.device not in (None, heads.device.type):
+        return f"runs on {entry.device}, not on {heads.device.type}"
+    return cast(Backend, importlib.import_module(entry.module)).refuse(heads)

@@ -6,14 +6,17 @@ Shapes as in registry.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mindspeed_vita.ops.attention.blocks import PackedSegments
+from mindspeed_vita.ops.attention.blocks import PackedSegments, merge_
+from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
+
+__all__ = ["blocks_backward", "blocks_forward", "merge_", "refuse", "tiles"]
 
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _OLDEST_FLASH = (8, 0)
@@ -23,11 +26,11 @@ _EFFICIENT_ROWS = 32
 _NO_MASK, _CAUSAL_FROM_TOP_LEFT = 0, 1
 
 
-def refuse(query: torch.Tensor) -> Optional[str]:
+def refuse(heads: Heads) -> Optional[str]:
     """Takes widths that are multiples of 8 up to 256, in fp32, and in bf16 and fp16 where the device can run flash kernels."""
-    if query.device.type != "cuda":
-        return f"runs on cuda, not on {query.device.type}"
-    return _refuse_shape(query) or (refuse_old_device(query.device) if query.dtype in _FLASH_DTYPES else None)
+    if heads.device.type != "cuda":
+        return f"runs on cuda, not on {heads.device.type}"
+    return _refuse_shape(heads) or (refuse_old_device(heads.device) if heads.dtype in _FLASH_DTYPES else None)
 
 
 def refuse_old_device(device: torch.device) -> Optional[str]:
@@ -39,10 +42,10 @@ def refuse_old_device(device: torch.device) -> Optional[str]:
     return f"flash kernels need compute capability {'.'.join(map(str, _OLDEST_FLASH))} or newer, {name} has {'.'.join(map(str, found))}"
 
 
-def _refuse_shape(query: torch.Tensor) -> Optional[str]:
-    if query.dtype not in (*_FLASH_DTYPES, torch.float32):
-        return f"takes bf16, fp16 and fp32, not {query.dtype}"
-    width = query.shape[-1]
+def _refuse_shape(heads: Heads) -> Optional[str]:
+    if heads.dtype not in (*_FLASH_DTYPES, torch.float32):
+        return f"takes bf16, fp16 and fp32, not {heads.dtype}"
+    width = heads.width
     return f"takes head widths that are multiples of 8 up to {_WIDEST}, not {width}" if width % 8 or width > _WIDEST else None
 
 
@@ -52,42 +55,26 @@ def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scal
     return F.scaled_dot_product_attention(q_BNPD, k_BNPD, v_BNPD, scale=scale).transpose(1, 2)
 
 
-def blocks_forward(
-    q_TND: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, segments: np.ndarray, *, causal: bool, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def blocks_forward(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     """See registry.Backend."""
-    if q_TND.dtype in _FLASH_DTYPES:
-        return varlen_forward(_Flash(), q_TND, k_SGD, v_SGD, segments, causal=causal, scale=scale)
+    if blocks.q_TND.dtype in _FLASH_DTYPES:
+        return varlen_forward(_Flash(), blocks)
     outs, lses = [], []
-    for q0, q1, k0, k1 in segments.tolist():
-        out, lse = _efficient_forward(q_TND[q0:q1], k_SGD[k0:k1], v_SGD[k0:k1], causal, scale)
+    for q0, q1, k0, k1 in blocks.segments.tolist():
+        out, lse = _efficient_forward(_block(blocks, q0, q1, k0, k1))
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)
 
 
-def blocks_backward(
-    grad_TND: torch.Tensor,
-    q_TND: torch.Tensor,
-    k_SGD: torch.Tensor,
-    v_SGD: torch.Tensor,
-    out_TND: torch.Tensor,
-    lse_TN: torch.Tensor,
-    segments: np.ndarray,
-    *,
-    causal: bool,
-    scale: float,
-    dq_TND: torch.Tensor,
-    dkv_2SGD: torch.Tensor,
-) -> None:
+def blocks_backward(blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor, dkv_2SGD: torch.Tensor) -> None:
     """See registry.Backend."""
-    if q_TND.dtype in _FLASH_DTYPES:
-        tensors = (grad_TND, q_TND, k_SGD, v_SGD, out_TND, lse_TN)
-        varlen_backward(_Flash(), *tensors, segments, causal=causal, scale=scale, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
+    if blocks.q_TND.dtype in _FLASH_DTYPES:
+        varlen_backward(_Flash(), blocks, upstream, dq_TND=dq_TND, dkv_2SGD=dkv_2SGD)
         return
-    for q0, q1, k0, k1 in segments.tolist():
-        grad, query, out, lse = (x[q0:q1] for x in (grad_TND, q_TND, out_TND, lse_TN))
-        dq, dk, dv = _efficient_backward(grad, query, k_SGD[k0:k1], v_SGD[k0:k1], out, lse, causal, scale)
+    for q0, q1, k0, k1 in blocks.segments.tolist():
+        grad, out, lse = (x[q0:q1] for x in (upstream.grad_TND, upstream.out_TND, upstream.lse_TN))
+        dq, dk, dv = _efficient_backward(_block(blocks, q0, q1, k0, k1), Upstream(grad_TND=grad, out_TND=out, lse_TN=lse))
         dq_TND[q0:q1] += dq
         dkv_2SGD[0, k0:k1] += dk
         dkv_2SGD[1, k0:k1] += dv
@@ -96,91 +83,76 @@ def blocks_backward(
 class _Flash:
     """torch's flash kernel over variable lengths; grouped queries are its own."""
 
-    def forward(
-        self, q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, packed: PackedSegments, *, causal: bool, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, rows: Blocks, packed: PackedSegments) -> tuple[torch.Tensor, torch.Tensor]:
         out, lse_NQ, *_ = torch.ops.aten._flash_attention_forward(
-            q_QND,
-            k_KGD,
-            v_KGD,
+            rows.q_TND,
+            rows.k_SGD,
+            rows.v_SGD,
             packed.cu_query,
             packed.cu_key,
             packed.longest_query,
             packed.longest_key,
             0.0,
-            causal,
+            rows.causal,
             False,
-            scale=scale,
+            scale=rows.scale,
         )
         return out, lse_NQ
 
     def backward(
-        self,
-        grad_QND: torch.Tensor,
-        q_QND: torch.Tensor,
-        k_KGD: torch.Tensor,
-        v_KGD: torch.Tensor,
-        out_QND: torch.Tensor,
-        lse_NQ: torch.Tensor,
-        packed: PackedSegments,
-        *,
-        causal: bool,
-        scale: float,
+        self, rows: Blocks, upstream: Upstream, lse_NQ: torch.Tensor, packed: PackedSegments
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        unused_rng_state = torch.empty(2, dtype=torch.uint64, device=q_QND.device)  # of dropout, which is 0
+        device = rows.q_TND.device
+        unused_rng_state = torch.empty(2, dtype=torch.uint64, device=device)  # of dropout, which is 0
         return torch.ops.aten._flash_attention_backward(
-            grad_QND,
-            q_QND,
-            k_KGD,
-            v_KGD,
-            out_QND,
+            upstream.grad_TND,
+            rows.q_TND,
+            rows.k_SGD,
+            rows.v_SGD,
+            upstream.out_TND,
             lse_NQ,
             packed.cu_query,
             packed.cu_key,
             packed.longest_query,
             packed.longest_key,
             0.0,
-            causal,
+            rows.causal,
             unused_rng_state,
-            torch.empty(0, dtype=torch.uint64, device=q_QND.device),
-            scale=scale,
+            torch.empty(0, dtype=torch.uint64, device=device),
+            scale=rows.scale,
         )
 
 
-def _efficient_forward(
-    q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, causal: bool, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _block(blocks: Blocks, q0: int, q1: int, k0: int, k1: int) -> Blocks:
+    """The rows of one segment alone."""
+    return replace(blocks, q_TND=blocks.q_TND[q0:q1], k_SGD=blocks.k_SGD[k0:k1], v_SGD=blocks.v_SGD[k0:k1])
+
+
+def _efficient_forward(block: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     """out_QND and log-sum-exp [Q, N] of one segment. The kernel knows no grouped queries: keys are repeated."""
-    keys, values = (_repeat(x, q_QND.shape[1]) for x in (k_KGD, v_KGD))
-    mask = _CAUSAL_FROM_TOP_LEFT if causal else _NO_MASK
+    q_QND = block.q_TND
+    keys, values = (_repeat(x, q_QND.shape[1]) for x in (block.k_SGD, block.v_SGD))
+    mask = _CAUSAL_FROM_TOP_LEFT if block.causal else _NO_MASK
     out, lse_1NR, *_ = torch.ops.aten._efficient_attention_forward(
-        q_QND.unsqueeze(0), keys, values, None, None, None, None, None, 0.0, mask, True, scale=scale
+        q_QND.unsqueeze(0), keys, values, None, None, None, None, None, 0.0, mask, True, scale=block.scale
     )
     return out.squeeze(0), lse_1NR[0, :, : len(q_QND)].transpose(0, 1)
 
 
-def _efficient_backward(
-    grad_QND: torch.Tensor,
-    q_QND: torch.Tensor,
-    k_KGD: torch.Tensor,
-    v_KGD: torch.Tensor,
-    out_QND: torch.Tensor,
-    lse_QN: torch.Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, ...]:
+def _efficient_backward(block: Blocks, upstream: Upstream) -> tuple[torch.Tensor, ...]:
+    q_QND, k_KGD = block.q_TND, block.k_SGD
     heads, kv_heads = q_QND.shape[1], k_KGD.shape[1]
-    keys, values = (_repeat(x, heads) for x in (k_KGD, v_KGD))
+    keys, values = (_repeat(x, heads) for x in (k_KGD, block.v_SGD))
     rows = -len(q_QND) % _EFFICIENT_ROWS
-    lse_1NR = F.pad(lse_QN.transpose(0, 1), (0, rows), value=float("inf")).unsqueeze(0).contiguous()
+    lse_1NR = F.pad(upstream.lse_TN.transpose(0, 1), (0, rows), value=float("inf")).unsqueeze(0).contiguous()
     unused = torch.empty((), dtype=torch.long, device=q_QND.device)  # seed and offset of dropout, which is 0
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
-        grad_QND.unsqueeze(0).contiguous(),
+        upstream.grad_TND.unsqueeze(0).contiguous(),
         q_QND.unsqueeze(0),
         keys,
         values,
         None,
-        out_QND.unsqueeze(0),
+        upstream.out_TND.unsqueeze(0),
         None,
         None,
         len(q_QND),
@@ -189,9 +161,9 @@ def _efficient_backward(
         0.0,
         unused,
         unused,
-        _CAUSAL_FROM_TOP_LEFT if causal else _NO_MASK,
+        _CAUSAL_FROM_TOP_LEFT if block.causal else _NO_MASK,
         False,
-        scale=scale,
+        scale=block.scale,
     )
     dk, dv = (x.squeeze(0).unflatten(1, (kv_heads, heads // kv_heads)).sum(2) for x in (dk, dv))
     return dq.squeeze(0), dk, dv

@@ -2,80 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments, add_rows_, pack_segments
+from mindspeed_vita.ops.attention.call import Blocks, Upstream
 
 
 class VarlenKernel(Protocol):
-    """One fused kernel over several sequences that lie one after the other. Q query rows, K key rows, the rest as in registry.py."""
+    """One fused kernel over several sequences that lie one after the other.
 
-    def forward(
-        self, q_QND: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, packed: PackedSegments, *, causal: bool, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    The tensors of `rows` and `upstream` hold the rows of those sequences alone; `packed` has their bounds. Q query rows, K key rows.
+    """
+
+    def forward(self, rows: Blocks, packed: PackedSegments) -> tuple[torch.Tensor, torch.Tensor]:
         """out_QND and its log-sum-exp, fp32 [N, Q]."""
 
     def backward(
-        self,
-        grad_QND: torch.Tensor,
-        q_QND: torch.Tensor,
-        k_KGD: torch.Tensor,
-        v_KGD: torch.Tensor,
-        out_QND: torch.Tensor,
-        lse_NQ: torch.Tensor,
-        packed: PackedSegments,
-        *,
-        causal: bool,
-        scale: float,
+        self, rows: Blocks, upstream: Upstream, lse_NQ: torch.Tensor, packed: PackedSegments
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """dq, dk, dv of those rows."""
+        """dq, dk, dv of those rows. lse_NQ is upstream.lse_TN as kernels want it: contiguous, heads first."""
 
 
-def varlen_forward(
-    kernel: VarlenKernel,
-    q_TND: torch.Tensor,
-    k_SGD: torch.Tensor,
-    v_SGD: torch.Tensor,
-    segments: np.ndarray,
-    *,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def varlen_forward(kernel: VarlenKernel, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     """Backend.blocks_forward by as few calls of the kernel as copies of keys allow; see pack_segments."""
     outs, lses = [], []
-    for packed in pack_segments(segments, q_TND.device):
-        keys, values = k_SGD[packed.key_rows], v_SGD[packed.key_rows]
-        out_QND, lse_NQ = kernel.forward(q_TND[packed.query_rows], keys, values, packed, causal=causal, scale=scale)
+    for packed in pack_segments(blocks.segments, blocks.q_TND.device):
+        out_QND, lse_NQ = kernel.forward(_rows_of(blocks, packed), packed)
         outs.append(out_QND)
         lses.append(lse_NQ.transpose(0, 1))
     return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
 
 def varlen_backward(
-    kernel: VarlenKernel,
-    grad_TND: torch.Tensor,
-    q_TND: torch.Tensor,
-    k_SGD: torch.Tensor,
-    v_SGD: torch.Tensor,
-    out_TND: torch.Tensor,
-    lse_TN: torch.Tensor,
-    segments: np.ndarray,
-    *,
-    causal: bool,
-    scale: float,
-    dq_TND: torch.Tensor,
-    dkv_2SGD: torch.Tensor,
+    kernel: VarlenKernel, blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor, dkv_2SGD: torch.Tensor
 ) -> None:
     """Backend.blocks_backward by the same calls."""
-    for packed in pack_segments(segments, q_TND.device):
-        grad, query, out, lse_QN = (x[packed.query_rows] for x in (grad_TND, q_TND, out_TND, lse_TN))
-        keys, values = k_SGD[packed.key_rows], v_SGD[packed.key_rows]
+    for packed in pack_segments(blocks.segments, blocks.q_TND.device):
+        grad, out, lse_QN = (x[packed.query_rows] for x in (upstream.grad_TND, upstream.out_TND, upstream.lse_TN))
+        own = Upstream(grad_TND=grad.contiguous(), out_TND=out, lse_TN=lse_QN)
         # kernels read the log-sum-exp without regard to strides
-        lse_NQ = lse_QN.transpose(0, 1).contiguous()
-        dq, dk, dv = kernel.backward(grad.contiguous(), query, keys, values, out, lse_NQ, packed, causal=causal, scale=scale)
+        dq, dk, dv = kernel.backward(_rows_of(blocks, packed), own, lse_QN.transpose(0, 1).contiguous(), packed)
         add_rows_(dq_TND, packed.query_rows, dq)
         add_rows_(dkv_2SGD[0], packed.key_rows, dk)
         add_rows_(dkv_2SGD[1], packed.key_rows, dv)
+
+
+def _rows_of(blocks: Blocks, packed: PackedSegments) -> Blocks:
+    """The same call over the rows of some of its segments alone."""
+    query, key, value = blocks.q_TND[packed.query_rows], blocks.k_SGD[packed.key_rows], blocks.v_SGD[packed.key_rows]
+    return replace(blocks, q_TND=query, k_SGD=key, v_SGD=value)

@@ -300,3 +300,14 @@ def test_another_number_of_steps_says_what_happens_to_the_schedule_and_does_it(t
     assert "train.steps was" not in capfd.readouterr().err
     train(tiny.recipe(tmp_path, train={"steps": 5}))
     assert "train.steps was 40 and is 5 now; the checkpoint is at step 11, so nothing is left to train" in capfd.readouterr().err
+
+
+def test_heads_that_no_kernel_serves_are_refused_before_data_is_read(tiny, tmp_path, monkeypatch):
+    from mindspeed_vita.ops.attention import reference, torch_native
+
+    for backend in (torch_native, reference):
+        monkeypatch.setattr(backend, "refuse", lambda heads: "none of those")
+    recipe = tiny.recipe(tmp_path, data={"index": str(tmp_path / "index")})
+    with pytest.raises(ValueError, match=r"no attention backend can serve 4 heads of width 8 in torch.float32 on cpu: torch_native: none"):
+        train(recipe)
+    assert not (tmp_path / "index").exists()

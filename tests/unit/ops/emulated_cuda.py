@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mindspeed_vita.ops.attention import reference
+from mindspeed_vita.ops.attention import Blocks, Upstream, reference
 
 aten = torch.ops.aten
 CAUSAL_FROM_TOP_LEFT = 1
@@ -37,7 +37,7 @@ def flash_forward(query, key, value, cu_q, cu_k, max_q, max_k, causal, scale):
     for x in (query, key, value):
         assert x.dtype in (torch.bfloat16, torch.float16) and x.dim() == 3 and x.stride(-1) == 1
     segments = varlen_segments(query, key, cu_q, cu_k, max_q, max_k)
-    out, lse = reference.blocks_forward(query, key, value, segments, causal=causal, scale=scale)
+    out, lse = reference.blocks_forward(_blocks(query, key, value, segments, causal, scale))
     return out, lse.transpose(0, 1).contiguous()
 
 
@@ -46,10 +46,13 @@ def flash_backward(grad, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, 
     assert grad.shape == out.shape == query.shape and grad.dtype == out.dtype == query.dtype
     segments = varlen_segments(query, key, cu_q, cu_k, max_q, max_k)
     dq, dkv = torch.zeros_like(query, dtype=torch.float32), torch.zeros(2, *key.shape)
-    reference.blocks_backward(
-        grad, query, key, value, out, lse.transpose(0, 1), segments, causal=causal, scale=scale, dq_TND=dq, dkv_2SGD=dkv
-    )
+    upstream = Upstream(grad_TND=grad, out_TND=out, lse_TN=lse.transpose(0, 1))
+    reference.blocks_backward(_blocks(query, key, value, segments, causal, scale), upstream, dq_TND=dq, dkv_2SGD=dkv)
     return dq.to(query.dtype), dkv[0].to(key.dtype), dkv[1].to(value.dtype)
+
+
+def _blocks(query, key, value, segments, causal, scale) -> Blocks:
+    return Blocks(q_TND=query, k_SGD=key, v_SGD=value, segments=segments, causal=causal, scale=scale)
 
 
 def _one(length_q: int, length_k: int) -> np.ndarray:
@@ -94,7 +97,7 @@ class EmulatedCudaKernels(TorchDispatchMode):
         assert with_lse and dropout == 0.0 and bias is None and cu_q is None
         rows = query.shape[1]
         causal = mask == CAUSAL_FROM_TOP_LEFT
-        out, lse = reference.blocks_forward(query[0], key[0], value[0], _one(rows, key.shape[1]), causal=causal, scale=scale)
+        out, lse = reference.blocks_forward(_blocks(query[0], key[0], value[0], _one(rows, key.shape[1]), causal, scale))
         padded = torch.full((1, query.shape[2], math.ceil(rows / 32) * 32), float("inf"))
         padded[0, :, :rows] = lse.transpose(0, 1)
         return out.unsqueeze(0), padded, torch.empty(0), torch.empty(0), rows, key.shape[1]
@@ -106,17 +109,7 @@ class EmulatedCudaKernels(TorchDispatchMode):
         assert (max_q, max_k) == (rows, keys) and lse.shape[-1] == math.ceil(rows / 32) * 32
         assert torch.isinf(lse[..., rows:]).all() and not bias_grad
         dq, dkv = torch.zeros_like(query[0]), torch.zeros(2, *key.shape[1:])
-        reference.blocks_backward(
-            grad[0],
-            query[0],
-            key[0],
-            value[0],
-            out[0],
-            lse[0, :, :rows].transpose(0, 1),
-            _one(rows, keys),
-            causal=mask == CAUSAL_FROM_TOP_LEFT,
-            scale=scale,
-            dq_TND=dq,
-            dkv_2SGD=dkv,
-        )
+        upstream = Upstream(grad_TND=grad[0], out_TND=out[0], lse_TN=lse[0, :, :rows].transpose(0, 1))
+        blocks = _blocks(query[0], key[0], value[0], _one(rows, keys), mask == CAUSAL_FROM_TOP_LEFT, scale)
+        reference.blocks_backward(blocks, upstream, dq_TND=dq, dkv_2SGD=dkv)
         return dq.unsqueeze(0), dkv[0].unsqueeze(0), dkv[1].unsqueeze(0), torch.empty(0)

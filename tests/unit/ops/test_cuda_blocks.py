@@ -3,13 +3,13 @@
 import importlib.metadata
 import sys
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-from mindspeed_vita.ops.attention import flash_attn_varlen, reference, torch_cuda
+from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, flash_attn_varlen, reference, torch_cuda
 from tests.unit.ops.emulated_cuda import EmulatedCudaKernels, flash_backward, flash_forward
 from tests.unit.ops.tower_attention import check_bidirectional
 
@@ -63,18 +63,22 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     flash_attn_varlen._refuse_installation.cache_clear()
 
 
+def heads(dtype: torch.dtype, *, width: int = 64, device: str = "cpu") -> Heads:
+    return Heads(num_heads=1, width=width, dtype=dtype, device=torch.device(device))
+
+
 def compare(backend: ModuleType, dtype: torch.dtype, width: int, segments: np.ndarray, causal: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     query, key, value, grad = (torch.randn(60, heads, width, generator=generator).to(dtype) for heads in (6, 2, 2, 6))
     results = []
     for kernels in (backend, reference):
-        out_QND, lse_QN = kernels.blocks_forward(query, key, value, segments, causal=causal, scale=0.2)
+        blocks = Blocks(q_TND=query, k_SGD=key, v_SGD=value, segments=segments, causal=causal, scale=0.2)
+        out_QND, lse_QN = kernels.blocks_forward(blocks)
         rows = np.concatenate([np.arange(start, stop) for start, stop in segments[:, :2]])
         out, lse = torch.zeros_like(query), torch.zeros(60, 6)
         out[rows], lse[rows] = out_QND, lse_QN
         dq, dkv = torch.zeros(60, 6, width), torch.zeros(2, 60, 2, width)
-        tensors = (grad, query, key, value, out, lse)
-        kernels.blocks_backward(*tensors, segments, causal=causal, scale=0.2, dq_TND=dq, dkv_2SGD=dkv)
+        kernels.blocks_backward(blocks, Upstream(grad_TND=grad, out_TND=out, lse_TN=lse), dq_TND=dq, dkv_2SGD=dkv)
         results.append((out_QND, lse_QN, dq, dkv))
     # gradients of shared keys are rounded to the kernel's dtype before they are added
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
@@ -97,7 +101,7 @@ def test_torchs_kernels(dtype: torch.dtype, width: int, segments: np.ndarray, ca
 @pytest.mark.parametrize("segments, causal", [(FREE, False), (SQUARES, True)], ids=["free", "causal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_flash_attn_package(flash_attn: list[str], dtype: torch.dtype, segments: np.ndarray, causal: bool) -> None:
-    assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64, dtype=dtype)) is None
+    assert flash_attn_varlen.refuse(heads(dtype)) is None
     compare(flash_attn_varlen, dtype, 64, segments, causal)
     assert flash_attn == ["forward", "backward"]
 
@@ -117,8 +121,8 @@ def test_the_towers_attention_by_flash_attn_is_bidirectional(flash_attn: list[st
 def test_devices_too_old_for_flash_kernels_are_refused(flash_attn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
 
-    def query(dtype: torch.dtype) -> SimpleNamespace:
-        return SimpleNamespace(dtype=dtype, shape=(1, 1, 64), device=torch.device("cuda", 0))
+    def query(dtype: torch.dtype) -> Heads:
+        return heads(dtype, device="cuda:0")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for backend in (flash_attn_varlen, torch_cuda):
@@ -130,13 +134,13 @@ def test_devices_too_old_for_flash_kernels_are_refused(flash_attn: list[str], mo
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason(flash_attn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64)) == "takes bf16 and fp16, not torch.float32"
-    odd = torch.zeros(1, 1, 20, dtype=torch.bfloat16)
+    assert flash_attn_varlen.refuse(heads(torch.float32)) == "takes bf16 and fp16, not torch.float32"
+    odd = heads(torch.bfloat16, width=20)
     assert flash_attn_varlen.refuse(odd) == torch_cuda._refuse_shape(odd) == "takes head widths that are multiples of 8 up to 256, not 20"
-    assert torch_cuda._refuse_shape(torch.zeros(1, 1, 8, dtype=torch.float64)) == "takes bf16, fp16 and fp32, not torch.float64"
-    assert torch_cuda.refuse(torch.zeros(1, 1, 8)) == "runs on cuda, not on cpu"
+    assert torch_cuda._refuse_shape(heads(torch.float64)) == "takes bf16, fp16 and fp32, not torch.float64"
+    assert torch_cuda.refuse(heads(torch.float32)) == "runs on cuda, not on cpu"
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.5.9")
     flash_attn_varlen._refuse_installation.cache_clear()
-    assert flash_attn_varlen.refuse(torch.zeros(1, 1, 64, dtype=torch.bfloat16)) == (
+    assert flash_attn_varlen.refuse(heads(torch.bfloat16)) == (
         "flash-attn 2.5.9 is too old; install 2.7 or newer"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_vita.ops.attention import reference
+from mindspeed_vita.ops.attention import Blocks, Upstream, reference
 from mindspeed_vita.ops.attention.blocks import MOST_COPIED, pack_segments
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 from mindspeed_vita.sharding import plan
@@ -28,14 +30,14 @@ class Recording:
         bounds = [packed.cu_query[:-1], packed.cu_query[1:], packed.cu_key[:-1], packed.cu_key[1:]]
         return torch.stack(bounds, dim=1).long().numpy()
 
-    def forward(self, q, k, v, packed, *, causal, scale):
-        out, lse = reference.blocks_forward(q, k, v, self.segments(packed), causal=causal, scale=scale)
+    def forward(self, rows, packed):
+        out, lse = reference.blocks_forward(replace(rows, segments=self.segments(packed)))
         return out, lse.transpose(0, 1)
 
-    def backward(self, grad, q, k, v, out, lse, packed, *, causal, scale):
-        dq, dkv = torch.zeros(q.shape), torch.zeros(2, *k.shape)
-        rows = self.segments(packed)
-        reference.blocks_backward(grad, q, k, v, out, lse.transpose(0, 1), rows, causal=causal, scale=scale, dq_TND=dq, dkv_2SGD=dkv)
+    def backward(self, rows, upstream, lse_NQ, packed):
+        dq, dkv = torch.zeros(rows.q_TND.shape), torch.zeros(2, *rows.k_SGD.shape)
+        assert torch.equal(lse_NQ.T, upstream.lse_TN) and lse_NQ.is_contiguous()
+        reference.blocks_backward(replace(rows, segments=self.segments(packed)), upstream, dq_TND=dq, dkv_2SGD=dkv)
         return dq, dkv[0], dkv[1]
 
 
@@ -46,15 +48,16 @@ def test_nested_segments_are_exact_in_any_number_of_calls(copied: int, calls: li
     query, key, value, grad = (torch.randn(50, heads, 8, generator=generator) for heads in (4, 2, 2, 4))
     segments, kernel = NESTED.copy(), Recording()
     rows = np.concatenate([np.arange(start, stop) for start, stop in segments[:, :2]])
-    found = varlen_forward(kernel, query, key, value, segments, causal=False, scale=0.3)
+    blocks = Blocks(q_TND=query, k_SGD=key, v_SGD=value, segments=segments, causal=False, scale=0.3)
+    found = varlen_forward(kernel, blocks)
     assert kernel.calls == calls
-    wanted = reference.blocks_forward(query, key, value, segments, causal=False, scale=0.3)
+    wanted = reference.blocks_forward(blocks)
     out, lse = torch.zeros_like(query), torch.zeros(50, 4)
     out[rows], lse[rows] = wanted
     sums = [(torch.zeros_like(query), torch.zeros(2, *key.shape)) for _ in range(2)]
-    tensors = (grad, query, key, value, out, lse, segments)
-    varlen_backward(kernel, *tensors, causal=False, scale=0.3, dq_TND=sums[0][0], dkv_2SGD=sums[0][1])
-    reference.blocks_backward(*tensors, causal=False, scale=0.3, dq_TND=sums[1][0], dkv_2SGD=sums[1][1])
+    upstream = Upstream(grad_TND=grad, out_TND=out, lse_TN=lse)
+    varlen_backward(kernel, blocks, upstream, dq_TND=sums[0][0], dkv_2SGD=sums[0][1])
+    reference.blocks_backward(blocks, upstream, dq_TND=sums[1][0], dkv_2SGD=sums[1][1])
     for ours, expected in zip((*found, *sums[0]), (*wanted, *sums[1])):
         torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mindspeed_vita.ops.attention import reference
 from mindspeed_vita.parallel.ulysses import ulysses_attention
 from mindspeed_vita.sharding import plan
 
@@ -12,4 +13,5 @@ from mindspeed_vita.sharding import plan
 def test_heads_that_do_not_divide_are_refused(heads: int, kv_heads: int, name: str) -> None:
     q, k = torch.zeros(4, heads, 8), torch.zeros(4, kv_heads, 8)
     with pytest.raises(ValueError, match=f"ulysses=2 does not divide this rank's {name} heads; use a divisor"):
-        ulysses_attention(q, k, k, plan(np.array([0, 8]), 1).shared_by(2), scale=1.0, group=None, ring_group=None, ring_rank=0)
+        shared = plan(np.array([0, 8]), 1).shared_by(2)
+        ulysses_attention(q, k, k, shared, scale=1.0, group=None, ring_group=None, ring_rank=0, backend=reference)

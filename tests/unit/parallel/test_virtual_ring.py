@@ -48,7 +48,7 @@ def test_the_error_in_bf16_stays_near_one_devices_however_long_the_ring(backend:
     errors = {}
     for cp_size in (1, 2, 8, 32):
         cp_plan = plan(np.array([0, 512]), cp_size)
-        found = virtual_ring_attention(*tensors, grad, cp_plan, scale=0.125, kernels=backend)  # type: ignore[arg-type]
+        found = virtual_ring_attention(*tensors, grad, cp_plan, scale=0.125, backend=backend)  # type: ignore[arg-type]
         wanted = expected([x.double() for x in tensors], grad, cp_plan, 0.125)
         errors[cp_size] = [float((ours.double() - want).norm() / want.norm()) for ours, want in zip(found, wanted)]
     assert all(ring <= 1.5 * alone for size in (2, 8, 32) for ring, alone in zip(errors[size], errors[1])), errors
