@@ -26,8 +26,8 @@ setup(
     package_dir={"mindspeed_vita.patches": "patches"},
     package_data={
         "mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"],
-        "mindspeed_vita.cli.doctor": ["*.json"],
-        "mindspeed_vita.engine.hardware_check": ["*.json", "*.txt"],
+        "mindspeed_vita.checks.doctor": ["*.json"],
+        "mindspeed_vita.checks.hardware_check": ["*.json", "*.txt"],
     },
     install_requires=requirements(),
     extras_require={

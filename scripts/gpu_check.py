@@ -11,7 +11,7 @@ language model at 32,768 tokens.
 import sys
 
 try:
-    from mindspeed_vita.engine.hardware_check.main import main
+    from mindspeed_vita.checks.hardware_check.main import main
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 

@@ -9,7 +9,7 @@
 #              MEGATRON_URL, MINDSPEED_URL, MINDSPEED_LLM_URL (mirrors)   IN_IMAGE=1 while an image is built: no driver there, so it is not asked for
 set -euo pipefail
 
-# The pins; mindspeed_vita/cli/doctor/matrix.py holds the same, and a test compares them.
+# The pins; mindspeed_vita/checks/doctor/matrix.py holds the same, and a test compares them.
 TORCH=2.7.1 TORCH_NPU=2.7.1.post8 CANN=9.1 DRIVER=25.2 TRANSFORMERS=5.2.0
 MEGATRON_REF=core_v0.12.1 MEGATRON_COMMIT=a845aa7e12b3a117e24c2352b9e3e60bad2e3a17
 MINDSPEED_REF=26.1.0_core_r0.12.1 MINDSPEED_COMMIT=57a33053c4eccd5b14aa58e3ca595ab414e65b94

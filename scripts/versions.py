@@ -1,6 +1,6 @@
 """Writes the table of tested sets into docs/guides/versions.md, from the file that `vita doctor` reads.
 
-    python scripts/versions.py           # after a change of mindspeed_vita/cli/doctor/tested_sets.json
+    python scripts/versions.py           # after a change of mindspeed_vita/checks/doctor/tested_sets.json
     python scripts/versions.py --check   # exit status 1 where the page is out of date
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mindspeed_vita.cli.doctor.tested_sets import FILE, tested_sets  # noqa: E402
+from mindspeed_vita.checks.doctor.tested_sets import FILE, tested_sets  # noqa: E402
 
 PAGE = ROOT / "docs" / "guides" / "versions.md"
 BEGIN, END = "<!-- scripts/versions.py: begin -->", "<!-- scripts/versions.py: end -->"

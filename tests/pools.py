@@ -9,7 +9,7 @@ from typing import Callable, Iterator
 
 import pytest
 
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.pool import LayoutPool
 
 OVERLAYS = {"0.12": "VITA_MCORE_012", "newest": "VITA_MCORE_NEWEST"}
 """Line of megatron-core -> environment variable with a folder that holds it."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mindspeed_vita.checkpoint.families import family_rules
-from mindspeed_vita.checkpoint.hf_config import hf_config
-from mindspeed_vita.checkpoint.mapping import convert_to_native
+from mindspeed_vita.checkpoint.hf.config import hf_config
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.config import DataConfig, LanguageConfig, ModelConfig, ProjectorConfig, Recipe, TrainConfig, VisionConfig
 from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
 from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.mindspeed_names import native_name
+from mindspeed_vita.checkpoint.mapping.mindspeed_names import native_name
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")

@@ -1,0 +1,1 @@
+"""The command `vita`. Subcommands are imported only when they are asked for."""

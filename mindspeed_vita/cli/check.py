@@ -103,7 +103,7 @@ def _tokenizer(recipe: Recipe) -> str:
 
 
 def _weights(recipe: Recipe, engine: str) -> str:
-    from mindspeed_vita.checkpoint import step_folder
+    from mindspeed_vita.checkpoint.native import step_folder
 
     directory, start = recipe.checkpoint.directory, recipe.checkpoint.init_from
     if engine == "mindspeed-llm":

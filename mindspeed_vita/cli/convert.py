@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_output(output: Path, to: str) -> None:
     if to == "hf":
-        from mindspeed_vita.checkpoint.hf_export import check_output
+        from mindspeed_vita.checkpoint.hf.export import check_output
 
         check_output(output)
     elif output.exists() and (not output.is_dir() or any(path.name != RUN_LOCK for path in output.iterdir())):
@@ -71,7 +71,7 @@ def _check_output(output: Path, to: str) -> None:
 def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: Optional[Any], shard_bytes: int) -> int:
     weights, recipe = _read(source, arguments, dtype)
     if arguments.to == "hf":
-        from mindspeed_vita.checkpoint.hf_export import export_hf
+        from mindspeed_vita.checkpoint.hf.export import export_hf
         from mindspeed_vita.data.templates import get_template
         from mindspeed_vita.data.tokenizer import load_tokenizer
 
@@ -110,8 +110,8 @@ def _read(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> 
 def _read_mindspeed(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:
     from dataclasses import replace
 
-    from mindspeed_vita.checkpoint.families import family_rules
-    from mindspeed_vita.checkpoint.mapping import check_names
+    from mindspeed_vita.checkpoint.mapping.families import family_rules
+    from mindspeed_vita.checkpoint.mapping.rules import check_names
     from mindspeed_vita.checkpoint.mindspeed_files import read_full_weights, saved_recipe
     from mindspeed_vita.config import load_recipe, recipe_from_dict
 
@@ -127,7 +127,7 @@ def _read_mindspeed(source: Path, arguments: argparse.Namespace) -> tuple[Mappin
 def _read_native(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:
     from dataclasses import replace
 
-    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.config import recipe_from_dict
 
     if arguments.vision:
@@ -141,7 +141,7 @@ def _read_native(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[s
 def _read_hf(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> tuple[Mapping[str, Any], Any]:
     from dataclasses import replace
 
-    from mindspeed_vita.checkpoint.hf_import import import_hf
+    from mindspeed_vita.checkpoint.hf.load import import_hf
     from mindspeed_vita.config import Recipe
 
     found = import_hf(source, vision=arguments.vision, dtype=dtype, tile_size=arguments.tile_size)
@@ -156,7 +156,7 @@ def _write_native(output: Path, weights: Mapping[str, Any], recipe: Any, dtype: 
 
     import torch
 
-    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.checkpoint.native import checkpoint as native
 
     tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in weights.items()}
     stored = tensors["language.embedding.word_embeddings.weight"].dtype

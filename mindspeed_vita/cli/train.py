@@ -88,7 +88,7 @@ def _builtin(recipe: Recipe) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         # these imports take seconds, and torchrun's own start before them too
         print(f"{recipe.name}: starting {os.environ.get('WORLD_SIZE', '1')} process(es), loading torch and megatron.core", file=sys.stderr)
-    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.cli.after_training import results
     from mindspeed_vita.engine.loop import train
     from mindspeed_vita.engine.stopping import Stopped, stop_signals

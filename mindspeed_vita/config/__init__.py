@@ -1,4 +1,4 @@
-"""Recipes: what a run is told, checked before anything is built."""
+"""The recipe as frozen dataclasses: loading, checks, and presets of sizes and stages. Families of towers and decoders are tables."""
 
 from mindspeed_vita.config.load import expand_variables, load_recipe, model_config_from_dict, recipe_from_dict, recipe_to_dict
 from mindspeed_vita.config.recipe import (

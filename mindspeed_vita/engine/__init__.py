@@ -1,0 +1,1 @@
+"""The built-in engine: loop, step, optimizer, feed, faults and metrics."""

@@ -11,9 +11,10 @@ from typing import Any, Iterator, Optional
 
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import atomic, native
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
-from mindspeed_vita.checkpoint.ranks import gather, on_first_rank
+from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine import optimizer as optim

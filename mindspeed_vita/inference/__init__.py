@@ -1,0 +1,1 @@
+"""Answers from native and exported checkpoints."""

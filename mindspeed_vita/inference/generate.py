@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import native
-from mindspeed_vita.checkpoint.hf_tokenizer import stop_ids
+from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch

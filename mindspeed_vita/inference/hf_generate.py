@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-from mindspeed_vita.checkpoint.hf_config import model_config
-from mindspeed_vita.checkpoint.hf_import import read_config
-from mindspeed_vita.checkpoint.hf_processor import read_json, read_processor
-from mindspeed_vita.checkpoint.hf_tokenizer import stop_ids
-from mindspeed_vita.checkpoint.hf_weights import open_weights
+from mindspeed_vita.checkpoint.hf.config import model_config
+from mindspeed_vita.checkpoint.hf.load import read_config
+from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
+from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
+from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig

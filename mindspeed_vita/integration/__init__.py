@@ -1,1 +1,1 @@
-"""What enters other training frameworks. Nothing outside this package imports them."""
+"""What enters other training frameworks: MindSpeed-LLM. Nothing below imports it."""

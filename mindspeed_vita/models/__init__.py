@@ -1,1 +1,1 @@
-"""The model: modules over megatron.core that know no process group and no framework arguments."""
+"""The model: modules over megatron.core that know no process group and no command-line arguments."""

@@ -20,7 +20,6 @@ from mindspeed_vita.config import MODULES, ModelConfig
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model
-from mindspeed_vita.models.lm_head import LanguageHead
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
 from mindspeed_vita.models.splice import splice
@@ -38,6 +37,23 @@ class Exchange(Protocol):
     """Sends this rank's vision rows to the ranks whose tokens need them and returns the rows for this rank's tokens, differentiable."""
 
     def __call__(self, rows_RH: torch.Tensor, route: VisionRoute) -> torch.Tensor: ...
+
+
+class Head(Protocol):
+    """Losses and logits from this rank's share of the final hidden states, over the vocabulary's slices; parallel/lm_head.py has one."""
+
+    def losses(
+        self,
+        hidden_L1H: torch.Tensor,
+        weight_VH: torch.Tensor,
+        labels_T: torch.Tensor,
+        weights_T: torch.Tensor,
+        supervised_Q: torch.Tensor,
+    ) -> torch.Tensor:
+        """Weighted cross-entropy of each token: float32[T], 0 where the label is -100."""
+
+    def logits(self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
+        """Logits of chosen tokens, fp32 [R, vocabulary]."""
 
 
 class VitaModel(MegatronModule):
@@ -65,7 +81,7 @@ class VitaModel(MegatronModule):
         attend: Attend,
         attend_tiles: Optional[AttendTiles],
         exchange: Exchange,
-        head: LanguageHead,
+        head: Head,
         pre_process: bool = True,
         post_process: bool = True,
         trainable: tuple[str, ...] = MODULES,

@@ -1,1 +1,1 @@
-"""Numerical kernels behind plain functions; a backend that cannot serve a call refuses with the reason."""
+"""Numerical kernels behind plain functions, a plain reference beside each fast one. A backend that cannot serve refuses with a reason."""

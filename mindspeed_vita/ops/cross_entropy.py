@@ -14,6 +14,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 
+def plain_cross_entropy(hidden_QH: torch.Tensor, weight_VH: torch.Tensor, labels_Q: torch.Tensor) -> torch.Tensor:
+    """The reference: all logits at once, over the whole vocabulary. float32[Q], computed in fp32 from products in the weights' dtype."""
+    return F.cross_entropy(F.linear(hidden_QH, weight_VH).float(), labels_Q, reduction="none")
+
+
 def chunked_cross_entropy(
     hidden_QH: torch.Tensor,
     weight_VH: torch.Tensor,

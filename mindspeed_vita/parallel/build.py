@@ -10,12 +10,12 @@ import torch
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
-from mindspeed_vita.models.lm_head import LanguageHead
 from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
 from mindspeed_vita.ops.attention import Backend, Heads, choose
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.lm_head import LanguageHead
 from mindspeed_vita.parallel.ring import ring_attention
 from mindspeed_vita.parallel.tile_exchange import TileExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention

@@ -1,4 +1,4 @@
-"""Devices behind one small interface, and every branch between the supported megatron-core lines."""
+"""The device behind one small interface, and every branch between the supported lines of megatron-core."""
 
 from mindspeed_vita.platform.base import Capabilities, Memory, Platform
 from mindspeed_vita.platform.select import announce, get_platform

@@ -1,4 +1,4 @@
-"""Who holds what: which context-parallel rank owns which tokens, which rank encodes which tiles. numpy only."""
+"""A leaf, numpy only: which context-parallel rank owns which tokens, and which rank encodes which tiles."""
 
 from mindspeed_vita.sharding.cp_plan import CPPlan, index, plan
 from mindspeed_vita.sharding.tiles import TileRoute, tile_owner, tile_routes

@@ -20,8 +20,8 @@ try:
     import torch.distributed as dist
     import torch.multiprocessing as mp
 
+    from mindspeed_vita.checks import virtual_ring
     from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, torch_native
-    from mindspeed_vita.parallel import virtual_ring
     from mindspeed_vita.parallel.ring import Transfer, ring_attention
     from mindspeed_vita.sharding import CPPlan, index, plan
     from mindspeed_vita.sharding.cp_plan import rank_work

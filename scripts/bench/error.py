@@ -14,7 +14,7 @@ try:
     import torch
     import torch.nn.functional as F
 
-    from mindspeed_vita.parallel.virtual_ring import virtual_ring_attention
+    from mindspeed_vita.checks.virtual_ring import virtual_ring_attention
     from mindspeed_vita.sharding import plan
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")

@@ -30,7 +30,7 @@ def case(mode: str, rows: int, supervised: float, train: bool, results: Any) -> 
     from mindspeed_vita.platform import get_platform
 
     get_platform("cpu").activate()
-    from mindspeed_vita.models.lm_head import LanguageHead
+    from mindspeed_vita.parallel.lm_head import LanguageHead
 
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, 1, HIDDEN, generator=generator).bfloat16().requires_grad_(train)

@@ -9,15 +9,19 @@ buckets, tiles, and vision rows that arrive. Lengths are those of length_mix.py;
 from __future__ import annotations
 
 import argparse
+import sys
 
-import numpy as np
-import torch
-from length_mix import TOKENS_PER_TILE
-from plan import draw_packs
+try:
+    import numpy as np
+    import torch
+    from length_mix import TOKENS_PER_TILE
+    from plan import draw_packs
 
-from mindspeed_vita.ops.attention.blocks import pack_segments
-from mindspeed_vita.ops.shape_buckets import bucketed_rows
-from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+    from mindspeed_vita.ops.attention.blocks import pack_segments
+    from mindspeed_vita.ops.shape_buckets import bucketed_rows
+    from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = (
     ("stage 2", 2, 16384, 8, 1, 8, 528, True),

@@ -18,7 +18,7 @@ try:
     from length_mix import TOKENS_PER_TILE
     from plan import draw_packs
 
-    from mindspeed_vita.checkpoint.hf_weights import native_tensors
+    from mindspeed_vita.checkpoint.hf.weights import native_tensors
     from mindspeed_vita.config import MODULES, model_config_from_dict
     from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
     from mindspeed_vita.sharding.cp_plan import CPPlan

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import load_recipe, recipe_to_dict
 from mindspeed_vita.data.media.decoder import close_decoders

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindspeed_vita.checkpoint.hf_export import CODE_FILES
+from mindspeed_vita.checkpoint.hf.export import CODE_FILES
 from mindspeed_vita.config import recipe_to_dict
 from tests.tiny_data import TinyData, read_metrics
 

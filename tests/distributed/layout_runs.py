@@ -38,7 +38,7 @@ def answer(layout: Any, *, folder: str, prompt: str, images: list[str], videos: 
 
 def load_and_save(layout: Any, *, content: dict[str, Any], source: str, target: str) -> None:
     """Loads a checkpoint into a fresh model and optimizer under the layout of the pool's call, and saves it again, untrained."""
-    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.config import recipe_from_dict
     from mindspeed_vita.engine import optimizer as optim
     from mindspeed_vita.parallel.build import build_model
@@ -68,7 +68,7 @@ def head(layout: Any, *, mode: str, supervised: list[int], chosen: list[int]) ->
 
     import torch.nn.functional as F
 
-    from mindspeed_vita.models.lm_head import LanguageHead
+    from mindspeed_vita.parallel.lm_head import LanguageHead
 
     generator = torch.Generator().manual_seed(3)
     hidden, weight = torch.randn(32, 1, 16, generator=generator), torch.randn(48, 16, generator=generator)
@@ -90,6 +90,6 @@ def head(layout: Any, *, mode: str, supervised: list[int], chosen: list[int]) ->
     computed = sum(rows)
     grads = torch.autograd.grad(losses.sum(), (hidden_L1H, weight_VH))
     refuse = AssertionError("all rows were gathered for a few")
-    with torch.no_grad(), mock.patch("mindspeed_vita.models.lm_head.gather_from_sequence_parallel_region", side_effect=refuse):
+    with torch.no_grad(), mock.patch("mindspeed_vita.parallel.lm_head.gather_from_sequence_parallel_region", side_effect=refuse):
         logits = language_head.logits(hidden_L1H, weight_VH, torch.tensor(chosen, dtype=torch.int64))
     return {"rows": computed, "losses": losses.detach(), "hidden": grads[0], "weight": grads[1], "logits": logits}

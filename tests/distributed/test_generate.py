@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindspeed_vita.checkpoint import native
-from mindspeed_vita.checkpoint.hf_export import export_hf
+from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.inference.hf_generate import load_hf
 from mindspeed_vita.inference.request import ask
 from tests.pools import Pools

@@ -16,7 +16,7 @@ RUN = "tests.distributed.transfer_runs:run"
 FP32 = 2e-6
 """Worst seen: 5e-7, fp32 sums in another order."""
 RING, ALL_TO_ALL, TILES = "mindspeed_vita.parallel.ring", "mindspeed_vita.parallel.all_to_all", "mindspeed_vita.parallel.tile_exchange"
-HEAD, LOSS = "mindspeed_vita.models.lm_head", "mindspeed_vita.ops.cross_entropy"
+HEAD, LOSS = "mindspeed_vita.parallel.lm_head", "mindspeed_vita.ops.cross_entropy"
 PACKED: dict[str, Any] = {"bounds": [0, 37, 38, 80, 91, 96], "width": 16}
 CASES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
     "ring of 2": ("attention", {"cp": 2}, PACKED),

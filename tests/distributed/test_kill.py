@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
 from tests.pools import Pools
 from tests.tiny_data import TinyData, read_metrics

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint import native, shards
-from mindspeed_vita.checkpoint.hf_weights import native_tensors
+from mindspeed_vita.checkpoint.hf.weights import native_tensors
+from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native import shards
+from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
-from mindspeed_vita.engine.parity.full_tensors import take_slice
 from mindspeed_vita.platform import megatron_compat
 from tests.distributed.fixtures import LINES, OVERLAYS
 

@@ -33,7 +33,7 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
     """
     import torch.distributed as dist
 
-    from mindspeed_vita.engine.hardware_check.exact import block_attention
+    from mindspeed_vita.checks.hardware_check.exact import block_attention
     from mindspeed_vita.ops.attention import Heads, choose
     from mindspeed_vita.parallel.build import attend_over
     from mindspeed_vita.platform import get_platform
@@ -101,7 +101,7 @@ def pixels(layout: Any) -> dict[str, float]:
 
 def head(layout: Any) -> dict[str, float]:
     """The masked head's losses, and the gradient of this rank's hidden states, against plain cross-entropy."""
-    from mindspeed_vita.models.lm_head import LanguageHead
+    from mindspeed_vita.parallel.lm_head import LanguageHead
     from mindspeed_vita.platform import get_platform
 
     device, size, me = get_platform().device, layout.tp_size, layout.tp_rank

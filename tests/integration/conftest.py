@@ -38,7 +38,7 @@ def weights(tiny: TinyData, mindspeed: MindSpeed) -> Path:  # noqa: F811 - the f
     """Native weights that every run starts from: a fresh model's, with biases and norms moved off their neutral values."""
     import torch
 
-    from mindspeed_vita.checkpoint import native
+    from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.engine.session import distributed
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform

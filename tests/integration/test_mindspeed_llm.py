@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint import mindspeed_files, native
-from mindspeed_vita.checkpoint.mindspeed_names import to_mindspeed
+from mindspeed_vita.checkpoint import mindspeed_files
+from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
+from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import MODULES, Recipe
-from mindspeed_vita.engine.parity.full_tensors import take_slice
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from tests.integration.mindspeed_run import MindSpeed, Printed
 from tests.tiny_data import TinyData, read_metrics

@@ -9,7 +9,7 @@ from typing import Iterator
 import pytest
 import torch
 
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.pool import LayoutPool
 from tests.npu.simulator.enter import environment
 from tests.npu.simulator.stubs import build_stubs, missing_tools
 from tests.tiny_data import curve, tiny

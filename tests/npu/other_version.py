@@ -13,7 +13,7 @@ import torch
 
 import tests.npu.simulator.attention
 import tests.npu.simulator.rows  # noqa: F401
-from mindspeed_vita.engine.hardware_check.ascend import schemas
+from mindspeed_vita.checks.hardware_check.ascend import schemas
 from tests.npu.simulator.device import KERNELS
 
 _LATEST = "2.14.0"

@@ -18,8 +18,8 @@ Failures = list[tuple[str, str]]
 
 def old_cann(layout: Any, *, width: int) -> dict[str, float]:
     """Blocks where softmax statistics come in NTD order although TND was asked for."""
-    from mindspeed_vita.engine.hardware_check.exact import random_tensors
-    from mindspeed_vita.engine.hardware_check.kernels import DIAGONALS, RECTANGLES, block_errors
+    from mindspeed_vita.checks.hardware_check.exact import random_tensors
+    from mindspeed_vita.checks.hardware_check.kernels import DIAGONALS, RECTANGLES, block_errors
     from mindspeed_vita.ops.attention import npu
 
     chip, device = enter(), torch.device("npu", 0)
@@ -113,7 +113,7 @@ def mutant(layout: Any, *, module: str, old: str, new: str, section: str) -> Fai
 
 
 def _failures(section: str) -> Failures:
-    from mindspeed_vita.engine.hardware_check.report import Report
+    from mindspeed_vita.checks.hardware_check.report import Report
 
     report = Report(say=lambda line: None)
     report.section(section, _SECTIONS[section])
@@ -121,25 +121,25 @@ def _failures(section: str) -> Failures:
 
 
 def _blocks(report: Any) -> None:
-    from mindspeed_vita.engine.hardware_check.kernels import check_blocks
+    from mindspeed_vita.checks.hardware_check.kernels import check_blocks
 
     check_blocks(report, torch.device("npu", 0), dtypes=(torch.float32,), widths=(64,))
 
 
 def _tower(report: Any) -> None:
-    from mindspeed_vita.engine.hardware_check.kernels import check_tower
+    from mindspeed_vita.checks.hardware_check.kernels import check_tower
 
     check_tower(report, torch.device("npu", 0), dtypes=(torch.float32,))
 
 
 def _tokenwise(report: Any) -> None:
-    from mindspeed_vita.engine.hardware_check.kernels import check_tokenwise
+    from mindspeed_vita.checks.hardware_check.kernels import check_tokenwise
 
     check_tokenwise(report, torch.device("npu", 0))
 
 
 def _merge(report: Any) -> None:
-    from mindspeed_vita.engine.hardware_check.ascend import check_merge
+    from mindspeed_vita.checks.hardware_check.ascend import check_merge
 
     check_merge(report, torch.device("npu", 0))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.pool import LayoutPool
 
 
 def test_every_forbidden_call_is_refused(npus: LayoutPool) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checks.hardware_check.ascend import check_schemas, schemas
+from mindspeed_vita.checks.hardware_check.main import main
+from mindspeed_vita.checks.hardware_check.report import Report
+from mindspeed_vita.checks.hardware_check.training import SIZES, speed_recipe
 from mindspeed_vita.config import validate
-from mindspeed_vita.engine.hardware_check.ascend import check_schemas, schemas
-from mindspeed_vita.engine.hardware_check.main import main
-from mindspeed_vita.engine.hardware_check.report import Report
-from mindspeed_vita.engine.hardware_check.training import SIZES, speed_recipe
 from tests.npu.simulator.enter import ROOT
 
 

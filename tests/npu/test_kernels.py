@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.pool import LayoutPool
 from tests.distributed.test_held_transfers import CASES, MUTANTS
 
 RUNS = "tests.npu.runs"

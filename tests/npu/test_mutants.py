@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.pool import LayoutPool
 
 ATTENTION = "mindspeed_vita.ops.attention.npu"
 TOKENWISE = "mindspeed_vita.ops.tokenwise.npu"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checks.parity.check import RUN, compare
+from mindspeed_vita.checks.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.step import initial_weights, loss_and_gradients
 from mindspeed_vita.config import MODULES, recipe_from_dict
-from mindspeed_vita.engine.parity.check import RUN, compare
-from mindspeed_vita.engine.parity.pool import LayoutPool
-from mindspeed_vita.engine.parity.step import initial_weights, loss_and_gradients
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.platform import get_platform
 

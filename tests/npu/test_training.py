@@ -11,9 +11,9 @@ from typing import Any, Callable
 import pytest
 import yaml
 
+from mindspeed_vita.checks.parity.pool import LayoutPool
 from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine.loop import train
-from mindspeed_vita.engine.parity.pool import LayoutPool
 from tests.npu.simulator.enter import ROOT
 from tests.tiny_data import TinyData
 

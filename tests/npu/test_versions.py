@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mindspeed_vita.engine.hardware_check.ascend import schemas
-from mindspeed_vita.engine.hardware_check.exact import random_tensors, relative_error
+from mindspeed_vita.checks.hardware_check.ascend import schemas
+from mindspeed_vita.checks.hardware_check.exact import random_tensors, relative_error
 from mindspeed_vita.ops.attention import Blocks, Upstream, npu, reference
 from mindspeed_vita.ops.tokenwise import native
 from mindspeed_vita.ops.tokenwise import npu as tokenwise

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mindspeed_vita.checkpoint import native
-from mindspeed_vita.checkpoint.hf_export import export_hf
-from mindspeed_vita.checkpoint.hf_import import import_hf
+from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.load import import_hf
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import RopeScalingConfig
 from mindspeed_vita.inference.generate import NativeGenerator
 from mindspeed_vita.inference.hf_generate import load_hf

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint.families import family_rules
-from mindspeed_vita.checkpoint.mapping import convert_to_native
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.config import LanguageConfig
 from tests.parity.native_model import native_model, text_inputs
 from tests.tiny_checkpoint import TINY, random_weights

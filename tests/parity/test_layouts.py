@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.engine.parity.check import LAYOUTS, RUN, compare, initial_weights
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.check import LAYOUTS, RUN, compare, initial_weights
+from mindspeed_vita.checks.parity.pool import LayoutPool
 
 ALL = ("vision", "projector", "language")
 CASES = [

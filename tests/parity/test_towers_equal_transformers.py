@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mindspeed_vita.engine.parity.check import RUN, compare
-from mindspeed_vita.engine.parity.pool import LayoutPool
+from mindspeed_vita.checks.parity.check import RUN, compare
+from mindspeed_vita.checks.parity.pool import LayoutPool
 from tests.parity.tower_runs import CASES
 from tests.pools import Pools
 
@@ -39,7 +39,7 @@ def test_a_step_with_the_tower_cut_equals_one_process(
 ) -> None:
     """Loss and every gradient; 3 heads over 2 ranks are padded."""
     vision: dict[str, Any] = SMALL[name]
-    full = layout_pool.run("mindspeed_vita.engine.parity.step:initial_weights", vision=vision)[0]
+    full = layout_pool.run("mindspeed_vita.checks.parity.step:initial_weights", vision=vision)[0]
     arguments = {"folder": str(tmp_path), "full": full, "resets": True, "head": "masked", "modules": ("vision", "projector", "language")}
     expected = layout_pool.run(RUN, vision=vision, **arguments)[0]
     result = compare(layout_pool.run(RUN, tp, pp, cp, dp, vision=vision, vision_parallel="tensor", **arguments)[0], expected)

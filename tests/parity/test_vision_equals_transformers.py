@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint.families import family_rules
-from mindspeed_vita.checkpoint.mapping import convert_to_native
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.config import ModelConfig, VisionConfig
 
 

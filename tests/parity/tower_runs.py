@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from mindspeed_vita.checkpoint.families import family_rules
-from mindspeed_vita.checkpoint.hf_import import resize_positions
-from mindspeed_vita.checkpoint.mapping import convert_to_native
+from mindspeed_vita.checkpoint.hf.load import resize_positions
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
+from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import ModelConfig, VisionConfig, recipe_from_dict, tower_traits
-from mindspeed_vita.engine.parity.full_tensors import take_slice
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 # Real widths, heads and head widths; one layer, and for the 6B a short MLP and small tiles, which no head depends on.

@@ -11,21 +11,18 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "mindspeed_vita"
 
-LAYERS = (
-    ("hf", "sharding", "config", "platform"),
-    ("ops", "data"),
-    ("models",),
-    ("parallel", "checkpoint"),
-    ("engine", "integration"),
-    ("inference", "planner", "cli"),
-)
-"""From the bottom up. A layer imports from layers below, and areas of one layer only where SIDEWAYS says so."""
-HEIGHT = {area: height for height, areas in enumerate(LAYERS) for area in areas}
-LEAVES = ("hf", "sharding")
-SIDEWAYS = {("cli", "inference"), ("cli", "planner"), ("platform", "config"), ("checkpoint", "parallel"), ("integration", "engine")}
+RULES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["vita"]
+HEIGHT = {area: height for height, areas in enumerate(RULES["layers"]) for area in areas}
+LEAVES = tuple(RULES["leaves"])
+SIDEWAYS = {tuple(pair) for pair in RULES["sideways"]}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_AT_IMPORT = ("megatron", "mindspeed", "mindspeed_llm", "torch_npu")
@@ -68,7 +65,24 @@ def violation(importer: str, imported: str) -> str | None:
 
 def test_every_area_has_a_layer():
     areas = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert areas <= set(HEIGHT), "name a new area in LAYERS, and in CONTRIBUTING.md"
+    assert areas == set(HEIGHT), "name a new room in [tool.vita] of pyproject.toml, and no room that does not exist"
+
+
+def test_the_docs_show_the_rooms_and_their_order():
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "rooms.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_models_and_data_know_no_process_group():
+    """Attention, exchange and head are handed in. The loader's workers are processes of torch's own, not of a process group."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for area in ("models", "data")
+        for path in sorted((PACKAGE / area).rglob("*.py"))
+        for line, module in imported_modules(path)
+        if module.startswith("torch.distributed")
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

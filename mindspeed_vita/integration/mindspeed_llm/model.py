@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.mindspeed_names import from_mindspeed, to_mindspeed
+from mindspeed_vita.checkpoint.mapping.mindspeed_names import from_mindspeed, to_mindspeed
 from mindspeed_vita.models.vita import VitaModel
 
 

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine.faults import FailedSamples

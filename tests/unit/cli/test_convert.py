@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mindspeed_vita.checkpoint import native
 from mindspeed_vita.checkpoint.folder_lock import held
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.convert import parse_size
 from mindspeed_vita.cli.main import main
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe

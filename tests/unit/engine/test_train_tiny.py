@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine.loop import train
 

@@ -28,8 +28,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_pages_tower_trains_resumes_and_exports(plugin: None, tiny, tmp_path: Path) -> None:
-    from mindspeed_vita.checkpoint import native
-    from mindspeed_vita.checkpoint.hf_export import export_hf
+    from mindspeed_vita.checkpoint.hf.export import export_hf
+    from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.data.tokenizer import load_tokenizer
     from mindspeed_vita.engine.loop import train
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindspeed_vita.checkpoint.hf_export import export_hf
+from mindspeed_vita.checkpoint.hf.export import export_hf
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 

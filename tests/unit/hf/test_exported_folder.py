@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 
-from mindspeed_vita.checkpoint.hf_import import import_hf
+from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.hf.modeling_long_vita import LongVITAForCausalLM
 from mindspeed_vita.inference.hf_generate import load_hf, load_processor

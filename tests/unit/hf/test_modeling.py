@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mindspeed_vita.checkpoint.families import family_rules
-from mindspeed_vita.checkpoint.hf_config import hf_config
-from mindspeed_vita.checkpoint.mapping import convert_to_hf
+from mindspeed_vita.checkpoint.hf.config import hf_config
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_hf
 from mindspeed_vita.hf import configuration_long_vita, modeling_long_vita
 from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
 from mindspeed_vita.hf.modeling_long_vita import LongVITAForCausalLM

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mindspeed_vita.checkpoint.hf_export import export_hf
-from mindspeed_vita.checkpoint.hf_processor import read_processor
+from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.processor import read_processor
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.inference.hf_generate import load_processor

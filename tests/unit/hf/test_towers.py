@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint.hf_export import export_hf
-from mindspeed_vita.checkpoint.hf_import import import_hf
+from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.load import import_hf
 from tests.tiny_checkpoint import TINY, random_weights, tiny_recipe
 
 TOWERS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mindspeed_vita.checkpoint.hf_export import export_hf
-from mindspeed_vita.checkpoint.hf_import import import_hf
+from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.config import recipe_from_dict, validate
 from mindspeed_vita.data.assemble import Medium, assemble_pack, encode_sample
 from mindspeed_vita.data.fitting import MediaLimits

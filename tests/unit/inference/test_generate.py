@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mindspeed_vita.checkpoint import native
+from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine import session
 from mindspeed_vita.inference import generate
 from mindspeed_vita.inference.generate import NativeGenerator, load_native

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mindspeed_vita.checkpoint.families import family_rules
-from mindspeed_vita.checkpoint.hf_config import hf_config, model_config
-from mindspeed_vita.checkpoint.mapping import convert_to_hf, convert_to_native
+from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_hf, convert_to_native
 from mindspeed_vita.config import ModelConfig, ProjectorConfig, VisionConfig, recipe_from_dict, validate
 from tests.tiny_checkpoint import TINY, random_weights
 
@@ -89,7 +89,7 @@ def test_the_exported_code_gives_the_same_rows(kind: str, grid: int, side: int) 
 
 
 def test_a_new_projector_starts_with_every_weight() -> None:
-    from mindspeed_vita.checkpoint.hf_import import initial_projector
+    from mindspeed_vita.checkpoint.hf.load import initial_projector
 
     for kind, grid, side in KINDS:
         model = _model(kind, grid, side)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checks.parity.packs import MODEL
 from mindspeed_vita.config import recipe_from_dict
-from mindspeed_vita.engine.parity.packs import MODEL
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding, apply_rotary_pos_emb
 
-from mindspeed_vita.checkpoint.hf_config import language_config, rope_parameters
+from mindspeed_vita.checkpoint.hf.config import language_config, rope_parameters
 from mindspeed_vita.config import LanguageConfig, RopeScalingConfig
 from mindspeed_vita.ops.rotary import RotaryTables
 from mindspeed_vita.ops.tokenwise import apply_rotary

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mindspeed_vita.models.lm_head import LanguageHead
 from mindspeed_vita.ops.shape_buckets import ROWS, bucketed_rows
+from mindspeed_vita.parallel.lm_head import LanguageHead
 
 CPU, NPU = "cpu", "npu"
 

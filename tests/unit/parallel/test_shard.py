@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checks.parity.packs import MODEL, make_pack
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.data import batch
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.engine.feed import open_loader
-from mindspeed_vita.engine.parity.packs import MODEL, make_pack
 from mindspeed_vita.parallel.shard import shard_batch
 from tests.tiny_checkpoint import alone
 

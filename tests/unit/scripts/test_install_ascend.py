@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.cli.doctor.matrix import ASCEND, DRIVER_LOWEST, line
+from mindspeed_vita.checks.doctor.matrix import ASCEND, DRIVER_LOWEST, line
 from tests.fake_ascend import make_ascend, make_program
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "install_ascend.sh"

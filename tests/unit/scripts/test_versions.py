@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.cli.doctor import matrix
-from mindspeed_vita.cli.doctor.tested_sets import tested_sets
+from mindspeed_vita.checks.doctor import matrix
+from mindspeed_vita.checks.doctor.tested_sets import tested_sets
 
 ROOT = Path(__file__).resolve().parents[3]
 

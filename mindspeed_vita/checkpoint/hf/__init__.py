@@ -1,0 +1,1 @@
+"""Hugging Face folders: configuration, tokenizer, processor and weights, written and read."""

@@ -1,0 +1,219 @@
+"""Export to the released Hugging Face layout: weights, configuration, tokenizer, processor and modelling files, verified after writing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+import mindspeed_vita.hf
+from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
+from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, write_processor
+from mindspeed_vita.checkpoint.hf.safetensors_folder import write_shards
+from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, stop_ids, write_json, write_tokenizer
+from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import Rule, check_shapes, convert_to_hf, convert_to_native
+from mindspeed_vita.config.recipe import Recipe
+from mindspeed_vita.hf.chat_template import CHAT_TEMPLATES
+from mindspeed_vita.hf.token_layout import VisionTokenIds
+
+VERIFICATION = "verification.json"
+MAX_SHARD_BYTES = 5 * 10**9
+CODE_FILES = (
+    "chat_messages.py",
+    "chat_template.py",
+    "configuration_long_vita.py",
+    "frames.py",
+    "image_processing_long_vita.py",
+    "modeling_long_vita.py",
+    "processing_long_vita.py",
+    "tile_positions.py",
+    "tiling.py",
+    "token_layout.py",
+    "video_file.py",
+    "video_reading.py",
+    "vision_long_vita.py",
+)
+"""The files of hf/ that travel with a checkpoint."""
+FILES = frozenset(
+    (*CODE_FILES, *TOKENIZER_FILES, PREPROCESSOR, PROCESSOR, VERIFICATION)
+    + ("config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json")
+)
+"""All that an export writes, except for its shards."""
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+class ExportFailed(OSError):
+    """An export could not be written; what was at its place before is untouched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was compared after writing; saved as verification.json."""
+
+    layout: str
+    """Weight family that was written."""
+    dtype: str
+    """Stored type."""
+    num_tensors: int
+    """Tensors in the shards."""
+    num_parameters: int
+    """Their elements."""
+    max_diff: float
+    """Largest difference between a weight read back and the native one in the stored type: 0.0."""
+    sha256: dict[str, str]
+    """Checksum per shard."""
+
+
+def export_hf(
+    weights: Mapping[str, torch.Tensor],
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    tokenizer: Any,
+    dtype: Optional[torch.dtype] = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Verification:
+    """Write a folder that transformers loads with trust_remote_code.
+
+    The folder appears whole or not at all; an earlier export at the same place is replaced.
+
+    Args:
+        weights: native names and full tensors.
+        recipe: its model section gives the architecture, its data section the processor's settings.
+        output: folder to make.
+        tokenizer: fast tokenizer with the vision tokens.
+        dtype: stored type; None keeps that of the embedding table.
+        max_shard_bytes: size at which a new shard starts.
+
+    Raises:
+        ValueError: the weights do not fit the recipe, `output` holds something else, or a weight read back differs.
+        ExportFailed: the disk is full or not writable.
+    """
+    output = Path(output).resolve()
+    check_output(output)
+    if len(tokenizer) > recipe.model.language.vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
+    needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
+    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, needed, side="native")
+    dtype = dtype or weights["language.embedding.word_embeddings.weight"].dtype
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        rules = family_rules("long_vita", recipe.model)
+        shards = write_shards(_stored(weights, rules, dtype), partial, max_shard_bytes=max_shard_bytes)
+        write_side_files(partial, recipe, tokenizer, dtype)
+        verification = _verify(partial, weights, rules, dtype, shards)
+        write_json(partial / VERIFICATION, asdict(verification))
+        _publish(partial, output)
+    except OSError as error:
+        raise ExportFailed(f"cannot write {output}: {error}; free space or choose another --output; nothing was exported") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return verification
+
+
+def check_output(output: Path) -> None:
+    """Refuse to replace anything but an earlier export, and to lose what was added to one.
+
+    Raises:
+        ValueError: `output` is a file, or a folder with content that no export writes.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; choose another --output")
+    held = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if held and VERIFICATION not in held:
+        raise ValueError(f"{output} exists and is not an earlier export; choose another --output")
+    added = [name for name in held if name not in FILES and not SHARD.fullmatch(name)]
+    if added:
+        raise ValueError(f"{output} holds files that no export writes: {', '.join(added[:8])}; move them, or choose another --output")
+
+
+def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> None:
+    """Everything but the weights: configuration, tokenizer, processor, chat template and code."""
+    ids = VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
+    template = recipe.data.template
+    end, pad = stop_ids(tokenizer, template)
+    token_ids = {"bos": pad, "eos": end, "pad": pad}
+    token_ids |= {"image": ids.img_context, "video": ids.vid_context, "patch": ids.patch_context}
+    write_json(folder / "config.json", hf_config(recipe.model, token_ids=token_ids, dtype=str(dtype).removeprefix("torch.")))
+    generation = {
+        "bos_token_id": pad,
+        "do_sample": False,
+        "eos_token_id": sorted({end, pad}),
+        "pad_token_id": pad,
+        # Placeholders of tiles are never an answer.
+        "suppress_tokens": list(ids.placeholders),
+    }
+    write_json(folder / "generation_config.json", generation)
+    write_tokenizer(tokenizer, folder, template)
+    write_processor(folder, recipe.model, recipe.data)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[template], encoding="utf-8")
+    code = Path(mindspeed_vita.hf.__path__[0])
+    for name in CODE_FILES:
+        shutil.copyfile(code / name, folder / name)
+
+
+def _stored(weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in convert_to_hf(weights, rules):
+        yield name, tensor.to(dtype)
+
+
+def _verify(
+    folder: Path, weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype: torch.dtype, shards: list[Path]
+) -> Verification:
+    """Compare the files with the shapes that config.json calls for, and every tensor, through the inverse rules, with the native one."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written = open_weights(folder, "long_vita", model_config(config))
+    num_parameters = 0
+    for name, tensor in convert_to_native(written, rules):
+        expected = weights[name].to(dtype)
+        if not torch.equal(tensor, expected):
+            same = tensor.shape == expected.shape
+            found = f"differs by {(tensor.double() - expected.double()).abs().max():.3g}" if same else f"has shape {tuple(tensor.shape)}"
+            raise ValueError(f"{name} read back from {folder} {found}, expected {tuple(expected.shape)} unchanged; nothing was exported")
+        num_parameters += tensor.numel()
+    return Verification(
+        layout="long_vita",
+        dtype=str(dtype).removeprefix("torch."),
+        num_tensors=len(written),
+        num_parameters=num_parameters,
+        max_diff=0.0,
+        sha256={shard.name: _sha256(shard) for shard in shards},
+    )
+
+
+def _publish(partial: Path, output: Path) -> None:
+    """Rename into place; an earlier export steps aside first, comes back if that fails, and is removed last."""
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    old = output.with_name(f".{output.name}.old-{os.getpid()}")
+    replaces = output.exists()
+    if replaces:
+        output.rename(old)
+    try:
+        partial.rename(output)
+    except OSError:
+        if replaces:
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

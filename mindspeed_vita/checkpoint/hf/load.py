@@ -1,0 +1,148 @@
+"""Import of Hugging Face weights: Long-VITA (released or exported), or Qwen2.5 with a separate InternViT and a fresh projector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+
+from mindspeed_vita.checkpoint.hf.config import language_config, model_config, vision_config
+from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
+from mindspeed_vita.checkpoint.hf.weights import open_weights
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
+from mindspeed_vita.config import tower_traits
+from mindspeed_vita.config.recipe import DataConfig, ModelConfig, ProjectorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedModel:
+    """Weights by native names, and the architecture they are of."""
+
+    model: ModelConfig
+    """Sizes."""
+    weights: Mapping[str, torch.Tensor]
+    """Full tensors."""
+    data: DataConfig
+    """How the folder's processor cuts pictures and videos; the released settings where it has no processor."""
+    initialised: tuple[str, ...] = ()
+    """Native names that no source held and that got initial values: the projector, where Qwen2.5 and InternViT are joined."""
+
+
+def import_hf(
+    folder: str | Path,
+    *,
+    vision: Optional[str | Path] = None,
+    dtype: Optional[torch.dtype] = None,
+    seed: int = 1234,
+    tile_size: int = 0,
+) -> ImportedModel:
+    """Read a Hugging Face folder.
+
+    Args:
+        folder: a Long-VITA folder, or a Qwen2.5 folder.
+        vision: with Qwen2.5: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
+        dtype: type of the result; None keeps what is stored.
+        seed: of the projector's initial weights.
+        tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
+
+    Raises:
+        ValueError: another architecture, or names or shapes that do not fit it.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.get("model_type") == "long_vita":
+        if vision is not None:
+            raise ValueError(f"{folder} is a whole Long-VITA; leave --vision out")
+        model = model_config(config)
+        return ImportedModel(model=model, weights=_read(folder, "long_vita", model, dtype), data=read_processor(folder))
+    if config.get("model_type") != "qwen2":
+        raise ValueError(f"{folder} has model_type {config.get('model_type')!r}; expected 'long_vita', or 'qwen2' with --vision INTERNVIT")
+    if vision is None:
+        raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
+    return _join(folder, config, Path(vision), dtype, seed, tile_size)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder.
+
+    Raises:
+        ValueError: none there, or not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no config.json; expected a Hugging Face model folder")
+    return read_json(path)
+
+
+_FAMILIES = {
+    "internvl_vision": "internvl_vision",
+    **dict.fromkeys(("siglip", "siglip_vision_model"), "siglip_vision"),
+    **dict.fromkeys(("clip", "clip_vision_model"), "clip_vision"),
+}
+"""model_type of a tower -> family of its weights; InternViT's own repositories otherwise."""
+
+
+def resize_positions(positions_PH: torch.Tensor, grid: int, *, has_class: bool) -> torch.Tensor:
+    """Learned positions for another grid: bicubic, as transformers interpolates them; that of the class token stays.
+
+    Args:
+        positions_PH: for a square grid, row by row, behind the class token's where there is one.
+        grid: patches along one side from now on.
+        has_class: whether the first position is the class token's.
+    """
+    extra_EH, patches_PH = positions_PH[: int(has_class)], positions_PH[int(has_class) :]
+    side = math.isqrt(len(patches_PH))
+    assert side * side == len(patches_PH), len(patches_PH)
+    if side == grid:
+        return positions_PH
+    square_1HRC = patches_PH.float().view(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(square_1HRC, size=(grid, grid), mode="bicubic", align_corners=False).permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cat([extra_EH, resized.to(positions_PH.dtype)])
+
+
+def _join(
+    folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int, tile_size: int
+) -> ImportedModel:
+    tower_config = read_config(vision)
+    tower = vision_config(tower_config)
+    model = ModelConfig(vision=tower, projector=ProjectorConfig(hidden_size=tower.hidden_size), language=language_config(config))
+    family = _FAMILIES.get(tower_config.get("model_type", ""), "intern_vit")
+    weights = _read(folder, "qwen2", model, dtype)
+    weights |= _read(vision, family, model, dtype)
+    if tile_size:
+        model = replace(model, vision=replace(tower, tile_size=tile_size))
+        name = "vision.position_embeddings.weight"
+        weights[name] = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
+    projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
+    return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(), initialised=tuple(projector))
+
+
+def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Initial values of a projector: normal weights of the model's init_std, neutral norm."""
+    generator = torch.Generator().manual_seed(seed)
+    merged = model.vision.hidden_size * model.projector.pixel_shuffle**2
+    hidden = model.projector.hidden_size
+
+    def normal(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * model.init_std).to(dtype)
+
+    weights = {
+        "projector.norm.weight": torch.ones(merged, dtype=dtype),
+        "projector.norm.bias": torch.zeros(merged, dtype=dtype),
+        "projector.linear_fc1.weight": normal(hidden, merged),
+        "projector.linear_fc2.weight": normal(model.language.hidden_size, hidden),
+    }
+    if model.projector.kind == "mlp_newline":
+        weights["projector.newline"] = normal(1, model.language.hidden_size)
+    return weights
+
+
+def _read(folder: Path, family: str, model: ModelConfig, dtype: Optional[torch.dtype]) -> dict[str, torch.Tensor]:
+    converted = convert_to_native(open_weights(folder, family, model), family_rules(family, model))
+    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in converted}

@@ -1,0 +1,238 @@
+"""Native checkpoints: sharded, resharding across tp, pp, cp and dp, visible only when whole, checksummed.
+
+A step folder holds recipe.json, state.json, rng.safetensors, weights/*.safetensors, optimizer/*.safetensors, checksums.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
+from mindspeed_vita.checkpoint.native.ranks import SaveFailed, gather, rank, world
+from mindspeed_vita.checkpoint.native.step_folder import (
+    TrainState,
+    check_architecture,
+    check_training,
+    find,
+    latest,
+    load_state,
+    saved_recipe,
+)
+from mindspeed_vita.checkpoint.native.writer import Digests, StepWriter
+from mindspeed_vita.config import ModelConfig, Recipe
+from mindspeed_vita.platform import megatron_compat
+
+__all__ = [
+    "SaveFailed",
+    "TrainState",
+    "check_architecture",
+    "find",
+    "latest",
+    "load",
+    "load_rng",
+    "load_state",
+    "load_weights",
+    "read_full_weights",
+    "save",
+    "save_full_weights",
+    "save_weights",
+    "saved_recipe",
+    "start_save",
+]
+
+
+def start_save(
+    directory: str | Path,
+    state: TrainState,
+    *,
+    model: torch.nn.Module,
+    optimizer: Any,
+    recipe: Recipe,
+    rng: Mapping[str, torch.Tensor],
+    keep: int,
+    background: bool = False,
+) -> StepWriter:
+    """Begins to write one step; its `finish` makes it visible. Collective; every rank takes part.
+
+    Args:
+        directory: folder of the run.
+        state: where the run stands; the same on every rank.
+        model: the model without its DDP wrapper.
+        optimizer: megatron.core DistributedOptimizer over it.
+        recipe: what the run was told.
+        rng: this rank's random states by name.
+        keep: newest steps kept; 0 keeps all.
+        background: write copies in a thread of its own while training goes on; takes host memory for one rank's share of
+            weights and optimizer.
+
+    Raises:
+        SaveFailed: the folder cannot be made.
+    """
+    from megatron.core import parallel_state
+
+    weights = _sharded_weights(model)
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    held = list(optimizer_state.pieces(optimizer, model, weights, group))
+    own = list(shards.owned_pieces(dict(weights)))
+    if background:
+        held, own = ([replace(piece, data=piece.data.detach().to("cpu", copy=True)) for piece in pieces] for pieces in (held, own))
+    name = f"rank_{rank():05d}.safetensors"
+
+    def write(temp: Path) -> Digests:
+        return {part: shards.write(temp / part, pieces) for part, pieces in ((f"weights/{name}", own), (f"optimizer/{name}", held))}
+
+    return StepWriter(Path(directory), state.step, recipe, write, state=asdict(state), rng=rng, keep=keep, background=background)
+
+
+def save(directory: str | Path, state: TrainState, **arguments: Any) -> Path:
+    """Writes one step and waits for it; arguments as start_save. Collective; every rank learns of a failure.
+
+    Raises:
+        SaveFailed: the disk is full or not writable. The temporary folder is gone, earlier steps are untouched.
+    """
+    return start_save(directory, state, **arguments).finish()
+
+
+def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, *, step: int = 0) -> Path:
+    """Write a step that holds weights only, to start from (`checkpoint.init_from`). Collective.
+
+    Raises:
+        SaveFailed: as `save`.
+    """
+    own = list(shards.owned_pieces(_sharded_weights(model)))
+    name = f"weights/rank_{rank():05d}.safetensors"
+    return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()
+
+
+def save_full_weights(directory: str | Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, step: int = 0) -> Path:
+    """As `save_weights`, from full tensors by name, in one process and without a model.
+
+    Raises:
+        SaveFailed: as `save`.
+    """
+
+    def write(temp: Path) -> Digests:
+        name = "weights/rank_00000.safetensors"
+        return {name: shards.write(temp / name, (shards.whole(key, data) for key, data in tensors.items()))}
+
+    return StepWriter(Path(directory), step, recipe, write).finish()
+
+
+def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str) -> TrainState:
+    """Resume: weights, optimizer and state. Collective.
+
+    Args:
+        folder: a step folder.
+        model: the model without its DDP wrapper.
+        optimizer: a fresh DistributedOptimizer over it.
+        recipe: what this run was told.
+        fingerprint: of this run's data.
+
+    Raises:
+        ValueError: another architecture, other settings of optimisation, other data, or weights only.
+        atomic.DamagedCheckpoint: a file is missing or differs from its checksum.
+    """
+    folder = Path(folder)
+    _verify(folder)
+    state = load_state(folder)
+    check_architecture(folder, recipe.model, resume=True)
+    check_training(folder, recipe)
+    if state.fingerprint != fingerprint:
+        raise ValueError(
+            f"{folder} was written with other data (fingerprint {state.fingerprint[:12]}, this run has {fingerprint[:12]}): the mixture, "
+            f"its files, the tokenizer, the template or a setting of the data section changed. Restore them to resume, or start a run in "
+            f"another folder with checkpoint.init_from={folder} (weights only)"
+        )
+    _load_weights(folder, model)
+    optimizer.reload_model_params()
+    reader = shards.Reader(folder / "optimizer")
+    optimizer_state.load(optimizer, model, _sharded_weights(model), reader, state.step)
+    return state
+
+
+def load_weights(path: str | Path, model: torch.nn.Module, *, config: Optional[ModelConfig] = None) -> Path:
+    """Weights only, into a model of the same architecture under any layout. Collective.
+
+    Args:
+        path: a run folder (its newest step is taken) or a step folder.
+        model: with or without its DDP wrapper; an optimizer over it must `reload_model_params` afterwards.
+        config: architecture of `model`, compared with the checkpoint's before anything is loaded.
+
+    Returns:
+        The step folder that was read.
+
+    Raises:
+        ValueError: no checkpoint there, or another architecture.
+        atomic.DamagedCheckpoint: a file is missing or differs from its checksum.
+    """
+    folder = find(path)
+    _verify(folder)
+    if config is not None:
+        check_architecture(folder, config)
+    _load_weights(folder, model)
+    return folder
+
+
+def read_full_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Full, unsharded weights by name and the recipe, in one process, without building a model.
+
+    Raises:
+        ValueError: no checkpoint there.
+        atomic.DamagedCheckpoint: a file is missing or differs from its checksum.
+    """
+    folder = find(path)
+    names = [name for name in atomic.recorded(folder) if not name.startswith("optimizer/")]
+    if problems := atomic.verify(folder, names):
+        raise atomic.damaged(folder, problems)
+    reader = shards.Reader(folder / "weights")
+    return {key: reader.tensor(key) for key in sorted(reader.keys())}, saved_recipe(folder)
+
+
+def load_rng(folder: str | Path, layout: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """This rank's random states; empty when the step was saved under another layout, where they mean nothing."""
+    folder = Path(folder)
+    if load_state(folder).layout != dict(layout):
+        return {}
+    reader, prefix = shards.Reader(folder), f"{rank()}/"
+    return {key.removeprefix(prefix): reader.tensor(key) for key in reader.keys() if key.startswith(prefix)}
+
+
+def _load_weights(folder: Path, model: torch.nn.Module) -> None:
+    reader = shards.Reader(folder / "weights")
+    module = unwrap(model)
+    loaded = shards.read(reader, _sharded_weights(module))
+    targets: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in loaded.items():
+            targets[name].copy_(tensor)
+    left = set.intersection(*gather(reader.unread()))
+    if left:
+        names = ", ".join(sorted(left)[:5])
+        raise ValueError(f"{folder} holds weights that this model does not have: {names}; use the recipe it was trained with")
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside megatron.core's DDP wrapper, or the model itself."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _sharded_weights(model: torch.nn.Module) -> dict[str, Any]:
+    module: Any = unwrap(model)
+    sharded = module.sharded_state_dict(metadata=megatron_compat.checkpoint_metadata())
+    # core's linear layers add an empty object for TransformerEngine's sake
+    return {name: entry for name, entry in sharded.items() if not name.endswith("_extra_state")}
+
+
+def _verify(folder: Path) -> None:
+    """Every file is checked by one rank; all ranks hear of a damaged one."""
+    names = sorted(atomic.recorded(folder))
+    problems = atomic.verify(folder, names[rank() :: world()])
+    if found := [line for part in gather(problems) for line in part]:
+        raise atomic.damaged(folder, found)

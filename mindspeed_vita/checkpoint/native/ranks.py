@@ -1,0 +1,68 @@
+"""Ranks that save or load together: a failure on one is the same error on all, instead of a wait without end on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+import torch.distributed as dist
+
+from mindspeed_vita.checkpoint.native.step_folder import latest
+
+
+class SaveFailed(OSError):
+    """A step could not be written; what was there before is untouched."""
+
+
+@contextmanager
+def together(directory: str | Path) -> Iterator[None]:
+    """Ends in the same SaveFailed on every rank when any of them meets an OSError."""
+    error: Optional[OSError] = None
+    try:
+        yield
+    except OSError as caught:
+        error = caught
+    reasons = [reason for reason in gather(None if error is None else str(error)) if reason]
+    if reasons:
+        newest = latest(directory)
+        kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
+        advice = "free space or choose another checkpoint.directory"
+        raise SaveFailed(f"cannot save into {directory}: {reasons[0]}; {advice}; {kept}") from error
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Processes; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, on every rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_first_rank(work: Callable[[], None]) -> None:
+    """Rank 0 does something; where it fails for a user's fault or the file system's, every rank fails with its message. Collective.
+
+    Raises:
+        ValueError: rank 0 met a ValueError or an OSError.
+    """
+    error: Optional[Exception] = None
+    if rank() == 0:
+        try:
+            work()
+        except (ValueError, OSError) as caught:
+            error = caught
+    reason = gather("" if error is None else str(error) or type(error).__name__)[0]
+    if reason:
+        raise ValueError(reason) from error

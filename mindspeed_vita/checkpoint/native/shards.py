@@ -1,0 +1,233 @@
+"""Sharded tensors in safetensors files: every rank writes the pieces it owns, any layout reads them back.
+
+megatron.core.dist_checkpointing says which piece of which global tensor a rank holds; the files are ours: no pickles, no
+forked writers, the same on every core line. A piece is stored under its key, or key@offset,... when it is not the whole tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
+
+import torch
+
+from mindspeed_vita.checkpoint.native.atomic import naming
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A block of a global tensor."""
+
+    key: str
+    offset: tuple[int, ...]
+    """Index of the block's first element in the global tensor."""
+    global_shape: tuple[int, ...]
+    data: torch.Tensor
+    """The block, with as many dims as the global tensor."""
+
+    @property
+    def name(self) -> str:
+        """Name inside the file."""
+        whole = tuple(self.data.shape) == self.global_shape
+        return self.key if whole else f"{self.key}@{','.join(map(str, self.offset))}"
+
+
+def whole(key: str, data: torch.Tensor) -> Piece:
+    """A piece that is its tensor."""
+    return Piece(key=key, offset=(0,) * data.dim(), global_shape=tuple(data.shape), data=data)
+
+
+def owned_pieces(sharded: dict[str, Any]) -> Iterator[Piece]:
+    """The pieces this rank writes, from a megatron.core sharded state dict. Collective: checks that every piece has one owner.
+
+    Raises:
+        megatron.core's CheckpointingException: pieces overlap or leave gaps (a bug in a module's sharded_state_dict).
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+
+    tensors, rest = save_preprocess(sharded)
+    assert not list(nested_values(rest)), "a sharded state dict holds tensors only"
+    for tensor in nested_values(tensors):
+        assert isinstance(tensor, ShardedTensor), type(tensor)
+        if is_main_replica(tensor.replica_id):
+            data = tensor.data.detach()
+            yield Piece(
+                key=tensor.key,
+                offset=tuple(tensor.global_offset),
+                global_shape=tuple(tensor.global_shape),
+                data=data.reshape((1,) * tensor.prepend_axis_num + tuple(data.shape)),
+            )
+
+
+def write(path: Path, pieces: Iterable[Piece]) -> Optional[str]:
+    """Write one safetensors file, tensor by tensor, synced to disk.
+
+    Args:
+        path: file to create; its folder exists.
+        pieces: what it holds. Nothing is written for none.
+
+    Returns:
+        sha256 of the file, or None when there was nothing to write.
+    """
+    held = list(pieces)
+    if not held:
+        return None
+    global_shapes = json.dumps({piece.key: piece.global_shape for piece in held}, separators=(",", ":"))
+    return write_tensors(path, [(piece.name, piece.data) for piece in held], {"global_shapes": global_shapes})
+
+
+def write_tensors(path: Path, tensors: Sequence[tuple[str, torch.Tensor]], metadata: Mapping[str, str]) -> str:
+    """Write one safetensors file, synced to disk. safetensors' own writer hides what the system said behind an error of its own.
+
+    Args:
+        path: file to create; its folder exists.
+        tensors: names, each once, and contents.
+        metadata: the header's free entries.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        OSError: naming the file.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, data in tensors:
+        start, end = end, end + data.numel() * data.element_size()
+        assert name not in header, name
+        header[name] = {"dtype": _DTYPES[data.dtype], "shape": list(data.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
+    with naming(path), path.open("wb") as file:
+        for content in itertools.chain((len(encoded).to_bytes(8, "little"), encoded), (_bytes(data) for _, data in tensors)):
+            digest.update(content)
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _bytes(data: torch.Tensor) -> Any:
+    return memoryview(data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+class Reader:
+    """All shard files of one folder, read by key and block. Headers are read once; data is mapped, not copied whole."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self.folder = folder
+        self._open: dict[Path, Any] = {}
+        self._pieces: dict[str, list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._read: set[str] = set()
+        for path in sorted(folder.glob("*.safetensors")):
+            header = _header(path)
+            shapes = json.loads(header.pop("__metadata__")["global_shapes"])
+            self._shapes.update({key: tuple(shape) for key, shape in shapes.items()})
+            for name, entry in header.items():
+                key, _, offset = name.rpartition("@")
+                key, at = (key, tuple(map(int, offset.split(",")))) if key else (name, (0,) * len(entry["shape"]))
+                self._dtypes[key] = _TORCH_DTYPES[entry["dtype"]]
+                self._pieces.setdefault(key, []).append((path, name, at, tuple(entry["shape"])))
+            self._open[path] = safe_open(path, framework="pt")
+
+    def keys(self) -> set[str]:
+        """Keys of the global tensors held."""
+        return set(self._shapes)
+
+    def unread(self) -> set[str]:
+        """Keys of which no block was read so far."""
+        return set(self._shapes) - self._read
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Global shape of a tensor."""
+        return self._shapes[key]
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """A whole tensor, in its stored dtype."""
+        shape = self._shapes[key]
+        return self.block(key, (0,) * len(shape), shape, self._dtypes[key])
+
+    def block(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A block of a tensor on the CPU, whatever pieces it was stored in.
+
+        Raises:
+            ValueError: the stored pieces do not cover the block.
+        """
+        self._read.add(key)
+        result = torch.empty(shape, dtype=dtype)
+        filled = 0
+        for path, name, at, size in self._pieces[key]:
+            low = [max(a, b) for a, b in zip(at, offset)]
+            high = [min(a + n, b + m) for a, n, b, m in zip(at, size, offset, shape)]
+            if any(a >= b for a, b in zip(low, high)):
+                continue
+            source = self._open[path].get_slice(name)[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, at))] if at else None
+            if source is None:  # a scalar has no slice
+                source = self._open[path].get_tensor(name)
+            target = result[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset))]
+            target.copy_(source)
+            filled += target.numel()
+        if filled != result.numel():
+            raise ValueError(f"{self.folder}: {key} holds {filled} of {result.numel()} elements at {offset}; the checkpoint is not whole")
+        return result
+
+
+def read(reader: Reader, sharded: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Load what a megatron.core sharded state dict asks for.
+
+    Args:
+        reader: the folder.
+        sharded: name -> ShardedTensor or factory; left unchanged.
+
+    Returns:
+        name -> local tensor on the CPU, in the dtype that `sharded` asks for.
+
+    Raises:
+        ValueError: a key is missing or has another global shape; the message names it.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factory_merges
+    from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+
+    def load(tensor: ShardedTensor) -> torch.Tensor:
+        if tensor.key not in reader.keys():
+            raise ValueError(f"{reader.folder} has no tensor {tensor.key}; it was written for another architecture")
+        if reader.shape(tensor.key) != tuple(tensor.global_shape):
+            found, needed = reader.shape(tensor.key), tuple(tensor.global_shape)
+            raise ValueError(f"{reader.folder}: {tensor.key} has shape {found}, the model needs {needed}")
+        shape = (1,) * tensor.prepend_axis_num + tuple(tensor.local_shape)
+        return reader.block(tensor.key, tuple(tensor.global_offset), shape, tensor.dtype).reshape(tensor.local_shape)
+
+    wanted, _, factories = load_preprocess(sharded)
+    dict_list_map_inplace(load, wanted)
+    return apply_factory_merges(wanted, factories)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length))

@@ -1,0 +1,57 @@
+"""Files and folders that appear whole: errors name the file, interrupted replacements are undone."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from mindspeed_vita.checkpoint.native import atomic
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_named(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large: .*state.json") as caught:
+            atomic.write_json(tmp_path / "state.json", {"text": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "state.json")
+
+
+def _publish(directory: Path, step: int, content: bytes) -> Path:
+    temp, final = atomic.temporary(directory, step), directory / atomic.step_name(step)
+    temp.mkdir()
+    atomic.publish(temp, final, {"data": atomic.write_bytes(temp / "data", content)})
+    return final
+
+
+def test_a_step_whose_replacement_was_killed_between_the_renames_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = _publish(tmp_path, 1, b"old")
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(source).name.startswith(".writing-"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _publish(tmp_path, 1, b"new")
+    monkeypatch.undo()
+    assert not step.exists()
+
+    assert atomic.prune(tmp_path, keep=0) == []
+    assert [path.name for path in tmp_path.iterdir()] == [step.name]
+    assert (step / "data").read_bytes() == b"old" and atomic.verify(step, atomic.recorded(step)) == []
+
+
+def test_a_replaced_step_that_a_crash_left_behind_goes(tmp_path: Path) -> None:
+    step = _publish(tmp_path, 1, b"old")
+    os.rename(step, tmp_path / f".replaced-{step.name}")
+    _publish(tmp_path, 1, b"new")
+    assert atomic.prune(tmp_path, keep=0) == []
+    assert [path.name for path in tmp_path.iterdir()] == [step.name] and (step / "data").read_bytes() == b"new"
