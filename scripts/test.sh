@@ -28,6 +28,12 @@ fi
 # And the oldest supported line of transformers, without torch; scripts/hf_matrix.sh goes over the lines between it and the installed one.
 "$VITA_PYTHON" -m tests.hf_matrix.overlays --oldest >/dev/null \
     || echo "tests: the oldest line of transformers could not be installed; the tests of exported models under it are skipped"
+# A second release of Pillow, of the line that Long-VITA was trained with: our pixels are the same under both.
+export VITA_OTHER_PILLOW="${VITA_OTHER_PILLOW:-$VITA_ROOT/.venv/overlays/pillow-11.3.0}"
+if [ ! -d "$VITA_OTHER_PILLOW/PIL" ]; then
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --target "$VITA_OTHER_PILLOW" "pillow==11.3.0" \
+        || { echo "tests: pillow 11.3.0 could not be installed; the test of our pixels on it is skipped"; unset VITA_OTHER_PILLOW; }
+fi
 
 failed=()
 times=()

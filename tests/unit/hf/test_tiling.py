@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mindspeed_vita.hf.tiling import BACKGROUND, blank_tile, choose_grid, cut_tiles, frame_tile, image_tiles, normalize
+from mindspeed_vita.hf.tiling import BACKGROUND, blank_tile, choose_grid, cut_tiles, frame_tile, image_tiles, normalize, stretch
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data" / "pictures.json").read_text())["pictures"]
 
@@ -34,6 +37,60 @@ def test_tiles_equal_the_published_ones_bit_for_bit(case):
     assert (list(grid), len(tiles), tiles.dtype) == (case["grid"], case["num_tiles"], np.uint8)
     normalised = np.ascontiguousarray(normalize(tiles), dtype="<f4")
     assert hashlib.sha256(normalised.tobytes()).hexdigest() == case["tiles_sha256"]
+
+
+def one_pass(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pillow's rule for one axis, restated: bicubic weights (a = -1/2) in 22 bits of fixed point. (length, ...) -> (size, ...)."""
+    length = len(pixels)
+    scale = length / size
+    support = 2 * max(scale, 1.0)
+    lines = []
+    for place in range(size):
+        centre = (place + 0.5) * scale
+        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        x = np.abs((np.arange(low, high) - centre + 0.5) / max(scale, 1.0))
+        weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((x - 5) * x + 8) * x * -0.5 + 2, 0))
+        weights = weights / weights.sum()
+        fixed = (weights * 2**22 + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
+        lines.append(np.clip((np.tensordot(fixed, pixels[low:high].astype(np.int64), 1) + 2**21) >> 22, 0, 255))
+    return np.stack(lines).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "target"), [((48, 64), (45, 45)), ((64, 48), (45, 45)), ((5, 600), (28, 28)), ((20, 33), (56, 84)), ((9, 40), (90, 8))]
+)
+def test_the_resize_does_the_width_first_whatever_pillow_does(size, target):
+    noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    wide = one_pass(noise.transpose(1, 0, 2), target[0]).transpose(1, 0, 2)
+    assert np.array_equal(np.asarray(stretch(Image.fromarray(noise), *target)), one_pass(wide, target[1]))
+
+
+TILE_HASHES = """
+import hashlib, numpy as np, PIL
+from PIL import Image
+from mindspeed_vita.hf.tiling import TILINGS, frame_tile, image_tiles
+found = hashlib.sha256()
+for size in ((30, 90), (90, 30), (48, 64), (64, 48), (7, 900)):
+    image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    for tiling in TILINGS:
+        found.update(image_tiles(image, tile_size=28, max_tiles=4, tiling=tiling)[0].tobytes())
+    found.update(frame_tile(image, tile_size=28).tobytes())
+print(PIL.__version__, found.hexdigest())
+"""
+
+
+def test_tiles_do_not_depend_on_the_release_of_pillow():
+    other = os.environ.get("VITA_OTHER_PILLOW")
+    if not other:
+        pytest.skip("VITA_OTHER_PILLOW is not set to a folder with another release of Pillow; scripts/test.sh makes one")
+    runs = []
+    for path in ([], [other]):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, str(Path(__file__).parents[3])])}
+        runs.append(
+            subprocess.run([sys.executable, "-c", TILE_HASHES], env=environment, capture_output=True, text=True, check=True).stdout.split()
+        )
+    (version, tiles), (other_version, other_tiles) = runs
+    assert version != other_version and tiles == other_tiles, runs
 
 
 def test_grid_follows_the_published_rule_for_every_small_aspect():
