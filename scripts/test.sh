@@ -11,17 +11,17 @@ cd -- "$VITA_ROOT" || exit 1
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 # The older supported line of megatron-core lies in a folder of its own; the tests put it first on a worker's path.
-export VITA_MCORE_012="${VITA_MCORE_012:-$VITA_ROOT/.venv/overlays/megatron-core-0.12.3}"
+export VITA_MCORE_012="${VITA_MCORE_012:-$VITA_VENV/overlays/megatron-core-0.12.3}"
 if [ ! -d "$VITA_MCORE_012/megatron/core" ]; then
-    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --target "$VITA_MCORE_012" "megatron-core==0.12.3" \
-        || { echo "tests: megatron-core 0.12.3 could not be installed; the tests on it are skipped"; unset VITA_MCORE_012; }
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: --target "$VITA_MCORE_012" "megatron-core==0.12.3" \
+        || { echo "tests: megatron-core 0.12.3 could not be installed (0.12.3 has wheels for Python 3.10 and 3.11); the tests on it are skipped"; unset VITA_MCORE_012; }
 fi
 
 # So does torch_npu, for the tests on a simulated Ascend: where it lies beside torch, even `import torch` wants CANN.
 torch_version="$("$VITA_PYTHON" -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')"
-export VITA_TORCH_NPU="${VITA_TORCH_NPU:-$VITA_ROOT/.venv/overlays/torch-npu-$torch_version}"
+export VITA_TORCH_NPU="${VITA_TORCH_NPU:-$VITA_VENV/overlays/torch-npu-$torch_version}"
 if [ ! -d "$VITA_TORCH_NPU/torch_npu" ]; then
-    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --target "$VITA_TORCH_NPU" "torch-npu==$torch_version" \
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: --target "$VITA_TORCH_NPU" "torch-npu==$torch_version" \
         || { echo "tests: torch_npu $torch_version could not be installed; the tests on a simulated Ascend are skipped"; unset VITA_TORCH_NPU; }
 fi
 
@@ -29,9 +29,9 @@ fi
 "$VITA_PYTHON" -m tests.hf_matrix.overlays --oldest >/dev/null \
     || echo "tests: the oldest line of transformers could not be installed; the tests of exported models under it are skipped"
 # A second release of Pillow, of the line that Long-VITA was trained with: our pixels are the same under both.
-export VITA_OTHER_PILLOW="${VITA_OTHER_PILLOW:-$VITA_ROOT/.venv/overlays/pillow-11.3.0}"
+export VITA_OTHER_PILLOW="${VITA_OTHER_PILLOW:-$VITA_VENV/overlays/pillow-11.3.0}"
 if [ ! -d "$VITA_OTHER_PILLOW/PIL" ]; then
-    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --target "$VITA_OTHER_PILLOW" "pillow==11.3.0" \
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: --target "$VITA_OTHER_PILLOW" "pillow==11.3.0" \
         || { echo "tests: pillow 11.3.0 could not be installed; the test of our pixels on it is skipped"; unset VITA_OTHER_PILLOW; }
 fi
 

@@ -40,8 +40,10 @@ class Requirement:
         return high_enough and (below is None or numbers(version) < numbers(below[1]))
 
 
-PYTHON = ("3.10", "3.11")
-"""Tested lines of Python."""
+PYTHON = ("3.10", "3.11", "3.12", "3.13")
+"""Tested lines of Python; scripts/locks has the tested versions for each."""
+MINDSPEED_PYTHON = ("3.10", "3.11")
+"""Lines of Python that MindSpeed-LLM supports."""
 
 PACKAGES = tuple(
     map(

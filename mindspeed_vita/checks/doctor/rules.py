@@ -72,7 +72,8 @@ def judge_disk(path: str, speed: Optional[DiskSpeed], reason: str = "") -> Findi
 
 
 def _python(here: Installation, mindspeed: bool) -> Finding:
-    supported = [numbers(version) for version in matrix.PYTHON]
+    lines = matrix.MINDSPEED_PYTHON if mindspeed else matrix.PYTHON
+    supported = [numbers(version) for version in lines]
     if line(here.python) in supported:
         return Finding(name="python", status="ok", found=here.python)
     old = line(here.python) < supported[0]
@@ -80,8 +81,8 @@ def _python(here: Installation, mindspeed: bool) -> Finding:
         name="python",
         status="problem" if old or mindspeed else "note",
         found=here.python,
-        expected=" or ".join(matrix.PYTHON),
-        remedy=f"make the environment with Python {ASCEND.python if mindspeed else matrix.PYTHON[-1]}",
+        expected=f"{', '.join(lines[:-1])} or {lines[-1]}",
+        remedy=f"make the environment with Python {ASCEND.python if mindspeed else '3.11'}",
     )
 
 
