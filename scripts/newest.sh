@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tries the newest versions that requirements.txt and setup.py allow: finds them, installs them in an environment of their own, runs the tests
-# there, prints what changed and what breaks. When everything passes, the locks of scripts/locks are renewed.
+# there, prints what changed, what breaks, and which newer releases lie outside the ranges. When everything passes, the locks of scripts/locks are renewed.
 # Usage: bash scripts/newest.sh [--dry-run]     --dry-run: find and print the versions, install nothing
 # Environment: VITA_PYTHONS  the Pythons to try (default: those of python3.10 to python3.13 that run), e.g. "python3.11 /opt/py/bin/python3.12"
 #              VITA_TORCH    version of torch (default: the newest in the range of requirements.txt)
@@ -21,8 +21,20 @@ find_versions() { # PYTHON TAG VERSION: writes .venvs/newest/TAG.txt
     "$folder/bin/python" -m pip --disable-pip-version-check install --quiet --upgrade pip || return 1
     "$folder/bin/python" -m pip install --quiet --dry-run --report "$folder/report.json" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         "${root}[dev,quickstart]" "setuptools>=70.1" wheel "torch${VITA_TORCH:+==$VITA_TORCH}" || return 1
+    outside "$folder"
     "$folder/bin/python" scripts/locks/report.py lock "$folder/report.json" "$3" >".venvs/newest/$2.txt" || return 1
     rm -rf "$folder"
+}
+
+outside() { # RESOLVER: prints the releases that lie outside the ranges of requirements.txt
+    local range name newest
+    while read -r range; do
+        name="${range%%[<>=]*}"
+        "$1/bin/python" -m pip install --quiet --dry-run --no-deps --report "$1/one.json" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$name" 2>/dev/null || continue
+        newest="$("$1/bin/python" scripts/locks/report.py lock "$1/one.json" "" | sed -n '2s/.*==//p')"
+        "$1/bin/python" - "$range" "$newest" <<<'import sys; from pip._vendor.packaging.requirements import Requirement as R; sys.exit(R(sys.argv[1]).specifier.contains(sys.argv[2]))' \
+            && echo "  outside the range $range: $name $newest"
+    done < <(sed 's/ *[#;].*//' requirements.txt | grep -E '==|<')
 }
 
 try() { # PYTHON
