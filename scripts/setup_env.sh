@@ -59,7 +59,7 @@ _vita_check() { # sets base
         [ -z "$modules" ] || problems+=("$base lacks the modules $modules (Debian, Ubuntu: apt-get install python3-venv; a Python built by hand needs the headers of openssl, zlib and libffi)")
     fi
     free="$(df -Pk -- "$VITA_ROOT" | awk 'NR == 2 { print int($4 / 1024) }')"
-    [ "${free:-0}" -ge 3000 ] || problems+=("$VITA_ROOT has $free MB free; the packages take 3,000 MB with a CPU build of torch, 9,000 MB with a CUDA build")
+    [ -x "$VITA_PYTHON" ] || [ "${free:-0}" -ge 3000 ] || problems+=("$VITA_ROOT has $free MB free; the packages take 3,000 MB with a CPU build of torch, 9,000 MB with a CUDA build")
     [ -w "$VITA_ROOT" ] || problems+=("$VITA_ROOT is not writable")
     [ "${#problems[@]}" -eq 0 ] && return 0
     printf 'setup: error: %s\n' "${problems[@]}" >&2
