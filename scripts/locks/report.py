@@ -29,9 +29,14 @@ def download_bytes(url: str) -> Optional[int]:
         return None
 
 
+def packages(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What pip will install, without this project itself, which is a folder."""
+    return [item for item in report["install"] if "dir_info" not in item["download_info"]]
+
+
 def size(report: dict[str, Any]) -> str:
     """One line: the number of packages and the megabytes that are not yet on this disk."""
-    urls = [item["download_info"]["url"] for item in report["install"]]
+    urls = [item["download_info"]["url"] for item in packages(report)]
     files = [url for url in urls if url.startswith(("http://", "https://"))]
     with ThreadPoolExecutor(16) as pool:
         sizes = list(pool.map(download_bytes, files))
@@ -44,9 +49,9 @@ def size(report: dict[str, Any]) -> str:
 def lock(report: dict[str, Any], python: str) -> str:
     """A constraints file. Local suffixes (torch 2.13.0+cpu) are dropped: which build it is depends on the machine and the index."""
     versions = {}
-    for item in report["install"]:
+    for item in packages(report):
         name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
-        if name != "mindspeed-vita" and not OF_TORCH.match(name):
+        if not OF_TORCH.match(name):
             versions[name] = item["metadata"]["version"].split("+")[0]
     lines = [f"{name}=={version}" for name, version in sorted(versions.items())]
     return "\n".join([f"# What scripts/setup_env.sh installs with Python {python}. Made by scripts/newest.sh.", *lines, ""])
