@@ -17,9 +17,15 @@ from tests.fake_ascend import make_ascend, make_program
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "install_ascend.sh"
 
 
-def install(
-    folder: Path, *, path: str, dry: bool = True, python: str = sys.executable, image: bool = False
-) -> subprocess.CompletedProcess[str]:
+THIS_PYTHON_AS_3_11 = f"""case "$2" in *python_version*) echo 3.11.9; exit ;; esac
+exec "{sys.executable}" "$@\""""
+"""MindSpeed-LLM runs on Python 3.10 and 3.11, and these tests on more."""
+
+
+def install(folder: Path, *, path: str, dry: bool = True, python: str = "", image: bool = False) -> subprocess.CompletedProcess[str]:
+    if not python:
+        make_program(folder / "bin" / "python-of-ascend", THIS_PYTHON_AS_3_11)
+        python = str(folder / "bin" / "python-of-ascend")
     nowhere = {"HOME": str(folder), "ASCEND_ROOT": str(folder / "Ascend"), "PYTHON": python, "DRY_RUN": str(int(dry)), "PATH": path}
     nowhere["IN_IMAGE"] = str(int(image))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_INDEX", "MIND", "MEGATRON"))}
@@ -95,7 +101,7 @@ def recorders(tmp_path) -> tuple[str, Path]:
     record = f'{{ printf %s "$0"; printf " %q" "$@"; echo; }} >>"{log}"'
     make_program(tmp_path / "bin" / "git", record + '\nif [ "$1" = clone ]; then mkdir -p "${@: -1}"; fi')
     python = tmp_path / "bin" / "python-recorded"
-    make_program(python, f'[ "$1" != -c ] || exec "{sys.executable}" "$@"\n{record}\n[ "$3" != doctor ] || exit 3')
+    make_program(python, f'if [ "$1" = -c ]; then\n{THIS_PYTHON_AS_3_11}\nfi\n{record}\n[ "$3" != doctor ] || exit 3')
     for program in (tmp_path / "bin" / "git", python):
         program.write_text(program.read_text().replace("#!/bin/sh", "#!/usr/bin/env bash"))
     return str(python), log
