@@ -21,7 +21,8 @@ SCRIPTS = sorted(
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_a_script_names_the_environment(script):
     # -S: without the packages of the environment
-    done = subprocess.run([sys.executable, "-S", "-E", str(script), "--check"], cwd=ROOT / "docs" / "..", capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-S", "-E", str(script), "--check"]
+    done = subprocess.run(command, cwd=ROOT / "docs" / "..", capture_output=True, text=True, timeout=60)
     if done.returncode == 0:  # a script that needs no package
         assert not done.stderr
         return
