@@ -28,6 +28,7 @@ setup(
         "mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"],
         "mindspeed_vita.checks.doctor": ["*.json"],
         "mindspeed_vita.checks.hardware_check": ["*.json", "*.txt"],
+        "mindspeed_vita.integration.mindspeed_llm": ["upstream_flags/*"],
     },
     install_requires=requirements(),
     extras_require={

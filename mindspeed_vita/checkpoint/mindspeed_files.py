@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -45,6 +46,35 @@ class _TensorsOnly(pickle.Unpickler):
         return _SAFE.get((module, name), _Inert)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedLayout:
+    """How a checkpoint was cut, and what it holds besides weights."""
+
+    tp: int
+    pp: int
+    has_optimizer: bool
+    """The optimizer's state and its schedule are there."""
+    has_random_state: bool
+
+
+def saved_layout(folder: str | Path, step: Optional[int] = None) -> SavedLayout:
+    """What Megatron's loader depends on, from the names of the files and from the first rank's keys.
+
+    Args:
+        folder: a run's folder, or an iteration's.
+        step: iteration to look at; None takes the latest.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the sizes differ from stage to stage.
+    """
+    ranks = _rank_files(Path(folder) / f"iter_{step:07d}" if step is not None else _iteration(Path(folder)))
+    tp, pp = 1 + max(tensor for tensor, _ in ranks), 1 + max(stage for _, stage in ranks)
+    if len(ranks) != tp * pp:
+        raise ValueError(f"{folder}: {len(ranks)} files of ranks, but tp={tp} pp={pp} by their names; copy all mp_rank folders")
+    keys = _content(ranks[0, 0]).keys()
+    return SavedLayout(tp=tp, pp=pp, has_optimizer="opt_param_scheduler" in keys, has_random_state="rng_state" in keys)
+
+
 def is_mindspeed(folder: Path) -> bool:
     """Whether a folder holds what MindSpeed-LLM saved: a run's folder, or one of its iterations."""
     return (folder / _TRACKER).is_file() or any(folder.glob("mp_rank_*/model_optim_rng.pt"))
@@ -52,9 +82,12 @@ def is_mindspeed(folder: Path) -> bool:
 
 def read_rank(path: Path) -> dict[str, torch.Tensor]:
     """The weights of one rank's file, by the names in it; mapped, not read whole."""
+    return {name: value.detach() for name, value in _content(path)["model"].items() if isinstance(value, torch.Tensor)}
+
+
+def _content(path: Path) -> dict[str, Any]:
     reader = SimpleNamespace(Unpickler=_TensorsOnly, __name__=__name__)
-    content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
-    return {name: value.detach() for name, value in content["model"].items() if isinstance(value, torch.Tensor)}
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
 
 
 def read_full_weights(folder: str | Path) -> dict[str, torch.Tensor]:

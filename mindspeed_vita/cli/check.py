@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     topics: list[tuple[str, Callable[[], str]]] = [
         ("packs", lambda: _packs(recipe)),
         ("training", lambda: _training(recipe)),
-        ("layout", lambda: _layout(recipe, arguments.processes)),
+        ("layout", lambda: _layout(recipe, arguments.processes, arguments.engine)),
         ("data", lambda: _data(recipe)),
         ("tokenizer", lambda: _tokenizer(recipe)),
         ("weights", lambda: _weights(recipe, arguments.engine)),
@@ -77,8 +77,9 @@ def _training(recipe: Recipe) -> str:
     return f"{', '.join(train.modules)}; {steps}, {train.precision}, recompute {train.recompute}"
 
 
-def _layout(recipe: Recipe, processes: int) -> str:
-    validate(recipe, processes)
+def _layout(recipe: Recipe, processes: int, engine: str) -> str:
+    # MindSpeed-LLM has flags for stages of unlike size, which the topic `flags` looks at
+    validate(recipe, processes, uneven_pipeline=engine == "mindspeed-llm")
     layout = recipe.parallel
     dp = processes // (layout.tp * layout.pp * layout.cp)
     packs = recipe.train.global_batch // dp
@@ -133,6 +134,5 @@ def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
     from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
 
     line = command_line(recipe, passed_on)
-    check_line(line)
-    looked = "; of those after --, the ones that are refused were looked for" if passed_on else ""
-    return f"{len(line)} words for MindSpeed-LLM{looked}; vita train --print-megatron-args shows them"
+    unused = "".join(f"; {note}" for note in check_line(line))
+    return f"{len(line)} words for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"

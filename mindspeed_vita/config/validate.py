@@ -8,13 +8,18 @@ from mindspeed_vita.config.recipe import MODULES, LanguageConfig, ModelConfig, R
 from mindspeed_vita.config.towers import tower_names
 
 
-def validate(recipe: Recipe, world_size: int = 1) -> None:
+def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = False) -> None:
     """Refuses a recipe that cannot run on world_size processes.
+
+    Args:
+        recipe: a run.
+        world_size: its processes.
+        uneven_pipeline: something else says how many layers each pipeline stage has, so that they need not divide.
 
     Raises:
         ValueError: one message that lists every problem: what was found, what was expected, what to do.
     """
-    problems = [*_model(recipe.model), *_choices(recipe), *_layout(recipe, world_size), *_train(recipe)]
+    problems = [*_model(recipe.model), *_choices(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe)]
     if problems:
         raise ValueError(f"recipe {recipe.name!r}: " + "; ".join(problems))
 
@@ -112,7 +117,7 @@ def _choices(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _layout(recipe: Recipe, world_size: int) -> list[str]:
+def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]:
     layout, language = recipe.parallel, recipe.model.language
     if min(layout.tp, layout.pp, layout.cp) < 1:
         return [f"parallel sizes must be at least 1, found tp={layout.tp} pp={layout.pp} cp={layout.cp}"]
@@ -132,7 +137,8 @@ def _layout(recipe: Recipe, world_size: int) -> list[str]:
         problems += _divides(name, value, "parallel.tp", layout.tp, "use a divisor")
     problems += _tower(recipe)
     problems += _ulysses(recipe)
-    problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
+    if not uneven_pipeline:
+        problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
     if layout.pp > 1 and language.tie_embeddings:
         problems.append(f"parallel.pp={layout.pp} with model.language.tie_embeddings: two stages would share a table; use pp=1 and more tp")
     granule = 2 * layout.cp * layout.tp

@@ -6,6 +6,7 @@ import os
 
 from mindspeed_vita.integration.mindspeed_llm.feature import feature
 from mindspeed_vita.integration.mindspeed_llm.machine import check_machine
+from mindspeed_vita.integration.mindspeed_llm.upstream_errors import imports_of_upstream
 from mindspeed_vita.integration.patching import apply_ledger
 from mindspeed_vita.integration.patching.apply import unknown_commits
 from mindspeed_vita.integration.patching.ledger import load_ledger
@@ -25,12 +26,14 @@ def bootstrap() -> Platform:
     platform = get_platform("npu")
     # Megatron asks for it where tensor or context parallelism is used
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    import mindspeed_llm  # noqa: F401 - the adaptor: applies MindSpeed's patches, so before anything of megatron is imported
-    from mindspeed.features_manager.features_manager import MindSpeedFeaturesManager
-    from mindspeed.patch_utils import MindSpeedPatchesManager
+    with imports_of_upstream():
+        import mindspeed_llm  # noqa: F401 - the adaptor: applies MindSpeed's patches, so before anything of megatron is imported
+        from mindspeed.features_manager.features_manager import MindSpeedFeaturesManager
+        from mindspeed.patch_utils import MindSpeedPatchesManager
 
     apply_ledger(MindSpeedPatchesManager)  # refuses before anything is changed
-    MindSpeedFeaturesManager.FEATURES_LIST.append(feature())
+    # the first of the list is asked first, before MindSpeed's own checks of the arguments
+    MindSpeedFeaturesManager.FEATURES_LIST.insert(0, feature())
     rank = int(os.environ.get("RANK", "0"))
     announce(platform, rank=rank)
     for line in unknown_commits(load_ledger()) if rank == 0 else ():

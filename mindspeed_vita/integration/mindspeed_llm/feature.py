@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import Any, Optional
 
 from mindspeed_vita.config import validate
 from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register
-from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_tower
+from mindspeed_vita.integration.mindspeed_llm.parser_table import refuse_line
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_tower, uneven_pipeline
+from mindspeed_vita.integration.mindspeed_llm.verdicts import told
 
 
 class VitaFeature:
     """The methods that MindSpeed's features manager calls; `feature()` joins them with MindSpeed's base class."""
 
+    parser: Optional[argparse.ArgumentParser] = None
+    """The parser of the run, with every flag once the other features have added theirs."""
+
     def register_args(self, parser: argparse.ArgumentParser) -> None:
         """Adds the --vita-... flags. MindSpeed's list can hold its features twice, and so calls this twice."""
         if not any(action.dest == "vita_stage" for action in parser._actions):
             register(parser)
+        parser.error = refuse_line  # type: ignore[assignment]  # one line instead of a usage of 800
+        self.parser = parser
 
     def pre_validate_args(self, arguments: argparse.Namespace) -> None:
-        """Before Megatron's own checks: what cannot be trained is refused.
+        """Before Megatron's own checks: what cannot be trained is refused, and what has no effect is said.
 
         Raises:
             ValueError: a flag or a setting does not fit, with what to change.
         """
-        check_arguments(arguments)
+        assert self.parser is not None
+        unused = check_arguments(self.parser, arguments, told(sys.argv[1:]))
+        for line in unused if arguments.rank == 0 else ():
+            print(f"vita: {line}", flush=True)
         # the loss is a sum over tokens and is divided by their number once, over all packs of a step
         arguments.calculate_per_token_loss = True
         recipe = recipe_from_arguments(arguments)
-        validate(recipe, arguments.world_size)
+        validate(recipe, arguments.world_size, uneven_pipeline=uneven_pipeline(arguments))
         check_tower(recipe)
         if arguments.lr_warmup_fraction:
             steps = arguments.lr_decay_iters or arguments.train_iters

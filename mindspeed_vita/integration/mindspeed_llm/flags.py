@@ -97,7 +97,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 NO_EFFECT = {
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
-    "checkpoint.background": "MindSpeed-LLM writes checkpoints in the background with --async-save --ckpt-format torch_dist",
+    "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
     "logging.progress": "MindSpeed-LLM prints lines",
 }
 """Keys that only the built-in engine knows, and why. They are carried along, so that the recipe comes back whole."""

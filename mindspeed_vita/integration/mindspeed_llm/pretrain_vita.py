@@ -8,6 +8,7 @@ import traceback
 
 from mindspeed_vita.engine.session import first_to_report, world_size
 from mindspeed_vita.integration.mindspeed_llm.bootstrap import bootstrap
+from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream
 
 
 def train() -> None:
@@ -24,7 +25,8 @@ def train() -> None:
     from mindspeed_vita.integration.mindspeed_llm.run import MindSpeedRun
 
     run = MindSpeedRun(platform)
-    pretrain(run.datasets, run.model, ModelType.encoder_or_decoder, run.forward_step)
+    with arguments_of_upstream():
+        pretrain(run.datasets, run.model, ModelType.encoder_or_decoder, run.forward_step)
 
 
 def main() -> int:

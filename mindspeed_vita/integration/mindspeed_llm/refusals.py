@@ -1,61 +1,57 @@
-"""What a command line must not say: flags that would take attention, context parallelism, the data or the loss away from this package."""
+"""What a command line must not say: the flags that the table of verdicts refuses, and flags that do not fit each other or the files."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER, attribute
+from mindspeed_vita.integration.mindspeed_llm.arguments import register
+from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER
+from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint
+from mindspeed_vita.integration.mindspeed_llm.parser_table import PINNED, build_parser
+from mindspeed_vita.integration.mindspeed_llm.saved import check_saved
+from mindspeed_vita.integration.mindspeed_llm.verdicts import judge, told
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, given: Collection[str]) -> list[str]:
     """Refuses what this package cannot train under, each with what to change.
 
     Args:
+        parser: which parsed them.
         arguments: parsed, before Megatron's own checks.
+        given: flags that the command line gives.
+
+    Returns:
+        A line for every flag that has no effect here.
 
     Raises:
         ValueError: one message with every problem.
     """
-    problems = [*_attention(arguments), *_data(arguments), *_model(arguments), *_training(arguments), *_loading(arguments)]
+    refused, unused = judge(parser, arguments, given)
+    problems = [*refused, *_missing(arguments), *_combinations(arguments, given), *_loading(arguments)]
     if problems:
         raise ValueError("command line: " + "; ".join(problems))
+    return unused
 
 
-def check_line(line: Sequence[str]) -> None:
-    """As `check_arguments`, for a command line that nobody has parsed: without Megatron there is no parser that knows its flags.
+def check_line(line: Sequence[str]) -> list[str]:
+    """As `check_arguments`, where MindSpeed-LLM is not installed: the table of the supported version stands for its parser.
 
     Args:
-        line: words; those that follow a flag are its values.
+        line: the words of a command line.
 
     Raises:
-        ValueError: one message with every problem.
+        ValueError: a flag is unknown or its value cannot be read, or as `check_arguments`.
     """
-    words: dict[str, list[str]] = {}
-    values: list[str] = []
-    for word in line:
-        if word.startswith("--"):
-            flag, sign, value = word.partition("=")
-            values = words[attribute(flag)] = [value] if sign else []
-        else:
-            values.append(word)
-    check_arguments(argparse.Namespace(**{name: _value(given) for name, given in words.items()}))
-
-
-def _value(words: Sequence[str]) -> Any:
-    """What argparse would make of a flag's words."""
-    if len(words) != 1:
-        return list(words) or True
-    try:
-        number = yaml.safe_load(words[0])
-    except yaml.YAMLError:
-        return words[0]
-    return number if isinstance(number, (int, float)) else words[0]
+    parser = build_parser()
+    register(parser)
+    arguments, unknown = parser.parse_known_args(list(line))
+    if unknown:
+        raise ValueError(f"command line: {' '.join(unknown)}: MindSpeed-LLM {PINNED} has no such flag; leave it out")
+    return check_arguments(parser, arguments, told(line))
 
 
 def check_tower(recipe: Recipe) -> None:
@@ -72,124 +68,75 @@ def check_tower(recipe: Recipe) -> None:
         )
 
 
+def uneven_pipeline(arguments: argparse.Namespace) -> bool:
+    """Whether the first or the last stage of the pipeline is given a number of layers of its own."""
+    return bool(_get(arguments, "decoder_first_pipeline_num_layers") or _get(arguments, "decoder_last_pipeline_num_layers"))
+
+
 def _get(arguments: argparse.Namespace, name: str) -> Any:
     return getattr(arguments, name, None)
 
 
-def _refuse(arguments: argparse.Namespace, flags: Mapping[str, str]) -> list[str]:
-    """A line for every flag that is set."""
-    return [f"{flag}: {advice}" for flag, advice in flags.items() if _get(arguments, attribute(flag))]
+def _missing(arguments: argparse.Namespace) -> list[str]:
+    needed = {
+        "vita_data_mixture": "--vita-data-mixture is missing; name the mixture YAML",
+        "global_batch_size": "--global-batch-size is missing; name the packs of one step",
+        "padded_vocab_size": "--padded-vocab-size is missing; name the rows of the embedding table (152064 for Qwen2.5 of 7b and more)",
+    }
+    return [line for name, line in needed.items() if not _get(arguments, name)]
 
 
-def _attention(arguments: argparse.Namespace) -> list[str]:
-    problems = _refuse(
-        arguments,
-        {
-            "--reset-attention-mask": "it replaces the collate function and the attention; packs are isolated with --vita-data-resets true",
-            "--reset-position-ids": "positions come from the pack; use --vita-data-resets true",
-            "--neat-pack": "packs are planned by this package; leave it out",
-            "--multi-latent-attention": "the decoder is Qwen2.5; leave it out",
-            "--multi-head-latent-attention": "the decoder is Qwen2.5; leave it out",
-            "--sliding-window": "attention sees the whole document; leave it out",
-            "--alibi-pos-emb": "positions are rotary; leave it out",
-            "--rope-scaling-type": "rotary positions are this package's; use --vita-model-language-rope-scaling-kind",
-            "--qk-layernorm": "the decoder is Qwen2.5; leave it out",
-            "--share-kvstates": "the decoder is Qwen2.5; leave it out",
-            "--tp-2d": "sequence parallelism and the tile exchange need one tensor-parallel axis; leave it out",
-        },
-    )
-    algorithm = _get(arguments, "context_parallel_algo") or "megatron_cp_algo"
-    if algorithm != "megatron_cp_algo":
-        problems.append(
-            f"--context-parallel-algo {algorithm}: it wraps the attention of every layer, but context parallelism is this package's "
-            f"own; leave it out (megatron_cp_algo), keep --context-parallel-size, and share heads out with --vita-parallel-ulysses"
-        )
-    return problems
-
-
-def _data(arguments: argparse.Namespace) -> list[str]:
-    problems = _refuse(
-        arguments,
-        {
-            "--data-path": "data comes from --vita-data-mixture; leave it out",
-            "--mock-data": "data comes from --vita-data-mixture; leave it out",
-            "--is-instruction-dataset": "chats come from --vita-data-mixture; leave it out",
-            "--is-pairwise-dataset": "data comes from --vita-data-mixture; leave it out",
-            "--rampup-batch-size": "the number of packs a step is fixed; leave it out",
-        },
-    )
-    if not _get(arguments, "vita_data_mixture"):
-        problems.append("--vita-data-mixture is missing; name the mixture YAML")
-    if _get(arguments, "micro_batch_size") != 1:
-        found = _get(arguments, "micro_batch_size")
-        problems.append(f"--micro-batch-size {found}: one pack is one micro-batch; use 1 and a longer --seq-length")
-    if _get(arguments, "dataloader_type") not in (None, "single"):
-        problems.append(f"--dataloader-type {_get(arguments, 'dataloader_type')}: packs are dealt by number; use single")
-    if not _get(arguments, "global_batch_size"):
-        problems.append("--global-batch-size is missing; name the packs of one step")
-    return problems
-
-
-def _model(arguments: argparse.Namespace) -> list[str]:
-    problems = _refuse(
-        arguments,
-        {
-            "--use-legacy-models": "use --use-mcore-models",
-            "--num-experts": "the decoder is dense; leave it out",
-            "--mtp-num-layers": "the decoder predicts one token; leave it out",
-            "--fp16": "use --bf16, or neither for fp32",
-            "--noop-layers": "leave it out and use a --pipeline-model-parallel-size that divides --num-layers",
-            "--num-layer-list": "leave it out and use a --pipeline-model-parallel-size that divides --num-layers",
-            "--num-layers-per-virtual-pipeline-stage": "the tower lives on the first stage of an uninterleaved pipeline; leave it out",
-            "--lora-target-modules": "choose what trains with --vita-train-modules",
-            "--add-output-layer-bias": "the output layer of Qwen2.5 has none; leave it out",
-            "--scale-depth": "the decoder is Qwen2.5; leave it out",
-            "--input-embeds-norm": "the decoder is Qwen2.5; leave it out",
-        },
-    )
-    if _get(arguments, "schedules_method") is not None:
-        problems.append(f"--schedules-method {arguments.schedules_method}: use the plain schedule; leave it out")
-    wanted = (("swiglu", "--swiglu"), ("add_qkv_bias", "--add-qkv-bias"), ("group_query_attention", "--group-query-attention"))
-    problems += [f"{flag} is missing; the decoder is Qwen2.5" for name, flag in wanted if not _get(arguments, name)]
-    if _get(arguments, "add_bias_linear"):
-        problems.append("--disable-bias-linear is missing; the decoder is Qwen2.5")
-    if _get(arguments, "normalization") != "RMSNorm":
-        problems.append(f"--normalization {_get(arguments, 'normalization')}: the decoder is Qwen2.5; use RMSNorm")
-    for name in ("attention_dropout", "hidden_dropout"):
-        if _get(arguments, name):
-            problems.append(f"--{name.replace('_', '-')} {getattr(arguments, name)}: Long-VITA trains without; use 0.0")
-    if not _get(arguments, "padded_vocab_size"):
-        problems.append("--padded-vocab-size is missing; name the rows of the embedding table (152064 for Qwen2.5 of 7b and more)")
-    return problems
-
-
-def _training(arguments: argparse.Namespace) -> list[str]:
-    problems = _refuse(
-        arguments,
-        {
-            "--use-torch-fsdp2": "use --use-distributed-optimizer",
-            "--use-custom-fsdp": "use --use-distributed-optimizer",
-            "--layerzero": "use --use-distributed-optimizer",
-            "--train-samples": "use --train-iters",
-            "--decoupled-lr": "use --vita-train-language-lr-mult and its like",
-            "--lr-decay-samples": "use --lr-decay-iters",
-        },
-    )
-    optimizer = _get(arguments, "optimizer") or "adam"
-    if optimizer != "adam" or "muon" in str(_get(arguments, "optimizer_selection")):
-        problems.append("--optimizer: learning-rate multipliers need Adam's parameter groups; use adam")
+def _combinations(arguments: argparse.Namespace, given: Collection[str]) -> list[str]:
+    """Flags that do not go together, and layers that do not go into the stages."""
+    problems = []
     if (_get(arguments, "tensor_model_parallel_size") or 1) > 1 and not _get(arguments, "sequence_parallel"):
         problems.append("--sequence-parallel is missing; tensor parallelism is trained with it only")
-    return problems
+    if _get(arguments, "use_distributed_optimizer") and not _get(arguments, "bf16"):
+        problems.append("--use-distributed-optimizer in fp32: Megatron could not load what it saves; leave it out, or use --bf16")
+    if {"--lr-warmup-fraction", "--lr-warmup-iters"} <= set(given):
+        problems.append("--lr-warmup-iters next to --lr-warmup-fraction: Megatron takes one of them; leave one out")
+    if _get(arguments, "save") and not _get(arguments, "save_interval"):
+        problems.append("--save without --save-interval: name the steps between two checkpoints")
+    return problems + _stages(arguments)
+
+
+def _stages(arguments: argparse.Namespace) -> list[str]:
+    layers, pp = _get(arguments, "num_layers"), _get(arguments, "pipeline_model_parallel_size") or 1
+    if not layers or pp == 1:
+        return []
+    ends = [_get(arguments, f"decoder_{end}_pipeline_num_layers") for end in ("first", "last")]
+    counted = [number for number in ends if number is not None]
+    rest, stages = layers - sum(counted), pp - len(counted)
+    if rest >= stages and (rest % stages == 0 if stages else rest == 0):
+        return []
+    found = f"--num-layers {layers} over --pipeline-model-parallel-size {pp}"
+    found += f", {sum(counted)} of them on stages that have a number of their own" if counted else ""
+    return [
+        f"{found}: the other stages must share the rest equally; give the first stage its own number with "
+        "--decoder-first-pipeline-num-layers, or the last with --decoder-last-pipeline-num-layers"
+    ]
 
 
 def _loading(arguments: argparse.Namespace) -> list[str]:
     """Megatron trains from random weights, with a warning only, where --finetune finds nothing to load."""
     folder, other = _get(arguments, "load"), _get(arguments, "pretrained_checkpoint")
-    if not _get(arguments, "finetune") or other:
+    if other and not holds_checkpoint(folder or "") and not holds_checkpoint(other):
+        return [f"--pretrained-checkpoint {other}: no checkpoint there, as it holds no {TRACKER}; name the folder that a run saved to"]
+    if _get(arguments, "finetune") and not other:
+        if not folder:
+            return ["--finetune without --load: name the folder of the checkpoint to start from with --load DIR, or leave --finetune out"]
+        if not holds_checkpoint(folder):
+            return [f"--load {folder} --finetune: no checkpoint there, as it holds no {TRACKER}; name the folder that a run saved to"]
+    # Megatron loads --load where it holds a checkpoint, and the other one, without its optimizer, where it does not
+    found = folder if holds_checkpoint(folder or "") else other
+    if not found:
         return []
-    if not folder:
-        return ["--finetune without --load: name the folder of the checkpoint to start from with --load DIR, or leave --finetune out"]
-    if not (Path(folder) / TRACKER).is_file():
-        return [f"--load {folder} --finetune: no checkpoint there, as it holds no {TRACKER}; name the folder that a run saved to"]
-    return []
+    whole = found == folder and not _get(arguments, "finetune")
+    return check_saved(
+        Path(found),
+        step=_get(arguments, "ckpt_step"),
+        tp=_get(arguments, "tensor_model_parallel_size") or 1,
+        pp=_get(arguments, "pipeline_model_parallel_size") or 1,
+        optimizer=whole and not _get(arguments, "no_load_optim"),
+        random_state=whole and not _get(arguments, "no_load_rng"),
+    )

@@ -3,131 +3,235 @@
 from __future__ import annotations
 
 import argparse
+import runpy
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from mindspeed_vita.config import recipe_from_dict
-from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from mindspeed_vita.integration.mindspeed_llm.feature import VitaFeature
-from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_line
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
+from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream, imports_of_upstream
+from tests.unit.integration.mindspeed_llm.command_lines import good_line, parsed
 
-GOOD: dict[str, Any] = {
-    "vita_data_mixture": "mixture.yaml",
-    "micro_batch_size": 1,
-    "global_batch_size": 8,
-    "dataloader_type": "single",
-    "context_parallel_algo": "megatron_cp_algo",
-    "swiglu": True,
-    "add_qkv_bias": True,
-    "group_query_attention": True,
-    "add_bias_linear": False,
-    "normalization": "RMSNorm",
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
-    "padded_vocab_size": 152064,
-    "optimizer": "adam",
-    "tensor_model_parallel_size": 2,
-    "sequence_parallel": True,
-    "rampup_batch_size": None,
-}
+LINE = good_line()
 
 
-def arguments(**changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{**GOOD, **changes})
+def without(*flags: str) -> list[str]:
+    """The good line without some flags and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in LINE:
+        skip = word in flags if word.startswith("--") else skip
+        kept += [] if skip else [word]
+    return kept
 
 
 def test_a_good_command_line_passes():
-    check_arguments(arguments())
+    assert check_line([*LINE, "--swap-attention", "--lr", "3e-5", "--norm-epsilon=1e-6", "--use-fused-rmsnorm"]) == []
 
 
 BAD = [
-    ({"reset_attention_mask": True}, "--reset-attention-mask: .*; packs are isolated with --vita-data-resets true"),
-    ({"reset_position_ids": True}, "--reset-position-ids: .*--vita-data-resets true"),
-    ({"context_parallel_algo": "ulysses_cp_algo"}, "--context-parallel-algo ulysses_cp_algo: it wraps the attention of every layer"),
-    ({"context_parallel_algo": "hybrid_cp_algo"}, "--context-parallel-algo hybrid_cp_algo: .*--vita-parallel-ulysses"),
-    ({"context_parallel_algo": "kvallgather_cp_algo"}, "--context-parallel-algo kvallgather_cp_algo"),
-    ({"rope_scaling_type": "yarn"}, "--rope-scaling-type: .*--vita-model-language-rope-scaling-kind"),
-    ({"sliding_window": 4096}, "--sliding-window"),
-    ({"multi_latent_attention": True}, "--multi-latent-attention"),
-    ({"data_path": ["x"]}, "--data-path: data comes from --vita-data-mixture"),
-    ({"vita_data_mixture": None}, "--vita-data-mixture is missing"),
-    ({"micro_batch_size": 2}, "--micro-batch-size 2: one pack is one micro-batch; use 1"),
-    ({"global_batch_size": None}, "--global-batch-size is missing"),
-    ({"dataloader_type": "cyclic"}, "--dataloader-type cyclic"),
-    ({"swiglu": False}, "--swiglu is missing"),
-    ({"add_bias_linear": True}, "--disable-bias-linear is missing"),
-    ({"normalization": "LayerNorm"}, "--normalization LayerNorm: .*RMSNorm"),
-    ({"attention_dropout": 0.1}, "--attention-dropout 0.1: .*use 0.0"),
-    ({"padded_vocab_size": None}, "--padded-vocab-size is missing"),
-    ({"num_layers_per_virtual_pipeline_stage": 2}, "--num-layers-per-virtual-pipeline-stage"),
-    ({"schedules_method": "dualpipev"}, "--schedules-method dualpipev"),
-    ({"noop_layers": "1,2"}, "--noop-layers"),
-    ({"num_experts": 8}, "--num-experts"),
-    ({"fp16": True}, "--fp16: use --bf16"),
-    ({"use_torch_fsdp2": True}, "--use-torch-fsdp2: use --use-distributed-optimizer"),
-    ({"layerzero": True}, "--layerzero"),
-    ({"optimizer": "muon"}, "--optimizer: .*use adam"),
-    ({"optimizer_selection": "fused_muon"}, "--optimizer"),
-    ({"train_samples": 10}, "--train-samples: use --train-iters"),
-    ({"sequence_parallel": False}, "--sequence-parallel is missing"),
+    ("--reset-attention-mask", "--reset-attention-mask: .*; packs are isolated with --vita-data-resets true"),
+    ("--reset-position-ids", "--reset-position-ids: .*--vita-data-resets true"),
+    ("--context-parallel-algo ulysses_cp_algo", "--context-parallel-algo ulysses_cp_algo: upstream's algorithms wrap the attention of"),
+    ("--context-parallel-algo hybrid_cp_algo", "--context-parallel-algo hybrid_cp_algo: .*--vita-parallel-ulysses"),
+    ("--context-parallel-algo kvallgather_cp_algo", "--context-parallel-algo kvallgather_cp_algo"),
+    ("--cp-window-size 2", "--cp-window-size 2: .*--vita-parallel-ulysses"),
+    ("--ulysses-degree-in-cp 2", "--ulysses-degree-in-cp 2: .*use --vita-parallel-ulysses"),
+    ("--pre-tockens 8", "--pre-tockens 8: attention sees the whole document"),
+    ("--sparse-mode 4", "--sparse-mode 4: attention is causal"),
+    ("--attention-mask-type general", "--attention-mask-type general: .*use causal"),
+    ("--cp-attention-mask-type general", "--cp-attention-mask-type general: .*use causal"),
+    ("--position-embedding-type none", "--position-embedding-type none: positions are rotary; use rope"),
+    ("--loss-compute-mode chunk", "--loss-compute-mode chunk: .*use --vita-model-lm-head chunked"),
+    ("--eval-iters 2", "--eval-iters 2: there is no validation data"),
+    ("--eval-iters 100", "--eval-iters 100: there is no validation data"),
+    ("--rope-scaling-type yarn", "--rope-scaling-type yarn: .*--vita-model-language-rope-scaling-kind"),
+    ("--sliding-window 4096", "--sliding-window"),
+    ("--multi-latent-attention", "--multi-latent-attention"),
+    ("--multi-head-latent-attention", "--multi-head-latent-attention: .*Qwen2.5"),
+    ("--data-path 1 a 2 b", "--data-path 1 a 2 b: data comes from --vita-data-mixture"),
+    ("--neat-pack", "--neat-pack: packs are planned"),
+    ("--micro-batch-size 2", "--micro-batch-size 2: one pack is one micro-batch; use 1"),
+    ("--dataloader-type cyclic", "--dataloader-type cyclic"),
+    ("--normalization LayerNorm", "--normalization LayerNorm: .*RMSNorm"),
+    ("--attention-dropout=0.1", "--attention-dropout 0.1: .*use 0.0"),
+    ("--num-layers-per-virtual-pipeline-stage 2", "--num-layers-per-virtual-pipeline-stage 2: the tower lives on the first stage"),
+    ("--num-virtual-stages-per-pipeline-rank 2", "--num-virtual-stages-per-pipeline-rank 2: the tower lives on the first stage"),
+    ("--schedules-method dualpipev", "--schedules-method dualpipev"),
+    ("--noop-layers 1,2", "--noop-layers 1,2: .*use --decoder-first-pipeline-num-layers"),
+    ("--num-layer-list 1,2", "--num-layer-list 1,2: .*use --decoder-first-pipeline-num-layers"),
+    ("--num-experts 8", "--num-experts"),
+    ("--fp16", "--fp16: .*use --bf16"),
+    ("--use-torch-fsdp2", "--use-torch-fsdp2: .*use --use-distributed-optimizer"),
+    ("--optimizer muon", "--optimizer muon: .*use adam"),
+    ("--train-samples 10", "--train-samples 10: .*use --train-iters"),
+    ("--async-save", "--async-save: it needs --ckpt-format torch_dist"),
+    ("--ckpt-format torch_dist", "--ckpt-format torch_dist: .*use torch"),
+    ("--iterations-to-skip 3 4", "--iterations-to-skip 3 4: a step that is skipped"),
+    ("--lr-warmup-iters 5", "--lr-warmup-iters next to --lr-warmup-fraction"),
+    ("--no-such-flag 1", "--no-such-flag 1: MindSpeed-LLM 26.1.0 has no such flag"),
+    ("--sparse-mode two", "argument --sparse-mode: invalid int value: 'two'"),
+    ("--optimizer lion", "argument --optimizer: invalid choice: 'lion'"),
 ]
 
 
-@pytest.mark.parametrize("changes, message", BAD, ids=lambda value: str(value)[:50])
-def test_a_flag_is_refused_with_what_to_change(changes: dict[str, Any], message: str):
+@pytest.mark.parametrize("flags, message", BAD, ids=[flags for flags, _ in BAD])
+def test_a_flag_is_refused_with_what_to_change(flags: str, message: str):
     with pytest.raises(ValueError, match=message):
-        check_arguments(arguments(**changes))
+        check_line([*LINE, *flags.split()])
 
 
-def test_finetune_that_would_find_nothing_to_load_is_refused(tmp_path: Path):
-    check_arguments(arguments(load=str(tmp_path)))  # a first start: --load is where --save writes to
-    with pytest.raises(ValueError, match=f"--load {tmp_path} --finetune: no checkpoint there, as it holds no latest_checkpointed_iter"):
-        check_arguments(arguments(load=str(tmp_path), finetune=True))
-    with pytest.raises(ValueError, match="--finetune without --load: name the folder"):
-        check_arguments(arguments(load=None, finetune=True))
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("500")
-    check_arguments(arguments(load=str(tmp_path), finetune=True))
+LACKING = [
+    ("--vita-data-mixture", "--vita-data-mixture is missing"),
+    ("--global-batch-size", "--global-batch-size is missing"),
+    ("--swiglu", "--swiglu is missing: the decoder is Qwen2.5"),
+    ("--disable-bias-linear", "--disable-bias-linear is missing"),
+    ("--padded-vocab-size", "--padded-vocab-size is missing"),
+    ("--sequence-parallel", "--sequence-parallel is missing"),
+    ("--attention-dropout", r"--attention-dropout 0.1 \(the default\): .*use 0.0"),
+    ("--ckpt-format", r"--ckpt-format torch_dist \(the default\): .*use torch"),
+    ("--bf16", "--use-distributed-optimizer in fp32: Megatron could not load"),
+    ("--save-interval", "--save without --save-interval"),
+]
 
 
-def test_a_line_that_nobody_parsed_is_refused_alike():
-    recipe = recipe_from_dict({"stage": 2, "model": {"preset": "14b"}, "parallel": {"tp": 8}, "data": {"mixture": "m.yaml"}})
-    line = arguments_from_recipe(recipe)
-    check_line([*line, "--swap-attention", "--lr", "3e-5", "--norm-epsilon=1e-6"])
-    for words, message in (
-        (["--neat-pack"], "--neat-pack: packs are planned"),
-        (["--attention-dropout=0.1"], "--attention-dropout 0.1"),
-        (["--context-parallel-algo", "ulysses_cp_algo"], "--context-parallel-algo ulysses"),
-        (["--data-path", "1", "a", "2", "b"], "--data-path: data comes"),
-        (["--finetune"], "--finetune: no checkpoint there"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            check_line([*line, *words])
+@pytest.mark.parametrize("flag, message", LACKING, ids=[flag for flag, _ in LACKING])
+def test_a_flag_that_is_missing_is_asked_for(flag: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        check_line(without(flag))
 
 
 def test_all_problems_come_at_once():
     with pytest.raises(ValueError) as error:
-        check_arguments(arguments(fp16=True, swiglu=False, reset_attention_mask=True))
+        check_line([*without("--swiglu"), "--fp16", "--reset-attention-mask"])
     assert all(flag in str(error.value) for flag in ("--fp16", "--swiglu", "--reset-attention-mask"))
 
 
-def test_the_feature_checks_the_recipe_too_and_warms_up_for_whole_steps():
-    told = arguments(
-        num_layers=48, hidden_size=5120, num_attention_heads=40, num_query_groups=8, ffn_hidden_size=13824, seq_length=1024,
-        tensor_model_parallel_size=2, pipeline_model_parallel_size=1, context_parallel_size=1, train_iters=900, lr=1e-5, min_lr=1e-7,
-        lr_warmup_fraction=0.025, lr_decay_iters=None, untie_embeddings_and_output_weights=True, bf16=True, recompute_granularity=None,
-        load=None, vita_model_preset="14b", world_size=2,
-    )  # fmt: skip
-    VitaFeature().pre_validate_args(told)
+def test_what_has_no_effect_is_said_once_and_passes():
+    flags = "--use-fused-ring-attention-update --use-flash-attn --shape-order BSND --split 100,0,0 --num-workers 4 --eval-interval 10"
+    notes = check_line([*LINE, *flags.split(), "--sparse-mode", "2"])
+    expected = ["--" + words for words in flags.removeprefix("--").split(" --")]
+    assert sorted(note.split(" has no effect here: ")[0] for note in notes) == sorted(expected)
+    assert check_line([*LINE, "--shape-order", "SBH"]) == [], "upstream's default"
+
+
+def test_layers_that_do_not_divide_are_refused_unless_the_stages_are_named():
+    line = good_line(parallel={"tp": 1, "pp": 5})  # 48 layers
+    with pytest.raises(ValueError, match="--num-layers 48 over --pipeline-model-parallel-size 5: .*--decoder-first-pipeline-num-layers"):
+        check_line(line)
+    assert check_line([*line, "--decoder-first-pipeline-num-layers", "8"]) == []
+    assert check_line([*line, "--decoder-first-pipeline-num-layers", "10", "--decoder-last-pipeline-num-layers", "8"]) == []
+    with pytest.raises(ValueError, match="7 of them on stages that have a number of their own: the other stages must share"):
+        check_line([*line, "--decoder-first-pipeline-num-layers", "7"])
+
+
+def save(folder: Path, tp: int = 2, pp: int = 1, step: int = 4, **left_out: bool) -> Path:
+    """What a run of MindSpeed-LLM leaves behind, without weights."""
+    content = {"model": {}, "optimizer": {}, "opt_param_scheduler": {}, "rng_state": []}
+    for key in left_out:
+        del content[key]
+    for tensor in range(tp):
+        for stage in range(pp):
+            name = f"mp_rank_{tensor:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+            path = folder / f"iter_{step:07d}" / name / "model_optim_rng.pt"
+            path.parent.mkdir(parents=True)
+            torch.save(content, path)
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    return folder
+
+
+def loading(folder: Path, *flags: str, tp: int = 2) -> list[str]:
+    """A line that loads a folder."""
+    return check_line([*good_line(parallel={"tp": tp}), "--load", str(folder), *flags])
+
+
+def test_finetune_that_would_find_nothing_to_load_is_refused(tmp_path: Path):
+    loading(tmp_path)  # a first start: --load is where --save writes to
+    with pytest.raises(ValueError, match=f"--load {tmp_path} --finetune: no checkpoint there, as it holds no latest_checkpointed_iter"):
+        loading(tmp_path, "--finetune")
+    with pytest.raises(ValueError, match="--finetune without --load: name the folder"):
+        check_line([*without("--load"), "--finetune"])
+    with pytest.raises(ValueError, match="--pretrained-checkpoint /nowhere: no checkpoint there"):
+        loading(tmp_path, "--pretrained-checkpoint", "/nowhere")
+    loading(save(tmp_path), "--finetune")
+
+
+def test_another_tensor_parallel_size_is_refused_before_the_start_and_names_vita_convert(tmp_path: Path):
+    save(tmp_path)
+    assert loading(tmp_path) == []
+    for flags in ((), ("--finetune",)):
+        with pytest.raises(ValueError, match=f"with tp=2 pp=1, this run has tp=4 pp=1, .*vita convert --from {tmp_path} --to native"):
+            loading(tmp_path, *flags, tp=4)
+    with pytest.raises(ValueError, match="was saved with tp=2 pp=2, this run has tp=2 pp=1"):
+        loading(save(tmp_path / "stages", pp=2))
+    with pytest.raises(ValueError, match="iter_0000003 holds no mp_rank"):
+        loading(tmp_path, "--ckpt-step", "3")
+
+
+def test_continuing_without_a_saved_optimizer_is_refused_unless_it_is_not_asked_for(tmp_path: Path):
+    save(tmp_path / "a", opt_param_scheduler=True, optimizer=True)
+    with pytest.raises(ValueError, match="was saved with --no-save-optim, .*add --no-load-optim"):
+        loading(tmp_path / "a")
+    assert loading(tmp_path / "a", "--no-load-optim") == []
+    assert loading(tmp_path / "a", "--finetune") == []
+    save(tmp_path / "b", rng_state=True)
+    with pytest.raises(ValueError, match="was saved with --no-save-rng, .*add --no-load-rng"):
+        loading(tmp_path / "b")
+    assert loading(tmp_path / "b", "--no-load-rng") == []
+
+
+def test_the_feature_checks_the_recipe_too_and_warms_up_for_whole_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    line = [*good_line(data={"mixture": "m.yaml", "seq_length": 1024}, train={"steps": 900, "warmup_fraction": 0.025}), "--use-flash-attn"]
+    monkeypatch.setattr(sys, "argv", ["pretrain_vita.py", *line])
+    feature = VitaFeature()
+    parser, told = parsed(line)
+    feature.register_args(parser)
+    feature.pre_validate_args(told)
     assert told.lr_warmup_fraction * 900 == pytest.approx(22) and told.calculate_per_token_loss
+    assert capsys.readouterr().out == "vita: --use-flash-attn has no effect here: attention is this package's\n"
     told.seq_length = 1023
     with pytest.raises(ValueError, match="data.seq_length=1023 is not a multiple of"):
-        VitaFeature().pre_validate_args(told)
+        feature.pre_validate_args(told)
 
 
-def test_arguments_are_registered_once():
+def test_arguments_are_registered_once_and_a_wrong_word_is_one_line():
     parser = argparse.ArgumentParser()
     for _ in range(2):
         VitaFeature().register_args(parser)
     assert parser.parse_args(["--vita-stage", "2"]).vita_stage == "2"
+    with pytest.raises(ValueError, match="command line: unrecognized arguments: --no-such-flag; docs/mindspeed_llm_flags.md lists"):
+        parser.parse_args(["--no-such-flag"])
+
+
+UPSTREAM = """
+def validate_args(arguments):
+    assert arguments.micro_batch_size is not None
+    assert arguments.lr > 0, "a learning rate"
+
+def train_step():
+    assert False
+"""
+
+
+def test_upstreams_assertions_about_arguments_become_one_line_and_others_stay(tmp_path: Path):
+    (tmp_path / "arguments.py").write_text(UPSTREAM)  # pytest rewrites the assertions of a test's own file
+    upstream = runpy.run_path(str(tmp_path / "arguments.py"))
+    with pytest.raises(ValueError, match=r"upstream refuses the command line \(.*/arguments.py, line 4\): a learning rate"):
+        with arguments_of_upstream():
+            upstream["validate_args"](argparse.Namespace(micro_batch_size=1, lr=0))
+    with pytest.raises(ValueError, match=r"line 3\): assert arguments.micro_batch_size is not None"):
+        with arguments_of_upstream():
+            upstream["validate_args"](argparse.Namespace(micro_batch_size=None))
+    with pytest.raises(AssertionError), arguments_of_upstream():
+        upstream["train_step"]()
+
+
+def test_an_import_that_upstream_lacks_becomes_one_line_and_others_stay():
+    with pytest.raises(ValueError, match=r"MindSpeed does not fit the others: No module named 'mindspeed.*vita patches verify"):
+        with imports_of_upstream():
+            raise ModuleNotFoundError("No module named 'mindspeed.core.gone'", name="mindspeed.core.gone")
+    with pytest.raises(ImportError), imports_of_upstream():
+        raise ModuleNotFoundError("No module named 'einops'", name="einops")

@@ -1,0 +1,40 @@
+"""Whether a run can load what MindSpeed-LLM saved, asked of the files before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from mindspeed_vita.checkpoint import mindspeed_files
+
+
+def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state: bool, step: Optional[int] = None) -> list[str]:
+    """What Megatron's loader would fail on, each with what to do.
+
+    Args:
+        folder: that --save named, with the file that names the latest step.
+        tp, pp: sizes that the run is going to have.
+        optimizer: the run loads the optimizer and its schedule.
+        random_state: the run loads the states of the random generators.
+        step: to load; None takes the latest.
+    """
+    try:
+        saved = mindspeed_files.saved_layout(folder, step)
+    except ValueError as error:
+        return [str(error)]
+    problems = []
+    if (saved.tp, saved.pp) != (tp, pp):
+        problems.append(
+            f"{folder} was saved with tp={saved.tp} pp={saved.pp}, this run has tp={tp} pp={pp}, and Megatron's loader cannot cut weights "
+            f"anew; use the same sizes, or vita convert --from {folder} --to native --output DIR and start from it with "
+            f"--vita-checkpoint-init-from DIR (checkpoint.init_from in a recipe)"
+        )
+        return problems
+    if optimizer and not saved.has_optimizer:
+        problems.append(
+            f"{folder} was saved with --no-save-optim, so a run cannot continue with its optimizer; add --no-load-optim, which starts the "
+            "optimizer anew, or start from the weights alone with --finetune and another --save"
+        )
+    if random_state and not saved.has_random_state:
+        problems.append(f"{folder} was saved with --no-save-rng, so a run cannot continue with its random states; add --no-load-rng")
+    return problems
