@@ -83,11 +83,11 @@ def _listed(ledger: Ledger) -> str:
 
 def _verified(report: Report) -> str:
     lines = []
-    for part in ("upstream", "patch", "seam"):
+    for part in ("upstream", "patch", "seam", "imports"):
         lines += [line for finding in report.findings if finding.part == part for line in _finding(finding)]
     if report.table is not None:
-        changed = f"; other source than there: {', '.join(report.changed)}" if report.changed else ", source for source"
-        lines.append(f"closest table: {report.table}{changed}")
+        changed = f"; other source than there: {len(report.changed)} names" if report.changed else ", source for source"
+        lines += [f"closest table: {report.table}{changed}", *(_wrapped(name) for name in report.changed)]
     count = len(report.problems)
     lines.append(f"FAIL: {count} problem(s); the plugin would not start, or would do something else" if count else "PASS: the ledger fits")
     return "\n".join(lines)
@@ -95,7 +95,7 @@ def _verified(report: Report) -> str:
 
 def _finding(finding: Finding) -> list[str]:
     state = "BAD" if finding.problems else "ok"
-    shown = f" {finding.found}" if finding.part == "upstream" else ""
+    shown = f" {finding.found}" if finding.part in ("upstream", "imports") else ""
     return [f"{state:<4} {finding.part:<8} {finding.target}{shown}", *(_wrapped(problem, 14) for problem in finding.problems)]
 
 

@@ -10,6 +10,7 @@ from mindspeed_vita.integration.mindspeed_llm.upstream_errors import imports_of_
 from mindspeed_vita.integration.patching import apply_ledger
 from mindspeed_vita.integration.patching.apply import unknown_commits
 from mindspeed_vita.integration.patching.ledger import load_ledger
+from mindspeed_vita.integration.patching.starting import compare_sources
 from mindspeed_vita.platform import Platform, announce, get_platform
 
 
@@ -26,6 +27,8 @@ def bootstrap() -> Platform:
     platform = get_platform("npu")
     # Megatron asks for it where tensor or context parallelism is used
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    ledger, first = load_ledger(), os.environ.get("RANK", "0") == "0"
+    notes = [*unknown_commits(ledger), *compare_sources(ledger)] if first else []
     with imports_of_upstream():
         import mindspeed_llm  # noqa: F401 - the adaptor: applies MindSpeed's patches, so before anything of megatron is imported
         from mindspeed.features_manager.features_manager import MindSpeedFeaturesManager
@@ -34,8 +37,7 @@ def bootstrap() -> Platform:
     apply_ledger(MindSpeedPatchesManager)  # refuses before anything is changed
     # the first of the list is asked first, before MindSpeed's own checks of the arguments
     MindSpeedFeaturesManager.FEATURES_LIST.insert(0, feature())
-    rank = int(os.environ.get("RANK", "0"))
-    announce(platform, rank=rank)
-    for line in unknown_commits(load_ledger()) if rank == 0 else ():
+    announce(platform, rank=int(os.environ.get("RANK", "0")))
+    for line in notes:
         print(f"vita: {line}", flush=True)
     return platform

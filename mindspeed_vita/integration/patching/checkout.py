@@ -124,10 +124,19 @@ class Checkouts:
         for project, path, tree in self._files_with(leaf):
             if self._module_name(project, path) == module:
                 continue
-            for name, source in _imported(_statements(tree.body), self._package(project, path)).items():
+            for name, source in _imported(statements(tree.body), self._package(project, path)).items():
                 if source == dotted:
                     found.append(Mention(project=project, file=self._relative(project, path), name=name))
         return sorted(found, key=lambda mention: (mention.project, mention.file, mention.name))
+
+    def module(self, parts: Sequence[str]) -> Optional[tuple[ast.Module, list[str]]]:
+        """The syntax tree of a module and the names of its package; None if there is no such module."""
+        place = self._module_file(parts) if parts else None
+        return None if place is None else (self._tree(place[1]), self._package(*place))
+
+    def trees(self, project: str, mentioned: re.Pattern[str]) -> Iterator[ast.Module]:
+        """Parsed files of a project whose text matches."""
+        return (self._tree(path) for path in self._files[project] if mentioned.search(self._text(path)))
 
     def _find(self, dotted: str, seen: frozenset[str]) -> Optional[Definition]:
         parts = dotted.split(".")
@@ -142,7 +151,7 @@ class Checkouts:
             node = _descend(tree.body, parts[end:])
             if node is not None:
                 return self._definition(".".join(parts), project, path, node)
-            source = _imported(_statements(tree.body), self._package(project, path)).get(parts[end])
+            source = _imported(statements(tree.body), self._package(project, path)).get(parts[end])
             return self._find(".".join([source, *parts[end + 1 :]]), seen | {dotted}) if source else None
         return None
 
@@ -221,22 +230,22 @@ def stated_version(text: str) -> Optional[str]:
     return ".".join(part.group(1) for part in parts if part) if all(parts) else None
 
 
-def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+def statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that run when a module or class is made, those under if, try and with included."""
     for statement in body:
         yield statement
         for inner in ("body", "orelse", "finalbody"):
             if isinstance(statement, (ast.If, ast.Try, ast.With)):
-                yield from _statements(getattr(statement, inner, []))
+                yield from statements(getattr(statement, inner, []))
         if isinstance(statement, ast.Try):
             for handler in statement.handlers:
-                yield from _statements(handler.body)
+                yield from statements(handler.body)
 
 
 def _descend(body: Sequence[ast.stmt], names: Sequence[str]) -> Optional[_Definition]:
     """The last definition of names[0] in a body, and inside it of names[1], and so on."""
     found = None
-    for statement in _statements(body):
+    for statement in statements(body):
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and statement.name == names[0]:
             found = statement
     if found is None or len(names) == 1:
@@ -259,8 +268,8 @@ def _imported(statements: Iterable[ast.AST], package: Sequence[str]) -> dict[str
 
 def _scopes(tree: ast.Module, package: Sequence[str]) -> Iterator[tuple[list[ast.AST], dict[str, str]]]:
     """The nodes of each function, and those outside of all, with the names that are imported there."""
-    names = _imported(_statements(tree.body), package)
-    outside = [statement for statement in _statements(tree.body) if isinstance(statement, (ast.Expr, ast.Assign))]
+    names = _imported(statements(tree.body), package)
+    outside = [statement for statement in statements(tree.body) if isinstance(statement, (ast.Expr, ast.Assign))]
     yield [node for statement in outside for node in ast.walk(statement)], names
     for scope in ast.walk(tree):
         if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):

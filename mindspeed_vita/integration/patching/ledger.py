@@ -91,6 +91,8 @@ class Upstream:
     """File of a checkout that states the version."""
     versions: tuple[str, ...] = ()
     """Supported ones; empty where the number does not tell versions apart."""
+    used_by: tuple[str, ...] = ()
+    """Projects whose every import from this one is a seam, too many to list: the signature tables hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,9 @@ def _check(ledger: Ledger, path: Path) -> None:
             problems.append(f"patch {patch.name}: {patch.upstream} {sorted(behind)} is supported, but not among the patch's versions")
         if not patch.replacement.startswith("mindspeed_vita.integration."):
             problems.append(f"patch {patch.name}: replacement {patch.replacement}; expected a function in mindspeed_vita.integration")
+    for upstream in ledger.upstreams:
+        strangers = [name for name in upstream.used_by if name not in projects]
+        problems += [f"upstream {upstream.project}: used_by {name!r}; expected a project" for name in strangers]
     entries: list[Patch | Seam] = [*ledger.patches, *ledger.seams]
     for entry in entries:
         if entry.upstream not in projects:

@@ -9,8 +9,9 @@ from typing import Any, Optional, Sequence
 
 from mindspeed_vita.integration.patching.checkout import Checkouts, Mention
 from mindspeed_vita.integration.patching.ledger import Ledger
+from mindspeed_vita.integration.patching.used import used_names
 
-FORMAT = 1
+FORMAT = 2
 
 
 def build_table(ledger: Ledger, checkouts: Checkouts, name: str) -> dict[str, Any]:
@@ -37,11 +38,16 @@ def build_table(ledger: Ledger, checkouts: Checkouts, name: str) -> dict[str, An
             "patched_upstream": _mentions([mention for each in sorted(names) for mention in checkouts.patches(each)]),
             "imported_by": _mentions([mention for each in sorted(names) for mention in checkouts.imports(each)]),
         }
+    return {"format": FORMAT, "name": name, "projects": projects, "patches": patches, **seams_and_imports(ledger, checkouts)}
+
+
+def seams_and_imports(ledger: Ledger, checkouts: Checkouts) -> dict[str, Any]:
+    """The parts of a table that need no look at the whole of upstream."""
     seams = {}
     for seam in ledger.seams:
         definition = checkouts.find(seam.target)
         seams[seam.target] = {"definition": asdict(definition) if definition else None}
-    return {"format": FORMAT, "name": name, "projects": projects, "patches": patches, "seams": seams}
+    return {"seams": seams, "imports": used_names(ledger, checkouts)}
 
 
 def table_text(table: dict[str, Any]) -> str:
@@ -73,7 +79,18 @@ def changed_sources(table: dict[str, Any], found: dict[str, Any]) -> list[str]:
             after = entry["definition"] or {}
             if before.get("source") != after.get("source"):
                 names.append(target)
-    return names
+    return names + [name for name, source in found["imports"].items() if source != table["imports"].get(name)]
+
+
+def missing_imports(tables: Sequence[dict[str, Any]], found: dict[str, Any]) -> list[str]:
+    """Names that an upstream project imports from another and that are not there. Those that no table has are optional ones.
+
+    Args:
+        tables: of supported versions; without any, every name must be there.
+        found: the table of what is to be judged.
+    """
+    never = {name for name in found["imports"] if tables and all(table["imports"].get(name, "") is None for table in tables)}
+    return [name for name, source in found["imports"].items() if source is None and name not in never]
 
 
 def closest(tables: Sequence[dict[str, Any]], found: dict[str, Any]) -> Optional[tuple[str, list[str]]]:

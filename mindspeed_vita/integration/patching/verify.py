@@ -8,15 +8,18 @@ from typing import Any, Literal, Optional, Sequence
 
 from mindspeed_vita.integration.patching import signatures
 from mindspeed_vita.integration.patching.checkout import Checkouts
-from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Seam, load_ledger
-from mindspeed_vita.integration.patching.tables import build_table, closest, read_table
+from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Seam, Upstream, load_ledger
+from mindspeed_vita.integration.patching.tables import build_table, closest, missing_imports, read_table
+
+_SHOWN = 8
+"""Missing imports that are named; another version lacks dozens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """What was found about one entry."""
 
-    part: Literal["upstream", "patch", "seam"]
+    part: Literal["upstream", "patch", "seam", "imports"]
     target: str
     """Project or dotted name."""
     problems: tuple[str, ...]
@@ -57,7 +60,9 @@ def verify(folders: Sequence[Path] = (), *, ledger: Optional[Ledger] = None) -> 
     findings = [_project(ledger, sources, project, entry) for project, entry in table["projects"].items()]
     findings += [_patch(patch, table["patches"][patch.target]) for patch in ledger.patches]
     findings += [_seam(seam, table["seams"][seam.target]) for seam in ledger.seams]
-    name, changed = closest([read_table(path) for path in ledger.tables], table) or (None, [])
+    tables = [read_table(path) for path in ledger.tables]
+    findings += [_imports(each, table, missing_imports(tables, table)) for each in ledger.upstreams if each.used_by]
+    name, changed = closest(tables, table) or (None, [])
     return Report(findings=tuple(findings), table=name, changed=tuple(changed))
 
 
@@ -97,6 +102,18 @@ def _patch(patch: Patch, entry: dict[str, Any]) -> Finding:
 def _seam(seam: Seam, entry: dict[str, Any]) -> Finding:
     problems = _definition(seam.signature, None, entry["definition"])
     return Finding(part="seam", target=seam.target, problems=tuple(problems), found=_found(entry))
+
+
+def _imports(upstream: Upstream, table: dict[str, Any], missing: Sequence[str]) -> Finding:
+    names = [name for name in table["imports"] if name.split(".")[0] == upstream.package]
+    users = " and ".join(upstream.used_by)
+    problems = [f"{users} imports {name}, which is not there" for name in missing if name in names]
+    if problems:
+        shown, rest = problems[:_SHOWN], len(problems) - _SHOWN
+        more = f" and {rest} more; " if rest > 0 else "; "
+        advice = f"check out the {upstream.project} that this {users} was made for (scripts/install_ascend.sh names it)"
+        problems = [*shown[:-1], shown[-1] + more + advice]
+    return Finding(part="imports", target=f"{upstream.project} in {users}", problems=tuple(problems), found=f"{len(names)} names")
 
 
 def _definition(signature: str, where: Optional[str], found: Optional[dict[str, Any]]) -> list[str]:

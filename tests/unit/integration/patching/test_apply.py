@@ -217,7 +217,7 @@ def test_a_commit_that_no_table_knows_is_named(packages, tmp_path):
     upstreams = (Upstream(project="Fake", package="fakemega", version_file="setup.py"),)
     (tmp_path / "signatures").mkdir()
     table = tmp_path / "signatures" / "one.json"
-    table.write_text(json.dumps({"format": 1, "projects": {"Fake": {"commit": "0123456789abcdef"}}}))
+    table.write_text(json.dumps({"format": 2, "projects": {"Fake": {"commit": "0123456789abcdef"}}}))
     told = ledger(folder=tmp_path, upstreams=upstreams)
     assert unknown_commits(told) == [], "no git there"
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -226,7 +226,7 @@ def test_a_commit_that_no_table_knows_is_named(packages, tmp_path):
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     (line,) = unknown_commits(told)
     assert f"Fake is at commit {commit[:12]}, the patches were compared with 0123456789ab" in line
-    table.write_text(json.dumps({"format": 1, "projects": {"Fake": {"commit": commit}}}))
+    table.write_text(json.dumps({"format": 2, "projects": {"Fake": {"commit": commit}}}))
     assert unknown_commits(told) == []
 
 

@@ -131,5 +131,5 @@ def test_a_broken_table_says_how_to_make_it_again(tmp_path: Path):
     with pytest.raises(ValueError, match="write it again with `vita patches table"):
         read_table(tmp_path / "t.json")
     (tmp_path / "t.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="expected a table of format 1"):
+    with pytest.raises(ValueError, match="expected a table of format 2"):
         read_table(tmp_path / "t.json")
