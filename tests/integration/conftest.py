@@ -9,6 +9,7 @@ from typing import Iterator
 
 import pytest
 
+from mindspeed_vita.config import Recipe
 from tests.integration.mindspeed_run import NEEDS, PROJECTS, MindSpeed
 from tests.tiny_data import TinyData, tiny  # noqa: F401 - a fixture
 
@@ -35,7 +36,14 @@ def mindspeed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MindSpeed]:
 
 @pytest.fixture(scope="session")
 def weights(tiny: TinyData, mindspeed: MindSpeed) -> Path:  # noqa: F811 - the fixture above
-    """Native weights that every run starts from: a fresh model's, with biases and norms moved off their neutral values."""
+    """Native weights that every run starts from."""
+    folder = mindspeed.folder / "weights"
+    write_weights(folder, tiny.recipe(folder))
+    return folder
+
+
+def write_weights(folder: Path, recipe: Recipe) -> None:
+    """Native weights of a fresh model, with biases and norms moved off their neutral values."""
     import torch
 
     from mindspeed_vita.checkpoint.native import checkpoint as native
@@ -43,8 +51,6 @@ def weights(tiny: TinyData, mindspeed: MindSpeed) -> Path:  # noqa: F811 - the f
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform
 
-    folder = mindspeed.folder / "weights"
-    recipe = tiny.recipe(folder)
     with distributed(recipe, get_platform()) as layout:
         model = build_model(recipe, layout)
         generator = torch.Generator().manual_seed(7)
@@ -53,4 +59,3 @@ def weights(tiny: TinyData, mindspeed: MindSpeed) -> Path:  # noqa: F811 - the f
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         native.save_weights(folder, model, recipe)
-    return folder

@@ -207,12 +207,3 @@ def test_bf16_with_the_distributed_optimizer_follows_the_built_in_engine(mindspe
     # the emulated kernels round as torch's do, so even bf16 agrees to the digits that are printed; real ones need not
     assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= LOSS
     assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 6)
-
-
-def test_flags_that_take_attention_away_are_refused(mindspeed: MindSpeed, recipe: Any):
-    flags = ["--reset-attention-mask", "--context-parallel-algo", "ulysses_cp_algo", "--optimizer", "sgd"]
-    printed = mindspeed.train(recipe("refused"), name="refused", flags=flags)
-    assert printed.status == 2
-    line = next(line for line in printed.text.splitlines() if line.startswith("pretrain_vita: error"))
-    assert "--reset-attention-mask" in line and "--vita-data-resets true" in line
-    assert "--context-parallel-algo ulysses_cp_algo" in line and "--optimizer" in line
