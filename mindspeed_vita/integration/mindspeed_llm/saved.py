@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-from mindspeed_vita.checkpoint import mindspeed_files
-
 
 def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state: bool, step: Optional[int] = None) -> list[str]:
     """What Megatron's loader would fail on, each with what to do.
@@ -18,6 +16,8 @@ def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state
         random_state: the run loads the states of the random generators.
         step: to load; None takes the latest.
     """
+    from mindspeed_vita.checkpoint import mindspeed_files  # brings torch, which looking at flags alone does not need
+
     try:
         saved = mindspeed_files.saved_layout(folder, step)
     except ValueError as error:

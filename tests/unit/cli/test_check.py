@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mindspeed_vita.cli.main import main
@@ -101,7 +102,29 @@ def test_flags_that_mindspeed_llm_would_be_refused_are_named(recipe, capsys):
     assert "PROBLEM: command line: --reset-attention-mask: " in capsys.readouterr().out
 
 
-def test_no_torch_is_needed(recipe):
-    code = f"import sys; from mindspeed_vita.cli.main import main; main(['check', {recipe()!r}]); print('torch' in sys.modules)"
+def test_a_start_from_another_tensor_parallel_size_is_found_before_the_run(recipe, tmp_path, capsys):
+    path = tmp_path / "saved" / "iter_0000002" / "mp_rank_00" / "model_optim_rng.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"model": {}}, path)
+    (tmp_path / "saved" / "latest_checkpointed_iteration.txt").write_text("2")
+    line = ["check", "--engine", "mindspeed-llm", "--processes", "2", recipe(), f"checkpoint.init_from={tmp_path / 'saved'}"]
+    assert main(line) == 0
+    capsys.readouterr()
+    assert main([*line, "parallel.tp=2"]) == 2
+    out = capsys.readouterr().out
+    assert "was saved with tp=1 pp=1, this run has tp=2 pp=1" in out and f"vita convert --from {tmp_path / 'saved'} --to native" in out
+
+
+def test_an_uneven_pipeline_names_the_flag_that_makes_it_work(recipe, capsys):
+    line = ["check", "--engine", "mindspeed-llm", "--processes", "2", recipe(), "model.language.num_layers=3", "parallel.pp=2"]
+    assert main(line) == 2
+    assert "PROBLEM: command line: --num-layers 3 over --pipeline-model-parallel-size 2" in capsys.readouterr().out
+    assert main([*line, "--", "--decoder-first-pipeline-num-layers", "1", "--use-flash-attn"]) == 0
+    assert "--use-flash-attn has no effect here: attention is this package's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--engine", "mindspeed-llm"]], ids=["builtin", "mindspeed-llm"])
+def test_no_torch_is_needed(recipe, more):
+    code = f"import sys; from mindspeed_vita.cli.main import main; main(['check', *{more}, {recipe()!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
