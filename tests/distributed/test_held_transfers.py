@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.fixtures import Pools
+from tests.pools import Pools
 
 pytestmark = pytest.mark.distributed
 RUN = "tests.distributed.transfer_runs:run"

@@ -16,7 +16,7 @@ from mindspeed_vita.checkpoint.native import shards
 from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
 from mindspeed_vita.platform import megatron_compat
-from tests.distributed.fixtures import LINES, OVERLAYS
+from tests.pools import LINES, OVERLAYS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 RUN = "tests.distributed.layout_runs:run"

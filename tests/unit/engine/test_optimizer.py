@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.distributed.fixtures import OVERLAYS, overlay
 
 from mindspeed_vita.config import TrainConfig, recipe_from_dict
 from mindspeed_vita.engine import optimizer as optim
 from mindspeed_vita.engine.session import init_distributed, shutdown
 from mindspeed_vita.parallel import parameter_groups
 from mindspeed_vita.platform import get_platform
+from tests.pools import OVERLAYS, overlay
 
 MODEL = {
     "vision": {"tile_size": 28, "patch_size": 7, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "ffn_hidden_size": 32},
