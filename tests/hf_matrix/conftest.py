@@ -50,24 +50,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Remote code is copied to a cache; the tests must not write to the user's, nor read an old copy from it."""
-    from transformers import dynamic_module_utils
-    from transformers.utils import hub
-
-    patch = pytest.MonkeyPatch()
-    for module in (dynamic_module_utils, hub):
-        if hasattr(module, "HF_MODULES_CACHE"):
-            patch.setattr(module, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-            break
-    for module in (dynamic_module_utils, hub):
-        if hasattr(module, "HF_MODULES_CACHE"):
-            patch.setattr(module, "HF_MODULES_CACHE", dynamic_module_utils.HF_MODULES_CACHE)
-    yield
-    patch.undo()
-
-
 @pytest.fixture(autouse=True)
 def no_logged_warnings() -> Iterator[None]:
     """transformers logs what it would have changed: that is an error here, as Python's warnings are."""

@@ -156,7 +156,9 @@ class Decoder:
     def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
         """For each job its answer, or the MediaError that it failed with. What ends the child costs the job it was at, no other."""
         outcomes: list[Any] = []
-        lines = [json.dumps(job.request).encode() + b"\n" for job in jobs]
+        # the child keeps the working directory that it was started in
+        requests = [{**job.request, "root": os.path.abspath(job.request["root"])} for job in jobs]
+        lines = [json.dumps(request).encode() + b"\n" for request in requests]
         sent = 0
         while len(outcomes) < len(jobs):
             done = len(outcomes)

@@ -32,6 +32,7 @@ def straight(tiny, tmp_path_factory) -> Path:
 
 
 def test_the_curve_is_the_golden_one(straight, curve):
+    # The golden curve was recorded under Pillow 11.3. The pixels, and so the curve, are the same under any other release.
     golden = json.loads(GOLDEN.read_text())
     # Sums run in an order that depends on the CPU's vector width and on the math library: with torch's plain, AVX2 and AVX512 kernels
     # and 1 or 2 threads the worst relative difference within 20 steps was 9e-7 (loss) and 7e-6 (gradient norm); 100 times that is allowed.
@@ -208,7 +209,7 @@ def test_two_data_parallel_processes_give_the_same_curve(tiny, straight, tmp_pat
     process = launch(tiny.recipe(tmp_path / "run"), tmp_path / "recipe.yaml", "data.num_workers=1", processes=2)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert "dp2" in out and "step_0000020" in out and out.count("\n") == 1
+    assert "dp2" in out and "step_0000020" in out and out.count("dp2") == 1, "one rank prints the result"
     # the sum over packs runs in another order: worst seen 4e-6 after 20 steps
     assert curve(tmp_path / "run") == pytest.approx(curve(straight), rel=1e-4)
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mindspeed_vita.cli.main import main
@@ -172,16 +173,25 @@ def test_the_number_of_processes_is_that_of_the_visible_devices(world, ascend_pa
     assert done.returncode == 2 and "does not divide the 2 processes" in done.stdout
 
 
+def saved_by_mindspeed_llm(folder: Path, step: int) -> None:
+    """What --save leaves behind of a run with tp 8, as far as a dry run looks at it."""
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    for rank in range(8):
+        place = folder / f"iter_{step:07d}" / f"mp_rank_{rank:02d}"
+        place.mkdir(parents=True)
+        torch.save({"model": {}, "optimizer": {}, "opt_param_scheduler": {}, "rng_state": []}, place / "model_optim_rng.pt")
+
+
 def test_what_mindspeed_llm_saved_is_handed_over_by_its_own_loader_and_resumed_from(world, ascend_path, tmp_path):
     before, own = tmp_path / "stage1", tmp_path / "stage2"
     before.mkdir()
-    (before / "latest_checkpointed_iteration.txt").write_text("1000")
+    saved_by_mindspeed_llm(before, 1000)
     variables = {"PATH": ascend_path, "DEVICE": "auto", "NPROC_PER_NODE": "8", "OUTPUT_ROOT": str(tmp_path), "INIT_FROM": ""}
     first = dry_run(world, "14b", "stage2", "train.steps=7", **variables)
     assert first.returncode == 0, first.stdout + first.stderr
     assert f"start from {before}, which MindSpeed-LLM saved" in first.stdout
     own.mkdir()
-    (own / "latest_checkpointed_iteration.txt").write_text("500")
+    saved_by_mindspeed_llm(own, 500)
     assert f"continues from {own}" in dry_run(world, "14b", "stage2", **variables).stdout
     elsewhere = dry_run(world, "14b", "stage2", f"checkpoint.directory={tmp_path / 'elsewhere'}", **variables)
     assert f"start from {before}, which MindSpeed-LLM saved" in elsewhere.stdout

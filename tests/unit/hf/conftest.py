@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,21 +28,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
     folder = tmp_path_factory.mktemp("exported") / "tiny"
     export_hf(random_weights(), tiny_recipe(), folder, tokenizer=AutoTokenizer.from_pretrained(tokenizer_folder), max_shard_bytes=90_000)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Remote code is copied to a cache; the tests must not write to the user's, nor read an old copy from it."""
-    from transformers import dynamic_module_utils
-    from transformers.utils import hub
-
-    patch = pytest.MonkeyPatch()
-    folder = str(tmp_path_factory.mktemp("modules"))
-    for module in (dynamic_module_utils, hub):
-        if hasattr(module, "HF_MODULES_CACHE"):
-            patch.setattr(module, "HF_MODULES_CACHE", folder)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from mindspeed_vita.cli.doctor.matrix import PYTHON
+from mindspeed_vita.checks.doctor.matrix import PYTHON
 from tests.fake_ascend import make_program
 
 ROOT = Path(__file__).resolve().parents[3]
