@@ -69,7 +69,7 @@ def chosen(found: Any, meant: Any) -> Any:
     return {key: chosen(found[key], value) for key, value in meant.items() if key in found}
 
 
-def test_transformers_loads_the_export_and_finds_the_same_logits(kept: Path, own_module_cache: None) -> None:
+def test_transformers_loads_the_export_and_finds_the_same_logits(kept: Path) -> None:
     known = load_file("answer.safetensors")
     logits = known.pop("logits")
     processed, found = answer_of_transformers(kept / "export")
