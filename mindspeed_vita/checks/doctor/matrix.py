@@ -24,7 +24,7 @@ def line(version: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package and the versions of it that work, in pip's words: torch>=2.7,<2.15."""
+    """A package and the versions of it that work, in pip's words: torch>=2.7,<2.16."""
 
     text: str
 
@@ -49,7 +49,7 @@ PACKAGES = tuple(
     map(
         Requirement,
         (
-            "torch>=2.7,<2.15",
+            "torch>=2.7,<2.16",
             "transformers>=4.57,<6",
             "jinja2>=3.1",
             "safetensors>=0.4.5",

@@ -175,7 +175,7 @@ def test_what_torch_sees_of_the_devices_is_judged(seen, name, status, text):
         (replace(GPU, core="0.14.0"), SEES_GPUS, "megatron-core", "note", "which are tested"),
         (replace(GPU, core="0.19.2"), SEES_GPUS, "megatron-core", "ok", "0.19.2"),
         (replace(GPU, python="3.14.0"), SEES_GPUS, "python", "note", "3.10, 3.11, 3.12 or 3.13"),
-        (with_package(GPU, torch="2.5.1"), SEES_GPUS, "torch", "problem", 'pip install "torch>=2.7,<2.15"'),
+        (with_package(GPU, torch="2.5.1"), SEES_GPUS, "torch", "problem", 'pip install "torch>=2.7,<2.16"'),
     ],
 )
 def test_mismatches_on_a_gpu_machine(here, seen, name, status, text):
