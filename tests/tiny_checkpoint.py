@@ -11,10 +11,19 @@ import torch
 from mindspeed_vita.checkpoint.hf.config import hf_config
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
-from mindspeed_vita.config import DataConfig, LanguageConfig, ModelConfig, ProjectorConfig, Recipe, TrainConfig, VisionConfig
+from mindspeed_vita.config import (
+    DataConfig,
+    LanguageConfig,
+    ModelConfig,
+    ProjectorConfig,
+    Recipe,
+    TrainConfig,
+    VisionConfig,
+    language_traits,
+)
 from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
-from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
-from mindspeed_vita.hf.modeling_long_vita import LongVITAForCausalLM
+from mindspeed_vita.hf.configuration_long_vita import config_class
+from mindspeed_vita.hf.modeling_long_vita import causal_class
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 TEXTS = [
@@ -49,10 +58,11 @@ def tiny_recipe(model: ModelConfig = TINY, **data: Any) -> Recipe:
 def random_weights(model: ModelConfig = TINY, seed: int = 0) -> dict[str, torch.Tensor]:
     """Native names, full tensors, fp32; norms, biases and LayerScale differ from one and zero."""
     ids = {"bos": 0, "eos": 0, "pad": 0, "image": 1, "video": 2, "patch": 3}
-    network = LongVITAForCausalLM(LongVITAConfig(**hf_config(model, token_ids=ids, dtype="float32")))
+    base = language_traits(model.language.family).hf_base
+    network = causal_class(base)(config_class(base)(**hf_config(model, token_ids=ids, dtype="float32")))
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in network.named_parameters():  # a table that the output layer shares comes once
         noise = torch.randn(parameter.shape, generator=generator)
         is_scale = parameter.dim() == 1 and name.endswith(("weight", "ls1", "ls2"))
         state[name] = 1 + 0.3 * noise if is_scale else 0.15 * noise

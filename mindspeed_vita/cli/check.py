@@ -134,5 +134,5 @@ def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
     from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
 
     line = command_line(recipe, passed_on)
-    unused = "".join(f"; {note}" for note in check_line(line))
+    unused = "".join(f"; {note}" for note in check_line(line, recipe.model.language))
     return f"{len(line)} words for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"

@@ -14,6 +14,7 @@ examples:
   vita convert --from runs/stage4 --to hf --output exported
   vita convert --from Long-VITA-16K_HF --to native --output runs/released
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
+  vita convert --from Qwen3-8B --vision InternViT-300M-448px --to native --output runs/qwen3
   vita convert --from Qwen2.5-7B --vision siglip-so400m-patch14-384 --tile-size 448 --to native --output runs/siglip
   vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
   vita convert --from runs/ascend --to hf --output exported           (what --engine mindspeed-llm saved)
@@ -30,12 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native, MindSpeed-LLM or Hugging Face folder")
     parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where --from is a MindSpeed-LLM folder of another program")
-    parser.add_argument("--vision", metavar="DIR", help="InternViT, SigLIP or CLIP folder, where --from is a Qwen2.5 language model")
+    parser.add_argument("--vision", metavar="DIR", help="InternViT, SigLIP or CLIP folder, where --from is a language model such as Qwen3")
     parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="with --vision: side of a tile, for which the tower's"
                         " positions are interpolated (448 for SigLIP and CLIP); default: the tower's own")  # fmt: skip
     parser.add_argument("--to", required=True, choices=("hf", "native"), help="format to write")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the source names or holds none")
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
+                        " Hugging Face folder; may be repeated")  # fmt: skip
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="type to store; default: as in the source")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)")
 
@@ -44,6 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert and report in one line."""
     import torch
 
+    from mindspeed_vita.config import import_plugins
+
+    import_plugins(arguments.plugin, "--plugin")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
     shard_bytes = parse_size(arguments.max_shard_size)
     source, output = Path(arguments.source), Path(arguments.output)
@@ -148,7 +154,8 @@ def _read_hf(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) 
     if found.initialised:
         print(f"new, with initial values: {', '.join(found.initialised)}")
     tokenizer = arguments.tokenizer or str(source.resolve())
-    return found.weights, Recipe(name=source.name, model=found.model, data=replace(found.data, tokenizer=str(tokenizer)))
+    plugins = tuple(arguments.plugin)
+    return found.weights, Recipe(name=source.name, plugins=plugins, model=found.model, data=replace(found.data, tokenizer=str(tokenizer)))
 
 
 def _write_native(output: Path, weights: Mapping[str, Any], recipe: Any, dtype: Optional[Any]) -> Path:

@@ -29,14 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=int, metavar="N", help="most frames taken from a video; default: as in training")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel size, under torchrun (default 1)")
     parser.add_argument("--cp", type=int, default=1, metavar="N", help="context parallel size, under torchrun (default 1)")
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
+                        " Hugging Face folder; may be repeated")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the checkpoint's own is missing")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answer."""
+    from mindspeed_vita.config import import_plugins
     from mindspeed_vita.engine.session import rank
     from mindspeed_vita.inference.request import Generator, ask
 
+    import_plugins(arguments.plugin, "--plugin")
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {arguments.max_new_tokens}; expected at least 1")
     if arguments.max_frames is not None and arguments.max_frames < 1:

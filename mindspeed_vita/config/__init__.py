@@ -1,6 +1,15 @@
 """The recipe as frozen dataclasses: loading, checks, and presets of sizes and stages. Families of towers and decoders are tables."""
 
-from mindspeed_vita.config.load import expand_variables, load_recipe, model_config_from_dict, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config.languages import LanguageTraits, language_names, language_traits, register_language
+from mindspeed_vita.config.load import (
+    expand_variables,
+    import_plugins,
+    load_recipe,
+    model_config_from_dict,
+    recipe_from_dict,
+    recipe_to_dict,
+)
+from mindspeed_vita.config.projectors import ProjectorTraits, projector_names, projector_traits, register_projector_traits
 from mindspeed_vita.config.recipe import (
     MODULES,
     CheckpointConfig,
@@ -23,20 +32,29 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "LanguageConfig",
+    "LanguageTraits",
     "LoggingConfig",
     "ModelConfig",
     "ParallelConfig",
     "ProjectorConfig",
+    "ProjectorTraits",
     "Recipe",
     "RopeScalingConfig",
     "TowerTraits",
     "TrainConfig",
     "VisionConfig",
     "expand_variables",
+    "import_plugins",
+    "language_names",
+    "language_traits",
     "load_recipe",
     "model_config_from_dict",
+    "projector_names",
+    "projector_traits",
     "recipe_from_dict",
     "recipe_to_dict",
+    "register_language",
+    "register_projector_traits",
     "register_traits",
     "tower_names",
     "tower_traits",

@@ -15,6 +15,7 @@ from typing import Any, Mapping, Optional, TypeVar
 import yaml
 
 from mindspeed_vita.config.aliases import hint
+from mindspeed_vita.config.languages import RELEASED, family_defaults
 from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
 
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
-    Later wins: field defaults, the stage's settings, the model preset, the file, the overrides.
+    Later wins: field defaults, the decoder family's, the stage's settings, the model preset, the file, the overrides.
 
     Args:
         path: a YAML file with the nesting of Recipe. ${VAR} and ${VAR:-default} expand from the environment.
@@ -57,20 +58,27 @@ def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe", folder: 
         where: file, for messages.
         folder: folder of that file, where plugins are looked for first; None: on Python's path alone.
     """
-    merged: dict[str, Any] = {}
-    stage = _convert(Optional[int], content.get("stage"), where, "stage")
-    if stage is not None:
-        if stage not in STAGES:
-            raise ValueError(f"{where}: stage={stage!r}; expected one of {sorted(STAGES)}")
-        merged = _merge(merged, STAGES[stage])
+    import_plugins(_convert(tuple[str, ...], content.get("plugins") or (), where, "plugins"), f"{where}: plugins", folder)
     model = content.get("model") or {}
     named = model.get("preset", ModelConfig.preset) if isinstance(model, Mapping) else ModelConfig.preset
     preset = _convert(str, named, where, "model.preset")
     if preset not in MODELS:
         raise ValueError(f"{where}: model.preset={preset!r}; expected one of {sorted(MODELS)}")
+    merged = family_defaults(_family(preset, model, where))
+    stage = _convert(Optional[int], content.get("stage"), where, "stage")
+    if stage is not None:
+        if stage not in STAGES:
+            raise ValueError(f"{where}: stage={stage!r}; expected one of {sorted(STAGES)}")
+        merged = _merge(merged, STAGES[stage])
     merged = _merge(merged, {"model": _with_tower(MODELS[preset], model, where)})
-    _import_plugins(_convert(tuple[str, ...], content.get("plugins") or (), where, "plugins"), where, folder)
     return _build(Recipe, _merge(merged, content), where, "")
+
+
+def _family(preset: str, model: Any, where: str) -> str:
+    """The decoder family that the model's section names, else its preset's."""
+    section = model.get("language") if isinstance(model, Mapping) else None
+    named = section.get("family") if isinstance(section, Mapping) else None
+    return _convert(str, named or MODELS[preset]["language"].get("family", RELEASED), where, "model.language.family")
 
 
 def _with_tower(preset: Mapping[str, Any], model: Any, where: str) -> Mapping[str, Any]:
@@ -84,10 +92,18 @@ def _with_tower(preset: Mapping[str, Any], model: Any, where: str) -> Mapping[st
     return {**preset, "vision": TOWERS[name]}
 
 
-def _import_plugins(names: typing.Sequence[str], where: str, folder: Optional[Path]) -> None:
-    """Imports the plugins; one that lies next to the recipe is taken from there.
+def import_plugins(names: typing.Sequence[str], where: str, folder: Optional[Path] = None) -> None:
+    """Imports the modules that register decoders, towers, projectors or formats. One that lies in the folder is taken from there.
 
     The folder stays on Python's path: a plugin may import its neighbours, and processes that are started later inherit the path.
+
+    Args:
+        names: of the modules.
+        where: where they are named, for the message.
+        folder: folder of the recipe that names them; None: they are looked for on Python's path alone.
+
+    Raises:
+        ValueError: one cannot be imported, or another module of its name is loaded.
     """
     for name in names:
         beside = _beside(name, folder)
@@ -101,10 +117,10 @@ def _import_plugins(names: typing.Sequence[str], where: str, folder: Optional[Pa
             place = f"put it into {folder}, next to the recipe, or its" if folder is not None else "put its"
             own = getattr(error, "name", None) in (None, name, top)
             advice = f"{place} folder on PYTHONPATH" if own else "the plugin was found; install what it imports"
-            raise ValueError(f"{where}: plugins: {name!r} cannot be imported ({error}); {advice}") from error
+            raise ValueError(f"{where}: {name!r} cannot be imported ({error}); {advice}") from error
         loaded = Path(getattr(sys.modules[top], "__file__", None) or "").resolve()
         if beside is not None and beside not in (loaded, loaded.parent):
-            raise ValueError(f"{where}: plugins: {name!r} lies at {beside}, but {loaded} has the same name and is loaded; rename yours")
+            raise ValueError(f"{where}: {name!r} lies at {beside}, but {loaded} has the same name and is loaded; rename yours")
 
 
 def _beside(name: str, folder: Optional[Path]) -> Optional[Path]:

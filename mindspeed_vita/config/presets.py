@@ -1,10 +1,12 @@
-"""Defaults by name: model sizes (tiny, 7b, 14b, 72b) and the paper's four stages; nested dicts, merged under the recipe's own keys."""
+"""Defaults by name: model sizes and the paper's four stages; nested dicts, merged under the recipe's own keys."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _QWEN25 = {"vocab_size": 152064, "rope_base": 1e6, "norm_eps": 1e-6}
+_QWEN25_SMALL = {**_QWEN25, "vocab_size": 151936, "tie_embeddings": True}
+_QWEN3 = {"family": "qwen3", "vocab_size": 151936, "num_kv_heads": 8}
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -34,8 +36,47 @@ MODELS: dict[str, dict[str, Any]] = {
             "num_layers": 80, "hidden_size": 8192, "num_heads": 64, "num_kv_heads": 8, "ffn_hidden_size": 29568, **_QWEN25,
         },
     },
+    "qwen2.5-0.5b": {
+        "language": {
+            "num_layers": 24, "hidden_size": 896, "num_heads": 14, "num_kv_heads": 2, "ffn_hidden_size": 4864, **_QWEN25_SMALL,
+        },
+    },
+    "qwen2.5-1.5b": {
+        "language": {
+            "num_layers": 28, "hidden_size": 1536, "num_heads": 12, "num_kv_heads": 2, "ffn_hidden_size": 8960, **_QWEN25_SMALL,
+        },
+    },
+    "qwen2.5-3b": {
+        "language": {
+            "num_layers": 36, "hidden_size": 2048, "num_heads": 16, "num_kv_heads": 2, "ffn_hidden_size": 11008, **_QWEN25_SMALL,
+        },
+    },
+    "qwen2.5-32b": {
+        "language": {
+            "num_layers": 64, "hidden_size": 5120, "num_heads": 40, "num_kv_heads": 8, "ffn_hidden_size": 27648, **_QWEN25,
+        },
+    },
+    "qwen3-0.6b": {
+        "language": {
+            "num_layers": 28, "hidden_size": 1024, "num_heads": 16, "ffn_hidden_size": 3072, "tie_embeddings": True, **_QWEN3,
+        },
+    },
+    "qwen3-1.7b": {
+        "language": {
+            "num_layers": 28, "hidden_size": 2048, "num_heads": 16, "ffn_hidden_size": 6144, "tie_embeddings": True, **_QWEN3,
+        },
+    },
+    "qwen3-4b": {
+        "language": {
+            "num_layers": 36, "hidden_size": 2560, "num_heads": 32, "ffn_hidden_size": 9728, "tie_embeddings": True, **_QWEN3,
+        },
+    },
+    "qwen3-8b": {"language": {"num_layers": 36, "hidden_size": 4096, "num_heads": 32, "ffn_hidden_size": 12288, **_QWEN3}},
+    "qwen3-14b": {"language": {"num_layers": 40, "hidden_size": 5120, "num_heads": 40, "ffn_hidden_size": 17408, **_QWEN3}},
+    "qwen3-32b": {"language": {"num_layers": 64, "hidden_size": 5120, "num_heads": 64, "ffn_hidden_size": 25600, **_QWEN3}},
 }  # fmt: skip
-"""Model sizes. The tower is InternViT-300M, the default of VisionConfig, in all but tiny. Source: Long-VITA section 3, Qwen2.5 configs."""
+"""Model sizes. 7b, 14b and 72b are Qwen2.5's. The tower is InternViT-300M, the default of VisionConfig, in all but tiny.
+Source: Long-VITA section 3; the published config.json of each Qwen2.5 and Qwen3 model."""
 
 TOWERS: dict[str, dict[str, Any]] = {
     "intern_vit_300m": {},

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
+from mindspeed_vita.config.languages import RELEASED, language_names, language_traits
+from mindspeed_vita.config.projectors import projector_traits
+
 MODULES = ("vision", "projector", "language")
 
 
@@ -67,8 +70,7 @@ class ProjectorConfig:
 
     def tokens(self, grid: int) -> int:
         """Tokens that a tile of grid x grid patches becomes."""
-        side = -(-grid // self.pixel_shuffle) if self.kind == "mlp_stride" else grid // self.pixel_shuffle
-        return side * (side + 1) if self.kind == "mlp_newline" else side * side
+        return projector_traits(self.kind).tokens(grid, self.pixel_shuffle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class RopeScalingConfig:
     """Stretches rotary positions beyond the lengths the weights were trained on; the same in training, inference and export."""
 
     kind: str = "none"
-    """none | linear | ntk (NTK-aware base) | yarn | longrope."""
+    """none | linear | ntk (NTK-aware base) | yarn | longrope | llama3 (Llama 3.1 and later)."""
     factor: float = 1.0
     """How many times longer than original_positions."""
     original_positions: int = 32768
@@ -92,12 +94,19 @@ class RopeScalingConfig:
     pack are turned alike, as one sequence is in transformers); in generation, where prompt and answer so far do."""
     long_factor: tuple[float, ...] = ()
     """longrope: divisor of each frequency where it has more."""
+    low_freq_factor: float = 1.0
+    """llama3: frequencies that turn less often than this within original_positions are divided by factor."""
+    high_freq_factor: float = 4.0
+    """llama3: frequencies that turn more often than this stay as they are; between the two limits the divisor goes over to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """A Qwen2.5 decoder."""
+    """The decoder: a family's traits (languages.py) at the sizes below."""
 
+    family: str = RELEASED
+    """Name of the family: qwen2 (Qwen2 and Qwen2.5) | qwen3 (dense), or one that a plugin registered. It has defaults for rope_base,
+    norm_eps, tie_embeddings and data.template."""
     num_layers: int = 48
     """Decoder layers."""
     hidden_size: int = 5120
@@ -106,6 +115,8 @@ class LanguageConfig:
     """Query heads."""
     num_kv_heads: int = 8
     """Key and value heads (grouped queries); must divide num_heads."""
+    head_width: int = 0
+    """Width of one attention head; 0 takes the family's, which is 128 in qwen3 and hidden_size / num_heads in qwen2."""
     ffn_hidden_size: int = 13824
     """Width of the gated feed-forward layer."""
     vocab_size: int = 152064
@@ -121,10 +132,19 @@ class LanguageConfig:
     tie_embeddings: bool = False
     """Use the embedding table as the output layer."""
 
+    def __post_init__(self) -> None:
+        # The family's own width is stored as 0, so that both ways to write it compare equal.
+        if self.family in language_names() and self.num_heads and self.head_width == self._own_width:
+            object.__setattr__(self, "head_width", 0)
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_heads
+        return self.head_width or self._own_width
+
+    @property
+    def _own_width(self) -> int:
+        return language_traits(self.family).head_dim or self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +152,7 @@ class ModelConfig:
     """Tower, projector and language model."""
 
     preset: str = "tiny"
-    """Where the defaults of this section come from: tiny, 7b, 14b or 72b (presets.py)."""
+    """Where the defaults of this section come from: tiny, 7b, 14b, 72b, qwen2.5-0.5b, qwen3-8b and others (presets.py)."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     """The vision tower."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
@@ -163,7 +183,7 @@ class DataConfig:
     tokenizer: str = ""
     """Tokenizer folder (Qwen2.5, or one that holds the same special tokens)."""
     template: str = "qwen2"
-    """Name in the chat-template registry."""
+    """Name in the chat-template registry; the default is that of model.language.family."""
     loss_weighting: str = "token"
     """token (every supervised token counts the same) | sample (every sample counts the same, however long its answers are)."""
     seq_length: int = 32768

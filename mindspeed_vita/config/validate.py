@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from mindspeed_vita.config.languages import language_names, language_traits
+from mindspeed_vita.config.projectors import projector_names, projector_traits
 from mindspeed_vita.config.recipe import MODULES, LanguageConfig, ModelConfig, Recipe
 from mindspeed_vita.config.towers import tower_names
 
@@ -59,24 +61,43 @@ def _model(model: ModelConfig) -> list[str]:
     small = [f"{name}={value}; expected at least 1" for name, value in sizes if value < 1]
     if small:
         return small  # nothing below can be said about sizes that are none
-    odd = [] if language.head_dim % 2 == 0 else [f"width of a head={language.head_dim}; rotary positions need an even one"]
+    unknown = [
+        *_one_of("model.language.family", language.family, language_names()),
+        *_one_of("model.projector.kind", model.projector.kind, projector_names()),
+    ]
+    if unknown:
+        return unknown
     return [
-        *odd,
+        *_head_width(language),
         *_divides("model.vision.tile_size", vision.tile_size, "model.vision.patch_size", vision.patch_size, "use a divisor"),
         *_shuffle(model),
         *_one_of("model.vision.tower", vision.tower, tower_names()),
         *_one_of("model.vision.norm", vision.norm, ("layer_norm", "rms_norm")),
         *_one_of("model.vision.normalization", vision.normalization, ("imagenet", "clip", "siglip")),
         *_divides("model.vision.hidden_size", vision.hidden_size, "model.vision.num_heads", vision.num_heads, "use a divisor"),
-        *_divides("model.language.hidden_size", language.hidden_size, "model.language.num_heads", language.num_heads, "use a divisor"),
         *_divides("model.language.num_heads", language.num_heads, "model.language.num_kv_heads", language.num_kv_heads, "use a divisor"),
         *_one_of("model.lm_head", model.lm_head, ("masked", "chunked", "original")),
         *_rope(model.language),
     ]
 
 
+def _head_width(language: LanguageConfig) -> list[str]:
+    problems = []
+    if not language_traits(language.family).head_dim:
+        if language.head_width:
+            problems.append(
+                f"model.language.head_width={language.head_width}; heads of the family {language.family} are hidden_size / num_heads wide, "
+                "leave it out"
+            )
+        hidden, heads = language.hidden_size, language.num_heads
+        problems += _divides("model.language.hidden_size", hidden, "model.language.num_heads", heads, "use a divisor")
+    if language.head_dim < 2 or language.head_dim % 2:
+        problems.append(f"width of a head={language.head_dim}; rotary positions need an even one")
+    return problems
+
+
 def _shuffle(model: ModelConfig) -> list[str]:
-    if model.projector.kind == "mlp_stride":
+    if projector_traits(model.projector.kind).padding:
         return []
     advice = "use a divisor, or model.projector.kind=mlp_stride, which fills the grid up"
     return _divides("the patch grid", model.vision.grid, "model.projector.pixel_shuffle", model.projector.pixel_shuffle, advice)
@@ -84,9 +105,12 @@ def _shuffle(model: ModelConfig) -> list[str]:
 
 def _rope(language: LanguageConfig) -> list[str]:
     scaling, name = language.rope_scaling, "model.language.rope_scaling"
-    problems = _one_of(f"{name}.kind", scaling.kind, ("none", "linear", "ntk", "yarn", "longrope"))
+    problems = _one_of(f"{name}.kind", scaling.kind, ("none", "linear", "ntk", "yarn", "longrope", "llama3"))
     if scaling.kind != "none" and scaling.factor < 1:
         problems.append(f"{name}.factor={scaling.factor}; expected at least 1")
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if scaling.kind == "llama3" and not 0 < low < high:
+        problems.append(f"{name}.low_freq_factor={low} and high_freq_factor={high}; expected 0 < low_freq_factor < high_freq_factor")
     if scaling.kind == "longrope":
         wanted = language.head_dim // 2
         for key, values in (("short_factor", scaling.short_factor), ("long_factor", scaling.long_factor)):

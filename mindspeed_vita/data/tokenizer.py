@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+from mindspeed_vita.config import language_names, language_traits
 from mindspeed_vita.data.templates import ChatTemplate, check_template, get_template
 from mindspeed_vita.hf.token_layout import NEWLINE_TOKENS, VISION_TOKENS, VisionTokenIds
 
@@ -81,13 +83,10 @@ def load_tokenizer(folder: str | Path, template: ChatTemplate | None = None) -> 
         ValueError: no such folder, no tokenizer in it, or one that does not go with the template.
     """
     folder = check_folder(folder)
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
-
-    # with the architecture known, transformers does not ask whether to run the code that a Long-VITA folder's config.json points to
-    AutoConfig.register(LongVITAConfig.model_type, LongVITAConfig, exist_ok=True)
     try:
+        _register_config(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} does not load as a tokenizer ({error}); expected a Qwen2.5 tokenizer folder") from error
@@ -105,6 +104,22 @@ def load_tokenizer(folder: str | Path, template: ChatTemplate | None = None) -> 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = template.pad_token
     return tokenizer
+
+
+def _register_config(folder: Path) -> None:
+    """Makes transformers know a Long-VITA folder's configuration, so that it does not ask whether to run the code that travels with it."""
+    path = folder / "config.json"
+    model_type = str(json.loads(path.read_text(encoding="utf-8")).get("model_type")) if path.is_file() else ""
+    if not model_type.startswith("long_vita"):
+        return
+    from transformers import AutoConfig
+
+    from mindspeed_vita.hf.configuration_long_vita import config_class
+
+    for name in language_names():
+        known = config_class(language_traits(name).hf_base)
+        if known.model_type == model_type:
+            AutoConfig.register(model_type, known, exist_ok=True)
 
 
 def vision_token_ids(tokenizer: Any) -> VisionTokenIds:

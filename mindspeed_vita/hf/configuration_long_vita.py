@@ -1,18 +1,30 @@
-"""Configuration of Long-VITA for transformers: flat Qwen2 keys and a `visual` dict, as in the released checkpoints.
+"""Configuration of Long-VITA for transformers: the decoder's flat keys and a `visual` dict, as in the released checkpoints.
 
+The released decoder is Qwen2. Over another one the class has that decoder's name in its own: LongVITAQwen3Config extends Qwen3Config.
 This file travels with exported checkpoints: it imports only transformers and its neighbours.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, Optional
 
+import transformers
 from transformers import PretrainedConfig, Qwen2Config
 
 # Ids of the released tokenizer; the defaults serve checkpoints whose config.json does not name them.
 RELEASED_IMAGE_CONTEXT_ID = 151667
 RELEASED_VIDEO_CONTEXT_ID = 151670
 RELEASED_PATCH_CONTEXT_ID = 151673
+
+PROJECTORS: dict[str, tuple[str, ...]] = {"mlp": (), "mlp_stride": ("padding",), "mlp_newline": ("newline",)}
+"""Kinds of projectors and the parts they have. config/projectors.py has the same table for training; a test compares them."""
+
+if TYPE_CHECKING:
+    from typing import Any as Part
+else:
+    Part = object
 
 
 class LongVitaVisionConfig(PretrainedConfig):
@@ -67,8 +79,8 @@ class LongVitaVisionConfig(PretrainedConfig):
         self.initializer_factor = initializer_factor
 
 
-class LongVitaConfig(Qwen2Config):
-    """A Qwen2 decoder with a vision tower and a projector.
+class LongVitaConfigPart(Part):
+    """A vision tower and a projector beside a decoder, whose configuration comes after this class among the bases.
 
     Args:
         visual: the tower's settings, see LongVitaVisionConfig.
@@ -76,8 +88,6 @@ class LongVitaConfig(Qwen2Config):
             {tower width, 1e-5, 2, "mlp"}.
         image_token_id, video_token_id, patch_token_id: ids of <IMG_CONTEXT>, <VID_CONTEXT> and <PATCH_CONTEXT>.
     """
-
-    model_type = "long_vita"
 
     def __init__(
         self,
@@ -117,19 +127,28 @@ class LongVitaConfig(Qwen2Config):
         return self.projector.get("pixel_shuffle", 2)
 
     @property
-    def projector_kind(self) -> str:
-        """mlp, mlp_stride (zeros fill the grid up) or mlp_newline (a learned newline after each row of a tile)."""
+    def projector_pads(self) -> bool:
+        """Zeros fill the grid up to a multiple of pixel_shuffle."""
+        return "padding" in self._projector_parts
+
+    @property
+    def projector_has_newline(self) -> bool:
+        """A learned newline follows each row of a tile's tokens."""
+        return "newline" in self._projector_parts
+
+    @property
+    def _projector_parts(self) -> tuple[str, ...]:
         kind = self.projector.get("kind", "mlp")
-        if kind not in ("mlp", "mlp_stride", "mlp_newline"):
-            raise ValueError(f"projector.kind is {kind!r}; this modelling code knows mlp, mlp_stride and mlp_newline")
-        return kind
+        if kind not in PROJECTORS:
+            raise ValueError(f"projector.kind is {kind!r}; this modelling code knows {', '.join(PROJECTORS)}")
+        return PROJECTORS[kind]
 
     @property
     def tokens_per_tile(self) -> int:
         """Tokens that one tile becomes."""
         grid = self.vision_config.image_size // self.vision_config.patch_size
-        side = -(-grid // self.pixel_shuffle) if self.projector_kind == "mlp_stride" else grid // self.pixel_shuffle
-        return side * (side + 1) if self.projector_kind == "mlp_newline" else side * side
+        side = -(-grid // self.pixel_shuffle) if self.projector_pads else grid // self.pixel_shuffle
+        return side * (side + 1) if self.projector_has_newline else side * side
 
     @property
     def context_token_ids(self) -> tuple[int, int, int]:
@@ -145,6 +164,45 @@ class LongVitaConfig(Qwen2Config):
         elif "rope_theta" in output:
             output["rope_parameters"] = {"rope_type": "default", "rope_theta": output["rope_theta"]}
         return output
+
+
+class LongVitaConfig(LongVitaConfigPart, Qwen2Config):
+    """Long-VITA over Qwen2: the released checkpoints."""
+
+    model_type = "long_vita"
+    __init__ = LongVitaConfigPart.__init__  # transformers 5 would write one that knows no tower
+
+
+@cache
+def config_class(base: str) -> Any:
+    """The configuration of Long-VITA over a decoder of transformers.
+
+    Args:
+        base: how the decoder's class names begin, such as Qwen3.
+
+    Raises:
+        ValueError: this transformers has no such decoder.
+    """
+    if base == "Qwen2":
+        return LongVitaConfig
+    decoder = getattr(transformers, f"{base}Config", None)
+    if decoder is None:
+        raise ValueError(f"transformers {transformers.__version__} has no {base}Config; install a version that has this decoder")
+    content = {
+        "__doc__": f"Long-VITA over {base}.",
+        "__module__": __name__,
+        "__init__": LongVitaConfigPart.__init__,
+        "model_type": f"{LongVitaConfig.model_type}_{decoder.model_type}",
+    }
+    return type(f"LongVITA{base}Config", (LongVitaConfigPart, decoder), content)
+
+
+def __getattr__(name: str) -> Any:
+    """config.json names the class of its decoder, which is made when it is asked for."""
+    match = re.fullmatch(r"LongVITA(\w+)Config", name)
+    if match is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return config_class(match[1])
 
 
 LongVITAConfig = LongVitaConfig

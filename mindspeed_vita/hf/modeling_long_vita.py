@@ -1,21 +1,25 @@
-"""Long-VITA for transformers: vision tower, pixel shuffle and projector, Qwen2 decoder; parameter names of the released weights.
+"""Long-VITA for transformers: vision tower, pixel shuffle and projector, decoder; parameter names of the released weights.
 
+The released decoder is Qwen2. Over another one the classes have that decoder's name in theirs: LongVITAQwen3ForCausalLM.
 This file travels with exported checkpoints: it imports only torch, transformers and its neighbours.
 Shapes: B batch, T tokens, N tiles, L tokens per tile, P patches, D width.
 """
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
-from transformers import Qwen2ForCausalLM, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
+from transformers import Qwen2ForCausalLM, Qwen2Model, Qwen2PreTrainedModel
 
-from .configuration_long_vita import LongVitaConfig
-from .tile_positions import CACHE_NAME, cached_length, check_positions, context_indices, first_position, one_cache, uncached
+from .configuration_long_vita import LongVitaConfig, config_class
+from .generation_long_vita import LongVitaGenerationPart, Part
+from .tile_positions import CACHE_NAME, cached_length, check_positions, context_indices, one_cache
 from .vision_long_vita import LongVitaVisionEmbeddings, LongVitaVisionLayer, LongVitaVisionModel
 
 # Without gradients the tower runs on this many tiles at a time, so that thousands of frames do not need thousands of activations.
@@ -35,10 +39,10 @@ class LongVitaProjector(nn.Module):
             nn.GELU(),
             nn.Linear(config.projector_hidden_size, config.hidden_size, bias=False),
         )
-        self.pads = config.projector_kind == "mlp_stride"
+        self.pads = config.projector_pads
         self.image_newline: Optional[nn.Parameter]
         self.register_parameter(
-            "image_newline", nn.Parameter(torch.zeros(1, config.hidden_size)) if config.projector_kind == "mlp_newline" else None
+            "image_newline", nn.Parameter(torch.zeros(1, config.hidden_size)) if config.projector_has_newline else None
         )
 
     def forward(self, patches_NPD: torch.Tensor) -> torch.Tensor:
@@ -56,13 +60,11 @@ class LongVitaProjector(nn.Module):
         return tokens_NRRD.flatten(1, 2)
 
 
-class LongVitaPreTrainedModel(Qwen2PreTrainedModel):
-    """Loading, saving and initial values shared by the models below."""
+class LongVitaPreTrainedPart(Part):
+    """Loading, saving and initial values shared by the models below. The decoder's own class comes after this one among the bases."""
 
-    config_class = LongVitaConfig
     config: LongVitaConfig
     base_model_prefix = "model"
-    _no_split_modules = ["Qwen2DecoderLayer", "LongVitaVisionLayer"]
     _keys_to_ignore_on_load_unexpected = [r"^unused$", r"^model\.unused$"]
 
     @torch.no_grad()
@@ -80,7 +82,7 @@ class LongVitaPreTrainedModel(Qwen2PreTrainedModel):
             nn.init.constant_(module.ls2, self.config.vision_config.initializer_factor)
 
 
-class LongVitaModel(LongVitaPreTrainedModel, Qwen2Model):
+class LongVitaModelPart(Part):
     """Tower, projector and decoder without the output layer."""
 
     input_modalities = ("image", "text", "video")
@@ -139,7 +141,7 @@ class LongVitaModel(LongVitaPreTrainedModel, Qwen2Model):
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As Qwen2Model, with tiles.
+        """As the decoder's own model, with tiles.
 
         Args:
             past_key_values, cache: the two names of the key-value cache; every release of transformers takes either here.
@@ -172,178 +174,61 @@ class LongVitaModel(LongVitaPreTrainedModel, Qwen2Model):
         )
 
 
-class LongVitaForConditionalGeneration(LongVitaPreTrainedModel, Qwen2ForCausalLM):
+class LongVitaPreTrainedModel(LongVitaPreTrainedPart, Qwen2PreTrainedModel):
+    """Over Qwen2, as the classes that follow."""
+
+    config_class = LongVitaConfig
+    config: LongVitaConfig
+    _no_split_modules = ["Qwen2DecoderLayer", "LongVitaVisionLayer"]
+
+
+class LongVitaModel(LongVitaModelPart, LongVitaPreTrainedModel, Qwen2Model):
+    """Tower, projector and decoder without the output layer."""
+
+
+class LongVitaForConditionalGeneration(LongVitaGenerationPart, LongVitaPreTrainedModel, Qwen2ForCausalLM):
     """Long-VITA with its output layer."""
 
-    input_modalities = ("image", "text", "video")
-
-    def __init__(self, config: LongVitaConfig) -> None:
-        # Not Qwen2ForCausalLM.__init__: it would first build a decoder of its own.
-        super(Qwen2ForCausalLM, self).__init__(config)
-        self.model = LongVitaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_image_features(self, images: torch.Tensor) -> torch.Tensor:
-        """See LongVitaModel.get_image_features."""
-        return self.model.get_image_features(images)
-
-    def forward(
-        self,
-        input_ids: Optional[torch.LongTensor] = None,
-        attention_mask: Optional[torch.Tensor] = None,
-        position_ids: Optional[torch.LongTensor] = None,
-        past_key_values: Any = None,
-        inputs_embeds: Optional[torch.Tensor] = None,
-        labels: Optional[torch.LongTensor] = None,
-        use_cache: Optional[bool] = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        images: Optional[torch.Tensor] = None,
-        image_indices: Optional[torch.Tensor] = None,
-        cache: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As Qwen2ForCausalLM, with tiles: see LongVitaModel.forward for `images`, `image_indices` and the names of the cache."""
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            images=images,
-            image_indices=image_indices,
-            **{CACHE_NAME: one_cache(cache, past_key_values)},
-            **kwargs,
-        )
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: Optional[torch.Tensor] = None,
-        images: Optional[torch.Tensor] = None,
-        image_indices: Optional[torch.Tensor] = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As transformers' generate. `inputs` and `input_ids` mean the same; empty `images` mean none.
-
-        With a filled cache, `inputs` are the ids of the whole sequence, or the new ones next to an attention mask of the whole.
-
-        Raises:
-            ValueError: tiles and context tokens do not match, or media that only the processor takes.
-        """
-        if inputs is None:
-            inputs = kwargs.pop("input_ids", None)
-        for name in ("audios", "audio", "videos", "padding_side"):
-            value = kwargs.pop(name, None)
-            if name != "padding_side" and value is not None and len(value):
-                raise ValueError(f"generate() got {name}; give media to the processor and its output to generate()")
-        if images is None or len(images) == 0:
-            images, image_indices = None, None
-        cache = one_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
-        if cache is not None:
-            kwargs[CACHE_NAME] = cache
-        if inputs is not None:
-            cached = cached_length(cache)
-            new_ids = uncached(inputs, kwargs.get("attention_mask"), cached)
-            image_indices = self._positions(inputs, new_ids, images, image_indices, cached)
-            if cached and new_ids is not inputs:
-                self._refuse_chunks(**kwargs)
-                kwargs["prompt_cached"] = cached
-        elif images is not None and image_indices is None:
-            raise ValueError("`images` without `image_indices` needs `input_ids`; pass the processor's image_indices")
-        if image_indices is not None and "tiles_end" not in kwargs:
-            # Read off the device once, so that no step has to wait for it.
-            kwargs["tiles_end"] = int(image_indices[1].max()) + 1
-        return super().generate(inputs, images=images, image_indices=image_indices, **kwargs)
-
-    def _refuse_chunks(self, prefill_chunk_size: Optional[int] = None, generation_config: Any = None, **_: Any) -> None:
-        """Up to transformers 5.23, prefill in chunks starts at position 0 whatever is cached, and gives wrong answers."""
-        chunk = prefill_chunk_size or getattr(generation_config or self.generation_config, "prefill_chunk_size", None)
-        if chunk and CACHE_NAME == "past_key_values":
-            raise ValueError(
-                f"prefill_chunk_size={chunk} with a filled cache needs transformers 5.24 or newer; leave out one of the two"
-            )
-
-    def _positions(
-        self,
-        inputs: torch.Tensor,
-        new_ids: torch.Tensor,
-        images: Optional[torch.Tensor],
-        image_indices: Optional[torch.Tensor],
-        cached: int,
-    ) -> Optional[torch.Tensor]:
-        """The positions [2, N, L] of the prompt's tiles, read off the ids where they are not given, and checked where that is unsafe."""
-        if images is not None and image_indices is None:
-            image_indices = context_indices(inputs, self.config, images.shape[0])
-            if new_ids is inputs:
-                image_indices = image_indices + torch.tensor([0, cached], device=inputs.device)[:, None, None]
-        elif images is None or cached:
-            check_positions(new_ids, image_indices, self.config, cached)
-        return image_indices
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        past_key_values: Any = None,
-        attention_mask: Optional[torch.Tensor] = None,
-        inputs_embeds: Optional[torch.Tensor] = None,
-        images: Optional[torch.Tensor] = None,
-        image_indices: Optional[torch.Tensor] = None,
-        tiles_end: Optional[int] = None,
-        prompt_cached: int = 0,
-        cache: Any = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Keep the tiles until the last of them is in the cache. `**kwargs` must be named: generate() inspects it.
-
-        Args:
-            tiles_end: position after the last tile token, from generate(). It lets a step be judged without reading from the device.
-            prompt_cached: how many tokens of the prompt were in the cache when generate() began.
-        """
-        cache = one_cache(cache, past_key_values)
-        if prompt_cached and kwargs.get("is_first_iteration") and kwargs.get("next_sequence_length", 0) is None:
-            # Assisted decoding and prompt lookup (from transformers 5.4 on) would feed the cached tokens once more.
-            kwargs["next_sequence_length"] = input_ids.shape[1] - prompt_cached
-        # A release that knows the other name alone would hand an unknown keyword on to forward().
-        named = {} if cache is None else {CACHE_NAME: cache}
-        prepared = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **named, **kwargs
-        )
-        if images is not None and image_indices is not None:
-            if tiles_end is None:
-                tiles_end = int(image_indices[1].max()) + 1
-            if first_position(input_ids, prepared.get("input_ids"), cache) < tiles_end:
-                prepared["images"], prepared["image_indices"] = images, image_indices
-        return prepared
-
-    @staticmethod
-    def _expand_inputs_for_generation(
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Optional[torch.Tensor] = None,
-        images: Optional[torch.Tensor] = None,
-        image_indices: Optional[torch.Tensor] = None,
-        **model_kwargs: Any,
-    ) -> tuple[Optional[torch.Tensor], dict[str, Any]]:
-        """Repeat the batch for beams and several answers; tiles are not one per batch row, so their batch index is rewritten."""
-        if expand_size > 1:
-            input_ids = None if input_ids is None else input_ids.repeat_interleave(expand_size, dim=0)
-            for name, value in model_kwargs.items():
-                if isinstance(value, torch.Tensor):
-                    model_kwargs[name] = value.repeat_interleave(expand_size, dim=0)
-            if images is not None and image_indices is not None:
-                copies = torch.arange(expand_size, device=image_indices.device).repeat(images.shape[0])[:, None]
-                batch_NL, position_NL = image_indices.repeat_interleave(expand_size, dim=1).unbind(0)
-                image_indices = torch.stack([batch_NL * expand_size + copies, position_NL])
-                images = images.repeat_interleave(expand_size, dim=0)
-        return input_ids, {**model_kwargs, "images": images, "image_indices": image_indices}
+    model_class = LongVitaModel
+    decoder_class = Qwen2ForCausalLM
 
 
 class LongVITAForCausalLM(LongVitaForConditionalGeneration):
     """The name that the released checkpoints use."""
+
+
+@cache
+def causal_class(base: str) -> Any:
+    """Long-VITA with its output layer, over a decoder of transformers.
+
+    Args:
+        base: how the decoder's class names begin, such as Qwen3.
+
+    Raises:
+        ValueError: this transformers has no such decoder.
+    """
+    if base == "Qwen2":
+        return LongVITAForCausalLM
+    config = config_class(base)
+    loading, decoder, causal = (getattr(transformers, f"{base}{end}") for end in ("PreTrainedModel", "Model", "ForCausalLM"))
+    shared = {"config_class": config, "_no_split_modules": [f"{base}DecoderLayer", "LongVitaVisionLayer"]}
+    pretrained = _made(f"LongVITA{base}PreTrainedModel", (LongVitaPreTrainedPart, loading), **shared)
+    model = _made(f"LongVITA{base}Model", (LongVitaModelPart, pretrained, decoder))
+    parts = {"model_class": model, "decoder_class": causal}
+    return _made(f"LongVITA{base}ForCausalLM", (LongVitaGenerationPart, pretrained, causal), **parts)
+
+
+def _made(name: str, bases: tuple[Any, ...], **content: Any) -> Any:
+    return type(name, bases, {"__doc__": f"See {bases[0].__name__}.", "__module__": __name__, **content})
+
+
+def __getattr__(name: str) -> Any:
+    """config.json names the class of its decoder, and a pickle all classes; they are made when they are asked for."""
+    match = re.fullmatch(r"LongVITA(\w+?)(PreTrainedModel|Model|ForCausalLM)", name)
+    if match is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    causal = causal_class(match[1])
+    return next(made for made in (causal.model_class, *causal.__mro__) if made.__name__ == name)
 
 
 Long_vitaModel = LongVitaModel

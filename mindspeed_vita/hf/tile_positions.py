@@ -64,7 +64,7 @@ def context_indices(input_ids: torch.Tensor, config: LongVitaConfig, num_tiles: 
     """Positions of tile tokens, read off the context tokens in row order.
 
     Returns:
-        [2, N, L], see LongVitaModel.forward.
+        [2, N, L], see LongVitaModelPart.forward.
 
     Raises:
         ValueError: the number of context tokens does not fit `num_tiles`.

@@ -166,7 +166,7 @@ class NativeGenerator:
         """
         batch = self.prompt(request, room=max_new_tokens)
         inputs = self.inputs(batch)
-        stops = stop_ids(self.tokenizer, self.recipe.data.template)
+        stops = stop_ids(self.tokenizer, self.recipe.data.template, self.recipe.model.language.family)
         prompt_tokens = int(batch.sample_cu[-1])
         answer: list[int] = []
         while len(answer) < max_new_tokens:

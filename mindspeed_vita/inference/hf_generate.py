@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
-from mindspeed_vita.checkpoint.hf.config import model_config
+from mindspeed_vita.checkpoint.hf.config import family_of, model_config
 from mindspeed_vita.checkpoint.hf.load import read_config
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.checkpoint.hf.weights import open_weights
+from mindspeed_vita.config import language_traits
+from mindspeed_vita.config.languages import RELEASED
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
-from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
+from mindspeed_vita.hf.configuration_long_vita import config_class
 from mindspeed_vita.hf.image_processing_long_vita import LongVitaImageProcessor
-from mindspeed_vita.hf.modeling_long_vita import LongVITAForCausalLM
+from mindspeed_vita.hf.modeling_long_vita import causal_class
 from mindspeed_vita.hf.processing_long_vita import LongVitaProcessor
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.platform import get_platform
@@ -23,8 +25,8 @@ from mindspeed_vita.platform import get_platform
 class HFGenerator:
     """An exported model that answers."""
 
-    def __init__(self, model: LongVITAForCausalLM, processor: LongVitaProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+    def __init__(self, model: Any, processor: LongVitaProcessor, family: str = RELEASED) -> None:
+        self.model, self.processor, self.family = model.eval(), processor, family
 
     def generate(self, request: Request, *, max_new_tokens: int) -> Answer:
         """See Generator."""
@@ -32,7 +34,7 @@ class HFGenerator:
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self.processor(text=text, images=list(request.images), videos=list(request.videos), return_tensors="pt")
         prompt_tokens = inputs["input_ids"].shape[1]
-        stops = list(stop_ids(self.processor.tokenizer, self.processor.template))
+        stops = list(stop_ids(self.processor.tokenizer, self.processor.template, self.family))
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": stops, "pad_token_id": stops[1]}
         output = self.model.generate(**inputs.to(self.model.device), **options)
         tokens = output[0, prompt_tokens:].tolist()
@@ -57,8 +59,10 @@ def load_hf(folder: str | Path, *, tokenizer: Optional[str | Path] = None, max_f
     processor = load_processor(folder, tokenizer=tokenizer, max_frames=max_frames)
     # transformers would fill what is missing with random values and answer with noise
     open_weights(folder, "long_vita", model_config(read_config(folder)))
-    model = LongVITAForCausalLM.from_pretrained(folder, config=LongVITAConfig.from_pretrained(folder), dtype="auto")
-    return HFGenerator(model.to(get_platform().device), processor)
+    family = _family(folder)
+    base = language_traits(family).hf_base
+    model = causal_class(base).from_pretrained(folder, config=config_class(base).from_pretrained(folder), dtype="auto")
+    return HFGenerator(model.to(get_platform().device), processor, family)
 
 
 def load_processor(
@@ -70,9 +74,7 @@ def load_processor(
         ValueError: no Long-VITA config.json, or no tokenizer.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or read_json(folder / "config.json").get("model_type") != "long_vita":
-        raise ValueError(f"{folder} is no Long-VITA folder: expected a config.json with model_type 'long_vita'")
-    config, data = LongVITAConfig.from_pretrained(folder), read_processor(folder)
+    config, data = config_class(language_traits(_family(folder)).hf_base).from_pretrained(folder), read_processor(folder)
     images = LongVitaImageProcessor(
         tile_size=config.vision_config.image_size,
         min_tiles=data.min_tiles,
@@ -89,3 +91,15 @@ def load_processor(
         frame_sampler=data.frame_sampler,
         template=data.template,
     )
+
+
+def _family(folder: Path) -> str:
+    """The decoder family of a Long-VITA folder.
+
+    Raises:
+        ValueError: no Long-VITA folder, or one over an unknown decoder.
+    """
+    family = family_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None
+    if family is None:
+        raise ValueError(f"{folder} is no Long-VITA folder: expected a config.json with model_type 'long_vita'")
+    return family

@@ -1,4 +1,4 @@
-"""The language model: Qwen2.5 built from megatron.core's GPTModel, with our core attention and norms that run everywhere."""
+"""The language model: a decoder of any family over megatron.core's GPTModel, with our core attention and norms that run everywhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from mindspeed_vita.config import LanguageConfig
+from mindspeed_vita.config import LanguageConfig, LanguageTraits, language_traits
 from mindspeed_vita.models.core_attention import Attend, PackedCoreAttention
 from mindspeed_vita.ops.tokenwise import rms_norm, swiglu
 from mindspeed_vita.platform.megatron_compat import mlp_width_argument, vp_stage_argument
@@ -38,13 +38,14 @@ def language_transformer_config(
     """megatron's configuration of the decoder.
 
     Args:
-        config: sizes.
+        config: family and sizes.
         init_std: of the initial weights.
         dtype: of parameters and activations.
         tp, pp, cp: sizes of the parallel axes; tp > 1 always uses sequence parallel.
         recompute: none | selective | full.
         init_on_cpu: draw full weights on the host, so that they do not depend on tp.
     """
+    traits = language_traits(config.family)
     settings: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
@@ -55,13 +56,15 @@ def language_transformer_config(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_heads,
         num_query_groups=config.num_kv_heads,
+        kv_channels=config.head_dim,
         ffn_hidden_size=config.ffn_hidden_size,
         normalization="RMSNorm",
         layernorm_epsilon=config.norm_eps,
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
-        add_qkv_bias=True,
+        add_qkv_bias=traits.qkv_bias,
+        qk_layernorm=traits.qk_norm,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         init_method_std=init_std,
@@ -111,11 +114,18 @@ class GatedMLP(MLP):
         return self.linear_fc2(swiglu(gate_and_up if bias is None else gate_and_up + bias))
 
 
+class BiasedRowParallelLinear(RowParallelLinear):
+    """megatron's linear layer, with a bias where its caller asks for none: megatron has one switch for all linear layers."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{**keywords, "bias": True})
+
+
 Norm = Callable[..., torch.nn.Module]
 """Constructor of a norm: (config, hidden_size, eps)."""
 
 
-def _layer_spec(attend: Attend, norm: Norm) -> ModuleSpec:
+def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -126,7 +136,10 @@ def _layer_spec(attend: Attend, norm: Norm) -> ModuleSpec:
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
                     core_attention=ModuleSpec(module=PackedCoreAttention, params={"attend": attend}),
-                    linear_proj=RowParallelLinear,
+                    linear_proj=BiasedRowParallelLinear if traits.out_bias else RowParallelLinear,
+                    # over each head, before the core attention and so before the rotary embedding
+                    q_layernorm=norm if traits.qk_norm else None,
+                    k_layernorm=norm if traits.qk_norm else None,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
@@ -151,7 +164,8 @@ def build_language_model(
     Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
     embedding, decoder and output layer itself.
     """
-    layers = [_layer_spec(attend, norm)] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
+    layer = _layer_spec(language_traits(config.family), attend, norm)
+    layers = [layer] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
     return GPTModel(
         config=transformer_config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),

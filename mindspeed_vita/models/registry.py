@@ -31,6 +31,10 @@ class Registry:
             raise ValueError(f"{self.key} {name!r} is registered already")
         self._builders[name] = builder
 
+    def names(self) -> tuple[str, ...]:
+        """Names that build knows."""
+        return tuple(self._builders)
+
     def knows(self, name: str, builder: Builder) -> bool:
         """Whether the name stands for that builder."""
         return self._builders.get(name) is builder

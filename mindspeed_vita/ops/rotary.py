@@ -61,7 +61,17 @@ def _base(config: LanguageConfig) -> float:
 def _frequencies(periods_F: torch.Tensor, config: LanguageConfig) -> torch.Tensor:
     if config.rope_scaling.kind == "linear":
         return 1.0 / periods_F / config.rope_scaling.factor
+    if config.rope_scaling.kind == "llama3":
+        return _llama3(1.0 / periods_F, config.rope_scaling)
     return _yarn(1.0 / periods_F, config) if config.rope_scaling.kind == "yarn" else 1.0 / periods_F
+
+
+def _llama3(frequencies_F: torch.Tensor, scaling: RopeScalingConfig) -> torch.Tensor:
+    """Llama 3.1: fast frequencies stay, slow ones are divided by the factor, with a ramp linear in the number of turns between."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns_F = scaling.original_positions / (2 * math.pi / frequencies_F)
+    kept_F = ((turns_F - low) / (high - low)).clamp(0, 1)
+    return (1 - kept_F) * frequencies_F / scaling.factor + kept_F * frequencies_F
 
 
 def _yarn(frequencies_F: torch.Tensor, config: LanguageConfig) -> torch.Tensor:

@@ -30,6 +30,7 @@ ROPES = {
     "ntk": RopeScalingConfig(kind="ntk", factor=8.0),
     "yarn": RopeScalingConfig(kind="yarn", factor=4.0, original_positions=1024),
     "yarn-set": RopeScalingConfig(kind="yarn", factor=4.0, original_positions=1024, beta_fast=16.0, attention_factor=1.25),
+    "llama3": RopeScalingConfig(kind="llama3", factor=8.0, original_positions=1024),
     # the factor is not the ratio of the two lengths, which some versions would take for it
     "longrope": RopeScalingConfig(kind="longrope", factor=32.0, original_positions=1024, short_factor=SHORT, long_factor=LONG),
 }
@@ -38,9 +39,11 @@ OTHER = replace(
     TINY,
     vision=replace(TINY.vision, tower="siglip", normalization="siglip", qk_norm=True, norm="rms_norm"),
     projector=replace(TINY.projector, kind="mlp_newline"),
+    # together the heads are half as wide as the hidden size
+    language=replace(TINY.language, family="qwen3", head_width=8, num_heads=2),
 )
 EXPORTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {"usual": (TINY, {}), "other": (OTHER, {"tiling": "anyres", "template": "llama3"})}
-"""The usual export, and one with another tower, projector, tiling and chat template."""
+"""The usual export, and one with another decoder, tower, projector, tiling and chat template."""
 
 
 def make(folder: Path) -> None:

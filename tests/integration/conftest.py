@@ -38,12 +38,11 @@ def mindspeed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MindSpeed]:
 def weights(tiny: TinyData, mindspeed: MindSpeed) -> Path:  # noqa: F811 - the fixture above
     """Native weights that every run starts from."""
     folder = mindspeed.folder / "weights"
-    write_weights(folder, tiny.recipe(folder))
-    return folder
+    return save_fresh_weights(tiny.recipe(folder), folder)
 
 
-def write_weights(folder: Path, recipe: Recipe) -> None:
-    """Native weights of a fresh model, with biases and norms moved off their neutral values."""
+def save_fresh_weights(recipe: Recipe, folder: Path) -> Path:
+    """A fresh model's weights, with biases and norms moved off their neutral values."""
     import torch
 
     from mindspeed_vita.checkpoint.native import checkpoint as native
@@ -59,3 +58,4 @@ def write_weights(folder: Path, recipe: Recipe) -> None:
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         native.save_weights(folder, model, recipe)
+    return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.integration.mindspeed_llm.parser_table import PINNED, tables
-from tests.integration.conftest import write_weights
+from tests.integration.conftest import save_fresh_weights
 from tests.integration.mindspeed_run import ROOT, MindSpeed, Printed
 from tests.tiny_data import TinyData, read_metrics
 
@@ -75,8 +75,7 @@ def test_an_uneven_pipeline_trains_the_built_in_engines_curve(mindspeed: MindSpe
         plain = tiny.recipe(mindspeed.folder / name, train={"steps": 4}, parallel={"pp": pp}, checkpoint={"init_from": init_from})
         return replace(plain, model=replace(plain.model, language=replace(plain.model.language, num_layers=3)))
 
-    weights = mindspeed.folder / "three_layers"
-    write_weights(weights, recipe("three_layers"))
+    weights = save_fresh_weights(recipe("three_layers"), mindspeed.folder / "three_layers")
     own = recipe("uneven_built_in", str(weights))
     train(own)
     told = recipe("uneven", str(weights), pp=2)

@@ -20,6 +20,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import MODULES, Recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
+from tests.integration.conftest import save_fresh_weights
 from tests.integration.mindspeed_run import MindSpeed, Printed
 from tests.tiny_data import TinyData, read_metrics
 
@@ -94,6 +95,25 @@ def test_a_layout_trains_the_curve_of_one_rank(mindspeed: MindSpeed, recipe: Any
     printed = mindspeed.train(told, world, name)
     assert mindspeed.off_by(f"fp32, {name.replace('_', ', head ')}", world, printed, one_rank.losses) <= LOSS
     assert_same_norms(printed, one_rank.norms, STEPS)
+
+
+def test_another_decoder_family_trains_the_built_in_engines_curve(mindspeed: MindSpeed, recipe: Any, tmp_path: Path):
+    """Norms over each head's queries and keys, no biases, heads wider than hidden_size / num_heads, at tp 2 under full recomputation."""
+    from mindspeed_vita.engine.loop import train
+
+    def qwen3(name: str, **sections: Any) -> Recipe:
+        plain = recipe(name, **sections)
+        return replace(plain, model=replace(plain.model, language=replace(plain.model.language, family="qwen3", head_width=12)))
+
+    start = {"init_from": str(save_fresh_weights(qwen3("qwen3_start"), tmp_path / "start"))}
+    own = qwen3("qwen3_built_in", train={"steps": 4}, checkpoint=start)
+    train(own)
+    told = qwen3("qwen3_tp2", train={"steps": 4, "recompute": "full"}, checkpoint=start, parallel={"tp": 2})
+    printed = mindspeed.train(told, 2, "qwen3_tp2", ["--use-fused-rmsnorm"])
+    directory = Path(own.checkpoint.directory)
+    losses = numbered(read_metrics(directory))
+    assert mindspeed.off_by("fp32, tp2, qwen3, fused RMSNorm, recomputation, built-in engine's curve", 2, printed, losses) <= LOSS
+    assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 4)
 
 
 def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.hf.vision_config import need, only, vision_config, visual_section
+from mindspeed_vita.config import language_traits
+from mindspeed_vita.config.languages import RELEASED, family_of_hf
 from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig, RopeScalingConfig
 from mindspeed_vita.ops.rotary import RotaryTables
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_long_vita.LongVITAConfig",
-    "AutoModel": "modeling_long_vita.LongVITAForCausalLM",
-    "AutoModelForCausalLM": "modeling_long_vita.LongVITAForCausalLM",
-    "AutoModelForImageTextToText": "modeling_long_vita.LongVITAForCausalLM",
-    "AutoProcessor": "processing_long_vita.LongVitaProcessor",
-}
-"""Written by hand: transformers' registration keeps one auto class per model class."""
+MODEL_TYPE = "long_vita"
+"""model_type of the released layout; over another decoder than Qwen2 that decoder's model_type follows: long_vita_qwen3."""
+
+
+def auto_map(hf_base: str) -> dict[str, str]:
+    """Classes that travel with an export, by transformers' auto class. transformers' own registration keeps one auto class a model class.
+
+    Args:
+        hf_base: how the decoder's class names begin, such as Qwen2.
+    """
+    name = "LongVITA" if hf_base == "Qwen2" else f"LongVITA{hf_base}"
+    model = f"modeling_long_vita.{name}ForCausalLM"
+    return {
+        "AutoConfig": f"configuration_long_vita.{name}Config",
+        **dict.fromkeys(("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"), model),
+        "AutoProcessor": "processing_long_vita.LongVitaProcessor",
+    }
+
+
+def family_of(config: Mapping[str, Any]) -> Optional[str]:
+    """The decoder family of a Long-VITA config.json, released or exported; None for other models.
+
+    Raises:
+        ValueError: a Long-VITA over a decoder that no family here describes.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type == MODEL_TYPE:
+        return RELEASED
+    return family_of_hf(model_type.removeprefix(f"{MODEL_TYPE}_")) if model_type.startswith(f"{MODEL_TYPE}_") else None
 
 
 def hf_config(model: ModelConfig, *, token_ids: Mapping[str, int], dtype: str) -> dict[str, Any]:
@@ -27,19 +50,31 @@ def hf_config(model: ModelConfig, *, token_ids: Mapping[str, int], dtype: str) -
         model: sizes.
         token_ids: "bos", "eos", "pad", "image", "video", "patch" (the last three are the context tokens).
         dtype: torch's name, such as "bfloat16".
+
+    Raises:
+        ValueError: a projector that the exported code does not know.
     """
     language, vision, projector = model.language, model.vision, model.projector
+    from mindspeed_vita.hf.configuration_long_vita import PROJECTORS  # imports transformers
+
+    if projector.kind not in PROJECTORS:
+        known = ", ".join(PROJECTORS)
+        raise ValueError(f"model.projector.kind={projector.kind!r} has no Hugging Face layout; the exported code knows {known}")
+    traits = language_traits(language.family)
+    classes = auto_map(traits.hf_base)
     rope = rope_parameters(language)
     scaled = rope["rope_type"] != "default"
     return {
-        "architectures": ["LongVITAForCausalLM"],
-        "auto_map": dict(AUTO_MAP),
-        "model_type": "long_vita",
+        "architectures": [classes["AutoModel"].split(".")[1]],
+        "auto_map": classes,
+        "model_type": MODEL_TYPE if language.family == RELEASED else f"{MODEL_TYPE}_{traits.hf_model_type}",
         "hidden_size": language.hidden_size,
         "intermediate_size": language.ffn_hidden_size,
         "num_hidden_layers": language.num_layers,
         "num_attention_heads": language.num_heads,
         "num_key_value_heads": language.num_kv_heads,
+        # Qwen2 has its biases and its head width without being told.
+        **({} if language.family == RELEASED else {"head_dim": language.head_dim, "attention_bias": traits.qkv_bias}),
         "vocab_size": language.vocab_size,
         "max_position_embeddings": language.max_positions,
         "rms_norm_eps": language.norm_eps,
@@ -89,6 +124,8 @@ def rope_parameters(language: LanguageConfig) -> dict[str, Any]:
     if scaling.kind == "linear":
         return rope
     rope["original_max_position_embeddings"] = scaling.original_positions
+    if scaling.kind == "llama3":
+        return {**rope, "low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
     rope["attention_factor"] = RotaryTables(language).attention_factor
     if scaling.kind == "yarn":
         return {**rope, "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
@@ -97,7 +134,7 @@ def rope_parameters(language: LanguageConfig) -> dict[str, Any]:
 
 _ROPE_KEYS = frozenset(
     ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor")
-    + ("beta_fast", "beta_slow", "short_factor", "long_factor")
+    + ("beta_fast", "beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor")
 )
 _ROPE_NEUTRAL = {"partial_rotary_factor": 1.0, "truncate": True}
 """Keys that must have these values, if they are there."""
@@ -106,12 +143,14 @@ _ROPE_NEUTRAL = {"partial_rotary_factor": 1.0, "truncate": True}
 def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeScalingConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     unknown = {key: value for key, value in rope.items() if key not in _ROPE_KEYS and value is not None}
-    if kind not in ("default", "linear", "yarn", "longrope") or {**_ROPE_NEUTRAL, **unknown} != _ROPE_NEUTRAL:
+    if kind not in ("default", "linear", "yarn", "longrope", "llama3") or {**_ROPE_NEUTRAL, **unknown} != _ROPE_NEUTRAL:
         known = ", ".join(sorted(_ROPE_KEYS))
-        raise ValueError(f"config.json scales positions by {dict(rope)}; supported are default, linear, yarn and longrope with {known}")
+        kinds = "default, linear, yarn, longrope and llama3"
+        raise ValueError(f"config.json scales positions by {dict(rope)}; supported are {kinds} with {known}")
     if kind == "default":
         return RopeScalingConfig()
-    values = {key: rope[key] for key in ("factor", "beta_fast", "beta_slow", "attention_factor") if rope.get(key) is not None}
+    numbers = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor")
+    values = {key: rope[key] for key in numbers if rope.get(key) is not None}
     if "factor" not in values:
         raise ValueError(f"config.json scales positions by {dict(rope)}, which has no factor; add it")
     if kind != "linear":
@@ -132,7 +171,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: another architecture, or a setting we do not have.
     """
-    if config.get("model_type") != "long_vita":
+    if family_of(config) is None:
         raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'long_vita'")
     vision = vision_config(need(config, "visual"))
     projector = config.get("projector") or {}
@@ -150,28 +189,35 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def language_config(config: Mapping[str, Any]) -> LanguageConfig:
-    """Our settings for a Qwen2 (or Long-VITA) config.json.
+    """Our settings for the config.json of a decoder or of a Long-VITA.
 
     Raises:
         ValueError: another architecture, or a setting we do not have.
     """
-    if config.get("model_type") not in ("qwen2", "long_vita"):
-        raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'qwen2'")
-    if config.get("use_sliding_window"):
-        raise ValueError("config.json has use_sliding_window true; only full attention is supported")
-    only(config, "the language model", hidden_act="silu")
-    head_dim, even = config.get("head_dim"), need(config, "hidden_size") // need(config, "num_attention_heads")
-    if head_dim is not None and head_dim != even:
-        raise ValueError(f"config.json has head_dim {head_dim}; only hidden_size / num_attention_heads = {even} is supported")
+    family = family_of(config) or family_of_hf(str(config.get("model_type")))
+    traits = language_traits(family)
+    positions = need(config, "max_position_embeddings")
+    # Families that have no such switch, such as Mistral, use the window where there is one.
+    windowed = config.get("use_sliding_window", (config.get("sliding_window") or positions) < positions)
+    if windowed or any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+        raise ValueError("config.json has use_sliding_window true, or layers of another kind; only full attention is supported")
+    only(config, "the language model", hidden_act="silu", mlp_bias=False)
+    if family != RELEASED:  # Qwen2 has its biases whatever this key says
+        only(config, f"the decoder {family!r}", attention_bias=traits.qkv_bias)
+    width, even = config.get("head_dim"), need(config, "hidden_size") // need(config, "num_attention_heads")
+    if width is not None and not traits.head_dim and width != even:
+        raise ValueError(f"config.json has head_dim {width}; only hidden_size / num_attention_heads = {even} is supported")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return LanguageConfig(
+        family=family,
+        head_width=(width or 0) if traits.head_dim else 0,
         num_layers=need(config, "num_hidden_layers"),
         hidden_size=need(config, "hidden_size"),
         num_heads=need(config, "num_attention_heads"),
         num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         ffn_hidden_size=need(config, "intermediate_size"),
         vocab_size=need(config, "vocab_size"),
-        max_positions=need(config, "max_position_embeddings"),
+        max_positions=positions,
         rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         rope_scaling=_rope_scaling(rope, config),
         norm_eps=config.get("rms_norm_eps", 1e-6),

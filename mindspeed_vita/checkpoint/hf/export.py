@@ -33,6 +33,7 @@ CODE_FILES = (
     "chat_template.py",
     "configuration_long_vita.py",
     "frames.py",
+    "generation_long_vita.py",
     "image_processing_long_vita.py",
     "modeling_long_vita.py",
     "processing_long_vita.py",
@@ -143,14 +144,14 @@ def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.
     """Everything but the weights: configuration, tokenizer, processor, chat template and code."""
     ids = VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
     template = recipe.data.template
-    end, pad = stop_ids(tokenizer, template)
+    end, pad, *more = stop_ids(tokenizer, template, recipe.model.language.family)
     token_ids = {"bos": pad, "eos": end, "pad": pad}
     token_ids |= {"image": ids.img_context, "video": ids.vid_context, "patch": ids.patch_context}
     write_json(folder / "config.json", hf_config(recipe.model, token_ids=token_ids, dtype=str(dtype).removeprefix("torch.")))
     generation = {
         "bos_token_id": pad,
         "do_sample": False,
-        "eos_token_id": sorted({end, pad}),
+        "eos_token_id": sorted({end, pad, *more}),
         "pad_token_id": pad,
         # Placeholders of tiles are never an answer.
         "suppress_tokens": list(ids.placeholders),

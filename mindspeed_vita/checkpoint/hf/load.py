@@ -1,4 +1,4 @@
-"""Import of Hugging Face weights: Long-VITA (released or exported), or Qwen2.5 with a separate InternViT and a fresh projector."""
+"""Import of Hugging Face weights: Long-VITA (released or exported), or a decoder with a separate tower and a fresh projector."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 
-from mindspeed_vita.checkpoint.hf.config import language_config, model_config, vision_config
+from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
-from mindspeed_vita.config import tower_traits
+from mindspeed_vita.config import language_traits, projector_traits, tower_traits
+from mindspeed_vita.config.languages import family_of_hf
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig, ProjectorConfig
 
 
@@ -31,7 +32,7 @@ class ImportedModel:
     data: DataConfig
     """How the folder's processor cuts pictures and videos; the released settings where it has no processor."""
     initialised: tuple[str, ...] = ()
-    """Native names that no source held and that got initial values: the projector, where Qwen2.5 and InternViT are joined."""
+    """Native names that no source held and that got initial values: the projector, where a decoder and a tower are joined."""
 
 
 def import_hf(
@@ -45,8 +46,8 @@ def import_hf(
     """Read a Hugging Face folder.
 
     Args:
-        folder: a Long-VITA folder, or a Qwen2.5 folder.
-        vision: with Qwen2.5: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
+        folder: a Long-VITA folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
+        vision: with a decoder: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
         dtype: type of the result; None keeps what is stored.
         seed: of the projector's initial weights.
         tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
@@ -56,13 +57,15 @@ def import_hf(
     """
     folder = Path(folder)
     config = read_config(folder)
-    if config.get("model_type") == "long_vita":
+    if family_of(config) is not None:
         if vision is not None:
             raise ValueError(f"{folder} is a whole Long-VITA; leave --vision out")
         model = model_config(config)
         return ImportedModel(model=model, weights=_read(folder, "long_vita", model, dtype), data=read_processor(folder))
-    if config.get("model_type") != "qwen2":
-        raise ValueError(f"{folder} has model_type {config.get('model_type')!r}; expected 'long_vita', or 'qwen2' with --vision INTERNVIT")
+    try:
+        family_of_hf(str(config.get("model_type")))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; a decoder needs --vision with the folder of a tower") from error
     if vision is None:
         raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
     return _join(folder, config, Path(vision), dtype, seed, tile_size)
@@ -113,14 +116,15 @@ def _join(
     tower = vision_config(tower_config)
     model = ModelConfig(vision=tower, projector=ProjectorConfig(hidden_size=tower.hidden_size), language=language_config(config))
     family = _FAMILIES.get(tower_config.get("model_type", ""), "intern_vit")
-    weights = _read(folder, "qwen2", model, dtype)
+    weights = _read(folder, model.language.family, model, dtype)
     weights |= _read(vision, family, model, dtype)
     if tile_size:
         model = replace(model, vision=replace(tower, tile_size=tile_size))
         name = "vision.position_embeddings.weight"
         weights[name] = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
+    template = language_traits(model.language.family).template
     projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
-    return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(), initialised=tuple(projector))
+    return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(template=template), initialised=tuple(projector))
 
 
 def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -138,7 +142,7 @@ def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict
         "projector.linear_fc1.weight": normal(hidden, merged),
         "projector.linear_fc2.weight": normal(model.language.hidden_size, hidden),
     }
-    if model.projector.kind == "mlp_newline":
+    if projector_traits(model.projector.kind).newline:
         weights["projector.newline"] = normal(1, model.language.hidden_size)
     return weights
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mindspeed_vita.checkpoint.hf.config import AUTO_MAP
+from mindspeed_vita.checkpoint.hf.config import auto_map
 from mindspeed_vita.checkpoint.hf.tokenizer import write_json
+from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -17,10 +18,11 @@ _SETTINGS = ("tiling", "min_tiles", "max_tiles", "max_frames", "max_fps", "frame
 
 def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
     """Write both files. transformers 5 would nest the first in the second, which 4.57 cannot read; all versions read both."""
+    own = auto_map(language_traits(model.language.family).hf_base)["AutoProcessor"]
     preprocessor = {
         "auto_map": {
             "AutoImageProcessor": "image_processing_long_vita.LongVitaImageProcessor",
-            "AutoProcessor": AUTO_MAP["AutoProcessor"],
+            "AutoProcessor": own,
         },
         "image_processor_type": "LongVitaImageProcessor",
         "processor_class": "LongVitaProcessor",
@@ -31,7 +33,7 @@ def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
         "max_tiles": data.max_tiles,
     }
     processor = {
-        "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]},
+        "auto_map": {"AutoProcessor": own},
         "processor_class": "LongVitaProcessor",
         "tokens_per_tile": model.tokens_per_tile,
         "max_frames": data.max_frames,

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_vita.checkpoint.native.atomic import write_bytes
+from mindspeed_vita.config import language_traits
+from mindspeed_vita.config.languages import RELEASED
 from mindspeed_vita.data.templates import get_template
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
@@ -57,9 +59,12 @@ def write_tokenizer(tokenizer: Any, folder: Path, template: str = "qwen2") -> No
     write_json(folder / "tokenizer_config.json", config)
 
 
-def stop_ids(tokenizer: Any, template: str) -> tuple[int, int]:
-    """What ends an answer: what ends it in training (qwen2: <|im_end|>) whatever the tokenizer calls its eos token, and padding."""
-    return tokenizer.convert_tokens_to_ids(get_template(template).stop_token), tokenizer.pad_token_id
+def stop_ids(tokenizer: Any, template: str, family: str = RELEASED) -> tuple[int, ...]:
+    """What ends an answer: the token that ends it in training (qwen2: <|im_end|>, whatever the tokenizer calls its eos token), padding,
+    and the decoder family's own stop tokens, as far as the tokenizer has them."""
+    own = [token for token in language_traits(family).stop_tokens if token in tokenizer.get_vocab()]
+    ids = [tokenizer.convert_tokens_to_ids(get_template(template).stop_token), tokenizer.pad_token_id]
+    return tuple(dict.fromkeys((*ids, *tokenizer.convert_tokens_to_ids(own)))) if own else tuple(ids)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -122,5 +122,5 @@ def need(config: Mapping[str, Any], key: str) -> Any:
         ValueError: it is not.
     """
     if key not in config:
-        raise ValueError(f"config.json has no {key!r}; is it the config of a Long-VITA, Qwen2 or InternViT model?")
+        raise ValueError(f"config.json has no {key!r}; is it the config of a Long-VITA, of a decoder or of a tower?")
     return config[key]

@@ -11,6 +11,7 @@ from mindspeed_vita.checkpoint.hf.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.checkpoint.mapping.vision_families import LEFT_OUT, TOWER_PREFIX
+from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.recipe import ModelConfig
 
 STRAY_NAMES = ("unused", "model.unused")
@@ -53,13 +54,14 @@ def family_shapes(family: str, model: ModelConfig) -> dict[str, tuple[int, ...]]
 
 def native_tensors(model: ModelConfig) -> dict[str, torch.Tensor]:
     """Native names and tensors without data (meta device)."""
-    from mindspeed_vita.hf.configuration_long_vita import LongVITAConfig
-    from mindspeed_vita.hf.modeling_long_vita import LongVITAForCausalLM
+    from mindspeed_vita.hf.configuration_long_vita import config_class
+    from mindspeed_vita.hf.modeling_long_vita import causal_class
 
+    base = language_traits(model.language.family).hf_base
     ids = dict.fromkeys(("bos", "eos", "pad", "image", "video", "patch"), 0)
-    config = LongVITAConfig(**hf_config(model, token_ids=ids, dtype="float32"))
+    config = config_class(base)(**hf_config(model, token_ids=ids, dtype="float32"))
     with torch.device("meta"):
-        state = dict(LongVITAForCausalLM(config).named_parameters())
+        state = dict(causal_class(base)(config).named_parameters())
     if model.language.tie_embeddings:
         state.pop("lm_head.weight", None)
     return dict(convert_to_native(state, family_rules("long_vita", model)))

@@ -1,7 +1,7 @@
 """The rule tables: which Hugging Face names and layouts each family of checkpoints uses for which native tensors.
 
-long_vita: the released Long-VITA layout. qwen2: plain Qwen2.5. intern_vit: InternViT's own repositories. internvl_vision,
-siglip_vision, clip_vision: transformers' towers. Those of towers are in vision_families.py.
+long_vita: the released Long-VITA layout, over any decoder. The name of a decoder's family, such as qwen2: that family's own layout.
+intern_vit: InternViT's own repositories. internvl_vision, siglip_vision, clip_vision: transformers' towers, in vision_families.py.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from dataclasses import replace
 
 from mindspeed_vita.checkpoint.mapping.rules import Gated, GroupedQKV, Rule
 from mindspeed_vita.checkpoint.mapping.vision_families import VISION_FAMILIES, intern_vit_rules, vision_rules
+from mindspeed_vita.config import LanguageTraits, language_names, language_traits, projector_traits
 from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProjectorConfig
-
-FAMILIES = ("long_vita", "qwen2", *VISION_FAMILIES)
 
 
 def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
     """All rules of a family, layers expanded.
 
     Args:
-        family: one of FAMILIES.
-        model: sizes; qwen2 uses its language part only, those of towers their vision part only.
+        family: long_vita, a family of decoders or a family of towers.
+        model: sizes. A family of decoders uses the language part only, a family of towers the vision part only.
 
     Raises:
         ValueError: unknown family.
     """
     if family == "long_vita":
         released_vision = (_prefixed(rule, "model.vision_model.") for rule in intern_vit_rules(model.vision))
-        return (*_qwen2(model.language), *released_vision, *_projector(model.projector))
-    if family == "qwen2":
-        return _qwen2(model.language)
+        return (*decoder_rules(language_traits(model.language.family), model.language), *released_vision, *_projector(model.projector))
+    if family in language_names():
+        return decoder_rules(language_traits(family), model.language)
     if family in VISION_FAMILIES:
         return vision_rules(family, model.vision)
-    raise ValueError(f"found weight family {family!r}, expected one of {', '.join(FAMILIES)}")
+    families = ("long_vita", *language_names(), *VISION_FAMILIES)
+    raise ValueError(f"found weight family {family!r}, expected one of {', '.join(families)}")
 
 
 def _projector(config: ProjectorConfig) -> tuple[Rule, ...]:
@@ -42,29 +42,38 @@ def _projector(config: ProjectorConfig) -> tuple[Rule, ...]:
         "linear_fc1.weight": "mlp.0.weight",
         "linear_fc2.weight": "mlp.2.weight",
     }
-    if config.kind == "mlp_newline":
+    if projector_traits(config.kind).newline:
         names["newline"] = "image_newline"
     return tuple(Rule(native=f"projector.{ours}", hf=(f"model.vision_projection.{theirs}",)) for ours, theirs in names.items())
 
 
-def _qwen2(config: LanguageConfig) -> tuple[Rule, ...]:
+def decoder_rules(traits: LanguageTraits, sizes: LanguageConfig) -> tuple[Rule, ...]:
+    """The rules of a decoder, which transformers names alike in all families.
+
+    Args:
+        traits: which biases and norms there are.
+        sizes: layers, heads, and whether the output layer has a table of its own.
+    """
     rules = [Rule(native="language.embedding.word_embeddings.weight", hf=("model.embed_tokens.weight",))]
-    for i in range(config.num_layers):
+    for i in range(sizes.num_layers):
         ours, theirs = f"language.decoder.layers.{i}.", f"model.layers.{i}."
         rules.append(Rule(native=ours + "input_layernorm.weight", hf=(theirs + "input_layernorm.weight",)))
-        for kind in ("weight", "bias"):
+        for kind in ("weight", "bias") if traits.qkv_bias else ("weight",):
             names = tuple(f"{theirs}self_attn.{part}_proj.{kind}" for part in "qkv")
             native = f"{ours}self_attention.linear_qkv.{kind}"
-            rules.append(GroupedQKV(native=native, hf=names, num_heads=config.num_heads, num_groups=config.num_kv_heads))
+            rules.append(GroupedQKV(native=native, hf=names, num_heads=sizes.num_heads, num_groups=sizes.num_kv_heads))
+        for part in "qk" if traits.qk_norm else "":
+            rules.append(Rule(native=f"{ours}self_attention.{part}_layernorm.weight", hf=(f"{theirs}self_attn.{part}_norm.weight",)))
+        for kind in ("weight", "bias") if traits.out_bias else ("weight",):
+            rules.append(Rule(native=f"{ours}self_attention.linear_proj.{kind}", hf=(f"{theirs}self_attn.o_proj.{kind}",)))
         gate_up = (theirs + "mlp.gate_proj.weight", theirs + "mlp.up_proj.weight")
         rules += [
-            Rule(native=ours + "self_attention.linear_proj.weight", hf=(theirs + "self_attn.o_proj.weight",)),
             Rule(native=ours + "pre_mlp_layernorm.weight", hf=(theirs + "post_attention_layernorm.weight",)),
             Gated(native=ours + "mlp.linear_fc1.weight", hf=gate_up),
             Rule(native=ours + "mlp.linear_fc2.weight", hf=(theirs + "mlp.down_proj.weight",)),
         ]
     rules.append(Rule(native="language.decoder.final_layernorm.weight", hf=("model.norm.weight",)))
-    if not config.tie_embeddings:
+    if not sizes.tie_embeddings:
         rules.append(Rule(native="language.output_layer.weight", hf=("lm_head.weight",)))
     return tuple(rules)
 

@@ -23,12 +23,18 @@ def make_recipe(
     recompute: str = "none",
     vision_parallel: str = "balanced",
     vision: Optional[dict[str, Any]] = None,
+    language: Optional[dict[str, Any]] = None,
 ) -> Recipe:
-    """The recipe of a parity step."""
+    """The recipe of a parity step; vision and language replace single settings of the model."""
     sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
-            "model": {**MODEL, "vision": {**MODEL["vision"], **(vision or {})}, "lm_head": head},
+            "model": {
+                **MODEL,
+                "vision": {**MODEL["vision"], **(vision or {})},
+                "language": {**MODEL["language"], **(language or {})},
+                "lm_head": head,
+            },
             "data": {"seq_length": SEQ_LENGTH},
             "parallel": {**sizes, "vision_parallel": vision_parallel},
             "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute},
@@ -36,11 +42,13 @@ def make_recipe(
     )
 
 
-def initial_weights(layout: ParallelLayout, vision: Optional[dict[str, Any]] = None) -> dict[str, torch.Tensor]:
-    """Full weights of a model built in one process, with other settings of the tower if given; biases and norms not neutral."""
+def initial_weights(
+    layout: ParallelLayout, vision: Optional[dict[str, Any]] = None, language: Optional[dict[str, Any]] = None
+) -> dict[str, torch.Tensor]:
+    """Full weights of a model built in one process, with other settings of tower and decoder if given; biases and norms not neutral."""
     from mindspeed_vita.parallel.build import build_model
 
-    model = build_model(make_recipe(layout, vision=vision), layout)
+    model = build_model(make_recipe(layout, vision=vision, language=language), layout)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -80,6 +88,7 @@ def loss_and_gradients(
     vision_parallel: str = "balanced",
     ulysses: int = 1,
     vision: Optional[dict[str, Any]] = None,
+    language: Optional[dict[str, Any]] = None,
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -91,7 +100,7 @@ def loss_and_gradients(
 
     platform = get_platform()
     layout = layout.with_ulysses(ulysses, platform.device)
-    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision)
+    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language)
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient

@@ -10,7 +10,12 @@ from typing import Any
 import yaml
 
 from mindspeed_vita.config import Recipe, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.integration.mindspeed_llm.decoder_flags import decoder_flags
 from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, NO_EFFECT, TEXT, VITA, attribute
+
+_NAMES = ("stage", "model.preset")
+_PARTS = ("model.vision.preset", "model.language.family")
+"""Keys that others take their defaults from; those of _PARTS have defaults themselves, from the model's preset."""
 
 
 def megatron_arguments() -> Any:
@@ -33,7 +38,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that Megatron's arguments and the --vita-... flags say. What neither says comes from --vita-stage and --vita-model-preset.
+    """The recipe that Megatron's arguments and the --vita-... flags say. What neither says comes from --vita-stage,
+    --vita-model-preset, --vita-model-vision-preset and --vita-model-language-family.
 
     Args:
         arguments: as argparse leaves them, before or after Megatron's own checks.
@@ -65,16 +71,16 @@ def arguments_from_recipe(recipe: Recipe) -> list[str]:
         ValueError: the recipe has a value that Megatron's flag cannot carry.
     """
     content = recipe_to_dict(recipe)
-    line = list(FIXED)
+    line = [*FIXED, *decoder_flags(recipe.model.language)]
     for key, flag in MEGATRON.items():
         value = _get(content, key)
         if value != "":
             line += [flag, _number(key, flag, value)]
     line += _switches(recipe)
-    defaults = recipe_to_dict(recipe_from_dict({"stage": recipe.stage, "model": {"preset": recipe.model.preset}}))
+    told, defaults = _defaults(content, _NAMES), _defaults(content, (*_NAMES, *_PARTS))
     for key, flag in VITA.items():
         value = _get(content, key)
-        if value is not None and (value != _get(defaults, key) or key in ("stage", "model.preset")):
+        if value is not None and (key in _NAMES or value != _get(told if key in _PARTS else defaults, key)):
             line += [flag, _text(value)]
     return line
 
@@ -102,6 +108,15 @@ def _switches(recipe: Recipe) -> list[str]:
     if recipe.logging.tensorboard:
         switches += ["--tensorboard-dir", str(Path(recipe.checkpoint.directory) / "tensorboard")]
     return switches
+
+
+def _defaults(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A whole recipe in which only these keys are said."""
+    said: dict[str, Any] = {}
+    for key in keys:
+        if _get(content, key) not in (None, ""):
+            _put(said, key, _get(content, key))
+    return recipe_to_dict(recipe_from_dict(said))
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:

@@ -33,12 +33,12 @@ class VitaFeature:
             ValueError: a flag or a setting does not fit, with what to change.
         """
         assert self.parser is not None
-        unused = check_arguments(self.parser, arguments, told(sys.argv[1:]))
+        recipe = recipe_from_arguments(arguments)
+        unused = check_arguments(self.parser, arguments, told(sys.argv[1:]), recipe.model.language)
         for line in unused if arguments.rank == 0 else ():
             print(f"vita: {line}", flush=True)
         # the loss is a sum over tokens and is divided by their number once, over all packs of a step
         arguments.calculate_per_token_loss = True
-        recipe = recipe_from_arguments(arguments)
         validate(recipe, arguments.world_size, uneven_pipeline=uneven_pipeline(arguments))
         check_tower(recipe)
         if arguments.lr_warmup_fraction:

@@ -60,7 +60,6 @@ FIXED = (
     "RMSNorm",
     "--swiglu",
     "--disable-bias-linear",
-    "--add-qkv-bias",
     "--group-query-attention",
     "--attention-dropout",
     "0.0",
@@ -90,7 +89,8 @@ FIXED = (
     "--distributed-timeout-minutes",
     "120",
 )
-"""What every Long-VITA run says to Megatron, whatever its recipe: a Qwen2.5 decoder, one pack a micro-batch, and packs dealt by number."""
+"""What every run says to Megatron, whatever its recipe: what all decoders have, one pack per micro-batch, and packs dealt by number.
+decoder_flags.py adds what the decoder's family has."""
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """The file by which Megatron knows that a folder holds a checkpoint, and which one."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from mindspeed_vita.config import Recipe
+from mindspeed_vita.config import LanguageConfig, Recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import register
+from mindspeed_vita.integration.mindspeed_llm.decoder_flags import check_decoder
 from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER
 from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint
 from mindspeed_vita.integration.mindspeed_llm.parser_table import PINNED, build_parser
@@ -16,13 +17,16 @@ from mindspeed_vita.integration.mindspeed_llm.saved import check_saved
 from mindspeed_vita.integration.mindspeed_llm.verdicts import judge, told
 
 
-def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, given: Collection[str]) -> list[str]:
+def check_arguments(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, given: Collection[str], language: Optional[LanguageConfig] = None
+) -> list[str]:
     """Refuses what this package cannot train under, each with what to change.
 
     Args:
         parser: which parsed them.
         arguments: parsed, before Megatron's own checks.
         given: flags that the command line gives.
+        language: the decoder that they describe; None takes the released one's family.
 
     Returns:
         A line for every flag that has no effect here.
@@ -31,17 +35,19 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         ValueError: one message with every problem.
     """
     refused, unused = judge(parser, arguments, given)
-    problems = [*refused, *_missing(arguments), *_combinations(arguments, given), *_loading(arguments)]
+    decoder = check_decoder(arguments, language or LanguageConfig())
+    problems = [*refused, *_missing(arguments), *decoder, *_combinations(arguments, given), *_loading(arguments)]
     if problems:
         raise ValueError("command line: " + "; ".join(problems))
     return unused
 
 
-def check_line(line: Sequence[str]) -> list[str]:
+def check_line(line: Sequence[str], language: Optional[LanguageConfig] = None) -> list[str]:
     """As `check_arguments`, where MindSpeed-LLM is not installed: the table of the supported version stands for its parser.
 
     Args:
         line: the words of a command line.
+        language: the decoder that they describe; None takes the released one's family.
 
     Raises:
         ValueError: a flag is unknown or its value cannot be read, or as `check_arguments`.
@@ -51,7 +57,7 @@ def check_line(line: Sequence[str]) -> list[str]:
     arguments, unknown = parser.parse_known_args(list(line))
     if unknown:
         raise ValueError(f"command line: {' '.join(unknown)}: MindSpeed-LLM {PINNED} has no such flag; leave it out")
-    return check_arguments(parser, arguments, told(line))
+    return check_arguments(parser, arguments, told(line), language)
 
 
 def check_tower(recipe: Recipe) -> None:

@@ -58,6 +58,7 @@ def test_every_problem_is_listed(recipe, capsys, tmp_path):
     [
         ("data.template=llama3", "data.template='llama3' needs <|begin_of_text|>, "),
         ("data.template=chatml", "data.template='chatml' is unknown; expected one of qwen2, llama3, mistral, vicuna"),
+        ("model.projector.kind=mlp_newlin", "model.projector.kind='mlp_newlin'; expected one of mlp, mlp_stride, mlp_newline"),
         ("model.vision.tower=eva", "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
         ("model.projector.pixel_shuffle=3", "model.projector.pixel_shuffle=3 does not divide the patch grid=4; use a divisor, or"),
     ],

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from mindspeed_vita.config import recipe_from_dict, validate
+from mindspeed_vita.config import LanguageConfig, ModelConfig, ProjectorConfig, model_config_from_dict, recipe_from_dict, validate
+from mindspeed_vita.config.presets import MODELS
 
 
 @pytest.mark.parametrize("preset, parallel", [("tiny", {}), ("7b", {"tp": 4}), ("14b", {"tp": 8, "cp": 2}), ("72b", {"tp": 8, "pp": 8})])
@@ -43,12 +44,81 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"train": {"min_lr": 1.0}}, 1, "expected 0 <= min_lr <= lr"),
         ({"data": {"min_tiles": 5, "max_tiles": 2}}, 1, "expected 1 <= min_tiles <= max_tiles"),
         ({"model": {"vision": {"tower": "eva"}}}, 1, "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
+        ({"model": {"projector": {"kind": "mlp_newlin"}}}, 1, "model.projector.kind='mlp_newlin'; expected one of mlp, mlp_stride, "),
+        (
+            {"model": {"language": {"rope_scaling": {"kind": "llama3", "factor": 8, "low_freq_factor": 4}}}},
+            1,
+            r"low_freq_factor=4.0 and high_freq_factor=4.0; expected 0 < low_freq_factor < high_freq_factor",
+        ),
+        ({"parallel": {"pp": 2}, "model": {"preset": "qwen3-4b"}}, 2, "two stages would share a table; use pp=1"),
         ({"model": {"vision": {"tile_size": 70}}}, 1, "model.projector.pixel_shuffle=2 does not divide the patch grid=5"),
     ],
 )
 def test_contradictions_are_refused(content: dict[str, Any], world_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate(recipe_from_dict(content), world_size)
+
+
+# num_layers, hidden_size, num_heads, num_kv_heads, ffn_hidden_size, vocab_size, tied, parameters of the decoder in billions as published
+PUBLISHED = {
+    "7b": (28, 3584, 28, 4, 18944, 152064, False, 7.61),
+    "14b": (48, 5120, 40, 8, 13824, 152064, False, 14.7),
+    "72b": (80, 8192, 64, 8, 29568, 152064, False, 72.7),
+    "qwen2.5-0.5b": (24, 896, 14, 2, 4864, 151936, True, 0.49),
+    "qwen2.5-1.5b": (28, 1536, 12, 2, 8960, 151936, True, 1.54),
+    "qwen2.5-3b": (36, 2048, 16, 2, 11008, 151936, True, 3.09),
+    "qwen2.5-32b": (64, 5120, 40, 8, 27648, 152064, False, 32.5),
+    "qwen3-0.6b": (28, 1024, 16, 8, 3072, 151936, True, 0.6),
+    "qwen3-1.7b": (28, 2048, 16, 8, 6144, 151936, True, 1.7),
+    "qwen3-4b": (36, 2560, 32, 8, 9728, 151936, True, 4.0),
+    "qwen3-8b": (36, 4096, 32, 8, 12288, 151936, False, 8.2),
+    "qwen3-14b": (40, 5120, 40, 8, 17408, 151936, False, 14.8),
+    "qwen3-32b": (64, 5120, 64, 8, 25600, 151936, False, 32.8),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_a_preset_has_the_published_sizes_and_number_of_parameters(preset: str) -> None:
+    language = recipe_from_dict({"model": {"preset": preset}}).model.language
+    layers, hidden, heads, kv_heads, ffn, vocabulary, tied, billions = PUBLISHED[preset]
+    assert (language.num_layers, language.hidden_size, language.num_heads, language.num_kv_heads) == (layers, hidden, heads, kv_heads)
+    assert (language.ffn_hidden_size, language.vocab_size, language.tie_embeddings) == (ffn, vocabulary, tied)
+    width = 128 if preset.startswith("qwen3") else hidden // heads
+    assert language.head_dim == width and language.rope_base == 1e6 and language.norm_eps == 1e-6
+    attention, mlp = 2 * hidden * width * (heads + kv_heads), 3 * hidden * ffn
+    total = layers * (attention + mlp) + vocabulary * hidden * (1 if tied else 2)
+    assert total / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_every_preset_is_a_whole_model() -> None:
+    assert set(MODELS) == {"tiny", *PUBLISHED}
+    for preset in MODELS:
+        validate(recipe_from_dict({"model": {"preset": preset}, "parallel": {"tp": 2}}), 2)
+
+
+def test_a_saved_architecture_without_family_is_qwen2_and_equals_todays() -> None:
+    from dataclasses import asdict
+
+    saved = asdict(recipe_from_dict({"model": {"preset": "14b"}}).model)
+    for key in ("family", "head_width"):
+        del saved["language"][key]
+    for key in ("low_freq_factor", "high_freq_factor"):
+        del saved["language"]["rope_scaling"][key]
+    assert model_config_from_dict(saved) == recipe_from_dict({"model": {"preset": "14b"}}).model
+
+
+def test_two_ways_to_write_a_head_width_are_one() -> None:
+    assert LanguageConfig(family="qwen3", head_width=128) == LanguageConfig(family="qwen3")
+    assert LanguageConfig(hidden_size=64, num_heads=4, head_width=16) == LanguageConfig(hidden_size=64, num_heads=4)
+    assert LanguageConfig(family="qwen3", hidden_size=1024, num_heads=16).head_dim == 128
+
+
+def test_an_unknown_family_in_a_built_config_is_one_message() -> None:
+    from mindspeed_vita.config import validate_model
+
+    model = ModelConfig(language=LanguageConfig(family="qwen9"), projector=ProjectorConfig(kind="mlp2"))
+    with pytest.raises(ValueError, match="family='qwen9'; expected one of qwen2, qwen3.*kind='mlp2'; expected one of mlp, mlp_stride"):
+        validate_model(model)
 
 
 def test_all_problems_come_in_one_message() -> None:

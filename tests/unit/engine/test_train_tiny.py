@@ -31,6 +31,16 @@ def straight(tiny, tmp_path_factory) -> Path:
     return directory
 
 
+def test_a_model_that_cannot_be_built_is_refused_before_data_is_opened(tiny, tmp_path, monkeypatch):
+    from mindspeed_vita.config import ProjectorTraits, projectors, register_projector_traits
+
+    monkeypatch.setattr(projectors, "_TRAITS", dict(projectors._TRAITS))
+    register_projector_traits("unbuilt", ProjectorTraits())  # traits without a builder, as a plugin may register them
+    recipe = tiny.recipe(tmp_path, model={"projector": {"kind": "unbuilt"}}, data={"mixture": "nowhere.yaml"})
+    with pytest.raises(ValueError, match="model.projector.kind='unbuilt'; expected one of"):
+        train(recipe)
+
+
 def test_the_curve_is_the_golden_one(straight, curve):
     # The golden curve was recorded under Pillow 11.3. The pixels, and so the curve, are the same under any other release.
     golden = json.loads(GOLDEN.read_text())

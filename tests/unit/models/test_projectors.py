@@ -106,6 +106,39 @@ def test_gradients_reach_every_parameter() -> None:
         assert features.grad is not None and bool((features.grad.abs().sum(-1) > 0).all()), "every patch counts"
 
 
+def test_training_and_the_exported_code_have_one_table() -> None:
+    from mindspeed_vita.config import projector_names, projector_traits
+    from mindspeed_vita.hf.configuration_long_vita import PROJECTORS
+    from mindspeed_vita.models.projector import projectors
+
+    parts = {kind: tuple(part for part in ("padding", "newline") if getattr(projector_traits(kind), part)) for kind in projector_names()}
+    assert parts == PROJECTORS and set(projectors.names()) == set(parts)
+
+
+def test_a_projector_of_a_plugin_trains_but_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mindspeed_vita.config import ProjectorTraits, projectors
+    from mindspeed_vita.models.projector import register_projector
+    from mindspeed_vita.models.projector.mlp import MLPProjector
+
+    class OneToken(ProjectorTraits):
+        def tokens(self, grid: int, shuffle: int) -> int:
+            return 1
+
+    class Mean(MLPProjector):
+        def merge(self, features_BPC: torch.Tensor) -> torch.Tensor:
+            return super().merge(features_BPC).mean(1, keepdim=True)
+
+    monkeypatch.setattr(projectors, "_TRAITS", dict(projectors._TRAITS))
+    with pytest.raises(ValueError, match="model.projector.kind 'mlp' is registered already"):
+        register_projector("mlp", OneToken(), Mean)
+    register_projector("mean", OneToken(), Mean)
+    recipe = recipe_from_dict({"model": {"preset": "tiny", "projector": {"kind": "mean"}}})
+    validate(recipe)
+    assert recipe.model.tokens_per_tile == 1
+    with pytest.raises(ValueError, match="model.projector.kind='mean' has no Hugging Face layout; the exported code knows mlp, "):
+        hf_config(recipe.model, token_ids=dict.fromkeys(("bos", "eos", "pad", "image", "video", "patch"), 0), dtype="float32")
+
+
 def test_a_grid_that_the_shuffle_does_not_divide_is_refused_when_the_recipe_is_read() -> None:
     grid_of_27 = {"preset": "7b", "vision": {"tile_size": 378}}
     with pytest.raises(ValueError, match="pixel_shuffle=2 does not divide the patch grid=27; use a divisor, or .*kind=mlp_stride"):

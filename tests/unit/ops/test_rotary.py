@@ -29,6 +29,8 @@ def language(**scaling: Any) -> LanguageConfig:
         {"kind": "ntk", "factor": 8.0},
         {"kind": "yarn", "factor": 4.0, "original_positions": 32768},
         {"kind": "yarn", "factor": 16.0, "original_positions": 4096, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25},
+        {"kind": "llama3", "factor": 8.0, "original_positions": 8192},
+        {"kind": "llama3", "factor": 32.0, "original_positions": 4096, "low_freq_factor": 2.0, "high_freq_factor": 8.0},
         {"kind": "longrope", "factor": 32.0, "original_positions": 32768, "short_factor": (1.0,) * 8, "long_factor": FACTORS},
     ],
     ids=lambda scaling: scaling.get("kind", "plain"),

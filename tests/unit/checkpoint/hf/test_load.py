@@ -136,11 +136,14 @@ def test_a_tied_table_stored_twice_must_be_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'; expected 'long_vita', or 'qwen2'"),
+        ({"model_type": "llama"}, "'llama'; expected 'long_vita', or that of a decoder: 'qwen2', 'qwen3'; a decoder needs --vision"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of another kind; only full attention"),
+        ({"model_type": "qwen3", "attention_bias": True}, "the decoder 'qwen3' has attention_bias True; expected False"),
+        ({"model_type": "long_vita_llama"}, "model_type 'llama'; expected 'long_vita', or that of a decoder"),
         ({"use_sliding_window": True}, "use_sliding_window true"),
         ({"hidden_act": "gelu"}, "the language model has hidden_act 'gelu'; expected 'silu'"),
         ({"head_dim": 16}, "head_dim 16; only hidden_size / num_attention_heads = 8 is supported"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "scales positions"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6}}, "scales positions"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 2.0}}, "scales positions by .*mscale"),
         ({"rope_scaling": {"type": "yarn"}}, "has no factor"),
     ],

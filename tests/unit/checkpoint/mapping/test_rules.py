@@ -8,20 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint.mapping.families import FAMILIES, family_rules
+from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import Gated, GroupedQKV, HeadMajorQKV, LeadingOne, Rule, convert_to_hf, convert_to_native
-from mindspeed_vita.config import LanguageConfig, ModelConfig
+from mindspeed_vita.checkpoint.mapping.vision_families import VISION_FAMILIES
+from mindspeed_vita.config import LanguageConfig, ModelConfig, language_names
 from tests.tiny_checkpoint import TINY, random_weights
+
+FAMILIES = ("long_vita", *language_names(), *VISION_FAMILIES)
 
 
 def _part(weights: dict[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
-    prefixes = {"long_vita": ("",), "qwen2": ("language.",)}.get(family, ("vision.",))
+    prefixes = {"long_vita": ("",), **dict.fromkeys(language_names(), ("language.",))}.get(family, ("vision.",))
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 
 
 def _model(family: str) -> ModelConfig:
     tower = {"siglip_vision": "siglip", "clip_vision": "clip"}.get(family, "intern_vit")
-    return replace(TINY, vision=replace(TINY.vision, tower=tower))
+    language = replace(TINY.language, family=family if family in language_names() else "qwen2")
+    return replace(TINY, vision=replace(TINY.vision, tower=tower), language=language)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -42,6 +42,10 @@ RECIPES = [
     {},
     {"model": {"preset": "tiny"}, "train": {"precision": "fp32"}},
     *({"stage": stage, "model": {"preset": preset}} for preset in ("7b", "14b", "72b") for stage in (1, 2, 3, 4)),
+    {"stage": 1, "model": {"preset": "qwen3-8b"}},
+    {"model": {"preset": "tiny", "language": {"family": "qwen3", "head_width": 48}}, "data": {"template": "vicuna"}},
+    # what a part's preset says, and a key that says the model's own default over it
+    {"model": {"preset": "7b", "vision": {"preset": "siglip_400m", "hidden_size": 1024}}},
     {
         "name": "on",
         "stage": 3,
@@ -99,6 +103,18 @@ def test_flags_say_what_they_carry():
     assert "--num-layers 48 --hidden-size 5120 --num-attention-heads 40 --num-query-groups 8" in text
     assert "--rotary-base 1000000 " in text and "--sequence-parallel" in text and "--untie-embeddings-and-output-weights" in text
     assert "--vita-stage 2" in text and "vision-lr-mult" not in text, "the stage says it"
+
+
+def test_a_familys_traits_are_flags():
+    text = " ".join(arguments_from_recipe(recipe_from_dict({"model": {"preset": "qwen3-0.6b"}})))
+    assert "--qk-layernorm" in text and "--kv-channels 128" in text and "--add-qkv-bias" not in text
+    assert "--untie-embeddings" not in text and "--vita-model-preset qwen3-0.6b" in text and "family" not in text, "the preset says it"
+    text = " ".join(arguments_from_recipe(recipe_from_dict({"model": {"preset": "qwen3-8b"}})))
+    assert "--qk-layernorm" in text and "--kv-channels" not in text, "Megatron takes 4096 / 32 by itself"
+    text = " ".join(arguments_from_recipe(recipe_from_dict({"model": {"preset": "tiny", "language": {"family": "qwen3"}}})))
+    assert "--vita-model-language-family qwen3" in text and "--kv-channels 128" in text
+    text = " ".join(arguments_from_recipe(recipe_from_dict({"model": {"preset": "7b"}})))
+    assert "--add-qkv-bias" in text and "--qk-layernorm" not in text and "--kv-channels" not in text
 
 
 def test_a_value_that_megatron_cannot_carry_is_refused():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.integration.mindspeed_llm.feature import VitaFeature
 from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream, imports_of_upstream
@@ -51,7 +52,9 @@ BAD = [
     ("--rope-scaling-type yarn", "--rope-scaling-type yarn: .*--vita-model-language-rope-scaling-kind"),
     ("--sliding-window 4096", "--sliding-window"),
     ("--multi-latent-attention", "--multi-latent-attention"),
-    ("--multi-head-latent-attention", "--multi-head-latent-attention: .*Qwen2.5"),
+    ("--multi-head-latent-attention", "--multi-head-latent-attention: .*no decoder here has"),
+    ("--qk-layernorm", r"--qk-layernorm: the decoder is of the family qwen2 \(--vita-model-language-family\); leave it out"),
+    ("--kv-channels 64", "--kv-channels 64: the heads are 128 wide; say --vita-model-language-head-width too"),
     ("--data-path 1 a 2 b", "--data-path 1 a 2 b: data comes from --vita-data-mixture"),
     ("--neat-pack", "--neat-pack: packs are planned"),
     ("--micro-batch-size 2", "--micro-batch-size 2: one pack is one micro-batch; use 1"),
@@ -87,7 +90,8 @@ def test_a_flag_is_refused_with_what_to_change(flags: str, message: str):
 LACKING = [
     ("--vita-data-mixture", "--vita-data-mixture is missing"),
     ("--global-batch-size", "--global-batch-size is missing"),
-    ("--swiglu", "--swiglu is missing: the decoder is Qwen2.5"),
+    ("--swiglu", "--swiglu is missing: every decoder here has it"),
+    ("--add-qkv-bias", "--add-qkv-bias is missing; the decoder is of the family qwen2"),
     ("--disable-bias-linear", "--disable-bias-linear is missing"),
     ("--padded-vocab-size", "--padded-vocab-size is missing"),
     ("--sequence-parallel", "--sequence-parallel is missing"),
@@ -102,6 +106,20 @@ LACKING = [
 def test_a_flag_that_is_missing_is_asked_for(flag: str, message: str):
     with pytest.raises(ValueError, match=message):
         check_line(without(flag))
+
+
+def test_flags_are_checked_against_the_family_of_the_recipe():
+    model = {"preset": "qwen3-4b"}
+    line, language = good_line(model=model), recipe_from_dict({"model": model}).model.language
+    assert check_line(line, language) == []
+    for changed, message in (
+        ([*line, "--add-qkv-bias"], "--add-qkv-bias: the decoder is of the family qwen3 .*leave it out"),
+        ([word for word in line if word != "--qk-layernorm"], "--qk-layernorm is missing; the decoder is of the family qwen3"),
+        ([*line, "--kv-channels", "80"], "--kv-channels 80: the heads are 128 wide"),
+        ([word for word in line if word not in ("--kv-channels", "128")], "--kv-channels 128 is missing; .*whose heads are 128 wide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_line(changed, language)
 
 
 def test_all_problems_come_at_once():
