@@ -69,10 +69,10 @@ def plan_packs(
         raise ValueError("found no samples to pack; expected at least one")
     assert lengths.min() > 0 and lengths.max() <= capacity, "samples are fitted to the pack when they are indexed"
     order = np.random.default_rng([seed, epoch, _SHUFFLE_SAMPLES]).permutation(len(lengths))
-    groups = [order]
+    groups: list[np.ndarray] = [order]
     if mode == "same_source":
         groups = [order[source_ids[order] == source] for source in np.unique(source_ids)]
-    pack_of = np.empty(len(lengths), dtype=np.int64)
+    pack_of: np.ndarray = np.empty(len(lengths), dtype=np.int64)
     num_packs = 0
     for group in groups:
         places, count = _best_fit(lengths[group], capacity, lookahead, open_packs)

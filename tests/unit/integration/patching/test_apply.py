@@ -258,7 +258,8 @@ class Manager:
             new = self.replacing.get(target, self.first.setdefault(target, now))
             for wrapper in self.wrapping.get(target, []):
                 new = wrapper(new)
-            for each in list(sys.modules.values()):
+            # transformers imports what it lacks at the first look at a name, if another test of this process has loaded it
+            for each in [module for key, module in sys.modules.items() if not key.startswith("transformers")]:
                 if getattr(each, name, None) is now and each.__name__ != self.broken:
                     setattr(each, name, new)
 
