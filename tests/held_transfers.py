@@ -112,6 +112,7 @@ def hold(log: Transfers) -> dict[str, Callable[..., Any]]:
         return works
 
     def into(name: str, output: torch.Tensor, given: torch.Tensor, *arguments: Any, async_op: bool = False, **options: Any) -> Any:
+        given = given.detach().clone()  # what is sent may lie inside the output, as megatron.core gathers parameters
         if not async_op:
             poison(output)
             return blocking[name](output, given, *arguments, **options)
