@@ -50,7 +50,7 @@ def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[FileRe
     """
     for spec in load_mixture(data.mixture):
         for path in spec.paths:
-            yield _check_file(spec, path, media_root(data, path), decode_settings(data), headers)
+            yield _check_file(spec, path, media_root(data, path, spec.format), decode_settings(data), headers)
 
 
 def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings, headers: bool) -> FileReport:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mindspeed_vita.data.formats import adapter_for
+from mindspeed_vita.data.formats import adapter_for, rules_of
 from mindspeed_vita.data.index_file import FORMAT, IndexHead, SourceStamp, fresh_head, make_batch, row_columns, write_index
 from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.measure import Measurer
@@ -104,7 +104,7 @@ def index_file(
     Raises:
         ValueError: the file cannot be read, or a row is no sample; names file and line.
     """
-    target = index_path(folder, source, root, f"{key}{format_name}")
+    target = index_path(folder, source, root, f"{key}{format_name}{rules_of(source, format_name)}")
     adapter = adapter_for(source, format_name)
     head = fresh_head(target, source) if os.path.exists(source) else None
     if head is not None and not (again and head.num_skipped):

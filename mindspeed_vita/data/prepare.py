@@ -80,9 +80,15 @@ def decode_settings(data: DataConfig, normalization: str = "imagenet") -> Decode
     )
 
 
-def media_root(data: DataConfig, path: str) -> str:
-    """The folder that media of a file of samples lie below: its own where it holds them itself, as shards and Parquet files do."""
-    return str(Path(path).parent) if holds_media(path) or not data.media_root else data.media_root
+def media_root(data: DataConfig, path: str, format_name: str = "") -> str:
+    """The folder that media of a file of samples lie below: its own where it holds them itself, as shards and Parquet files do.
+
+    Where such a file is a symbolic link, the link itself is given: what it leads to may lie elsewhere, as in Hugging Face's cache, but
+    nothing else outside its folder may.
+    """
+    if not holds_media(path, format_name):
+        return data.media_root or str(Path(path).parent)
+    return path if os.path.islink(path) else str(Path(path).parent)
 
 
 def index_folder(data: DataConfig) -> Path:
@@ -113,7 +119,14 @@ def index_mixture(
                 spec,
                 [
                     index_file(
-                        folder, path, media_root(data, path), crew, key=key, format_name=spec.format, again=again, report=report
+                        folder,
+                        path,
+                        media_root(data, path, spec.format),
+                        crew,
+                        key=key,
+                        format_name=spec.format,
+                        again=again,
+                        report=report,
                     )
                     for path in spec.paths
                 ],
@@ -204,7 +217,7 @@ def _write(
                     here += fit_file(
                         writer, parquet, head, rows, source_id=source_id, source=spec.name, file_id=len(files), settings=settings
                     )
-                    root = media_root(data, head.path)
+                    root = media_root(data, head.path, spec.format)
                     files.append({"path": head.path, "rows_path": head.rows_path, "is_array": head.is_array, "root": root})
                 skipped += here
                 if writer.num_draws == num_before:

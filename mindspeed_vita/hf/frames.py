@@ -11,7 +11,8 @@ import re
 
 SAMPLERS = ("uniform", "legacy", "time")
 """uniform and legacy take frames of a file by number, time by the moment at which a frame is shown."""
-FRAME_SUFFIXES = ("png", "jpeg", "jpg")
+FRAME_SUFFIXES = (".png", ".jpeg", ".jpg")
+_CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -23,9 +24,18 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
+def is_clutter(path: str) -> bool:
+    """Whether a relative path is no content: hidden files and folders (._photo.jpg, .ipynb_checkpoints), and what systems leave behind."""
+    parts = path.replace(os.sep, "/").split("/")
+    return any(part in _CLUTTER or (part.startswith(".") and part not in (".", "..")) for part in parts)
+
+
 def list_frames(folder: str) -> list[str]:
-    """Paths of all .png, .jpeg and .jpg pictures below a folder, in natural order."""
-    found = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if name.endswith(FRAME_SUFFIXES)]
+    """Paths of all .png, .jpeg and .jpg pictures below a folder, in natural order. Upper case counts too, clutter does not."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_clutter(name)]
+        found += [os.path.join(root, name) for name in names if name.lower().endswith(FRAME_SUFFIXES) and not is_clutter(name)]
     return sorted(found, key=natural_key)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -33,6 +34,10 @@ _TURNS = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 """Display matrices that are quarter turns and mirrors, as (a, b, c, d): a point (x, y) moves to (a x + c y, b x + d y)."""
+
+
+Film = Any
+"""Path of a video file, or an object whose open() gives a new binary file object that can seek: a part of a larger file."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ class Timeline:
         return _uneven(self.times)
 
 
-def open_file(path: str) -> Any:
+@contextmanager
+def open_file(path: Film) -> Iterator[Any]:
     """Opens a video file with PyAV. Nothing but the file is read: no playlist, no address, no pipe.
 
     Raises:
@@ -94,7 +100,9 @@ def open_file(path: str) -> Any:
     """
     import av
 
-    return av.open(path, container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    with nullcontext(path) if isinstance(path, str) else path.open() as file, av.open(file, container_options=options) as container:
+        yield container
 
 
 def film_stream(container: Any) -> Any:
@@ -110,7 +118,7 @@ def film_stream(container: Any) -> Any:
     return best if best in films else films[0]
 
 
-def probe_file(path: str) -> FilmHeader:
+def probe_file(path: Film) -> FilmHeader:
     """Number of frames, frame rate and length of a video file. No more is decoded than the first frames.
 
     The count is that of MP4's table of samples; other containers are counted packet by packet, as their headers may be wrong. An MP4
@@ -140,7 +148,7 @@ def probe_file(path: str) -> FilmHeader:
     return FilmHeader(count, fps, seconds)
 
 
-def spacing_is_irregular(path: str) -> bool:
+def spacing_is_irregular(path: Film) -> bool:
     """Whether a file's frames are spaced unevenly in time; False where the container does not tell their times.
 
     Raises:
@@ -151,7 +159,7 @@ def spacing_is_irregular(path: str) -> bool:
 
 
 def decode_file_frames(
-    path: str, numbers: Sequence[int], *, longest_side: int | None = None, by_time: bool = False
+    path: Film, numbers: Sequence[int], *, longest_side: int | None = None, by_time: bool = False
 ) -> Iterator[Image.Image]:
     """Decodes frames of a video file, one picture per number, turned as the file says.
 
@@ -160,7 +168,7 @@ def decode_file_frames(
     cannot be decoded, or lies beyond the end of a file that breaks off, is the last one shown before it.
 
     Args:
-        path: video file.
+        path: video file, or part of a file.
         numbers: ascending frame numbers, as sample_file_frames gives them.
         longest_side: scale frames inside the decoder so that their longer side has this many pixels; None keeps their size.
         by_time: `numbers` are milliseconds, as sample_file_times gives them.
@@ -186,7 +194,7 @@ def decode_file_frames(
         yield _picture(frame, longest_side)
 
 
-def read_timeline(path: str) -> Timeline | None:
+def read_timeline(path: Film) -> Timeline | None:
     """The timeline of a film, from its packets; None if they do not say when each frame is shown."""
     with open_file(path) as container:
         stream, avi = film_stream(container), container.format.name == "avi"
@@ -211,7 +219,7 @@ def read_timeline(path: str) -> Timeline | None:
     return Timeline(kept, {key: dts for key, dts in keys.items() if key >= first}, tick, end, counts_ticks=avi)
 
 
-def _first_time(path: str, packets: list[Any]) -> int | None:
+def _first_time(path: Film, packets: list[Any]) -> int | None:
     """Time of the first frame that a decoder shows. A clip that was cut without encoding may begin with frames that it cannot decode."""
     head = packets[:_HEAD]
     if head[0].is_keyframe and all(packet.pts > head[0].pts for packet in head[1:]):
@@ -236,7 +244,7 @@ def _uneven(times: list[int]) -> bool:
     return sum(gap for gap in gaps if gap > 1.5 * usual + 1) > 0.2 * sum(gaps)
 
 
-def _undecodable_head(path: str) -> int:
+def _undecodable_head(path: Film) -> int:
     """Packets at the start of a film whose frames are shown before the first one that can be decoded."""
     with open_file(path) as container:
         packets = (packet for packet in container.demux(film_stream(container)) if packet.size and not packet.is_discard)
@@ -247,7 +255,7 @@ def _undecodable_head(path: str) -> int:
     return 0 if first is None else sum(1 for packet in head if packet.pts < first)
 
 
-def _decode_in_order(path: str) -> Iterator[Any]:
+def _decode_in_order(path: Film) -> Iterator[Any]:
     """Every frame that can be decoded, from the start. Packets that the decoder refuses are passed over, as FFmpeg's programs do."""
     with open_file(path) as container:
         yield from _decode(container.demux(film_stream(container)))
@@ -279,7 +287,7 @@ def _at_places(frames: Iterator[Any], places: Sequence[int]) -> Iterator[Any]:
         yield frame
 
 
-def _decode_by_key_frames(path: str, timeline: Timeline, places: Sequence[int]) -> Iterator[Any]:
+def _decode_by_key_frames(path: Film, timeline: Timeline, places: Sequence[int]) -> Iterator[Any]:
     """Decodes each run of wanted frames that follow one key frame from that key frame on, whatever was decoded before it."""
     wanted = [timeline.times[place] for place in places]
     keys = sorted(timeline.keys)

@@ -8,7 +8,18 @@ from mindspeed_vita.data.formats.registry import (
     format_of,
     holds_media,
     register_format,
+    rules_of,
     suffix_of,
 )
 
-__all__ = ["JSON_SUFFIXES", "Adapter", "adapter_for", "format_names", "format_of", "holds_media", "register_format", "suffix_of"]
+__all__ = [
+    "JSON_SUFFIXES",
+    "Adapter",
+    "adapter_for",
+    "format_names",
+    "format_of",
+    "holds_media",
+    "register_format",
+    "rules_of",
+    "suffix_of",
+]

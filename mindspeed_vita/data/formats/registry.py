@@ -13,6 +13,7 @@ Adapter = Callable[[str], Iterator[dict[str, Any]]]
 """Path of a file -> its rows, in order. Raises ValueError naming file, row and field of what it cannot read."""
 
 _ADAPTERS: dict[str, Adapter | None] = {"json": None, "webdataset": webdataset_rows, "parquet": parquet_rows}
+_RULES = {"webdataset": "+2"}
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 """Files of JSON rows; each also with .gz after it."""
 _BY_SUFFIX = {**dict.fromkeys(JSON_SUFFIXES, "json"), ".tar": "webdataset", ".parquet": "parquet"}
@@ -67,6 +68,11 @@ def adapter_for(path: str, name: str = "") -> Adapter | None:
     return _ADAPTERS[format_of(path, name)]
 
 
-def holds_media(path: str) -> bool:
-    """Whether pictures lie inside the file itself, so that its own folder is their root."""
-    return Path(path).suffix in (".tar", ".parquet")
+def holds_media(path: str, name: str = "") -> bool:
+    """Whether pictures lie inside the file itself, so that its own folder is their root. Arguments are those of format_of."""
+    return (name or _BY_SUFFIX.get(suffix_of(path), "")) in ("webdataset", "parquet")
+
+
+def rules_of(path: str, name: str = "") -> str:
+    """Changes when the format's rules give other rows for the same file, so that its index is made anew. Arguments as format_of."""
+    return _RULES.get(format_of(path, name), "")

@@ -14,7 +14,7 @@ from typing import Any, Optional, Union
 from mindspeed_vita.data.formats import JSON_SUFFIXES, suffix_of
 from mindspeed_vita.data.importing.fields import Columns, Questions, conversation, row_of_fields, row_of_turns
 from mindspeed_vita.data.rows import iter_rows, parse_json, row_place
-from mindspeed_vita.hf.frames import natural_key
+from mindspeed_vita.hf.frames import is_clutter, natural_key
 
 TABLES = (".csv", ".tsv")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -120,13 +120,15 @@ def _json(path: Path, columns: Columns, questions: Questions) -> Iterator[Read]:
 
 
 def _folder(folder: Path, columns: Columns, questions: Questions) -> Source:
-    tables = sorted(path for path in folder.iterdir() if path.is_file() and suffix_of(path) in (*TABLES, *JSON_SUFFIXES))
+    top = (path for path in folder.iterdir() if path.is_file() and not is_clutter(path.name))
+    tables = sorted(path for path in top if suffix_of(path) in (*TABLES, *JSON_SUFFIXES))
     if len(tables) > 1:
         raise ValueError(f"{folder}: holds {', '.join(path.name for path in tables)}; name the one to import")
     if tables:
         found = open_source(tables[0], columns, questions)
         return Source(f"{found.what} in {tables[0].name}", folder, found.rows)
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: natural_key(str(path)))
+    found_files = (path for path in folder.rglob("*") if path.is_file() and not is_clutter(str(path.relative_to(folder))))
+    files = sorted(found_files, key=lambda path: natural_key(str(path)))
     media = [path for path in files if path.suffix.lower() in (*PICTURES, *VIDEOS)]
     texts = {path.with_suffix("") for path in files if path.suffix.lower() in CAPTIONS}
     if not media:

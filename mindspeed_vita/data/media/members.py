@@ -1,14 +1,16 @@
-"""Pictures inside a tar shard or a Parquet file, named by references that stand where paths do: shard.tar!/512+9000/a.jpg."""
+"""Media inside a tar shard or a Parquet file, named by references that stand where paths do: shard.tar!/512+9000/a.jpg."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
+import stat
 from bisect import bisect_right
 from functools import lru_cache
 from typing import Any
 
+from mindspeed_vita.data.media.file_part import FilePart
 from mindspeed_vita.data.media.paths import MediaError
 
 _TAR = re.compile(r"(\d+)\+(\d+)/.*", re.DOTALL)
@@ -38,17 +40,42 @@ def read_member(container: str, member: str, max_bytes: int) -> io.BytesIO:
     """
     name = f"{container}!/{member}"
     try:
-        if container.endswith(".tar"):
-            found = _TAR.fullmatch(member)
-            if found is None:
-                raise MediaError(name, "is no reference into a tar file; expected OFFSET+SIZE/NAME")
-            return io.BytesIO(_from_tar(container, int(found[1]), int(found[2]), max_bytes, name))
+        _check_container(container, name)
+        part = _TAR.fullmatch(member)
+        if part is not None:
+            return io.BytesIO(_from_tar(container, int(part[1]), int(part[2]), max_bytes, name))
         found = _PARQUET.fullmatch(member)
         if found is None:
-            raise MediaError(name, "is no reference into a Parquet file; expected COLUMN/ROW/PLACE")
+            raise MediaError(name, "is no reference into a tar or Parquet file; expected OFFSET+SIZE/NAME or COLUMN/ROW/PLACE")
         return io.BytesIO(_from_parquet(container, found[1], int(found[2]), int(found[3]), max_bytes, name))
     except OSError as error:
         raise MediaError(name, f"cannot be read ({error.strerror or error})") from error
+
+
+def tar_part(container: str, member: str, max_bytes: int) -> FilePart:
+    """The part of a tar shard that a reference names, as a file to be opened; for films, which are not read whole.
+
+    Args:
+        container: path of the shard.
+        member: what follows the !/ of the reference.
+        max_bytes: largest film.
+
+    Raises:
+        MediaError: no reference into a tar shard, or the shard ends before the film does.
+    """
+    name = f"{container}!/{member}"
+    found = _TAR.fullmatch(member)
+    if found is None:
+        raise MediaError(name, "is no reference to a video in a tar shard; expected OFFSET+SIZE/NAME")
+    offset, size = int(found[1]), int(found[2])
+    _check_size(size, max_bytes, name)
+    try:
+        whole = _check_container(container, name)
+    except OSError as error:
+        raise MediaError(name, f"cannot be read ({error.strerror or error})") from error
+    if whole < offset + size:
+        raise MediaError(name, f"ends after {max(0, whole - offset):,} of {size:,} bytes; the shard changed since it was indexed")
+    return FilePart(container, offset, size, member.rpartition("/")[2])
 
 
 def _from_tar(path: str, offset: int, size: int, max_bytes: int, name: str) -> bytes:
@@ -106,6 +133,14 @@ def _cells(path: str, modified: int, size: int, column: str, group: int) -> Any:
 
     with pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=[column]).column(column)
+
+
+def _check_container(path: str, name: str) -> int:
+    """Bytes of a container; a pipe in its place would stop the reader for ever."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError(name, "lies in what is no regular file")
+    return found.st_size
 
 
 def _check_size(size: int, max_bytes: int, name: str) -> None:

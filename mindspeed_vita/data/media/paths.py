@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-_MEMBER = re.compile(r"(.*\.(?:tar|parquet))!/(.*)", re.DOTALL)
+_MEMBER = re.compile(r"(.+?)!/(\d+\+\d+/.*|\w+/\d+/\d+)", re.DOTALL)
+"""A reference as members.py writes them; what the container is called does not matter."""
 
 
 class MediaError(Exception):
@@ -22,7 +23,7 @@ def resolve(path: str, root: str) -> str:
 
     Args:
         path: as written in the sample: relative to root, or absolute.
-        root: folder that no medium may lie outside of.
+        root: folder that no medium may lie outside of; or a shard or Parquet file that is a symbolic link in such a folder.
 
     Raises:
         MediaError: nothing there, or it lies outside.
@@ -30,6 +31,10 @@ def resolve(path: str, root: str) -> str:
     if not path or "\0" in path or not _encodable(path):
         raise MediaError(path, "is no path")
     container = split_member(path)
+    if os.path.isfile(root):
+        if container is not None and container[0] == os.path.basename(root):
+            return f"{os.path.realpath(root)}!/{container[1]}"
+        root = os.path.dirname(os.path.abspath(root))
     if container is not None:
         return f"{resolve(container[0], root)}!/{container[1]}"
     real_root = os.path.realpath(root)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from mindspeed_vita.data.media.file_part import FilePart
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.hf.video_file import decode_file_frames, open_file, probe_file
 
@@ -18,12 +19,12 @@ _ONLY_PYAV = "avi,mpeg,mpegts,flv,ogg,asf,gif"
 
 
 def read_frames(
-    path: str, numbers: Sequence[int], *, reader: str, longest_side: int | None = None, by_time: bool = False
+    path: str | FilePart, numbers: Sequence[int], *, reader: str, longest_side: int | None = None, by_time: bool = False
 ) -> Iterator[Image.Image]:
     """One picture per number, a file that ends early repeating its last frame.
 
     Args:
-        path: video file.
+        path: video file, or a film inside a shard (pyav only).
         numbers: ascending frame numbers.
         reader: pyav, decord or torchcodec.
         longest_side: pixels that frames are scaled to inside the decoder (pyav only); None keeps their size.
@@ -36,6 +37,8 @@ def read_frames(
     if reader == "pyav":
         yield from decode_file_frames(path, numbers, longest_side=longest_side, by_time=by_time)
         return
+    if isinstance(path, FilePart):
+        raise MediaError(f"{path.path}: {path.name}", f"data.video_reader={reader} reads no videos inside shards; use pyav")
     with open_file(path) as container:  # the other readers open every format, playlists too
         found = set(container.format.name.split(",")) & set(_ONLY_PYAV.split(","))
     if found:

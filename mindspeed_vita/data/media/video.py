@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindspeed_vita.data.media.file_part import FilePart
 from mindspeed_vita.data.media.image import frame_picture, probe_picture, resize_frame
 from mindspeed_vita.data.media.limits import DecodeSettings
-from mindspeed_vita.data.media.paths import MediaError, resolve
+from mindspeed_vita.data.media.members import tar_part
+from mindspeed_vita.data.media.paths import MediaError, resolve, split_member
 from mindspeed_vita.data.media.readers import read_frames
 from mindspeed_vita.hf.frames import directory_fps, list_frames, sample_directory_frames, sample_file_frames, sample_file_times
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS
@@ -64,9 +66,9 @@ def probe_video(path: str, root: str | None = None, settings: DecodeSettings = _
         probe_picture(files[0] if root is None else resolve(files[0], root), settings)
         header = VideoHeader(True, len(files), directory_fps(written))
     else:
-        settings.check_file(path)
+        film = _film(path, settings)
         with _reading(path, "read as a video"):
-            found = probe_file(path)
+            found = probe_file(film)
         even = abs(found.seconds - found.num_frames / found.fps) <= max(0.02 * found.seconds, 1.5 / found.fps)
         header = VideoHeader(False, found.num_frames, found.fps, 0 if even else max(round(1000 * found.seconds), 1))
     settings.check_video(path, header.num_frames, header.seconds)
@@ -82,9 +84,9 @@ def is_uneven(path: str, root: str, settings: DecodeSettings = _DEFAULTS) -> boo
     real = resolve(path, root)
     if os.path.isdir(real):
         return False
-    settings.check_file(real)
+    film = _film(real, settings)
     with _reading(real, "read as a video"):
-        return spacing_is_irregular(real)
+        return spacing_is_irregular(film)
 
 
 def video_tiles(
@@ -112,14 +114,23 @@ def iter_video_tiles(
         for number in numbers:
             yield frame_picture(resolve(files[number], root), tile_size=tile_size, settings=settings)
         return
-    settings.check_file(path)
+    film = _film(path, settings)
     side = tile_size if settings.scale_in_decoder else None
-    images = read_frames(path, numbers, reader=settings.reader, longest_side=side, by_time=settings.by_time)
+    images = read_frames(film, numbers, reader=settings.reader, longest_side=side, by_time=settings.by_time)
     for _ in numbers:
         with _reading(path, "decoded"):
             image = next(images)
         settings.check_size(path, *image.size)
         yield resize_frame(image, tile_size=tile_size, settings=settings)
+
+
+def _film(path: str, settings: DecodeSettings) -> str | FilePart:
+    """What a reader opens: the file, or the part of a shard that a reference names."""
+    member = split_member(path)
+    if member is not None:
+        return tar_part(*member, settings.max_bytes)
+    settings.check_file(path)
+    return path
 
 
 @contextmanager

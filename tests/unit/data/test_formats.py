@@ -187,13 +187,13 @@ def test_references_stay_inside_the_root_and_inside_the_file(world, picture, sha
     for wrong, reason in (
         ("512+99999999/a.png", "allows"),
         ("10+900000/a.png", "the shard changed"),
-        ("a.png", "is no reference into a tar file"),
+        ("a.png", "is no reference into a tar or Parquet file"),
     ):
         with pytest.raises(MediaError) as error:
             read_member(container, wrong, 1 << 20)
         assert reason in error.value.reason
     parquet = write_parquet(world.folder / "p.parquet", hub_rows(picture))
-    for wrong, reason in (("images/9/0", "row 9 of 4"), ("images/0/5", "holds no such picture"), ("x", "is no reference into a Parquet")):
+    for wrong, reason in (("images/9/0", "row 9 of 4"), ("images/0/5", "holds no such picture"), ("x", "is no reference into a tar")):
         with pytest.raises(MediaError) as error:
             read_member(parquet, wrong, 1 << 20)
         assert reason in error.value.reason

@@ -114,6 +114,16 @@ def test_a_folder_is_read_by_texts_or_by_its_folders(photos, tmp_path, capsys):
     assert turns(row) == ["<image>\nWhat is it?", "small animals"]
 
 
+def test_what_file_managers_leave_is_not_imported(tmp_path):
+    folder = tmp_path / "labelled"
+    for name in ("cats", "__MACOSX/cats", "cats/@eaDir"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / name / "a.JPG", format="JPEG")
+    (folder / "cats" / "._a.JPG").write_bytes(b"no picture")
+    (folder / "._captions.csv").write_bytes(b"no table")
+    assert [row["images"] for row in rows_of(folder, tmp_path / "out")] == [["cats/a.JPG"]]
+
+
 def test_bad_rows_stop_the_import_unless_they_are_to_be_skipped(photos, tmp_path, capsys):
     lines = ["image,caption", "cat.jpg,A cat.", *(f"gone{number}.jpg,Gone." for number in range(9)), "dog.png", "dog.png,", ",A dog."]
     table, out = photos / "t.csv", tmp_path / "out"
