@@ -194,6 +194,8 @@ class DataConfig:
     """same_source | cross_source."""
     tiling: str = "dynamic"
     """dynamic (stretched over the closest grid, as published) | anyres (padded to the grid that keeps most pixels) | fixed (one tile)."""
+    pixels: str = "shown"
+    """shown (pictures turned as EXIF says, transparency on white, 16-bit grey scaled) | published (as the published code: neither)."""
     min_tiles: int = 1
     """Fewest tiles a picture is cut into."""
     max_tiles: int = 12

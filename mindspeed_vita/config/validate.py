@@ -124,6 +124,7 @@ def _choices(recipe: Recipe) -> list[str]:
     problems = [
         *_one_of("data.packing", data.packing, ("same_source", "cross_source")),
         *_one_of("data.tiling", data.tiling, ("dynamic", "anyres", "fixed")),
+        *_one_of("data.pixels", data.pixels, ("shown", "published")),
         *_one_of("data.loss_weighting", data.loss_weighting, ("token", "sample")),
         *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy", "time")),
         *_one_of("data.video_reader", data.video_reader, ("pyav", "decord", "torchcodec")),

@@ -68,7 +68,8 @@ class IndexSettings:
     def key(self, tokenizer: Any) -> str:
         """Equal keys measure equally; the file's own content is not part of it."""
         caps = self.decoding
-        limits = [caps.max_bytes, caps.max_pixels, caps.max_video_frames, caps.max_video_seconds]
+        limits: list[Any] = [caps.max_bytes, caps.max_pixels, caps.max_video_frames, caps.max_video_seconds]
+        limits += [] if caps.pixels == "shown" else [caps.pixels]
         return hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), self.template, limits]).encode()).hexdigest()
 
 

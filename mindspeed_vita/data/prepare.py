@@ -33,9 +33,11 @@ from mindspeed_vita.hf.tiling import background
 _FORMAT = 2
 """Raised when the same index and settings would give other packs."""
 _META = "prepared.json"
-# Settings that change where data lies, how fast it loads or when a run stops, but not one token of a pack.
+# Settings that change where data lies, how fast it loads or when a run stops, but not one token of a pack. What pixels changes in the
+# sizes of pictures is in the digests; without it, runs that began before there was this setting can go on, with either of its values.
 _NOT_IN_FINGERPRINT = {
     *("mixture", "media_root", "tokenizer", "index", "index_processes", "num_workers", "prefetch", "quarantine", "failure_budget"),
+    "pixels",
     *("video_reader", "decode_seconds", "decode_memory", "max_media_bytes", "max_pixels", "max_video_frames", "max_video_seconds"),
 }
 
@@ -74,6 +76,7 @@ def decode_settings(data: DataConfig, normalization: str = "imagenet") -> Decode
         reader=data.video_reader,
         resize=data.resize,
         tiling=data.tiling,
+        pixels=data.pixels,
         colour=background(normalization),
         scale_in_decoder=data.scale_in_decoder,
         by_time=data.frame_sampler == "time",

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .tiling import NORMALIZATIONS, PICTURE_ERRORS, PICTURE_FORMATS, TILINGS, background, frame_tile, image_tiles, normalize
+from .pixels import PIXELS, open_picture, to_rgb
+from .tiling import NORMALIZATIONS, PICTURE_ERRORS, TILINGS, background, frame_tile, image_tiles, normalize
 
 URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 64 * 2**20
@@ -32,6 +33,7 @@ class LongVitaImageProcessor(BaseImageProcessor):
         min_tiles, max_tiles: fewest and most tiles a picture is cut into, thumbnail not counted.
         tiling: "dynamic", "anyres" or "fixed", see tiling.py.
         normalization: "imagenet", "clip" or "siglip": what the tower was trained on.
+        pixels: "shown" or "published", see pixels.py.
     """
 
     model_input_names = ["images"]
@@ -43,10 +45,12 @@ class LongVitaImageProcessor(BaseImageProcessor):
         max_tiles: int = 12,
         tiling: str = "dynamic",
         normalization: str = "imagenet",
+        pixels: str = "shown",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value, known in (("tiling", tiling, TILINGS), ("normalization", normalization, tuple(NORMALIZATIONS))):
+        choices = (("tiling", tiling, TILINGS), ("normalization", normalization, tuple(NORMALIZATIONS)), ("pixels", pixels, PIXELS))
+        for name, value, known in choices:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         self.tile_size = tile_size
@@ -54,11 +58,12 @@ class LongVitaImageProcessor(BaseImageProcessor):
         self.max_tiles = max_tiles
         self.tiling = tiling
         self.normalization = normalization
+        self.pixels = pixels
 
     def tile_image(self, image: Any) -> tuple[np.ndarray, tuple[int, int]]:
         """One picture -> (float32 [N, 3, H, W] thumbnail first, (columns, rows))."""
         tiles, grid = image_tiles(
-            open_image(image),
+            self._rgb(image),
             tile_size=self.tile_size,
             min_tiles=self.min_tiles,
             max_tiles=self.max_tiles,
@@ -70,7 +75,16 @@ class LongVitaImageProcessor(BaseImageProcessor):
     def tile_frames(self, frames: Iterable[Image.Image]) -> np.ndarray:
         """Frames of a video -> float32 [N, 3, H, W]."""
         colour = background(self.normalization)
-        return normalize(np.stack([frame_tile(frame, tile_size=self.tile_size, colour=colour) for frame in frames]), self.normalization)
+        tiles = [frame_tile(self._rgb(frame), tile_size=self.tile_size, colour=colour) for frame in frames]
+        return normalize(np.stack(tiles), self.normalization)
+
+    def _rgb(self, source: Any) -> Image.Image:
+        image = open_image(source)
+        try:
+            return to_rgb(image, self.pixels)
+        except PICTURE_ERRORS as error:
+            name = str(source)[:200] if isinstance(source, (str, Path)) else f"of {image.width}x{image.height} pixels"
+            raise ValueError(f"picture {name!r} cannot be read: {error}") from error
 
     def preprocess(self, images: Any, return_tensors: Optional[str] = None, **kwargs: Any) -> BatchFeature:
         """Pictures to tiles.
@@ -108,7 +122,7 @@ def open_image(source: Any) -> Image.Image:
     """A picture from a PIL image, a path, an http(s) URL, base64 text, the bytes of a picture file, a file object opened in binary mode,
     or an array of bytes (H, W, 3) or (3, H, W).
 
-    Unlike transformers' loader it leaves the orientation tag alone: the weights were trained so.
+    It is neither turned nor converted here: to_rgb() does both, as in training.
 
     Raises:
         ValueError: none of these, or not readable.
@@ -180,7 +194,7 @@ def _download(url: str) -> bytes:
 
 def _decode(content: bytes, name: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(content), formats=PICTURE_FORMATS)
+        image = open_picture(io.BytesIO(content))
         image.load()
     except PICTURE_ERRORS as error:
         raise ValueError(f"picture {name[:200]!r} cannot be read: {error}") from error

@@ -18,6 +18,7 @@ from .chat_messages import answer_mask, answer_spans, media, with_parts
 from .chat_template import CHAT_TEMPLATES
 from .frames import SAMPLERS
 from .image_processing_long_vita import LongVitaImageProcessor
+from .pixels import PIXELS  # noqa: F401
 from .tiling import TILINGS  # noqa: F401
 from .token_layout import MediaLayout, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
 from .video_file import CONTAINERS  # noqa: F401

@@ -34,9 +34,6 @@ def background(normalization: str = "imagenet") -> tuple[int, int, int]:
 BACKGROUND = background()
 """Colour of tiles that could not be decoded."""
 
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow's plugins that may open a picture, whatever it is called. Of the others, EPS starts Ghostscript."""
-
 PICTURE_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
@@ -94,6 +91,14 @@ def choose_grid(
     return best
 
 
+def is_grid_of(width: int, height: int, grid: tuple[int, int], *, tile_size: int, tiling: str) -> bool:
+    """Whether choose_grid could give this grid for a picture of this size. It could not if the mirrored grid suits the picture better."""
+    columns, rows = grid
+    if tiling == "anyres":
+        return _kept_pixels(width, height, grid, tile_size) >= _kept_pixels(width, height, (rows, columns), tile_size)
+    return tiling == "fixed" or abs(width / height - columns / rows) <= abs(width / height - rows / columns)
+
+
 def _kept_pixels(width: int, height: int, grid: tuple[int, int], tile_size: int) -> tuple[int, int]:
     """(the picture's own pixels that a grid can hold, minus the grid's pixels without one): what anyres maximises."""
     columns, rows = (side * tile_size for side in grid)
@@ -137,7 +142,7 @@ def cut_tiles(
     """Lays a picture over a grid and cuts it; the thumbnail comes first where there is more than one tile.
 
     Args:
-        image: any mode; converted to RGB. Orientation tags are ignored, as in training.
+        image: as pixels.to_rgb gives it; other modes are converted as Pillow does.
         grid: (columns, rows).
         tile_size: side of a tile, in pixels.
         wanted: tiles to make, all if None. Others cost nothing beyond the shared resize.

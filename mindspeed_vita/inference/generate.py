@@ -185,7 +185,8 @@ class NativeGenerator:
     def _picture(self, path: str) -> Medium:
         path = os.path.abspath(path)
         try:
-            grid = self.limits.grid(probe_picture(path), self.limits.max_tiles)
+            size = probe_picture(path, decode_settings(self.recipe.data))
+            grid = self.limits.grid(size, self.limits.max_tiles)
         except MediaError as error:
             raise ValueError(f"image {error.path} {error.reason}") from error
         return Medium(path, grid, None, ())

@@ -80,6 +80,7 @@ def load_processor(
         min_tiles=data.min_tiles,
         max_tiles=data.max_tiles,
         tiling=data.tiling,
+        pixels=data.pixels,
         normalization=config.visual.get("normalization", "imagenet"),
     )
     return LongVitaProcessor(

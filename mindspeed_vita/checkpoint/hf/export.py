@@ -36,6 +36,7 @@ CODE_FILES = (
     "generation_long_vita.py",
     "image_processing_long_vita.py",
     "modeling_long_vita.py",
+    "pixels.py",
     "processing_long_vita.py",
     "tile_positions.py",
     "tiling.py",

@@ -13,7 +13,7 @@ from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-_SETTINGS = ("tiling", "min_tiles", "max_tiles", "max_frames", "max_fps", "frame_sampler", "template")
+_SETTINGS = ("tiling", "pixels", "min_tiles", "max_tiles", "max_frames", "max_fps", "frame_sampler", "template")
 
 
 def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
@@ -28,6 +28,7 @@ def write_processor(folder: Path, model: ModelConfig, data: DataConfig) -> None:
         "processor_class": "LongVitaProcessor",
         "tile_size": model.vision.tile_size,
         "tiling": data.tiling,
+        "pixels": data.pixels,
         "normalization": model.vision.normalization,
         "min_tiles": data.min_tiles,
         "max_tiles": data.max_tiles,

@@ -12,7 +12,8 @@ from PIL import Image
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.members import read_member
 from mindspeed_vita.data.media.paths import MediaError, split_member
-from mindspeed_vita.hf.tiling import PICTURE_ERRORS, PICTURE_FORMATS, cut_tiles, frame_tile
+from mindspeed_vita.hf.pixels import open_picture, shown_size, to_rgb
+from mindspeed_vita.hf.tiling import PICTURE_ERRORS, cut_tiles, frame_tile, is_grid_of
 
 _DEFAULTS = DecodeSettings()
 
@@ -23,8 +24,8 @@ def probe_picture(path: str, settings: DecodeSettings = _DEFAULTS) -> tuple[int,
     Raises:
         MediaError: no readable header, or one that announces too many pixels.
     """
-    with _reading(path), Image.open(_source(path, settings), formats=PICTURE_FORMATS) as image:
-        size = image.size
+    with _reading(path), open_picture(_source(path, settings)) as image:
+        size = shown_size(image, settings.pixels)
     if min(size) < 1:
         raise MediaError(path, f"is a picture of {size[0]}x{size[1]} pixels")
     settings.check_size(path, *size)
@@ -39,7 +40,10 @@ def picture_tiles(
     Raises:
         MediaError: the file cannot be decoded.
     """
-    image = _decode(path, settings)
+    image, turned = _decode(path, settings)
+    if turned and not is_grid_of(*image.size, grid, tile_size=tile_size, tiling=settings.tiling):
+        reason = "its EXIF tag turns it, and its index was made before such tags counted; remove the index (data.index): it is made anew"
+        raise MediaError(path, reason)
     if settings.resize == "fast":
         from mindspeed_vita.data.media.fast_resize import cut_tiles_fast
 
@@ -53,7 +57,7 @@ def frame_picture(path: str, *, tile_size: int, settings: DecodeSettings = _DEFA
     Raises:
         MediaError: the file cannot be decoded.
     """
-    return resize_frame(_decode(path, settings), tile_size=tile_size, settings=settings)
+    return resize_frame(_decode(path, settings)[0], tile_size=tile_size, settings=settings)
 
 
 def resize_frame(image: Image.Image, *, tile_size: int, settings: DecodeSettings = _DEFAULTS) -> np.ndarray:
@@ -65,10 +69,13 @@ def resize_frame(image: Image.Image, *, tile_size: int, settings: DecodeSettings
     return frame_tile(image, tile_size=tile_size, colour=settings.colour)
 
 
-def _decode(path: str, settings: DecodeSettings) -> Image.Image:
-    with _reading(path), Image.open(_source(path, settings), formats=PICTURE_FORMATS) as image:
-        settings.check_size(path, *image.size)
-        return image.convert("RGB")
+def _decode(path: str, settings: DecodeSettings) -> tuple[Image.Image, bool]:
+    """The picture in RGB, and whether its sides were swapped."""
+    with _reading(path), open_picture(_source(path, settings)) as image:
+        size = image.size
+        settings.check_size(path, *size)
+        rgb = to_rgb(image, settings.pixels)
+        return rgb, rgb.size != size
 
 
 def _source(path: str, settings: DecodeSettings) -> str | io.BytesIO:

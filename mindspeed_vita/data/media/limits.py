@@ -37,6 +37,8 @@ class DecodeSettings:
     """exact (Pillow, as published) | fast (torch, antialiased bicubic on uint8: pictures at most 2/255 off)."""
     tiling: str = "dynamic"
     """How a picture is laid over its grid, see hf/tiling.py."""
+    pixels: str = "shown"
+    """How a picture becomes RGB, see hf/pixels.py."""
     colour: tuple[int, int, int] = BACKGROUND
     """Around what is padded to a square."""
     scale_in_decoder: bool = False

@@ -201,15 +201,6 @@ def test_a_download_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         open_image("http://host/a.png")
 
 
-def test_orientation_tag_is_left_alone(tmp_path: Path) -> None:
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    assert open_image(str(tmp_path / "turned.jpg")).size == (40, 20)
-
-
 @pytest.mark.parametrize(
     ("text", "media", "message"),
     [
