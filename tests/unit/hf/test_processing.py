@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers.image_utils import load_image
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.data.templates import get_template
@@ -82,6 +85,43 @@ def test_media_tokens_and_tiles_equal_those_of_training(processor: LongVitaProce
     assert np.array_equal(asked["images"].numpy(), normalize(trained.tiles_NCHW.numpy()))
     # 3 of 30 frames at 10 fps, 3 tiles of the wide picture, 3 frames of the folder, 1 tile of the square one.
     assert asked["images"].shape == (10, 3, 28, 28)
+
+
+@pytest.mark.parametrize("rule", ["shown", "published"])
+def test_turned_and_transparent_pictures_are_the_same_for_generation_a_path_and_a_chat(
+    processor: LongVitaProcessor, tmp_path: Path, rule: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ink = Image.new("RGBA", (56, 28), (0, 0, 0, 0))
+    ink.paste((0, 0, 0, 255), (10, 5, 30, 15))
+    ink.save(tmp_path / "ink.png", exif=exif)
+    path = str(tmp_path / "ink.png")
+    recipe = tiny_recipe()
+    recipe = replace(recipe, data=replace(recipe.data, pixels=rule))
+    generator = NativeGenerator(torch.nn.Identity(), alone(), recipe, processor.tokenizer, torch.device("cpu"))
+    tiles = normalize(generator.prompt(ask("<image>What?", [path], [])).tiles_NCHW.numpy())
+    images = LongVitaImageProcessor(tile_size=28, max_tiles=4, pixels=rule)
+    asked = LongVitaProcessor(images, processor.tokenizer, tokens_per_tile=TINY.tokens_per_tile)
+    chat = [{"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": "What?"}]}]
+    found = asked.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    assert np.array_equal(found["images"].numpy(), tiles)
+    assert np.array_equal(asked(text="<image>", images=[path])["images"], tiles)
+    assert np.array_equal(asked(text="<image>", images=[Image.open(path)])["images"], tiles)
+    grid = asked.image_processor(path)["grids"][0]
+    one_colour = np.array_equal(tiles.min(axis=(0, 2, 3)), tiles.max(axis=(0, 2, 3)))
+    assert (grid, one_colour) == (([1, 2], False) if rule == "shown" else ([2, 1], True))
+
+
+def test_what_transformers_opens_for_a_pipeline_is_turned_the_same(processor: LongVitaProcessor, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    half = Image.new("RGB", (56, 28), (255, 0, 0))
+    half.paste((0, 0, 255), (28, 0, 56, 28))
+    half.save(tmp_path / "half.jpg", exif=exif)
+    path = str(tmp_path / "half.jpg")
+    ours = processor(text="<image>", images=[path])["images"]
+    assert np.array_equal(processor(text="<image>", images=[load_image(path)])["images"], ours)
 
 
 def test_template_puts_each_medium_on_its_own_line(processor: LongVitaProcessor) -> None:
