@@ -1,6 +1,6 @@
 """From a picture file to the RGB picture that a person sees: the one rule of training, of the exported processor and of generation.
 
-A leaf (numpy, Pillow): it is copied into exported checkpoints.
+A leaf (numpy, Pillow, tiling.py): it is copied into exported checkpoints.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any, Optional
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
+
+from .tiling import PICTURE_ERRORS
 
 PIXELS = ("shown", "published")
 """shown: turned as the EXIF tag says, transparency on white, 16-bit grey scaled to 8 bits; what has no defined range is refused.
@@ -105,11 +107,17 @@ def to_rgb(image: Image.Image, pixels: str = "shown") -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Optional[int]:
-    """EXIF's Orientation, without reading pixels. Of a TIFF Pillow has turned the pixels, and the size, already."""
+    """EXIF's Orientation, without reading pixels. Of a TIFF Pillow has turned the pixels, and the size, already.
+
+    A block of EXIF that cannot be read says nothing: viewers show such a picture as it lies.
+    """
     if image.format == "TIFF" or (image.format == "PNG" and not any(name in image.info for name in _PNG_METADATA)):
         return None
-    value: Optional[int] = image.getexif().get(_ORIENTATION)
-    return value
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except PICTURE_ERRORS:
+        return None
+    return value if isinstance(value, int) else None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from mindspeed_vita.data.rows import iter_rows, parse_json, row_place
 from mindspeed_vita.hf.frames import is_clutter, natural_key
 
 TABLES = (".csv", ".tsv")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
 CAPTIONS = (".txt", ".caption")
 EXPECTED = f"expected {', '.join((*TABLES, *JSON_SUFFIXES))} (JSON also with .gz), or a folder of pictures"

@@ -159,6 +159,17 @@ def test_every_reader_turns_a_picture_as_its_tag_says(tmp_path: Path, turn: int,
         assert np.array_equal(processor(source)["images"], normalize(tiles))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("block", [b"", b"garbage!", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x05\0\x12\x01"])
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path: Path, block: bytes) -> None:
+    image = Image.new("RGB", (56, 28), (255, 0, 0))
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "p.jpg", exif=b"Exif\0\0" + block)
+    assert probe_picture(str(tmp_path / "p.jpg")) == (56, 28)
+    with open_picture(str(tmp_path / "p.jpg")) as found, open_picture(str(tmp_path / "plain.jpg")) as plain:
+        assert np.array_equal(np.asarray(to_rgb(found)), np.asarray(to_rgb(plain)))
+
+
 def test_the_published_conversion_is_kept_by_name(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
