@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -154,8 +155,13 @@ class Decoder:
         return outcome
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
-        """For each job its answer, or the MediaError that it failed with. What ends the child costs the job it was at, no other."""
+        """For each job its answer, or the MediaError that it failed with. What ends the child costs the job it was at, no other.
+
+        A job that the child died at is done once more, by a new child: something else may have killed it, and the job's sample would
+        stay masked for the rest of the run.
+        """
         outcomes: list[Any] = []
+        died_at = -1
         # the child keeps the working directory that it was started in
         requests = [{**job.request, "root": os.path.abspath(job.request["root"])} for job in jobs]
         lines = [json.dumps(request).encode() + b"\n" for request in requests]
@@ -174,7 +180,10 @@ class Decoder:
                 self.close()
                 outcomes.append(MediaError(path, f"took longer than {seconds:g} seconds to decode (data.decode_seconds)"))
             except (BrokenPipeError, EOFError):
-                outcomes.append(MediaError(path, f"{self._obituary(child)} while decoding it"))
+                reason = self._obituary(child)
+                if died_at == done:
+                    outcomes.append(MediaError(path, f"{reason} while decoding it, twice"))
+                died_at = done
             except BaseException:
                 self.close()  # a stop signal in the middle of an answer: what is left of it must not be taken for the next one
                 raise
@@ -254,6 +263,13 @@ class Decoder:
             ) from None
 
 
+def _wait_for(pipe: int, event: int, seconds: float) -> bool:
+    """Waits until a pipe is ready or its other side is gone; False where neither comes in time. (select() refuses descriptors above 1,023.)"""
+    waiter = select.poll()
+    waiter.register(pipe, event)
+    return bool(waiter.poll(math.ceil(1000 * seconds)))
+
+
 def _read(pipe: int, into: Any, deadline: float) -> Any:
     """Fills a buffer from a pipe.
 
@@ -264,7 +280,7 @@ def _read(pipe: int, into: Any, deadline: float) -> Any:
     view, done = memoryview(into), 0
     while done < len(view):
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([pipe], [], [], left)[0]:
+        if left <= 0 or not _wait_for(pipe, select.POLLIN, left):
             raise TimeoutError
         count = os.readv(pipe, [view[done:]])
         if not count:
@@ -283,7 +299,7 @@ def _write(pipe: int, content: bytes, deadline: float) -> None:
     view = memoryview(content)
     while view:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([], [pipe], [], left)[1]:
+        if left <= 0 or not _wait_for(pipe, select.POLLOUT, left):
             raise TimeoutError
         with suppress(BlockingIOError):
             view = view[os.write(pipe, view) :]

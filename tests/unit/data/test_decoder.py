@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -85,19 +86,27 @@ def hang(child, seconds=1.0):
     stop(child)
 
 
-def crash(child, number):
-    """The process ends by a signal as soon as its next request is written."""
-    stop(child)
-    send = child._send
+def crash(child, number, times=2):
+    """The process ends by a signal as soon as its next request is written, and so does the next one, as often as is said."""
+    start, send = child._start, child._send
+
+    def stopped():
+        process = start()
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        child._start, child._send = start, sent
+        return process
 
     def sent(process, *rest):
-        child._send = send
+        nonlocal times
+        times -= 1
+        child._start, child._send = stopped if times else start, send
         count = send(process, *rest)
         os.kill(process.pid, number)
         os.kill(process.pid, signal.SIGCONT)
         return count
 
-    child._send = sent
+    child._start = stopped
 
 
 def test_a_hang_costs_one_file_and_its_deadline(root, decoder):
@@ -117,8 +126,38 @@ def test_a_crash_by_signal_costs_one_file(root, decoder, number):
     child = decoder()
     take(child, root)
     crash(child, number)
-    assert refusal(child, root) == f"the decoder was ended by {number.name} while decoding it"
+    assert refusal(child, root) == f"the decoder was ended by {number.name} while decoding it, twice"
     assert np.array_equal(take(child, root), expected(root))
+
+
+def test_a_decoder_that_something_else_kills_costs_no_file(root, decoder):
+    child = decoder()
+    take(child, root)
+    crash(child, signal.SIGKILL, times=1)
+    assert np.array_equal(take(child, root), expected(root))
+    crash(child, signal.SIGKILL, times=1)
+    tiles = np.zeros((4, 3, 3, 28, 28), dtype=np.uint8)
+    jobs = [Job.picture("good.png", str(root), (2, 1), range(3), into) for into in tiles]
+    assert child.run(jobs) == [None] * 4
+    assert all(np.array_equal(into, expected(root)) for into in tiles), "those that waited in the pipe too"
+
+
+def test_descriptors_above_1023_are_waited_for_too(root, decoder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1300:
+        pytest.skip(f"this process may open {hard} files, the test needs 1,300")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1300), hard))
+    held = []
+    try:
+        while not held or held[-1] < 1024:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        child = decoder()
+        assert np.array_equal(take(child, root), expected(root))
+        assert child._child.stdout.fileno() > 1023
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_of_several_jobs_a_crash_and_a_hang_cost_one_each(root, decoder):
