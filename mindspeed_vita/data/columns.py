@@ -16,6 +16,7 @@ from mindspeed_vita.data.media.video import VideoHeader
 _TYPES = {
     "file_ids": "<i4", "offsets": "<i8", "sizes": "<i4", "places": "<i4", "source_ids": "<i4", "num_tokens": "<i4", "num_tiles": "<i4",
     "num_messages": "<i4", "media_cu": "<i8", "media": "<i4", "media_fps": "<f8", "draws": "<u4",
+    "digests": "<u8",
 }  # fmt: skip
 _META = "columns.json"
 
@@ -48,9 +49,15 @@ class SampleIndex:
     """float64[m], frame rate of a video, 0 for a picture."""
     draws: np.ndarray
     """uint32[E], samples of an epoch; a ratio above 1 repeats some."""
+    digests: np.ndarray
+    """uint64[n], first eight bytes of each row's digest (rows.row_digest). Empty where an older version wrote the columns."""
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def digest(self, sample_id: int) -> int | None:
+        """What the row of a sample must still have as the first eight bytes of its digest, or None where that was not kept."""
+        return int(self.digests[sample_id]) if len(self.digests) else None
 
     def grids(self, sample_id: int) -> list[tuple[int, int]]:
         """(columns, rows) of each picture of a sample."""
@@ -68,7 +75,7 @@ class SampleIndex:
     @classmethod
     def open(cls, folder: Path) -> SampleIndex:
         """Maps the columns that a ColumnWriter wrote; nothing is read until it is looked at."""
-        shapes = json.loads((folder / _META).read_text())
+        shapes = {"digests": [0], **json.loads((folder / _META).read_text())}
         return cls(**{field.name: map_array(folder / field.name, _TYPES[field.name], shapes[field.name]) for field in fields(cls)})
 
 

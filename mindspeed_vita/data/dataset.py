@@ -17,6 +17,7 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.indexing import Report
+from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.plan_file import EpochPlan
 from mindspeed_vita.data.prepare import Prepared, decode_settings, plan_epoch, plan_on_disk, prepare, skip_summary
 from mindspeed_vita.data.rows import RowReader
@@ -64,7 +65,8 @@ class PackDataset:
         self._limits = limits
         self._prepared = prepared
         self._decoding = decode_settings(settings, normalization)
-        self._files = tuple(RowReader(file["path"], file["rows_path"], file["is_array"]) for file in prepared.files)
+        files = OpenFiles()
+        self._files = tuple(RowReader(file["path"], file["rows_path"], file["is_array"], files) for file in prepared.files)
         self._roots = tuple(file["root"] for file in prepared.files)
         self._plans: dict[int, EpochPlan] = {}
         self._ends = list(accumulate(pack_counts))
@@ -161,10 +163,15 @@ class PackDataset:
         return self._files[self.index.file_ids[sample_id]].where(int(self.index.places[sample_id]))
 
     def encode(self, sample_id: int) -> EncodedSample:
-        """Tokens and media of one sample."""
+        """Tokens and media of one sample.
+
+        Raises:
+            ValueError: its row is no longer the one that was indexed; names file and line.
+        """
         index = self.index
         file_id, place = int(index.file_ids[sample_id]), int(index.places[sample_id])
-        row = self._files[file_id].sample(int(index.offsets[sample_id]), int(index.sizes[sample_id]), place)
+        file = self._files[file_id]
+        row = file.sample(int(index.offsets[sample_id]), int(index.sizes[sample_id]), place, index.digest(sample_id))
         sample = row.first_turns(int(index.num_messages[sample_id]))
         pictures = [Medium(path, grid, None, ()) for path, grid in zip(sample.images, index.grids(sample_id), strict=True)]
         videos = [
@@ -184,7 +191,9 @@ class PackDataset:
             source=self.source_names[source_id],
             root=self._roots[file_id],
         )
-        assert len(encoded.tokens_T) == index.num_tokens[sample_id], (self.where(sample_id), len(encoded.tokens_T))
+        if len(encoded.tokens_T) != index.num_tokens[sample_id]:
+            assert index.digest(sample_id) is None, (self.where(sample_id), len(encoded.tokens_T))
+            raise file.changed(place)
         return encoded
 
 

@@ -133,6 +133,7 @@ def _fit_part(
         media=media,
         media_fps=fps,
         media_cu=start + np.cumsum(counts),
+        digests=_digests(part)[kept],
     )
     return kept
 
@@ -207,6 +208,13 @@ def _num_frames(limits: MediaLimits, is_folder: bool, frames: int, fps: float) -
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:
     return table.column(name).to_numpy()
+
+
+def _digests(table: pa.Table) -> np.ndarray:
+    """uint64[n], the first eight bytes of each row's digest."""
+    column = table.column("digest").combine_chunks()
+    values = np.frombuffer(column.buffers()[1], dtype="<u8").reshape(-1, 2)  # sixteen bytes a row, none of them null
+    return values[column.offset : column.offset + len(column), 0]
 
 
 def _list_bounds(table: pa.Table, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
-from mindspeed_vita.data.rows import Row, iter_rows, parse_row
+from mindspeed_vita.data.rows import Row, iter_rows, parse_row, row_digest
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vision_token_ids
 
@@ -143,7 +143,7 @@ def _measure(measurer: Measurer, rows: Sequence[Row], root: str, source: str, is
     found = []
     for row in rows:
         sample = parse_row(row.text, source, row.place, is_array)
-        digest = hashlib.blake2b(row.text, digest_size=16).digest()
+        digest = row_digest(row.text)
         place = (row.offset, len(row.text), row.place)
         try:
             found.append(row_columns(place, digest, measurer.measure(sample, root)))

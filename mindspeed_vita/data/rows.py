@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.formats import Adapter
+from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.sample import Sample, parse_sample
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -23,6 +25,7 @@ _LARGEST_ARRAY = 16 << 30
 """Bytes of a JSON array, decompressed; it is parsed as a whole."""
 _EXPECTED = "expected one JSON object per line, or one array, in UTF-8"
 _TOO_DEEP = "JSON nested too deeply"
+_PUT_BACK = "put the indexed file back and resume, or start the run again, which indexes the new one"
 
 
 @dataclass(frozen=True)
@@ -136,31 +139,48 @@ def _lines(path: str, source: str) -> Iterator[Row]:
             offset += len(line)
 
 
-class RowReader:
-    """Rows of one indexed file by offset; safe in forked workers, for nothing moves a shared position."""
+def row_digest(text: bytes) -> bytes:
+    """Sixteen bytes that differ where a row's text differs; the index keeps them."""
+    return hashlib.blake2b(text, digest_size=16).digest()
 
-    def __init__(self, path: str, rows_path: str, is_array: bool) -> None:
+
+class RowReader:
+    """Rows of one indexed file by offset; safe in forked workers, because nothing moves a shared position."""
+
+    def __init__(self, path: str, rows_path: str, is_array: bool, files: OpenFiles) -> None:
         self.path = path
         self._rows_path = rows_path
         self._is_array = is_array
-        self._file: BinaryIO | None = None
+        self._files = files
 
     def where(self, place: int) -> str:
         """File and line of a row, for messages."""
         return row_place(self.path, place, self._is_array)
 
-    def sample(self, offset: int, size: int, place: int) -> Sample:
+    def sample(self, offset: int, size: int, place: int, digest: int | None = None) -> Sample:
         """Reads and parses a row.
 
-        Raises:
-            ValueError: no JSON there, or not the schema: the file changed since it was indexed. Names file and line.
-        """
-        if self._file is None:
-            self._file = open(self._rows_path, "rb", buffering=0)  # noqa: SIM115 - open for as long as the reader lives
-        return parse_row(os.pread(self._file.fileno(), size, offset), self.path, place, self._is_array)
+        Args:
+            offset: of its first byte.
+            size: in bytes.
+            place: line or item, for messages.
+            digest: first eight bytes of the row's digest when it was indexed, little-endian; None where that is not known.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        Raises:
+            ValueError: the file cannot be read, or its row is no longer the one that was indexed. Names file and line.
+        """
+        try:
+            text = self._files.read(self._rows_path, offset, size)
+        except OSError as error:
+            raise ValueError(f"{self.where(place)}: the row cannot be read ({error.strerror or error}); {_PUT_BACK}") from error
+        if digest is not None and int.from_bytes(row_digest(text)[:8], "little") != digest:
+            raise self.changed(place)
+        return parse_row(text, self.path, place, self._is_array)
+
+    def changed(self, place: int) -> ValueError:
+        """What to raise where a row is not the one that was indexed."""
+        copy = "" if self._rows_path == self.path else f" (read from its copy {self._rows_path})"
+        return ValueError(f"{self.where(place)}: the row{copy} is not the one that was indexed: the file changed since; {_PUT_BACK}")
 
 
 def parse_row(text: bytes, path: str, place: int, is_array: bool) -> Sample:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.rows import RowReader, iter_rows
 from mindspeed_vita.data.sample import Message
 
@@ -17,7 +18,7 @@ class Rows:
     def __init__(self, path) -> None:
         rows_path, is_array, rows = iter_rows(str(path), path.with_suffix(".rows"))
         self.rows = list(rows)
-        self.reader = RowReader(str(path), rows_path, is_array)
+        self.reader = RowReader(str(path), rows_path, is_array, OpenFiles())
 
     def sample(self, row):
         return self.reader.sample(self.rows[row].offset, len(self.rows[row].text), self.rows[row].place)
