@@ -20,7 +20,7 @@ import pyarrow as pa
 from mindspeed_vita.data.formats import adapter_for, rules_of
 from mindspeed_vita.data.index_file import FORMAT, IndexHead, SourceStamp, fresh_head, make_batch, row_columns, write_index
 from mindspeed_vita.data.lifetime import live_no_longer_than
-from mindspeed_vita.data.measure import Measurer
+from mindspeed_vita.data.measure import Measured, Measurer
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.rows import Row, iter_rows, parse_row, row_digest
@@ -140,16 +140,16 @@ def _reported(batches: Iterator[pa.RecordBatch], source: str, total: int, report
 
 
 def _measure(measurer: Measurer, rows: Sequence[Row], root: str, source: str, is_array: bool) -> pa.RecordBatch:
+    samples = [parse_row(row.text, source, row.place, is_array) for row in rows]
     found = []
-    for row in rows:
-        sample = parse_row(row.text, source, row.place, is_array)
-        digest = row_digest(row.text)
-        place = (row.offset, len(row.text), row.place)
-        try:
-            found.append(row_columns(place, digest, measurer.measure(sample, root)))
-        except MediaError as error:
-            reason = f"{error.path}: {error.reason}" if error.path else error.reason
-            found.append(row_columns(place, digest, (reason, bool(error.path))))
+    for row, measured in zip(rows, measurer.measure_all(samples, root)):
+        if isinstance(measured, MediaError):
+            reason = f"{measured.path}: {measured.reason}" if measured.path else measured.reason
+            # a path may hold half a surrogate pair, which neither Parquet nor a terminal takes
+            outcome: Measured | tuple[str, bool] = (reason.encode("utf-8", "backslashreplace").decode(), bool(measured.path))
+        else:
+            outcome = measured
+        found.append(row_columns((row.offset, len(row.text), row.place), row_digest(row.text), outcome))
     return make_batch(found)
 
 

@@ -71,6 +71,11 @@ class Job:
             {"kind": "video", "path": path, "root": root, "header": known, "numbers": numbers, "tile_size": into.shape[-1]}, into
         )
 
+    @classmethod
+    def header(cls, path: str, root: str, is_video: bool) -> Job:
+        """Header of a picture or a video."""
+        return cls({"kind": "probe_video" if is_video else "probe_picture", "path": path, "root": root}, None)
+
 
 class Decoder:
     """One child process and the pipes to it. Not for several threads at once."""
@@ -110,13 +115,23 @@ class Decoder:
         """
         self._one(Job.video(path, root, header, numbers, into))
 
+    def headers(self, jobs: Sequence[Job]) -> list[tuple[int, int] | VideoHeader | MediaError]:
+        """For each Job.header (width, height) of the picture, the header of the video, or why there is none."""
+
+        def header(job: Job, found: Any) -> tuple[int, int] | VideoHeader | MediaError:
+            if isinstance(found, MediaError):
+                return found
+            return VideoHeader(*found) if job.request["kind"] == "probe_video" else (found[0], found[1])
+
+        return [header(job, found) for job, found in zip(jobs, self._outcomes(jobs), strict=True)]
+
     def probe_video(self, path: str, root: str) -> VideoHeader:
         """Header of a video.
 
         Raises:
             MediaError: it has none that can be read.
         """
-        return VideoHeader(*self._one(Job({"kind": "probe_video", "path": path, "root": root}, None)))
+        return VideoHeader(*self._one(Job.header(path, root, True)))
 
     def is_uneven(self, path: str, root: str) -> bool:
         """Whether the frames of a video file are spaced unevenly in time.
@@ -132,7 +147,7 @@ class Decoder:
         Raises:
             MediaError: it has no header that can be read.
         """
-        width, height = self._one(Job({"kind": "probe_picture", "path": path, "root": root}, None))
+        width, height = self._one(Job.header(path, root, False))
         return width, height
 
     def close(self) -> None:
@@ -264,7 +279,8 @@ class Decoder:
 
 
 def _wait_for(pipe: int, event: int, seconds: float) -> bool:
-    """Waits until a pipe is ready or its other side is gone; False where neither comes in time. (select() refuses descriptors above 1,023.)"""
+    """Waits until a pipe is ready or its other side is gone; False where neither comes in time."""
+    # not select.select, which refuses descriptors above 1,023
     waiter = select.poll()
     waiter.register(pipe, event)
     return bool(waiter.poll(math.ceil(1000 * seconds)))

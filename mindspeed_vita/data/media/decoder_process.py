@@ -15,6 +15,7 @@ from dataclasses import astuple
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.media.image import picture_tiles, probe_picture
@@ -31,6 +32,7 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     settings = DecodeSettings(**{**given, "colour": tuple(given.get("colour", DecodeSettings.colour))})
     _restrict(settings.memory)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would overrule data.max_pixels, which is checked before a pixel is decoded
     # what libraries print must not reach the answers
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

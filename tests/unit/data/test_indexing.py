@@ -20,8 +20,8 @@ from mindspeed_vita.data.tokenizer import load_tokenizer
 def measured(monkeypatch):
     """Counts samples measured in this process."""
     seen = []
-    original = Measurer.measure
-    monkeypatch.setattr(Measurer, "measure", lambda self, sample, root: seen.append(sample) or original(self, sample, root))
+    original = Measurer.measure_all
+    monkeypatch.setattr(Measurer, "measure_all", lambda self, samples, root: seen.extend(samples) or original(self, samples, root))
     return seen
 
 
