@@ -25,6 +25,7 @@ from mindspeed_vita.config.recipe import (
     VisionConfig,
 )
 from mindspeed_vita.config.towers import TowerTraits, register_traits, tower_names, tower_traits
+from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
 from mindspeed_vita.config.validate import validate, validate_model
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ProjectorConfig",
     "ProjectorTraits",
     "Recipe",
+    "RepeatedKey",
     "RopeScalingConfig",
     "TowerTraits",
     "TrainConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "language_names",
     "language_traits",
     "load_recipe",
+    "load_yaml",
     "model_config_from_dict",
     "projector_names",
     "projector_traits",

@@ -18,6 +18,7 @@ from mindspeed_vita.config.aliases import hint
 from mindspeed_vita.config.languages import RELEASED, family_defaults
 from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
+from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -40,7 +41,9 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
     if not path.is_file():
         raise ValueError(f"recipe {path}: no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except RepeatedKey as error:
+        raise ValueError(f"recipe {path}: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -173,7 +176,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ValueError(f"override {override!r}: {parent} is a value, not a section")
     try:
-        section[leaf] = yaml.safe_load(text) if text else ""
+        section[leaf] = load_yaml(text) if text else ""
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
 

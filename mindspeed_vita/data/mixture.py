@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mindspeed_vita.config import expand_variables
+from mindspeed_vita.config import RepeatedKey, expand_variables, load_yaml
+from mindspeed_vita.data.data_paths import find_files, is_one_file
 from mindspeed_vita.data.formats import format_names, format_of
 
 _ENTRY_KEYS = ("ratio", "num", "data_paths", "format")
@@ -45,7 +47,8 @@ def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
     """Reads ``dataset: {name: {ratio, num, data_paths}}``; other top-level keys are ignored.
 
     An entry is off with ratio 0, num 0, or no paths. ${VAR} and ${VAR:-default} in the paths of entries that are on expand from the
-    environment. Relative paths start from the working directory or, where nothing lies there, from the folder of the mixture.
+    environment. Paths may name folders and patterns (data_paths.find_files). Relative paths start from the working directory or, where
+    nothing lies there, from the folder of the mixture.
 
     Raises:
         ValueError: the file is missing or no such YAML, an entry is malformed, a file of an entry that is on is missing, or
@@ -53,9 +56,11 @@ def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"mixture {str(path)!r} cannot be read ({error.strerror}); set data.mixture to a YAML file") from error
+    except RepeatedKey as error:
+        raise ValueError(f"mixture {path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"mixture {path} is no YAML: {error}") from error
     entries = content.get("dataset") if isinstance(content, dict) else None
@@ -66,9 +71,9 @@ def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
         spec = _entry(str(name), entry, f"mixture {path}: dataset.{name}")
         if spec is None:
             continue
-        found = [_locate(file, path.parent) for file in spec.paths]
-        missing += [f"{name}: {file}" for file, place in zip(spec.paths, found) if place is None]
-        specs.append(replace(spec, paths=tuple(place for place in found if place)))
+        files, absent = _locate(spec, path.parent, f"mixture {path}: dataset.{name}.data_paths")
+        missing += [f"{name}: {file}" for file in absent]
+        specs.append(replace(spec, paths=files))
     if missing:
         shown = "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise ValueError(
@@ -81,6 +86,8 @@ def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
 
 
 def _entry(name: str, entry: Any, where: str) -> SourceSpec | None:
+    if not _is_text(name):
+        raise ValueError(f"{ascii(where)}: the name holds half a character; write the whole one")
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: found {entry!r}, expected a mapping with ratio, num and data_paths")
     unknown = sorted(str(key) for key in entry if key not in _ENTRY_KEYS)
@@ -95,17 +102,37 @@ def _entry(name: str, entry: Any, where: str) -> SourceSpec | None:
         raise ValueError(f"{where}.data_paths: found {paths!r}, expected a list of files")
     if ratio == 0 or num == 0 or not paths:
         return None
+    for file in paths:
+        if not file or not _is_text(file):
+            raise ValueError(f"{where}.data_paths: found {ascii(file)}, expected the path of a file or folder, or a pattern")
     files = tuple(expand_variables(file, where, "data_paths") for file in paths)
     named = entry.get("format") or ""
     if named and named not in format_names():
         raise ValueError(f"{where}.format: found {named!r}, expected one of {', '.join(format_names())}, or a plugin that registers it")
-    for file in files:
-        try:
-            format_of(file, named)
-        except ValueError as error:
-            raise ValueError(f"{where}.data_paths: {error}") from error
     return SourceSpec(name=name, ratio=float(ratio), num=num, paths=files, format=named)
 
 
-def _locate(file: str, folder: Path) -> str | None:
-    return next((str(place) for place in (Path(file), folder / file) if place.is_file()), None)
+def _is_text(text: str) -> bool:
+    """Whether a text has neither half a character (of a surrogate pair) nor a NUL."""
+    return "\0" not in text and not any(0xD800 <= ord(char) < 0xE000 for char in text)
+
+
+def _locate(spec: SourceSpec, folder: Path, where: str) -> tuple[tuple[str, ...], list[str]]:
+    """The files of an entry, and what of its data_paths names none."""
+    files: list[str] = []
+    missing: list[str] = []
+    for entry in spec.paths:
+        try:
+            found, absent = find_files(entry, folder, spec.format)
+            for file in found:
+                format_of(file, spec.format)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if not is_one_file(entry, folder):
+            known = {os.path.realpath(file) for file in files}
+            again = next((file for file in found if os.path.realpath(file) in known), None)
+            if again is not None:
+                raise ValueError(f"{where}: {entry!r} names {again} once more; name each file once (a ratio above 1 repeats rows)")
+        files += found
+        missing += absent
+    return tuple(files), missing

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindspeed_vita.config import Recipe, load_recipe, model_config_from_dict, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config import Recipe, load_recipe, load_yaml, model_config_from_dict, recipe_from_dict, recipe_to_dict
 
 
 def write(folder: Path, text: str) -> Path:
@@ -81,3 +81,12 @@ def test_every_field_is_documented() -> None:
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{node.name}.{ast.unparse(field.target)}"
     assert Recipe().name == "run"
+
+
+def test_a_key_given_twice_is_refused_and_a_merge_may_be_overruled(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("train:\n  steps: 3\n  seed: 1\n  steps: 4\n")
+    with pytest.raises(ValueError, match=r"recipe .*recipe\.yaml: line 4: found the key 'steps' again, first in line 2; keep one"):
+        load_recipe(path)
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, y: 5}\n"
+    assert load_yaml(text) == yaml.safe_load(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 1, "y": 5}}

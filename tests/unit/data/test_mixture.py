@@ -87,6 +87,11 @@ def test_missing_files_of_entries_that_are_on_are_all_named(folder):
         ("dataset: {x: {ratio: 0, data_paths: [a]}}", "every entry is off"),
         ("sources: {}", "found no mapping 'dataset'"),
         ("dataset: {x: [", "is no YAML"),
+        ("dataset:\n  x: {data_paths: [a]}\n  x: {ratio: 0}", "line 3: found the key 'x' again, first in line 2; keep one of them"),
+        ("dataset: {x: {ratio: 1, ratio: 2, data_paths: []}}", "mixture.yaml: line 1: found the key 'ratio' again"),
+        ('dataset: {"\\ud800": {data_paths: [a]}}', "the name holds half a character"),
+        ('dataset: {x: {data_paths: ["\\udfff.jsonl"]}}', "data_paths: found .*udfff.jsonl', expected the path of a file"),
+        ("dataset: {x: {data_paths: ['']}}", "data_paths: found '', expected the path of a file"),
     ],
 )
 def test_bad_mixtures_say_what_is_wrong(folder, text, message):

@@ -1,0 +1,38 @@
+"""YAML in which a key may stand once in a mapping. PyYAML takes the last of several and drops the others without a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class RepeatedKey(yaml.YAMLError):
+    """A key stands twice in one mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    # looked for while nodes are composed: later, merges (<<) add keys that may be overruled
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.ScalarNode] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            other = first.setdefault((key.tag, key.value), key)
+            if other is not key:
+                lines = f"line {key.start_mark.line + 1}: found the key {key.value!r} again, first in line {other.start_mark.line + 1}"
+                raise RepeatedKey(f"{lines}; keep one of them, or rename it")
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        RepeatedKey: a mapping has a key twice.
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, _Loader)
