@@ -98,13 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _index(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from mindspeed_vita.data.atomic import written_below
     from mindspeed_vita.data.prepare import index_folder, index_mixture
     from mindspeed_vita.data.templates import get_template
     from mindspeed_vita.data.tokenizer import load_tokenizer
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-    with _bar() as report:
+    with _bar() as report, written_below(index_folder(recipe.data), "data.index"):
         indexed = index_mixture(recipe.data, tokenizer, again=True, report=report)
     for spec, files in indexed:
         for _, head in files:
@@ -157,7 +158,14 @@ def _show(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     if arguments.pack < 0:
         raise ValueError(f"--pack {arguments.pack}: expected a number from 0 up")
-    page = pack_page(_open(recipe), arguments.pack)
+    dataset = _open(recipe)
+    num_packs = max(recipe.train.steps * recipe.train.global_batch, dataset.num_packs(0))
+    if arguments.pack >= num_packs:
+        raise ValueError(
+            f"--pack {arguments.pack}: this recipe trains on {num_packs:,} packs (train.steps x train.global_batch, at least one epoch), "
+            f"which are numbered 0 to {num_packs - 1}"
+        )
+    page = pack_page(dataset, arguments.pack)
     target = _target(arguments.output, recipe, f"pack{arguments.pack}.html")
     target.write_text(page, encoding="utf-8")
     print(target)

@@ -217,6 +217,8 @@ class DataConfig:
     """Loader processes per data-parallel rank; 0 loads in the training process."""
     prefetch: int = 2
     """Packs that each loader process keeps ready."""
+    loader_seconds: float = 3600.0
+    """Longest wait for a pack from the loader processes; then the run stops with a message. 0 waits for ever."""
     seed: int = 1234
     """Seed of the packing plan."""
     quarantine: str = ""

@@ -236,6 +236,8 @@ def _train(recipe: Recipe) -> list[str]:
     for name, number in (("decode_seconds", recipe.data.decode_seconds), ("max_video_seconds", recipe.data.max_video_seconds)):
         if not number > 0:
             problems.append(f"data.{name}={number}; expected a positive number")
+    if not 0 <= recipe.data.loader_seconds < math.inf:
+        problems.append(f"data.loader_seconds={recipe.data.loader_seconds}; expected seconds, or 0 to wait for ever")
     if not 0 <= recipe.data.failure_budget <= 1:
         problems.append(f"data.failure_budget={recipe.data.failure_budget}; expected a share between 0 and 1")
     if not 0 < recipe.data.max_fps < math.inf:

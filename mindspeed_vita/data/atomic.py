@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,3 +31,20 @@ def publish_folder(temporary: Path, target: Path, meta: str) -> None:
     except OSError:
         if not (target / meta).exists():
             raise
+
+
+@contextmanager
+def written_below(folder: Path, setting: str) -> Iterator[None]:
+    """Names the setting where a folder, or something below it, cannot be made or written.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, (str, bytes)) else None
+        if place is None or not (place.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(place)):
+            raise
+        reason = f"{folder} cannot be written ({error.strerror} at {place})"
+        raise ValueError(f"{reason}; set {setting} to a folder that all hosts see and that this user may write") from error

@@ -13,13 +13,14 @@ import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
+from mindspeed_vita.data.atomic import written_below
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.indexing import Report
 from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.plan_file import EpochPlan
-from mindspeed_vita.data.prepare import Prepared, decode_settings, plan_epoch, plan_on_disk, prepare, skip_summary
+from mindspeed_vita.data.prepare import Prepared, decode_settings, index_folder, plan_epoch, plan_on_disk, prepare, skip_summary
 from mindspeed_vita.data.rows import RowReader
 from mindspeed_vita.data.templates import ChatTemplate, get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
@@ -225,8 +226,8 @@ def build_data(
         report: called while files are indexed.
 
     Raises:
-        ValueError: a setting, the tokenizer, the mixture or a row is wrong, or a source has no usable sample.
-        OSError: the folder of the index cannot be written.
+        ValueError: a setting, the tokenizer, the mixture or a row is wrong, a source has no usable sample, or the folder of the index
+            cannot be written.
     """
     if data.seq_length < 1 or data.seq_length % (2 * cp_size * tp_size):
         raise ValueError(f"data.seq_length={data.seq_length} is not a multiple of 2*cp*tp={2 * cp_size * tp_size}; use one that is")
@@ -243,8 +244,9 @@ def build_data(
         sampler=data.frame_sampler,
         tiling=data.tiling,
     )
-    prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
-    counts = plan_on_disk(prepared, data, num_packs)
+    with written_below(index_folder(data), "data.index"):
+        prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
+        counts = plan_on_disk(prepared, data, num_packs)
     return PackDataset(
         settings=data, text=text, limits=limits, prepared=prepared, pack_counts=counts, normalization=normalization
     )

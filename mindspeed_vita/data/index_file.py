@@ -113,7 +113,7 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
     digests: dict[str, Any] = {}
     num_rows, num_skipped = 0, 0
     try:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        with open(temporary, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
             for table in _grouped(batches):
                 writer.write_table(table, row_group_size=len(table))
                 num_rows += len(table)

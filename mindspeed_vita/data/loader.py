@@ -20,6 +20,8 @@ from mindspeed_vita.data.dealing import deal, pack_costs
 from mindspeed_vita.data.lifetime import end_by_parent_alone
 
 _T = TypeVar("_T")
+_TIMED_OUT = "DataLoader timed out"
+"""How torch's message begins; it has no exception of its own for it."""
 _Finish = Callable[[PackedBatch], PackedBatch]
 
 
@@ -45,6 +47,7 @@ class PackLoader:
         finish: _Finish | None = None,
         num_workers: int = 0,
         prefetch: int = 2,
+        longest_wait: float = 0.0,
     ) -> None:
         """Sets up the stream; nothing is read before the first pack is asked for.
 
@@ -61,6 +64,7 @@ class PackLoader:
             finish: what else is done to each pack in the process that assembles it.
             num_workers: worker processes; 0 assembles packs in this process.
             prefetch: packs each worker keeps ready.
+            longest_wait: seconds that a pack from the workers may take; 0 waits for ever.
 
         Raises:
             ValueError: a number is out of range.
@@ -78,6 +82,7 @@ class PackLoader:
         self._dp = (dp_rank, dp_size)
         self._num_workers = num_workers
         self._prefetch = prefetch
+        self._longest_wait = longest_wait
         self.waited = 0.0
         """Seconds that packs were waited for, since the loader was made."""
         self._given = 0
@@ -128,7 +133,7 @@ class PackLoader:
         try:
             while True:
                 asked = time.perf_counter()
-                batch = next(stream)
+                batch = self._next(stream)
                 self.waited += time.perf_counter() - asked
                 self._given += 1
                 yield batch
@@ -136,6 +141,24 @@ class PackLoader:
             if isinstance(stream, _MultiProcessingDataLoaderIter):
                 # torch has no public name for it, and dropping the iterator is not enough: a traceback may hold it
                 stream._shutdown_workers()
+
+    def _next(self, stream: Iterator[PackedBatch]) -> PackedBatch:
+        """The next pack.
+
+        Raises:
+            ValueError: it took longer than the longest wait.
+        """
+        try:
+            return next(stream)
+        except RuntimeError as error:
+            if not str(error).startswith(_TIMED_OUT):
+                raise
+            states = ", ".join(f"{worker.pid} ({'alive' if worker.is_alive() else 'ended'})" for worker in stream._workers)  # type: ignore[attr-defined]
+            raise ValueError(
+                f"no pack came from the loader processes within {self._longest_wait:g} seconds (data.loader_seconds); process ids: "
+                f"{states}. A file system that does not answer is the usual cause: look at what they wait for, then resume; "
+                "raise data.loader_seconds if packs really take that long"
+            ) from error
 
     def _stream(self) -> Iterator[PackedBatch]:
         if not self._num_workers:
@@ -148,6 +171,7 @@ class PackLoader:
             sampler=_Numbers(self),
             num_workers=self._num_workers,
             prefetch_factor=self._prefetch,
+            timeout=self._longest_wait,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
             # Its own generator: the loader draws a seed, and the model's random numbers must not depend on num_workers.

@@ -24,8 +24,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
     """The packed data set of a recipe. The first rank makes what is missing of index and plans, before any step; the others wait.
 
     Raises:
-        ValueError: a file, the tokenizer or a setting does not fit.
-        OSError: the folder of the index cannot be written.
+        ValueError: a file, the tokenizer or a setting does not fit, or the folder of the index cannot be written.
     """
     from mindspeed_vita.data.dataset import build_data
     from mindspeed_vita.data.indexing import ReportLines
@@ -97,4 +96,5 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         finish=partial(PackedBatch.with_route, **routing) if layout.is_first_stage else None,
         num_workers=recipe.data.num_workers,
         prefetch=recipe.data.prefetch,
+        longest_wait=recipe.data.loader_seconds,
     )

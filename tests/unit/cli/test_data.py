@@ -114,3 +114,15 @@ def test_show_writes_a_page_with_learnt_spans_and_tiles(recipe, tmp_path, capsys
 def test_a_pack_before_the_first_is_refused(recipe, capsys):
     assert main(["data", "show", recipe, "--pack=-1"]) == 2
     assert "--pack -1: expected a number from 0 up" in capsys.readouterr().err
+
+
+def test_a_pack_after_the_last_is_refused_without_planning_epochs_up_to_it(recipe, capsys):
+    assert main(["data", "show", recipe, "--pack", "99999999"]) == 2
+    assert "--pack 99999999: this recipe trains on " in (err := capsys.readouterr().err) and "which are numbered 0 to " in err
+
+
+@pytest.mark.parametrize("action", ["index", "plan"])
+def test_an_index_that_cannot_be_written_names_its_setting(recipe, tmp_path, capsys, action):
+    (tmp_path / "index").touch()  # the tests may run as root, whom no permission stops
+    assert main(["data", action, recipe]) == 2
+    assert f"{tmp_path}/index cannot be written (" in (err := capsys.readouterr().err) and "; set data.index to a folder that" in err

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from itertools import islice
 from multiprocessing import active_children
@@ -251,3 +252,15 @@ def test_the_loader_counts_what_it_waited(data):
     loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1)
     next(iter(loader))
     assert loader.waited > 0
+
+
+def test_workers_that_stall_end_the_run_with_a_message(data, monkeypatch):
+    first = data.samples_of(0)
+    pack = type(data).pack
+    monkeypatch.setattr(type(data), "pack", lambda self, number, **rank: time.sleep(600) if number else pack(self, number, **rank))
+    loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1, num_workers=1, longest_wait=2.0)
+    packs = iter(loader)
+    assert next(packs).sample_ids.tolist() == first.tolist()
+    with pytest.raises(ValueError, match=r"no pack came .* within 2 seconds \(data\.loader_seconds\); process ids: \d+ \(alive\)"):
+        next(packs)
+    assert loader.packs_consumed == 1
