@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -78,7 +78,7 @@ def _decode(path: str, settings: DecodeSettings) -> tuple[Image.Image, bool]:
         return rgb, rgb.size != size
 
 
-def _source(path: str, settings: DecodeSettings) -> str | io.BytesIO:
+def _source(path: str, settings: DecodeSettings) -> str | BinaryIO:
     """What Pillow opens: the file, or the bytes that a reference into a container names."""
     member = split_member(path)
     if member is not None:

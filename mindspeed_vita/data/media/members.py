@@ -8,12 +8,16 @@ import re
 import stat
 from bisect import bisect_right
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 from mindspeed_vita.data.media.file_part import FilePart
 from mindspeed_vita.data.media.paths import MediaError
 
 _TAR = re.compile(r"(\d+)\+(\d+)/.*", re.DOTALL)
+_ROWS = 16
+"""Rows of a Parquet column that are decoded at a time."""
+_BUFFER = 1 << 16
+"""Bytes that are read from a Parquet file at a time; without it a whole column of a row group is."""
 _PARQUET = re.compile(r"(\w+)/(\d+)/(\d+)")
 
 
@@ -27,8 +31,8 @@ def parquet_reference(file: str, column: str, row: int, place: int) -> str:
     return f"{file}!/{column}/{row}/{place}"
 
 
-def read_member(container: str, member: str, max_bytes: int) -> io.BytesIO:
-    """The bytes that a reference names.
+def read_member(container: str, member: str, max_bytes: int) -> BinaryIO:
+    """The bytes that a reference names, as a file. Those in a tar file are read only as far as they are asked for.
 
     Args:
         container: path of the file.
@@ -41,9 +45,8 @@ def read_member(container: str, member: str, max_bytes: int) -> io.BytesIO:
     name = f"{container}!/{member}"
     try:
         _check_container(container, name)
-        part = _TAR.fullmatch(member)
-        if part is not None:
-            return io.BytesIO(_from_tar(container, int(part[1]), int(part[2]), max_bytes, name))
+        if _TAR.fullmatch(member) is not None:
+            return io.BufferedReader(tar_part(container, member, max_bytes).open())
         found = _PARQUET.fullmatch(member)
         if found is None:
             raise MediaError(name, "is no reference into a tar or Parquet file; expected OFFSET+SIZE/NAME or COLUMN/ROW/PLACE")
@@ -53,20 +56,20 @@ def read_member(container: str, member: str, max_bytes: int) -> io.BytesIO:
 
 
 def tar_part(container: str, member: str, max_bytes: int) -> FilePart:
-    """The part of a tar shard that a reference names, as a file to be opened; for films, which are not read whole.
+    """The part of a tar shard that a reference names, as a file to be opened. Nothing is read here, and later only what is asked for.
 
     Args:
         container: path of the shard.
         member: what follows the !/ of the reference.
-        max_bytes: largest film.
+        max_bytes: largest picture or film.
 
     Raises:
-        MediaError: no reference into a tar shard, or the shard ends before the film does.
+        MediaError: no reference into a tar shard, or the shard ends before the member does.
     """
     name = f"{container}!/{member}"
     found = _TAR.fullmatch(member)
     if found is None:
-        raise MediaError(name, "is no reference to a video in a tar shard; expected OFFSET+SIZE/NAME")
+        raise MediaError(name, "is no reference into a tar shard; expected OFFSET+SIZE/NAME")
     offset, size = int(found[1]), int(found[2])
     _check_size(size, max_bytes, name)
     try:
@@ -78,24 +81,13 @@ def tar_part(container: str, member: str, max_bytes: int) -> FilePart:
     return FilePart(container, offset, size, member.rpartition("/")[2])
 
 
-def _from_tar(path: str, offset: int, size: int, max_bytes: int, name: str) -> bytes:
-    _check_size(size, max_bytes, name)
-    with open(path, "rb") as file:
-        file.seek(offset)
-        content = file.read(size)
-    if len(content) != size:
-        raise MediaError(name, f"ends after {len(content):,} of {size:,} bytes; the shard changed since it was indexed")
-    return content
-
-
 def _from_parquet(path: str, column: str, row: int, place: int, max_bytes: int, name: str) -> bytes:
     import pyarrow as pa
 
     stamp = os.stat(path)
     try:
         group, first = _group_of(_bounds(path, stamp.st_mtime_ns, stamp.st_size), row)
-        cells = _cells(path, stamp.st_mtime_ns, stamp.st_size, column, group)
-        cell = cells[row - first].as_py()
+        cell = _cursor(path, stamp.st_mtime_ns, stamp.st_size, column, group).cell(row - first)
         cell = cell[place] if isinstance(cell, list) else cell
         content = cell.get("bytes") if isinstance(cell, dict) else cell
     except (pa.ArrowException, KeyError, IndexError) as error:
@@ -126,13 +118,43 @@ def _group_of(bounds: tuple[int, ...], row: int) -> tuple[int, int]:
     return group, bounds[group]
 
 
-@lru_cache(maxsize=2)
-def _cells(path: str, modified: int, size: int, column: str, group: int) -> Any:
-    """A column of a row group. Kept, for neighbours are asked for one after the other while a file is indexed."""
-    import pyarrow.parquet as pq
+class _Cursor:
+    """Goes through a column of one row group, a few rows at a time. What is asked for in order is decoded once, and nothing behind it."""
 
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=[column]).column(column)
+    def __init__(self, path: str, column: str, group: int) -> None:
+        self._path, self._column, self._group = path, column, group
+        self._first = 0
+        self._cells: Any = ()
+        self._rewind()
+
+    def cell(self, row: int) -> Any:
+        """The cell of a row, counted from the first of the group.
+
+        Raises:
+            IndexError: the group ends before it.
+        """
+        if row < self._first:
+            self._rewind()
+        while row >= self._first + len(self._cells):
+            self._first += len(self._cells)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise IndexError(f"row {row} of {self._first} in row group {self._group}")
+            self._cells = batch.column(self._column)
+        return self._cells[row - self._first].as_py()
+
+    def _rewind(self) -> None:
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(self._path, buffer_size=_BUFFER, pre_buffer=False)
+        self._batches = file.iter_batches(batch_size=_ROWS, row_groups=[self._group], columns=[self._column], use_threads=False)
+        self._first, self._cells = 0, ()
+
+
+@lru_cache(maxsize=4)
+def _cursor(path: str, modified: int, size: int, column: str, group: int) -> _Cursor:
+    """A cursor that is kept: while a file is indexed, neighbours are asked for one after the other."""
+    return _Cursor(path, column, group)
 
 
 def _check_container(path: str, name: str) -> int:
