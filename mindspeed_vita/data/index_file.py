@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,10 @@ def make_batch(rows: Iterable[tuple[Any, ...]]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA)
 
 
-def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceStamp, *, rows_path: str, is_array: bool) -> IndexHead:
-    """Writes the index of one file; it appears only when it is whole."""
+def write_index(
+    target: Path, batches: Iterable[pa.RecordBatch], stamp: Callable[[], SourceStamp], *, rows_path: str, is_array: bool
+) -> IndexHead:
+    """Writes the index of one file; it appears only when it is whole. The stamp is asked for after the last batch."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(target)
     digests: dict[str, Any] = {}
@@ -121,6 +123,7 @@ def write_index(target: Path, batches: Iterable[pa.RecordBatch], source: SourceS
                 for name in SCHEMA.names[3:]:
                     for column in table.column(name).chunks:
                         _feed(digests, name, column)
+            source = stamp()
             head = IndexHead(
                 path=source.path,
                 size=source.size,
@@ -178,15 +181,15 @@ class SourceStamp:
     mtime_ns: int
     content: str
 
-    @classmethod
-    def of(cls, path: str) -> SourceStamp:
-        """Reads the file."""
-        found = os.stat(path)
-        return cls(path, found.st_size, found.st_mtime_ns, _content(path))
+
+def content_hash() -> Any:
+    """What a file's bytes are hashed with."""
+    return hashlib.blake2b(digest_size=20)
 
 
-def _content(path: str) -> str:
-    digest = hashlib.blake2b(digest_size=20)
+def file_content(path: str) -> str:
+    """The hash of a file, read whole."""
+    digest = content_hash()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
@@ -211,7 +214,7 @@ def fresh_head(path: Path, source: str) -> IndexHead | None:
     found = os.stat(source)
     if (found.st_size, found.st_mtime_ns) == (head.size, head.mtime_ns) and head.mtime_ns + _CLOCK_NS < head.built_ns:
         return head
-    return head if found.st_size == head.size and _content(source) == head.content else None
+    return head if found.st_size == head.size and file_content(source) == head.content else None
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:

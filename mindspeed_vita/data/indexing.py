@@ -18,7 +18,17 @@ from typing import Any
 import pyarrow as pa
 
 from mindspeed_vita.data.formats import adapter_for, rules_of
-from mindspeed_vita.data.index_file import FORMAT, IndexHead, SourceStamp, fresh_head, make_batch, row_columns, write_index
+from mindspeed_vita.data.index_file import (
+    FORMAT,
+    IndexHead,
+    SourceStamp,
+    content_hash,
+    file_content,
+    fresh_head,
+    make_batch,
+    row_columns,
+    write_index,
+)
 from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.measure import Measured, Measurer
 from mindspeed_vita.data.media.limits import DecodeSettings
@@ -110,9 +120,16 @@ def index_file(
     head = fresh_head(target, source) if os.path.exists(source) else None
     if head is not None and not (again and head.num_skipped):
         return target, head
-    rows_path, is_array, rows = iter_rows(source, target.with_suffix(".rows"), adapter)
-    stamp = SourceStamp.of(source)
+    before = os.stat(source) if os.path.exists(source) else None
+    content = content_hash()
+    rows_path, is_array, rows = iter_rows(source, target.with_suffix(".rows"), adapter, content)
+    assert before is not None, "iter_rows refuses a file that is missing"
     total = os.path.getsize(rows_path)
+
+    def stamp() -> SourceStamp:
+        found = content.hexdigest() if rows_path == source else file_content(source)
+        return SourceStamp(source, before.st_size, before.st_mtime_ns, found)
+
     batches = crew.measure(_chunks(rows), total, root, source, is_array)
     return target, write_index(target, _reported(batches, source, total, report), stamp, rows_path=rows_path, is_array=is_array)
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.formats import Adapter
@@ -26,6 +26,13 @@ _LARGEST_ARRAY = 16 << 30
 _EXPECTED = "expected one JSON object per line, or one array, in UTF-8"
 _TOO_DEEP = "JSON nested too deeply"
 _PUT_BACK = "put the indexed file back and resume, or start the run again, which indexes the new one"
+
+
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Adds bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,14 @@ def row_place(path: str, place: int, is_array: bool) -> str:
     return f"{path}: item {place}" if is_array else f"{path}:{place}"
 
 
-def iter_rows(path: str, copy: Path, adapter: Adapter | None = None) -> tuple[str, bool, Iterator[Row]]:
+def iter_rows(path: str, copy: Path, adapter: Adapter | None = None, content: Hash | None = None) -> tuple[str, bool, Iterator[Row]]:
     """Rows of a file of samples; blank lines are left out.
 
     Args:
         path: JSONL, or a JSON array (told apart by the first character); gzip is recognised by its content.
         copy: where rows are written, one per line, if they cannot be read from the file by offset.
         adapter: what reads files of other layouts (formats/); None for JSON.
+        content: given the bytes of a plain file as its rows are read, so that they are read once.
 
     Returns:
         The file in which offsets count, whether places are items (not lines), and the rows.
@@ -75,7 +83,7 @@ def iter_rows(path: str, copy: Path, adapter: Adapter | None = None) -> tuple[st
         raise ValueError(f"{path}: damaged gzip file ({error}); copy it again") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check data_paths in the mixture") from error
-    return path, False, _lines(path, path)
+    return path, False, _lines(path, path, content)
 
 
 def _as_json(row: Any, path: str, place: int) -> bytes:
@@ -128,10 +136,12 @@ def _write_copy(copy: Path, lines: Iterator[bytes]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _lines(path: str, source: str) -> Iterator[Row]:
+def _lines(path: str, source: str, content: Hash | None = None) -> Iterator[Row]:
     offset = 0
     with open(path, "rb") as file:
         for number, line in enumerate(_bounded_lines(file, source), start=1):
+            if content is not None:
+                content.update(line)
             start = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
             text = line[start:].rstrip(b"\r\n")
             if text.strip():

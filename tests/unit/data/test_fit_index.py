@@ -35,7 +35,9 @@ def test_every_row_as_if_it_were_alone(tmp_path, seed):
     rng = np.random.default_rng(seed)
     found = [draw(rng) for _ in range(120)]
     batch = make_batch(row_columns((100 * number, 90, number + 1), bytes(16), one) for number, one in enumerate(found))
-    stamp = SourceStamp("d.jsonl", 0, 0, "")
+    def stamp():
+        return SourceStamp("d.jsonl", 0, 0, "")
+
     head = write_index(tmp_path / "d.parquet", [batch], stamp, rows_path="d.jsonl", is_array=False)
     rows = rng.permutation(120)[:100]
     settings = FitSettings(seq_length=300, max_images=3, limits=LIMITS)

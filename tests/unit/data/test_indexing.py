@@ -169,3 +169,13 @@ def test_settings_that_change_no_pack_share_a_plan(files):
     from mindspeed_vita.data.dataset import build_data
 
     assert build_data(changed, tokens_per_tile=4, tile_size=28, vocab_size=512).folder == base.folder
+
+
+def test_a_plain_file_is_hashed_while_its_rows_are_read(files, monkeypatch):
+    from mindspeed_vita.data.index_file import file_content, read_head
+
+    read = []
+    monkeypatch.setattr(indexing, "file_content", lambda path: read.append(path) or file_content(path))
+    files.build()
+    (path,) = index_folder(files.config()).glob("index/talks-*.parquet")
+    assert not read and read_head(path).content == file_content(str(files.folder / "talks.jsonl"))
