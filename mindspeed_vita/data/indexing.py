@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mindspeed_vita.data.formats import adapter_for, rules_of
+from mindspeed_vita.data.formats import adapter_for, format_of, rules_of
 from mindspeed_vita.data.index_file import (
     FORMAT,
     IndexHead,
@@ -45,6 +45,10 @@ _CHUNK_BYTES = 4 << 20
 """Text at which a chunk ends although it has fewer rows: what waits in memory goes by bytes, and rows may be long."""
 _ALONE = 16 << 20
 """Bytes of JSON that one process measures faster than others could be started for."""
+
+
+_MANY = 200
+"""Files, however small, that are worth starting processes for: each takes some milliseconds."""
 
 
 class ReportLines:
@@ -81,6 +85,17 @@ class IndexSettings:
         limits: list[Any] = [caps.max_bytes, caps.max_pixels, caps.max_video_frames, caps.max_video_seconds]
         limits += [] if caps.pixels == "shown" else [caps.pixels]
         return hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), self.template, limits]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FileToIndex:
+    """One file of a mixture."""
+
+    source: str
+    root: str
+    """Folder that its media lie below."""
+    format_name: str = ""
+    """Of the mixture's entry; empty: by the file's suffix."""
 
 
 def index_path(folder: Path, source: str, root: str, key: str) -> Path:
@@ -134,6 +149,48 @@ def index_file(
     return target, write_index(target, _reported(batches, source, total, report), stamp, rows_path=rows_path, is_array=is_array)
 
 
+def index_files(
+    folder: Path,
+    files: Sequence[FileToIndex],
+    crew: Crew,
+    *,
+    key: str,
+    again: bool = False,
+    report: Report | None = None,
+) -> list[tuple[Path, IndexHead]]:
+    """The index of each of several files, in their order. Many small ones, and shards, are indexed at the same time, each by one process.
+
+    Arguments and errors are those of index_file.
+    """
+    done = {file: found for file in dict.fromkeys(files) if (found := _fresh(folder, file, key, again)) is not None}
+    stale = [file for file in dict.fromkeys(files) if file not in done]
+    done |= crew.index_whole(_whole_files(stale, crew.processes), folder, key=key, again=again, report=report)
+    return [
+        done.get(file)
+        or index_file(folder, file.source, file.root, crew, key=key, format_name=file.format_name, again=again, report=report)
+        for file in files
+    ]
+
+
+def _fresh(folder: Path, file: FileToIndex, key: str, again: bool) -> tuple[Path, IndexHead] | None:
+    """The index of a file where it still describes the file."""
+    target = index_path(folder, file.source, file.root, f"{key}{file.format_name}")
+    head = fresh_head(target, file.source) if os.path.exists(file.source) else None
+    return (target, head) if head is not None and not (again and head.num_skipped) else None
+
+
+def _whole_files(stale: Sequence[FileToIndex], processes: int) -> list[FileToIndex]:
+    """Files that one process each indexes: where they are worth it, small files, and shards where there is one for each process."""
+    sizes = {file: os.path.getsize(file.source) for file in stale if os.path.exists(file.source)}
+    formats = {file: format_of(file.source, file.format_name) for file in sizes}
+    shards = [file for file in sizes if formats[file] in ("webdataset", "parquet")]
+    small = [file for file in sizes if formats[file] == "json" and sizes[file] < _ALONE]
+    chosen = {*small, *(shards if len(shards) >= processes else ())}
+    if processes == 1 or len(chosen) < 2 or (len(chosen) < _MANY and sum(sizes[file] for file in chosen) < _ALONE):
+        return []
+    return [file for file in stale if file in chosen]
+
+
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
     chunk: list[Row] = []
     size = 0
@@ -182,14 +239,20 @@ def _measure_here(rows: list[Row], root: str, source: str, is_array: bool) -> pa
     return _measure(_of_this_process[0], rows, root, source, is_array)
 
 
+def _index_here(folder: Path, file: FileToIndex, key: str, again: bool) -> tuple[Path, IndexHead]:
+    crew = Crew(None, 1, _of_this_process[0])
+    return index_file(folder, file.source, file.root, crew, key=key, format_name=file.format_name, again=again)
+
+
 class Crew:
     """Who measures: this process, and where a file is large processes of their own, started when the first such file comes."""
 
-    def __init__(self, settings: IndexSettings, processes: int) -> None:
+    def __init__(self, settings: IndexSettings | None, processes: int, measurer: Measurer | None = None) -> None:
+        """Sets it up; nothing is started yet. Settings may be None where a measurer is given and there is one process."""
         self._settings = settings
-        self._processes = processes
+        self.processes = processes
         self._pool: ProcessPoolExecutor | None = None
-        self._measurer: Measurer | None = None
+        self._measurer = measurer
 
     def __enter__(self) -> Crew:
         return self
@@ -211,26 +274,54 @@ class Crew:
             source: the file, for messages.
             is_array: whether it is a JSON array.
         """
-        if self._processes == 1 or size < _ALONE:
-            self._measurer = self._measurer or self._settings.open()
+        if self.processes == 1 or size < _ALONE:
+            self._measurer = self._measurer or self._opened_settings().open()
             for chunk in chunks:
                 yield _measure(self._measurer, chunk, root, source, is_array)
             return
-        if self._pool is None:
-            # spawned: this process may hold an accelerator and threads, which a fork does not survive
-            self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._settings, os.getpid())
-            )
+        pool = self._started()
         waiting: list[Future[pa.RecordBatch]] = []
         try:
             for chunk in chunks:
-                waiting.append(self._pool.submit(_measure_here, chunk, root, source, is_array))
-                if len(waiting) >= 2 * self._processes:
+                waiting.append(pool.submit(_measure_here, chunk, root, source, is_array))
+                if len(waiting) >= 2 * self.processes:
                     yield waiting.pop(0).result()
             for future in waiting:
                 yield future.result()
         except BrokenProcessPool as error:
-            raise ValueError(
-                f"{source}: a process that measured its rows died (killed for memory, or a crash in a picture's header); "
-                "data.index_processes=1 measures in one process and shows at which row"
-            ) from error
+            raise _died(source) from error
+
+    def index_whole(
+        self, files: Sequence[FileToIndex], folder: Path, *, key: str, again: bool, report: Report | None
+    ) -> Iterator[tuple[FileToIndex, tuple[Path, IndexHead]]]:
+        """Each file with its index, made by one of the processes."""
+        if not files:
+            return
+        pool = self._started()
+        waiting = [(file, pool.submit(_index_here, folder, file, key, again)) for file in files]
+        for place, (file, future) in enumerate(waiting, start=1):
+            try:
+                yield file, future.result()
+            except BrokenProcessPool as error:
+                raise _died(file.source) from error
+            if report is not None:
+                report(f"{len(files):,} files", place, len(files))
+
+    def _opened_settings(self) -> IndexSettings:
+        assert self._settings is not None, "a crew without settings has a measurer"
+        return self._settings
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # spawned: this process may hold an accelerator and threads, which a fork does not survive
+            self._pool = ProcessPoolExecutor(
+                self.processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._opened_settings(), os.getpid())
+            )
+        return self._pool
+
+
+def _died(source: str) -> ValueError:
+    return ValueError(
+        f"{source}: a process that measured its rows died (killed, perhaps for memory); data.index_processes=1 measures in one process "
+        "and shows at which row"
+    )

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.formats import holds_media
 from mindspeed_vita.data.index_file import IndexHead
-from mindspeed_vita.data.indexing import Crew, IndexSettings, Report, index_file
+from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, Report, index_files
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
@@ -118,25 +119,10 @@ def index_mixture(
     settings = IndexSettings(tokenizer=data.tokenizer, template=data.template, decoding=decode_settings(data))
     folder, key = index_folder(data), settings.key(tokenizer)
     with Crew(settings, data.index_processes or len(os.sched_getaffinity(0))) as crew:
-        return [
-            (
-                spec,
-                [
-                    index_file(
-                        folder,
-                        path,
-                        media_root(data, path, spec.format),
-                        crew,
-                        key=key,
-                        format_name=spec.format,
-                        again=again,
-                        report=report,
-                    )
-                    for path in spec.paths
-                ],
-            )
-            for spec in load_mixture(data.mixture)
-        ]
+        specs = load_mixture(data.mixture)
+        files = [FileToIndex(path, media_root(data, path, spec.format), spec.format) for spec in specs for path in spec.paths]
+        indexed = iter(index_files(folder, files, crew, key=key, again=again, report=report))
+        return [(spec, list(islice(indexed, len(spec.paths)))) for spec in specs]
 
 
 def prepare(data: DataConfig, limits: MediaLimits, tokenizer: Any, *, report: Report | None = None, again: bool = False) -> Prepared:

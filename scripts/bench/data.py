@@ -1,10 +1,11 @@
 """Pictures, frames and video files per CPU-second, ours beside the original's way, in one run; host memory of a film; waiting for data.
 
-    OMP_NUM_THREADS=1 python scripts/bench/data.py [--parts tiles,frames,video,film,wait] [--video FILE] [--seconds 600]
+    OMP_NUM_THREADS=1 python scripts/bench/data.py [--parts tiles,frames,video,film,wait,index,files,members] [--video FILE] [--seconds 600]
 
 The original's way is written anew from its description: Pillow resizes the whole picture, every tile becomes float32 and is normalised
 on the CPU; a frame is padded to a square, resized and normalised; decord reads frame by frame. Without --video a 720p H.264 file of
---seconds is made first, at 30 frames a second (minutes of work). CPU-seconds are those of this process, one thread.
+--seconds is made first, at 30 frames a second (minutes of work). CPU-seconds are those of this process, one thread. The parts index and
+files make data sets of --rows rows and of --files files first; their CPU-seconds are those of all processes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ try:
     import numpy as np
     from PIL import Image
 
-    from mindspeed_vita.data.media.decoder import Decoder
+    from mindspeed_vita.data.media.decoder import Decoder, close_decoders
     from mindspeed_vita.data.media.fast_resize import cut_tiles_fast, frame_tile_fast
     from mindspeed_vita.data.media.limits import DecodeSettings
     from mindspeed_vita.data.media.readers import read_frames
@@ -207,12 +208,132 @@ def bench_wait(folder: str) -> None:
         print(f"tiny recipe, {workers} loader processes: {waited / all_seconds:.1%} of the step time is waiting for data", flush=True)
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _open_data(folder: Path, entry: str) -> Any:
+    """The packs of a mixture of one entry, with a small tokenizer; tiles of 448 pixels."""
+    import json
+
+    from mindspeed_vita.config.recipe import DataConfig
+    from mindspeed_vita.data.dataset import build_data
+    from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
+
+    if not (folder / "tokenizer").exists():
+        train_tokenizer(["What is in the picture? It is a cat and 12 dogs.\n"] * 8, 400, folder / "tokenizer")
+    (folder / "mixture.yaml").write_text(json.dumps({"dataset": {"all": {"data_paths": [entry]}}}))
+    settings = DataConfig(mixture=str(folder / "mixture.yaml"), tokenizer=str(folder / "tokenizer"), seq_length=16384)
+    data = build_data(settings, tokens_per_tile=256, tile_size=TILE, vocab_size=1000)
+    close_decoders()
+    return data
+
+
+def _talk(number: int, tag: str = "") -> list[dict[str, str]]:
+    question = {"role": "user", "content": tag + f"What is number {number} of the pictures? " * 2}
+    return [question, {"role": "assistant", "content": f"It is a cat and {number} dogs. " * 8}]
+
+
+def bench_index(folder: Path, num_rows: int) -> None:
+    """Rows that are half text, and half with a small picture of their own."""
+    import json
+
+    (folder / "pictures").mkdir()
+    image = photo(96, 64)
+    image.save(folder / "pictures" / "0.jpg")
+    content = (folder / "pictures" / "0.jpg").read_bytes()
+    with open(folder / "rows.jsonl", "w") as file:
+        for number in range(num_rows):
+            row: dict[str, Any] = {"messages": _talk(number, "<image>" if number % 2 else "")}
+            if number % 2:
+                (folder / "pictures" / f"{number}.jpg").write_bytes(content)
+                row["images"] = [f"pictures/{number}.jpg"]
+            file.write(json.dumps(row) + "\n")
+    for name in ("made", "opened"):
+        start, used = time.perf_counter(), _cpu_seconds()
+        data = _open_data(folder, "rows.jsonl")
+        spent, peak = _cpu_seconds() - used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        print(
+            f"index of {len(data.index):,} rows {name}: {spent:.1f} CPU-s ({spent / num_rows * 1e6:.0f} for a million), "
+            f"{time.perf_counter() - start:.1f} s, {peak:.0f} MiB at most",
+            flush=True,
+        )
+
+
+def bench_files(folder: Path, num_files: int) -> None:
+    """A data set of many small files: started for the first time, and again."""
+    import json
+
+    (folder / "parts").mkdir()
+    for number in range(num_files):
+        rows = [json.dumps({"messages": _talk(number)}) + "\n"] * 20
+        (folder / "parts" / f"{number}.jsonl").write_text("".join(rows))
+    for name in ("first", "second"):
+        start, used = time.perf_counter(), _cpu_seconds()
+        data = _open_data(folder, "parts")
+        print(
+            f"{num_files:,} files, {name} start: {_cpu_seconds() - used:.1f} CPU-s, {time.perf_counter() - start:.1f} s "
+            f"({len(data.index):,} rows)",
+            flush=True,
+        )
+
+
+def bench_members(folder: Path, num_pictures: int = 400) -> None:
+    """CPU-milliseconds that reading a picture takes beyond decoding it, at random, as a file, from a tar shard and from Parquet."""
+    import tarfile
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from mindspeed_vita.data.media.image import picture_tiles
+    from mindspeed_vita.data.media.members import parquet_reference, tar_reference
+
+    file = io.BytesIO()
+    photo(640, 480).save(file, "JPEG", quality=90)
+    contents = [file.getvalue() + number.to_bytes(4, "little") for number in range(num_pictures)]
+    ways: dict[str, list[str]] = {"files": []}
+    with tarfile.open(folder / "shard.tar", "w") as shard:
+        for number, content in enumerate(contents):
+            (folder / f"{number}.jpg").write_bytes(content)
+            ways["files"].append(str(folder / f"{number}.jpg"))
+            entry = tarfile.TarInfo(f"{number}.jpg")
+            entry.size = len(content)
+            shard.addfile(entry, io.BytesIO(content))
+    with tarfile.open(folder / "shard.tar") as shard:
+        ways["tar"] = [tar_reference(str(folder / "shard.tar"), member.offset_data, member.size, member.name) for member in shard]
+    for rows in (100, 1000):
+        path = folder / f"pictures{rows}.parquet"
+        table = pa.table({"image": [{"bytes": contents[number % num_pictures]} for number in range(2 * rows)]})
+        pq.write_table(table, path, row_group_size=rows)
+        ways[f"Parquet, groups of {rows}"] = [parquet_reference(str(path), "image", row, 0) for row in range(2 * rows)]
+    grid = choose_grid(640, 480)
+    count = grid[0] * grid[1] + 1
+
+    def bare(content: bytes) -> None:
+        cut_tiles(Image.open(io.BytesIO(content)).convert("RGB"), grid)
+
+    order = np.random.default_rng(0)
+    base = 1 / per_second(lambda: bare(contents[int(order.integers(num_pictures))]))
+    print(f"\n| picture of {count} tiles | CPU-ms | beyond bare decoding, CPU-ms a tile |\n|---|---|---|\n| bare | {1e3 * base:.1f} | |")
+    for name, references in ways.items():
+
+        def read(references: list[str] = references) -> None:
+            picture_tiles(references[int(order.integers(len(references)))], grid, tile_size=TILE, wanted=range(count))
+
+        spent = 1 / per_second(read)
+        print(f"| {name} | {1e3 * spent:.1f} | {1e3 * (spent - base) / count:.2f} |", flush=True)
+
+
 def main() -> None:
     """Runs the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="tiles,frames,video,film,wait")
     parser.add_argument("--video", default="")
     parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--files", type=int, default=5_000)
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     with tempfile.TemporaryDirectory() as folder:
@@ -230,6 +351,15 @@ def main() -> None:
                 bench_film(video)
         if "wait" in parts:
             bench_wait(folder)
+        for name, part in (
+            ("index", lambda place: bench_index(place, arguments.rows)),
+            ("files", lambda place: bench_files(place, arguments.files)),
+            ("members", bench_members),
+        ):
+            if name in parts:
+                place = Path(folder) / name
+                place.mkdir()
+                part(place)
 
 
 if __name__ == "__main__":

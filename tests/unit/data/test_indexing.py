@@ -179,3 +179,30 @@ def test_a_plain_file_is_hashed_while_its_rows_are_read(files, monkeypatch):
     files.build()
     (path,) = index_folder(files.config()).glob("index/talks-*.parquet")
     assert not read and read_head(path).content == file_content(str(files.folder / "talks.jsonl"))
+
+
+def test_many_small_files_and_shards_are_indexed_over_processes_as_by_one(files, say, monkeypatch):
+    names = [files.rows(f"{number}.jsonl", [{"messages": say("<image>?", "A."), "images": ["p.png"]}] * 3) for number in range(5)]
+    files.mixture(few={"data_paths": [str(files.folder / "media.jsonl")]}, many={"data_paths": names})
+    alone = files.build(index=str(files.folder / "one"))
+    monkeypatch.setattr(indexing, "_MANY", 2)
+    monkeypatch.setattr(indexing, "index_file", lambda *_, **__: pytest.fail("indexed in this process"))
+    reported = []
+    indexed = index_mixture(
+        files.config(index=str(files.folder / "two"), index_processes=2),
+        load_tokenizer(files.tokenizer_folder),
+        report=lambda *done: reported.append(done),
+    )
+    assert [head.path for _, some in indexed for _, head in some] == [str(files.folder / "media.jsonl"), *names]
+    assert reported[-1] == ("6 files", 6, 6)
+    monkeypatch.undo()
+    together = files.build(index=str(files.folder / "two"), index_processes=2)
+    assert together.fingerprint == alone.fingerprint
+    assert all(np.array_equal(value, columns(together)[name]) for name, value in columns(alone).items())
+    with open(names[3], "a") as file:
+        file.write("{\n")
+    monkeypatch.setattr(indexing, "_MANY", 2)
+    with open(names[4], "a") as file:
+        file.write("[\n")
+    with pytest.raises(ValueError, match=r"3\.jsonl:4: found no JSON"):
+        files.build(index=str(files.folder / "two"), index_processes=2)
