@@ -1,29 +1,21 @@
 """Frames of a video file by number. Number n is what a plain decode of the film, from its start and in order, shows as its n-th frame.
 
-What the container says is not taken on trust: frames before a cut, frames that cannot be decoded and dropped frames are accounted for.
-A leaf (Pillow, PyAV): it is copied into exported checkpoints.
+film.py tells when each frame is shown. A leaf (Pillow, PyAV): it is copied into exported checkpoints.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import islice
 from typing import Any
 
 from PIL import Image
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
-"""FFmpeg's demuxers that may open a video file. Playlists are none of them: they name other files."""
+from .film import Film, Timeline, decode, decode_in_order, film_stream, open_file, read_timeline, table_of_samples, undecodable_head, uneven
+
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}
 """Containers in which a seek to a key frame is exact."""
-_HEAD = 48
-"""Packets looked at to see whether a film begins cleanly with a key frame; more than any decoder keeps back."""
-_COVER = 0x400
-"""FFmpeg's AV_DISPOSITION_ATTACHED_PIC: a picture of the film, stored as a stream of one frame."""
 _TURNS = {
     (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
     (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,11 +26,6 @@ _TURNS = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 """Display matrices that are quarter turns and mirrors, as (a, b, c, d): a point (x, y) moves to (a x + c y, b x + d y)."""
-
-
-Film = Any
-"""Path of a video file, or an object whose open() gives a new binary file object that can seek: a part of a larger file."""
-
 
 @dataclass(frozen=True)
 class FilmHeader:
@@ -52,72 +39,6 @@ class FilmHeader:
     """From the first frame to the end of the last."""
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """When the frames of a film are shown, as far as its packets say. Times are in units of `tick` seconds."""
-
-    times: list[int]
-    """Of each frame that a plain decode shows, ascending."""
-    keys: dict[int, int]
-    """Decoding time of each key frame, by the time at which it is shown."""
-    tick: Fraction
-    end: int
-    """When the last frame ends."""
-    counts_ticks: bool = False
-    """Frame numbers count ticks, as AVI does: a tick without a frame of its own shows the one before."""
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that have a number."""
-        return self.times[-1] - self.times[0] + 1 if self.counts_ticks else len(self.times)
-
-    @property
-    def seconds(self) -> float:
-        """From the first frame to the end of the last."""
-        return float((self.end - self.times[0]) * self.tick)
-
-    def place(self, number: int) -> int:
-        """Which of `times` a frame number stands for; one beyond the end stands for the last."""
-        if self.counts_ticks:
-            return bisect_right(self.times, self.times[0] + number) - 1
-        return min(number, len(self.times) - 1)
-
-    def place_at(self, milliseconds: int) -> int:
-        """Which of `times` is on the screen at a moment after the first frame."""
-        return max(bisect_right(self.times, self.times[0] + int(Fraction(milliseconds, 1000) / self.tick)) - 1, 0)
-
-    def irregular(self) -> bool:
-        """Whether frames are spaced unevenly: gaps wider than usual make up more than a fifth of the time. A cut leaves one such gap."""
-        return _uneven(self.times)
-
-
-@contextmanager
-def open_file(path: Film) -> Iterator[Any]:
-    """Opens a video file with PyAV. Nothing but the file is read: no playlist, no address, no pipe.
-
-    Raises:
-        av.error.FFmpegError or OSError: the file cannot be opened, or is none of CONTAINERS.
-    """
-    import av
-
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-    with nullcontext(path) if isinstance(path, str) else path.open() as file, av.open(file, container_options=options) as container:
-        yield container
-
-
-def film_stream(container: Any) -> Any:
-    """The video stream that is the film: no cover picture and, of several streams, the one that FFmpeg's own programs would play.
-
-    Raises:
-        ValueError: there is none.
-    """
-    films = [stream for stream in container.streams.video if not int(getattr(stream, "disposition", 0)) & _COVER]
-    if not films:
-        raise ValueError("no video stream in the file" + (" but a cover picture" if container.streams.video else ""))
-    best = container.streams.best("video") if len(films) > 1 and hasattr(container.streams, "best") else None
-    return best if best in films else films[0]
-
-
 def probe_file(path: Film) -> FilmHeader:
     """Number of frames, frame rate and length of a video file. No more is decoded than the first frames.
 
@@ -129,22 +50,20 @@ def probe_file(path: Film) -> FilmHeader:
     """
     with open_file(path) as container:
         stream = film_stream(container)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        table = _table_of_samples(container, stream)
+        fps = _fps(stream)
+        table = table_of_samples(container, stream)
     count = len(table)
     # an MP4 file of evenly spaced frames needs no look at every packet
-    timeline = None if count and not _uneven(table) else read_timeline(path)
+    timeline = None if count and not uneven(table) else read_timeline(path)
     if count:
-        count -= _undecodable_head(path)
+        count -= undecodable_head(path)
     elif timeline is not None:
         count = timeline.num_frames
     else:
-        count = sum(1 for _ in _decode_in_order(path))
-    seconds = timeline.seconds if timeline is not None else count / fps if fps else 0.0
+        count = sum(1 for _ in decode_in_order(path))
+    seconds = timeline.seconds if timeline is not None else count / fps
     if count < 1:
         raise ValueError("no frame in it can be decoded")
-    if not fps:
-        raise ValueError("found no frame rate in its header; write the file again, for example with ffmpeg -r")
     return FilmHeader(count, fps, seconds)
 
 
@@ -178,7 +97,7 @@ def decode_file_frames(
     """
     with open_file(path) as container:
         seekable = bool(_SEEKABLE & set(container.format.name.split(",")))
-        fps = float(film_stream(container).average_rate or 0)
+        fps = _fps(film_stream(container))
     timeline = read_timeline(path)
     if timeline is None:
         places = [int(number * fps / 1000) for number in numbers] if by_time else list(numbers)
@@ -187,89 +106,23 @@ def decode_file_frames(
     if timeline is not None and seekable and timeline.keys:
         frames = _decode_by_key_frames(path, timeline, places)
     elif timeline is not None and not timeline.counts_ticks:
-        frames = _shown_at(_decode_in_order(path), [timeline.times[place] for place in places])
+        frames = _shown_at(decode_in_order(path), [timeline.times[place] for place in places])
     else:
-        frames = _at_places(_decode_in_order(path), places)
+        frames = _at_places(decode_in_order(path), places)
     for frame in frames:
         yield _picture(frame, longest_side)
 
 
-def read_timeline(path: Film) -> Timeline | None:
-    """The timeline of a film, from its packets; None if they do not say when each frame is shown."""
-    with open_file(path) as container:
-        stream, avi = film_stream(container), container.format.name == "avi"
-        tick = stream.time_base
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    # AVI gives packets a place on a grid of ticks, in the order of decoding; in the order of showing they have the same places
-    shown = [packet.dts if avi else packet.pts for packet in packets]
-    if not packets or any(time is None for time in shown) or any(packet.dts is None for packet in packets):
-        return None
-    decoded = [packet.dts for packet in packets]
-    times = sorted(shown)
-    if any(later <= earlier for earlier, later in zip(decoded, decoded[1:])) or len(set(times)) != len(times):
-        return None
-    keys = {packet.pts: packet.dts for packet in packets if packet.is_keyframe} if not avi else {}
-    first = _first_time(path, packets) if not avi else times[0]
-    if first is None:
-        return None
-    kept = times[bisect_left(times, first) :]
-    last = max(packets, key=lambda packet: packet.dts if avi else packet.pts)
-    usual = (kept[-1] - kept[0]) // max(len(kept) - 1, 1)
-    end = kept[-1] + (last.duration or usual or 1)
-    return Timeline(kept, {key: dts for key, dts in keys.items() if key >= first}, tick, end, counts_ticks=avi)
+def _fps(stream: Any) -> float:
+    """Average frame rate, as the container says.
 
-
-def _first_time(path: Film, packets: list[Any]) -> int | None:
-    """Time of the first frame that a decoder shows. A clip that was cut without encoding may begin with frames that it cannot decode."""
-    head = packets[:_HEAD]
-    if head[0].is_keyframe and all(packet.pts > head[0].pts for packet in head[1:]):
-        return int(head[0].pts)
-    first = next(_decode_in_order(path), None)
-    return None if first is None or first.pts is None else int(first.pts)
-
-
-def _table_of_samples(container: Any, stream: Any) -> list[int]:
-    """Decoding times in the table of an MP4 or QuickTime file, without frames that an edit list hides; empty where there is no table."""
-    if "mov" not in container.format.name.split(",") or not stream.frames or not hasattr(stream, "index_entries"):
-        return []
-    return [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
-
-
-def _uneven(times: list[int]) -> bool:
-    """Whether gaps wider than usual make up more than a fifth of the time between the first and the last of ascending times."""
-    gaps = sorted(later - earlier for earlier, later in zip(times, times[1:]))
-    if len(gaps) < 3:
-        return False
-    usual = gaps[len(gaps) // 2]
-    return sum(gap for gap in gaps if gap > 1.5 * usual + 1) > 0.2 * sum(gaps)
-
-
-def _undecodable_head(path: Film) -> int:
-    """Packets at the start of a film whose frames are shown before the first one that can be decoded."""
-    with open_file(path) as container:
-        packets = (packet for packet in container.demux(film_stream(container)) if packet.size and not packet.is_discard)
-        head = list(islice(packets, _HEAD))
-    if not head or any(packet.pts is None for packet in head):
-        return 0
-    first = _first_time(path, head)
-    return 0 if first is None else sum(1 for packet in head if packet.pts < first)
-
-
-def _decode_in_order(path: Film) -> Iterator[Any]:
-    """Every frame that can be decoded, from the start. Packets that the decoder refuses are passed over, as FFmpeg's programs do."""
-    with open_file(path) as container:
-        yield from _decode(container.demux(film_stream(container)))
-
-
-def _decode(packets: Iterator[Any]) -> Iterator[Any]:
-    import av
-
-    for packet in packets:
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue
-        yield from frames
+    Raises:
+        ValueError: it does not say.
+    """
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    if not fps:
+        raise ValueError("found no frame rate in its header; write the file again, for example with ffmpeg -r")
+    return fps
 
 
 def _at_places(frames: Iterator[Any], places: Sequence[int]) -> Iterator[Any]:
@@ -306,7 +159,7 @@ def _decode_by_key_frames(path: Film, timeline: Timeline, places: Sequence[int])
             if taken < end:
                 break
     if taken < len(wanted):  # damage on the way, or frames before the first key frame: only a decode in order tells what is shown
-        yield from _shown_at(_decode_in_order(path), wanted[taken:])
+        yield from _shown_at(decode_in_order(path), wanted[taken:])
 
 
 def _decode_run(container: Any, key: int, seek_to: int, wanted: set[int]) -> Iterator[Any]:
@@ -319,7 +172,7 @@ def _decode_run(container: Any, key: int, seek_to: int, wanted: set[int]) -> Ite
             continue
         # a frame that nobody wants and no other frame refers to costs nothing
         stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted or not packet.size else "NONREF"
-        for frame in _decode(iter([packet])):
+        for frame in decode(iter([packet])):
             if frame.pts in missing:
                 missing.discard(frame.pts)
                 yield frame

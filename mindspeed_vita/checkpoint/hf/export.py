@@ -32,6 +32,7 @@ CODE_FILES = (
     "chat_messages.py",
     "chat_template.py",
     "configuration_long_vita.py",
+    "film.py",
     "frames.py",
     "generation_long_vita.py",
     "image_processing_long_vita.py",

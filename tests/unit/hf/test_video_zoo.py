@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +131,22 @@ def test_a_file_without_a_frame_that_can_be_decoded_is_refused(zoo: dict[str, An
     (tmp_path / "noise.mp4").write_bytes(bytes(random.Random(0).randbytes(5000)))
     with pytest.raises(ValueError, match="cannot be read: "):
         read_video(str(tmp_path / "noise.mp4"), max_frames=4, max_fps=1, sampler="uniform")
+
+
+def test_a_film_does_not_lie_in_memory_while_its_frames_are_taken(zoo: dict[str, Animal], tmp_path: Path) -> None:
+    path = tmp_path / "large.mkv"
+    video_zoo.ffmpeg("-f", "lavfi", "-i", "color=red:s=640x480:r=10:d=24", "-c:v", "rawvideo", "-pix_fmt", "yuv420p", path)
+    assert path.stat().st_size > 100 << 20
+    code = (
+        "import re, sys\n"
+        "from mindspeed_vita.hf.video_file import decode_file_frames, probe_file\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) >> 10\n"
+        "header = probe_file(sys.argv[1]); before = peak()\n"
+        "images = list(decode_file_frames(sys.argv[1], [0, 100, 239]))\n"
+        "print(header.num_frames, len(images), peak() - before, before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    count, images, grown, before = map(int, done.stdout.split())
+    assert (count, images) == (240, 3)
+    assert grown < 60 and before < 160, f"{grown} MiB more than {before} MiB for a film of {path.stat().st_size >> 20} MiB"
