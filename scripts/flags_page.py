@@ -7,26 +7,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+
+from pages import ROOT, write_or_check
 
 try:
     from mindspeed_vita.integration.mindspeed_llm.flag_page import page
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "mindspeed_llm_flags.md"
-
-
-def main() -> int:
-    """Writes the page, or compares it with --check."""
-    if sys.argv[1:] != ["--check"]:
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page()
-    if not current:
-        print(f"{PAGE} is out of date; run python scripts/flags_page.py", file=sys.stderr)
-    return int(not current)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(ROOT / "docs" / "mindspeed_llm_flags.md", page, "flags_page.py"))

@@ -17,6 +17,17 @@ if [ ! -d "$VITA_MCORE_012/megatron/core" ]; then
         || { echo "tests: megatron-core 0.12.3 could not be installed (0.12.3 has wheels for Python 3.10 and 3.11); the tests on it are skipped"; unset VITA_MCORE_012; }
 fi
 
+# And the newest supported line, which wants Python 3.12.
+if "$VITA_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
+    export VITA_MCORE_NEWEST="${VITA_MCORE_NEWEST:-$VITA_VENV/overlays/megatron-core-0.19.2}"
+    if [ ! -d "$VITA_MCORE_NEWEST/megatron/core" ]; then
+        "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: --target "$VITA_MCORE_NEWEST" "megatron-core==0.19.2" \
+            || { echo "tests: megatron-core 0.19.2 could not be installed; the tests on it are skipped"; unset VITA_MCORE_NEWEST; }
+    fi
+else
+    echo "tests: megatron-core 0.19 wants Python 3.12; the tests on it are skipped"
+fi
+
 # So does torch_npu, for the tests on a simulated Ascend: where it lies beside torch, even `import torch` wants CANN.
 torch_version="$("$VITA_PYTHON" -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')"
 export VITA_TORCH_NPU="${VITA_TORCH_NPU:-$VITA_VENV/overlays/torch-npu-$torch_version}"

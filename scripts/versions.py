@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from pages import ROOT, with_table, write_or_check
+
 sys.path.insert(0, str(ROOT))
 
-from mindspeed_vita.checks.doctor.tested_sets import FILE, tested_sets  # noqa: E402
+from mindspeed_vita.checks.doctor.tested_sets import tested_sets
 
 PAGE = ROOT / "docs" / "guides" / "versions.md"
-BEGIN, END = "<!-- scripts/versions.py: begin -->", "<!-- scripts/versions.py: end -->"
 
 
 def table() -> str:
@@ -28,29 +26,5 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def renewed(page: str) -> str:
-    """A page with the table of today between its two marks.
-
-    Raises:
-        ValueError: the page has no marks.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(page):
-        raise ValueError(f"{PAGE} lacks the lines {BEGIN} and {END}; put them where the table belongs")
-    return pattern.sub(lambda _: f"{BEGIN}\n{table()}\n{END}", page)
-
-
-def main() -> int:
-    """Writes the page, or compares it with --check."""
-    page = PAGE.read_text(encoding="utf-8")
-    new = renewed(page)
-    if sys.argv[1:] == ["--check"]:
-        if new != page:
-            print(f"{PAGE} does not show what {FILE} holds; run python scripts/versions.py", file=sys.stderr)
-        return int(new != page)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, lambda: with_table(PAGE, "versions.py", table()), "versions.py"))

@@ -29,13 +29,18 @@ def test_the_page_shows_the_sets_of_the_file() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_page_out_of_date_is_renewed(versions) -> None:
-    page = f"before\n{versions.BEGIN}\n| old |\n{versions.END}\nafter\n"
-    new = versions.renewed(page)
-    assert new == f"before\n{versions.BEGIN}\n{versions.table()}\n{versions.END}\nafter\n"
-    assert all(one.torch in new and core in new for one in tested_sets() for core in one.cores)
+def test_a_page_out_of_date_is_renewed(versions, tmp_path: Path) -> None:
+    from pages import with_table
+
+    begin, end = "<!-- scripts/versions.py: begin -->", "<!-- scripts/versions.py: end -->"
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{begin}\n| old |\n{end}\nafter\n")
+    table = versions.table()
+    assert with_table(page, "versions.py", table) == f"before\n{begin}\n{table}\n{end}\nafter\n"
+    assert all(one.torch in table and core in table for one in tested_sets() for core in one.cores)
+    page.write_text("no table here")
     with pytest.raises(ValueError, match="lacks the lines"):
-        versions.renewed("no table here")
+        with_table(page, "versions.py", table)
 
 
 def test_every_set_lies_in_the_ranges() -> None:
