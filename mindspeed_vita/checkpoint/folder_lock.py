@@ -4,8 +4,9 @@ The file is made with O_EXCL, which servers of NFS 3 and later carry out as one 
 judged in one of two ways:
 
 - On the owner's own machine by the process: id and time of start. A dead owner's lock is taken over at once.
-- From other machines, and from other containers, by the owner's heartbeat, the file's time of modification. It is compared with that of a
-  file made just now in the same folder. The file server's clock sets both, so clocks of hosts may differ.
+- From other machines, from other containers, and where /proc hides the processes of other users, by the owner's heartbeat, the file's
+  time of modification. It is compared with that of a file made just now in the same folder. The file server's clock sets both, so clocks
+  of hosts may differ.
 
 An owner that was silent for so long that another took over finds that out before it writes a checkpoint, and stops.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 import threading
 import time
@@ -72,9 +74,14 @@ class Owner:
         """Whether its process id means something to this process."""
         return bool(self.kernel) and self.kernel == _kernel()
 
-    def lives(self) -> bool:
-        """Whether the process is there. Only where it can be looked up."""
-        return _started(self.pid) == self.started
+    def lives(self) -> Optional[bool]:
+        """Whether the process is there; None where this process cannot find out."""
+        if not self.can_be_looked_up:
+            return None
+        started = _started(self.pid)
+        if started is None and _is_hidden(self.pid):
+            return None
+        return started == self.started
 
 
 class FolderLock:
@@ -92,6 +99,7 @@ class FolderLock:
         self._owner: Optional[Owner] = None
         self._ended = threading.Event()
         self._made: Optional[Path] = None
+        self._last_beat = 0.0
 
     def acquire(self) -> None:
         """Takes the lock.
@@ -106,6 +114,7 @@ class FolderLock:
         owner = Owner.this_process(self.work)
         for turn in range(5):  # the second time after taking over; more often only in a race with others, who then have it
             time.sleep(0.05 * max(0, turn - 1))
+            self._last_beat = _clock()
             if self._create(owner):
                 self._owner = owner
                 self._ended.clear()
@@ -122,8 +131,9 @@ class FolderLock:
         """
         assert self._owner is not None, "not acquired"
         found = _read(self.path)
-        if found is None and not self.path.exists() and self._create(self._owner):
-            return  # somebody deleted the file, and nobody took the folder
+        quiet = _clock() - self._last_beat
+        if found is None and quiet < SILENT - BEAT and not self.path.exists() and self._create(self._owner):
+            return  # somebody deleted the file. No other run can have come and gone: this one was not silent for long enough
         if found is None or found.token != self._owner.token:
             other = "another process" if found is None else _name(found)
             raise FolderInUse(
@@ -148,10 +158,14 @@ class FolderLock:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(owner), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(owner), indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # a full disk, or a signal: an empty lock would keep everybody out
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _remove_if_dead(self) -> None:
@@ -163,10 +177,10 @@ class FolderLock:
         owner, silence = _read(self.path), _silence(self.path)
         if silence is None:
             return  # given back in this moment
-        known = owner is not None and owner.can_be_looked_up
-        dead = not owner.lives() if known and owner is not None else silence > SILENT
+        lives = None if owner is None else owner.lives()
+        dead = silence > SILENT if lives is None else not lives
         if not dead:
-            raise FolderInUse(self._in_use(owner, silence, known))
+            raise FolderInUse(self._in_use(owner, silence, known=lives is not None))
         # one process at a time may remove this owner's file, so that none removes that of one who was faster
         right = self.path.with_name(f".{self.path.name}.over-{owner.token if owner else 'unnamed'}")
         try:
@@ -182,12 +196,13 @@ class FolderLock:
         finally:
             right.unlink(missing_ok=True)
 
-    def _in_use(self, owner: Optional[Owner], silence: float, known: bool) -> str:
+    def _in_use(self, owner: Optional[Owner], silence: float, *, known: bool) -> str:
         line = f"{self.folder} is in use by {_name(owner)}, last sign of life {silence:.0f} s ago; {self.advice}"
         if known and owner is not None:
             return f"{line}, or end that process: kill {owner.pid}"
         left = max(0.0, SILENT - silence)
-        return f"{line}; if that process is gone, its lock is taken over in {left:.0f} s, or at once after: rm {self.path}"
+        remedy = f"to start now, run: rm {shlex.quote(str(self.path))}"
+        return f"{line}; if that process is gone, the next start takes the lock over in {left:.0f} s; {remedy}"
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -196,7 +211,9 @@ class FolderLock:
             with suppress(OSError):
                 found = _read(self.path)
                 if owner is not None and found is not None and found.token == owner.token:
+                    now = _clock()  # before the beat, which may take long
                     os.utime(self.path)
+                    self._last_beat = now
 
 
 @contextmanager
@@ -239,13 +256,29 @@ def _silence(path: Path) -> Optional[float]:
 
 
 def _started(pid: int) -> Optional[str]:
-    """When a process started; None where there is none, or only one that has ended and waits for its parent."""
+    """When a process started; None where none is seen, or only one that has ended and waits for its parent."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rsplit(")", 1)[1].split()  # a name before it may hold anything
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of another user. It may be one that /proc does not show (the mount option hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False
+
+
+def _clock() -> float:
+    """Seconds of a clock that is never set. On Linux it goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _kernel() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -100,7 +101,8 @@ def test_a_silent_process_of_this_host_still_holds_it(folder: Path) -> None:
 
 def test_another_hosts_lock_is_refused_with_the_command_to_run(folder: Path, ended_process: int) -> None:
     write(folder, pid=ended_process, silent=40, **ELSEWHERE)
-    message = rf"process {ended_process} on host node7.* taken over in 2[56]\d s, or at once after: rm {folder}/run.lock"
+    then = rf"the next start takes the lock over in 2[56]\d s; to start now, run: rm {folder}/run.lock"
+    message = rf"process {ended_process} on host node7.* {then}"
     with pytest.raises(FolderInUse, match=message):
         lock(folder).acquire()
 
@@ -156,10 +158,63 @@ def test_an_owner_whose_file_was_deleted_takes_it_again(folder: Path) -> None:
         lock(folder).acquire()
 
 
+def test_an_owner_that_slept_while_another_came_and_went_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = lock(folder)
+    slow.acquire()
+    os.utime(folder / "run.lock", (1, 1))
+    monkeypatch.setattr(Owner, "can_be_looked_up", False)  # as from another host
+    other = lock(folder)
+    other.acquire()
+    (folder / "metrics.jsonl").touch()
+    other.release()
+    woken = folder_lock._clock() + SILENT
+    monkeypatch.setattr(folder_lock, "_clock", lambda: woken)
+    with pytest.raises(FolderInUse, match="was taken over by another process"):
+        slow.check()
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError], ids=["hidepid=2", "hidepid=1"])
+def test_another_users_process_that_proc_hides_goes_by_its_heartbeat(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    def hidden(path: Any, *arguments: Any, **keywords: Any) -> Any:
+        if str(path).startswith(f"/proc/{os.getppid()}/"):
+            raise error(path)
+        return open(path, *arguments, **keywords)
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (os.getppid(), 0)
+        raise PermissionError(pid)
+
+    monkeypatch.setattr(folder_lock, "open", hidden, raising=False)
+    monkeypatch.setattr(os, "kill", kill)
+    write(folder, pid=os.getppid(), silent=40)
+    with pytest.raises(FolderInUse, match="last sign of life 40 s ago.*if that process is gone"):
+        lock(folder).acquire()
+    write(folder, pid=os.getppid(), silent=SILENT + 10)
+    lock(folder).acquire()
+
+
+def test_a_lock_that_cannot_be_written_is_not_left_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            lock(folder).acquire()
+    assert list(folder.iterdir()) == []
+    lock(folder).acquire()
+
+
 def test_a_lock_beats_until_it_is_released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_lock, "BEAT", 0.02)
     held = lock(folder)
     held.acquire()
+    first = held._last_beat
 
     def beats() -> bool:
         os.utime(folder / "run.lock", (1, 1))
@@ -169,6 +224,10 @@ def test_a_lock_beats_until_it_is_released(folder: Path, monkeypatch: pytest.Mon
         return (folder / "run.lock").stat().st_mtime > 1
 
     assert beats()
+    deadline = time.monotonic() + 20
+    while held._last_beat == first and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held._last_beat > first
     write(folder, silent=1000, **ELSEWHERE)
     os.utime(folder / "run.lock", (1, 1))
     time.sleep(0.2)
