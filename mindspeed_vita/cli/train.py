@@ -112,9 +112,11 @@ def _builtin(recipe: Recipe) -> int:
         print(
             f"{recipe.name}: {result.step} steps, {result.layout}, loss {first} -> {last}, {result.tokens_per_second:,.0f} tokens/s, "
             f"peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
-            *results(recipe),
-            sep="\n",
             flush=True,
         )
+        try:
+            print(*results(recipe), sep="\n", flush=True)
+        except (OSError, ValueError) as error:  # the training itself is done and saved
+            print(f"vita: the checkpoint {result.checkpoint} is whole, but its loss curve was not drawn: {error}", file=sys.stderr)
     sys.stdout.flush()
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
+import pytest
 import yaml
 
 from mindspeed_vita.cli.after_training import results
@@ -40,3 +41,21 @@ def test_a_stage_of_four_names_the_next_and_a_run_without_files_names_none(tiny,
     assert line.endswith(f"checkpoint.init_from={tmp_path}")
     assert not any("next stage" in line for line in results(replace(recipe, stage=4)))
     assert not any(name in line for line in results(recipe) for name in ("loss curve", "metrics", "TensorBoard", "left out"))
+
+
+def test_a_curve_that_cannot_be_drawn_does_not_hide_the_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "a"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_to_dict(tiny.recipe(run, train={"steps": 2}))))
+    run.mkdir()
+    (run / "loss.svg").mkdir()  # writing the picture fails
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    done = capsys.readouterr()
+    (line,) = done.out.splitlines()
+    checkpoint = line.rpartition("checkpoint ")[2]
+    assert line.startswith("tiny: 2 steps, ") and (run / checkpoint).is_dir()
+    assert f"the checkpoint {checkpoint} is whole, but its loss curve was not drawn: " in done.err
+    (run / "loss.svg").rmdir()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{torn\n")
+    with pytest.raises(ValueError):
+        results(tiny.recipe(run))
