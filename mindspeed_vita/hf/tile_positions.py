@@ -50,9 +50,19 @@ def first_position(input_ids: torch.Tensor, step_ids: Optional[torch.Tensor], ca
 
 
 def uncached(input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor], cached: int) -> torch.Tensor:
-    """The ids [B, T] that are not in the cache: `input_ids` are those of the whole sequence, or the new ones where the mask is longer."""
-    new_only = attention_mask is not None and attention_mask.dim() == 2 and attention_mask.shape[1] > input_ids.shape[1]
-    return input_ids if new_only else input_ids[:, cached:]
+    """The ids [B, T] that are not in the cache: `input_ids` are those of the whole sequence, or the new ones where the mask is longer.
+
+    Raises:
+        ValueError: no mask is longer, and the ids are too few to be those of the whole sequence.
+    """
+    if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.shape[1] > input_ids.shape[1]:
+        return input_ids
+    if 0 < cached >= input_ids.shape[1]:
+        raise ValueError(
+            f"found {input_ids.shape[1]} ids and {cached} cached tokens; pass the ids of the whole sequence, or the new ids with an "
+            "attention_mask of the whole"
+        )
+    return input_ids[:, cached:]
 
 
 def is_context(input_ids: torch.Tensor, config: LongVitaConfig) -> torch.Tensor:

@@ -147,6 +147,17 @@ def test_tiles_that_would_miss_their_tokens_behind_a_cache_are_refused(model: Lo
     torch.testing.assert_close(split, whole[:, count:], rtol=1e-5, atol=1e-5)
 
 
+def test_new_ids_behind_a_cache_need_a_mask_of_the_whole(model: LongVITAForCausalLM) -> None:
+    old, images, indices = _prompt(1)
+    count = old.shape[1]
+    new = old[:, :2]
+    with torch.no_grad():
+        cache = model(old, images=images, image_indices=indices, use_cache=True)[CACHE_NAME]
+        for mask in (None, torch.ones_like(new)):
+            with pytest.raises(ValueError, match=f"found 2 ids and {count} cached tokens; pass the ids of the whole sequence, or"):
+                model.generate(new, attention_mask=mask, max_new_tokens=2, **{CACHE_NAME: cache})
+
+
 def test_context_tokens_without_tiles_are_refused(model: LongVITAForCausalLM) -> None:
     with pytest.raises(ValueError, match="found 8 context tokens in the new ids, and 0 positions"):
         model.generate(_prompt(2)[0], max_new_tokens=2)
