@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 _EPILOG = """
@@ -64,6 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"nothing was written because of the bad rows above; {advice} (paths start from {done.media_root}; "
             "--media-root names another folder)"
         )
-    settings = f"data.mixture={done.mixture} data.media_root={done.media_root}"
+    settings = shlex.join([f"data.mixture={done.mixture}", f"data.media_root={done.media_root}"])
     print(f"{done.num_good:,} samples in {done.rows}\nsettings: {settings}\nnext: vita data check RECIPE.yaml {settings}")
     return 0

@@ -134,7 +134,8 @@ def _folder(folder: Path, columns: Columns, questions: Questions) -> Source:
     if not media:
         raise ValueError(f"{folder}: holds no picture or video and no table; expected {', '.join((*PICTURES, *VIDEOS))}, or a table with "
                          f"{' or '.join((*TABLES, *JSON_SUFFIXES))}")  # fmt: skip
-    others = Counter(path.suffix.lower() for path in files if path not in media and path.suffix.lower() not in CAPTIONS)
+    known = {*PICTURES, *VIDEOS, *CAPTIONS}
+    others = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in known)
     left_out = f"; not read: {', '.join(f'{count} x {suffix or NO_SUFFIX}' for suffix, count in sorted(others.items()))}" if others else ""
     if any(path.with_suffix("") in texts for path in media):
         what, rows = f"{len(media)} pictures and videos with texts next to them", _captioned(folder, media, questions)

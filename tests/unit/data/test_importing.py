@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePath
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ from mindspeed_vita.cli.main import main
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.checking import check_mixture
 from mindspeed_vita.data.importing import Columns, import_data
+from mindspeed_vita.data.importing.fields import Questions
+from mindspeed_vita.data.importing.read import open_source
 
 
 @pytest.fixture
@@ -112,6 +115,29 @@ def test_a_folder_is_read_by_texts_or_by_its_folders(photos, tmp_path, capsys):
     assert f"settings: data.mixture={tmp_path / 'labels' / 'mixture.yaml'} data.media_root={photos}" in out
     row = json.loads((tmp_path / "labels" / "data.jsonl").read_text().splitlines()[0])
     assert turns(row) == ["<image>\nWhat is it?", "small animals"]
+
+
+def test_a_folder_of_many_files_is_read_in_one_pass(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for number in range(60):
+        for suffix in ("jpg", "txt", "heic"):
+            (folder / f"{number}.{suffix}").touch()
+    compared = []
+    equal = PurePath.__eq__
+    monkeypatch.setattr(PurePath, "__eq__", lambda one, other: bool(compared.append(one)) or equal(one, other))
+    assert open_source(folder, Columns(), Questions(())).what.endswith("not read: 60 x .heic")
+    assert len(compared) <= 180
+
+
+def test_the_printed_settings_can_be_pasted_into_a_shell(photos, tmp_path, capsys):
+    (photos / "captions.csv").write_text("image,caption\ncat.jpg,A cat.\n")
+    moved = photos.rename(tmp_path / "my photos")
+    assert main(["data", "import", str(moved), "--output", str(tmp_path / "the data")]) == 0
+    settings, following = capsys.readouterr().out.splitlines()[-2:]
+    pasted = [f"data.mixture={tmp_path}/the data/mixture.yaml", f"data.media_root={moved}"]
+    assert shlex.split(settings.removeprefix("settings: ")) == pasted
+    assert shlex.split(following.removeprefix("next: ")) == ["vita", "data", "check", "RECIPE.yaml", *pasted]
 
 
 def test_what_file_managers_leave_is_not_imported(tmp_path):
