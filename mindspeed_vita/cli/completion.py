@@ -1,4 +1,4 @@
-"""`vita completion bash|zsh`: prints a script with which the shell completes commands, options and file names. Needs the package shtab."""
+"""`vita completion bash|zsh|fish`: prints a script with which the shell completes commands, options and file names. Needs shtab."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 from typing import Any
 
 _EPILOG = """
-In ~/.bashrc or ~/.zshrc, with .venv active:
+With .venv active, in ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
 
   eval "$(vita completion bash)"
   eval "$(vita completion zsh)"
+  vita completion fish | source
 
 The package shtab makes the script: pip install -e '.[completion]'
 """

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from mindspeed_vita.cli import completion
+from mindspeed_vita.cli.completion import SHELLS
 from mindspeed_vita.cli.main import COMMANDS, main
 
 # asks bash's completion function for the words that may follow a line
@@ -51,3 +53,11 @@ def test_without_shtab_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert "pip install -e '.[completion]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_help_says_how_every_shell_takes_it(capsys, shell):
+    with pytest.raises(SystemExit):
+        main(["completion", "--help"])
+    assert f"vita completion {shell}" in capsys.readouterr().out
+    assert shell in str(completion.__doc__)
