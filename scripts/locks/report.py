@@ -20,7 +20,7 @@ OF_TORCH = re.compile(r"^(nvidia|cuda)-|^triton$")
 
 
 def download_bytes(url: str) -> Optional[int]:
-    """Size of a file at an index or on this disk, or None where the index does not tell."""
+    """Size of a file at an index, or None where the index does not tell."""
     try:
         request = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(request, timeout=10) as response:
@@ -67,4 +67,5 @@ def main() -> None:
         sys.stdout.write(lock(report, *rest))
 
 
-main()
+if __name__ == "__main__":
+    main()

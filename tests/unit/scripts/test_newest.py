@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -75,3 +76,9 @@ def test_the_table_of_pythons(checkout, tests, status, word):
     done = run(checkout, "test_pythons.sh", tests=tests)
     row = next(line for line in done.stdout.splitlines() if line.startswith("| 3.11.9 |"))
     assert done.returncode == status and "| 3 passed |" in row and row.endswith(word), done.stdout + done.stderr
+
+
+def test_the_report_can_be_imported():
+    report = runpy.run_path(str(ROOT / "scripts" / "locks" / "report.py"), run_name="report")
+    content = {"install": [{"metadata": {"name": "a", "version": "1"}, "download_info": {"url": "file:///a.whl"}}]}
+    assert report["size"](content) == "1 packages, 0 MB to download at most"
