@@ -138,7 +138,8 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     for name in DATA_ROOT TOKENIZER BASE_WEIGHTS INIT_FROM OUTPUT_ROOT MIXTURE; do
         [ -z "${!name:-}" ] || settings+=("$name=${!name}")
     done
-    # a stop signal lets the run finish its step and save; torchrun would kill it after 30 s
+    # A stop signal lets the built-in engine finish its step and save. torchrun kills its ranks 30 s after the signal; releases of torch that
+    # read this variable (2.13 does; 2.7.1 does not) give them that many seconds.
     settings+=("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}")
     gloo="${GLOO_SOCKET_IFNAME:-$(gloo_interface)}"
     [ "$nodes" -eq 1 ] || [ -z "$gloo" ] || settings+=("GLOO_SOCKET_IFNAME=$gloo")

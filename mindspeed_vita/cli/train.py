@@ -17,8 +17,10 @@ examples:
   DEVICE=cpu vita train recipe.yaml        (auto, npu, cuda or cpu)
   torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train --engine mindspeed-llm recipe.yaml parallel.tp=8 -- --use-fused-rmsnorm
 
-The same command continues from the newest checkpoint in checkpoint.directory. SIGTERM and Ctrl-C let the run finish its step and save;
-a second one ends it at once. torchrun kills what runs 30 s later: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 gives it 600 s.
+The same command continues from the newest checkpoint in checkpoint.directory. With the
+built-in engine, SIGTERM and Ctrl-C let the run finish its step and save; a second one ends it at once. torchrun kills its ranks 30 s after
+the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds. On others,
+send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
 
 exit status: 0 trained to the last step; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its message says how to mend; 1 a fault of
 vita's own. torchrun ends with 1 whenever a process of its run does not end with 0.

@@ -6,7 +6,10 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
+from packaging.version import Version
+from torch.distributed.launcher.api import LaunchConfig
 
 from mindspeed_vita.cli.after_training import results
 from mindspeed_vita.cli.main import main
@@ -59,3 +62,16 @@ def test_a_curve_that_cannot_be_drawn_does_not_hide_the_checkpoint(tiny, tmp_pat
         file.write("{torn\n")
     with pytest.raises(ValueError):
         results(tiny.recipe(run))
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="the help promises it of torch 2.13")
+def test_torchrun_waits_as_the_help_says(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds" in said
+    for value, seconds in ((None, 30), ("600", 600)):
+        monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+        if value:
+            monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", value)
+        assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == seconds
