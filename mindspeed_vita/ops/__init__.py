@@ -1,1 +1,1 @@
-"""Numerical kernels behind plain functions, a plain reference beside each fast one. A backend that cannot serve refuses with a reason."""
+"""Numerical kernels behind plain functions. Each fast kernel has a plain reference. A backend that cannot serve refuses with a reason."""

@@ -1,4 +1,7 @@
-"""Few distinct numbers of rows, for devices that prepare every kernel anew for each new shape. Padding never changes a result."""
+"""Few distinct numbers of rows, for devices that prepare every kernel anew for each new shape.
+
+The added rows have loss and gradient 0; results differ only by the order of sums.
+"""
 
 from __future__ import annotations
 
