@@ -59,8 +59,14 @@ def test_the_header_of_a_picture_in_a_tar_is_read_without_its_pixels(tmp_path, m
     with tarfile.open(path) as shard:
         references = [tar_reference(path, member.offset_data, member.size, member.name) for member in shard]
     read = []
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *rest: (read.append(preadv(*rest)), read[-1])[1])
+    pread = os.pread
+
+    def counted(*rest):
+        content = pread(*rest)
+        read.append(len(content))
+        return content
+
+    monkeypatch.setattr(os, "pread", counted)
     assert [probe_picture(reference) for reference in references] == [(400, 300)] * 2
     assert 0 < sum(read) < 64 << 10 < len(file.getvalue())
     container, _, member = references[1].partition("!/")
