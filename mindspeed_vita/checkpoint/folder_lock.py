@@ -266,14 +266,16 @@ def _started(pid: int) -> Optional[str]:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is a process of another user. It may be one that /proc does not show (the mount option hidepid)."""
+    """Whether there is such a process, and /proc does not show it (the mount option hidepid)."""
+    if os.access(f"/proc/{pid}/stat", os.R_OK):
+        return False
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
     except ProcessLookupError:
         return False
-    return False
+    except PermissionError:
+        pass  # of another user; without this error, this process is a root that may signal it but not see it
+    return True
 
 
 def _clock() -> float:

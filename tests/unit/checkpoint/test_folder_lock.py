@@ -174,9 +174,10 @@ def test_an_owner_that_slept_while_another_came_and_went_stops(folder: Path, mon
     assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("may_signal", [False, True], ids=["user", "root of a container"])
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError], ids=["hidepid=2", "hidepid=1"])
 def test_another_users_process_that_proc_hides_goes_by_its_heartbeat(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError], may_signal: bool
 ) -> None:
     def hidden(path: Any, *arguments: Any, **keywords: Any) -> Any:
         if str(path).startswith(f"/proc/{os.getppid()}/"):
@@ -185,9 +186,11 @@ def test_another_users_process_that_proc_hides_goes_by_its_heartbeat(
 
     def kill(pid: int, number: int) -> None:
         assert (pid, number) == (os.getppid(), 0)
-        raise PermissionError(pid)
+        if not may_signal:
+            raise PermissionError(pid)
 
     monkeypatch.setattr(folder_lock, "open", hidden, raising=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(os, "kill", kill)
     write(folder, pid=os.getppid(), silent=40)
     with pytest.raises(FolderInUse, match="last sign of life 40 s ago.*if that process is gone"):
