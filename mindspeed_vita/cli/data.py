@@ -1,4 +1,4 @@
-"""`vita data import SOURCE`, and `vita data index|plan|stats|check|show RECIPE.yaml key=value ...`"""
+"""`vita data import SOURCE`, and `vita data index|plan|stats|check|skipped|show RECIPE.yaml key=value ...`"""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ examples:
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """
-Looks through every row: schema, tags against media, missing files. Exit status 1 if there are findings.
+Looks through every row: schema, tags against media, missing files, special tokens in the text, empty answers. Exit status 1 if there
+are findings. Keys that nothing uses are notes, no findings.
 
 examples:
   vita data check examples/tiny/stage2.yaml
@@ -61,6 +62,17 @@ examples:
 """
     _recipe_arguments(parser)
     parser.add_argument("--headers", action="store_true", help="also open every picture and video and read its header")
+
+
+def _skipped_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """
+One line for each row that training leaves out: file, line, reason. Files are indexed first where they are not yet. Rows that merely do
+not fit a pack of this recipe are listed too, if the mixture can be built.
+
+example:
+  vita data skipped recipe.yaml > skipped.txt
+"""
+    _recipe_arguments(parser)
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +90,7 @@ example:
 ACTIONS = {
     "import": ("make a data set from CSV, TSV, LLaVA JSON or a folder of pictures", data_import.add_arguments),
     "check": ("look through every row for what would stop or shrink a run", _check_arguments),
+    "skipped": ("list every row that is left out, with file, line and reason", _skipped_arguments),
     "stats": ("lengths, tiles, fill and steps of each source, as a table and a picture", _stats_arguments),
     "show": ("write one pack as an HTML page", _show_arguments),
     "index": ("measure every sample from its text and media headers", _index_arguments),
@@ -94,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     layout = recipe.parallel
     validate(recipe, layout.tp * layout.pp * layout.cp)
-    return {"index": _index, "plan": _plan, "stats": _stats, "check": _check, "show": _show}[arguments.action](recipe, arguments)
+    actions = {"index": _index, "plan": _plan, "stats": _stats, "check": _check, "skipped": _skipped, "show": _show}
+    return actions[arguments.action](recipe, arguments)
 
 
 def _index(recipe: Recipe, arguments: argparse.Namespace) -> int:
@@ -148,9 +162,29 @@ def _check(recipe: Recipe, arguments: argparse.Namespace) -> int:
     for report in check_mixture(recipe.data, headers=arguments.headers):
         print(f"{report.source}: {report.path}: {report.num_rows:,} rows, {len(report.findings):,} findings", flush=True)
         print_findings(report.findings)
+        for note in report.notes:
+            print(f"  note: {note}")
         total += len(report.findings)
     print(f"{total:,} findings" if total else "nothing found")
     return 1 if total else 0
+
+
+def _skipped(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from mindspeed_vita.data.prepare import skipped_rows
+    from mindspeed_vita.data.templates import get_template
+    from mindspeed_vita.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
+    with _bar() as report:
+        found = skipped_rows(recipe.data, tokenizer, report=report)
+    try:
+        found += [item for item in _open(recipe).skipped if not item.at_fault]
+    except ValueError as error:
+        print(f"vita: {error}", file=sys.stderr)
+    for item in found:
+        print(f"{item.where}: {item.reason}")
+    print(f"{len(found):,} rows are left out", file=sys.stderr)
+    return 0
 
 
 def _show(recipe: Recipe, arguments: argparse.Namespace) -> int:

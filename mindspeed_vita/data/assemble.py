@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,12 @@ class EncodedSample:
     """int64[N], each tile's first context token."""
     media: tuple[Medium, ...]
     """In the order of their tags, which is the order of the tiles."""
+
+    def masked(self, length: int, pad_id: int) -> EncodedSample:
+        """The sample with nothing to learn, padded to a length that is at least its own."""
+        missing = length - len(self.tokens_T)
+        tokens = np.concatenate([self.tokens_T, np.full(missing, pad_id, dtype=np.int64)])
+        return replace(self, tokens_T=tokens, labels_T=np.full(length, IGNORE, dtype=np.int64))
 
 
 def encode_sample(
@@ -201,13 +207,13 @@ def _decode(
             if own:
                 into = tiles[first + own.start - wanted.start : first + own.stop - wanted.start]
                 jobs.append(_job(medium, own, sample.root, into))
-                owners.append((sample, medium, into))
+                owners.append((sample, into))
             first += medium.num_tiles
     failures = []
-    for (sample, medium, into), error in zip(owners, get_decoder(decoding).run(jobs) if jobs else ()):
+    for (sample, into), error in zip(owners, get_decoder(decoding).run(jobs) if jobs else ()):
         if error is not None:
             into[:] = blank_tile(tile_size)
-            failures.append(MediaFailure(sample.source, sample.sample_id, medium.path, error.reason))
+            failures.append(MediaFailure(sample.source, sample.sample_id, error.path, error.reason))
     return tiles_NCHW, failures
 
 

@@ -1,21 +1,30 @@
-"""Looks through every row of every file of a mixture for what would stop or shrink a run: schema, tags, missing media. No tokenizer."""
+"""Looks through every row of every file of a mixture for what would stop or shrink a run: schema, tags, missing media.
+
+The reserved texts are those of the recipe's tokenizer; without one, the names of the vision tokens.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.formats import adapter_for
+from mindspeed_vita.data.measure import EMPTY_ANSWERS, NOTHING_TO_LEARN
 from mindspeed_vita.data.media.decoder import get_decoder
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
+from mindspeed_vita.data.media.readers import check_reader
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.prepare import decode_settings, media_root
 from mindspeed_vita.data.rows import iter_rows, parse_row, row_place
-from mindspeed_vita.data.sample import Sample
+from mindspeed_vita.data.sample import Sample, has_answer
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import load_tokenizer
+from mindspeed_vita.hf.token_layout import ReservedText
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class FileReport:
     path: str
     num_rows: int
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    """What is left out without being wrong: keys that nothing uses, each with a count."""
 
 
 def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[FileReport]:
@@ -48,13 +59,16 @@ def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[FileRe
     Raises:
         ValueError: the mixture itself is wrong.
     """
+    check_reader(data.video_reader)
+    reserved = ReservedText(load_tokenizer(data.tokenizer, get_template(data.template)) if data.tokenizer else None)
     for spec in load_mixture(data.mixture):
         for path in spec.paths:
-            yield _check_file(spec, path, media_root(data, path, spec.format), decode_settings(data), headers)
+            yield _check_file(spec, path, media_root(data, path, spec.format), decode_settings(data), headers, reserved)
 
 
-def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings, headers: bool) -> FileReport:
+def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings, headers: bool, reserved: ReservedText) -> FileReport:
     source, findings, num_rows = spec.name, [], 0
+    unknown: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
             _, is_array, rows = iter_rows(path, Path(folder) / "rows", adapter_for(path, spec.format))
@@ -66,27 +80,41 @@ def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings
                 except ValueError as error:
                     findings.append(Finding(source, at, str(error).removeprefix(f"{at}: ")))
                     continue
-                findings += [Finding(source, at, reason) for reason in sample_problems(sample, root, settings if headers else None)]
+                problems = sample_problems(sample, root, settings if headers else None, reserved)
+                findings += [Finding(source, at, reason) for reason in problems]
+                unknown.update(sample.unknown_keys)
+            if not num_rows:
+                findings.append(Finding(source, path, "holds no rows; correct it, or take it out of the mixture"))
         except ValueError as error:
             findings.append(Finding(source, path, str(error).removeprefix(f"{path}: ")))
-    return FileReport(source, path, num_rows, tuple(findings))
+    notes = tuple(f"the key {name!r} is not used; {count:,} rows have it" for name, count in sorted(unknown.items()))
+    return FileReport(source, path, num_rows, tuple(findings), notes)
 
 
-def sample_problems(sample: Sample, root: str, settings: DecodeSettings | None = None) -> Iterator[str]:
+def sample_problems(
+    sample: Sample, root: str, settings: DecodeSettings | None = None, reserved: ReservedText | None = None
+) -> Iterator[str]:
     """What would make the index skip a sample.
 
     Args:
         sample: parsed.
         root: folder that its media lie below.
         settings: given: also open every medium and read its header, within these limits.
+        reserved: what no turn may hold; None: the names of the vision tokens.
     """
-    if not any(message.role == "assistant" for message in sample.messages):
-        yield "no assistant turn, so there is nothing to learn"
+    learnt = [message for message in sample.messages if message.role != "assistant" or message.learn]
+    if not any(message.role in ("assistant", "text", "tokens") for message in learnt):
+        yield NOTHING_TO_LEARN
+    elif not has_answer(sample):
+        yield EMPTY_ANSWERS
+    reserved = reserved or ReservedText(None)
+    yield from filter(None, (reserved.problem(message.content) for message in sample.messages))
+    if sample.messages[0].role == "tokens":
+        return  # tags are tokens here, which only indexing with the tokenizer counts
     for kind, paths in (("image", sample.images), ("video", sample.videos)):
         tags = sum(message.content.count(f"<{kind}>") for message in sample.messages)
         if tags != len(paths):
-            llava = f"; a row with {kind!r} instead of '{kind}s' is in LLaVA's layout: convert the file with vita data import"
-            yield f"found {tags} <{kind}> tags for {len(paths)} {kind}s, expected one tag each{llava if not paths else ''}"
+            yield f"found {tags} <{kind}> tags for {len(paths)} {kind}s, expected one tag each"
         for path in paths:
             try:
                 resolve(path, root)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.indexing import Report
+from mindspeed_vita.data.media.decoder import get_decoder
+from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.readers import check_reader
 from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.plan_file import EpochPlan
 from mindspeed_vita.data.prepare import Prepared, decode_settings, index_folder, plan_epoch, plan_on_disk, prepare, skip_summary
 from mindspeed_vita.data.rows import RowReader
+from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate, get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
 from mindspeed_vita.hf.token_layout import VisionTokenIds
@@ -173,7 +177,8 @@ class PackDataset:
         file_id, place = int(index.file_ids[sample_id]), int(index.places[sample_id])
         file = self._files[file_id]
         row = file.sample(int(index.offsets[sample_id]), int(index.sizes[sample_id]), place, index.digest(sample_id))
-        sample = row.first_turns(int(index.num_messages[sample_id]))
+        sample, gone = self._located(row, self._roots[file_id])
+        sample = sample.first_turns(int(index.num_messages[sample_id]))
         pictures = [Medium(path, grid, None, ()) for path, grid in zip(sample.images, index.grids(sample_id), strict=True)]
         videos = [
             Medium(path, None, header, tuple(self._limits.frames(header, limit)))
@@ -192,10 +197,39 @@ class PackDataset:
             source=self.source_names[source_id],
             root=self._roots[file_id],
         )
-        if len(encoded.tokens_T) != index.num_tokens[sample_id]:
-            assert index.digest(sample_id) is None, (self.where(sample_id), len(encoded.tokens_T))
-            raise file.changed(place)
+        num_tokens = int(index.num_tokens[sample_id])
+        if gone:
+            return encoded.masked(num_tokens, self._text.pad_id)
+        if len(encoded.tokens_T) != num_tokens:
+            raise self._disagrees(sample_id, len(encoded.tokens_T))
         return encoded
+
+    def _disagrees(self, sample_id: int, found: int) -> ValueError:
+        """What to raise where a sample has other tokens than the index says."""
+        index = self.index
+        remove = f"remove {index_folder(self.settings)} and start again"
+        earlier = "an earlier version indexed it that left keys such as 'system' out"
+        if index.digest(sample_id) is None:
+            changed = self._files[index.file_ids[sample_id]].changed(int(index.places[sample_id]))
+            return ValueError(f"{changed}. If the file did not change, {earlier}: {remove}")
+        return ValueError(
+            f"{self.where(sample_id)}: gives {found:,} tokens, had {int(index.num_tokens[sample_id]):,} when it was indexed: a picture "
+            f"that boxes are measured by changed, or {earlier}; {remove}"
+        )
+
+    def _located(self, row: Sample, root: str) -> tuple[Sample, bool]:
+        """The sample with its boxes as text; True: a picture that they are measured by is gone, and they are all zero.
+
+        Decoding that picture fails too, which is where the failure is counted.
+        """
+        if not row.boxes:
+            return row, False
+        try:
+            return row.located([get_decoder(self._decoding).probe_picture(path, root) for path in row.images]), False
+        except (MediaError, ValueError):
+            return replace(row, boxes=tuple(box._replace(corners=(0.0,) * len(box.corners)) for box in row.boxes)).located(
+                [(1, 1)] * len(row.images)
+            ), True
 
 
 def build_data(
@@ -233,6 +267,7 @@ def build_data(
         raise ValueError(f"data.seq_length={data.seq_length} is not a multiple of 2*cp*tp={2 * cp_size * tp_size}; use one that is")
     if data.media_root and not Path(data.media_root).is_dir():
         raise ValueError(f"data.media_root={data.media_root!r} is no folder; set it to the folder that media paths start from")
+    check_reader(data.video_reader)
     text = open_text(data, vocab_size)
     limits = MediaLimits(
         tokens_per_tile=tokens_per_tile,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from html import escape
 
 import numpy as np
@@ -33,7 +34,9 @@ def pack_page(dataset: PackDataset, number: int) -> str:
     parts = [
         f"<!doctype html><meta charset=utf-8><title>pack {number}</title><style>{_STYLE}</style><h1>Pack {number}</h1>",
         f"<p>Pack {place} of epoch {epoch}: {len(batch.sample_ids)} samples, {used:,} of {length:,} tokens, "
-        f"{len(batch.tile_first_token)} tiles, {int((batch.labels_T != IGNORE).sum()):,} supervised tokens. A green span is learnt; "
+        f"{len(batch.tile_first_token)} tiles, {int((batch.labels_T != IGNORE).sum()):,} supervised tokens. "
+        "A green span is learnt, with \u21b5 for a line feed, \u2192 for a tab and \u00b7 for a space "
+        "at the start of a span or the end of a line; "
         "a double red line starts an attention document.</p>",
     ]
     for sample in range(len(batch.sample_ids)):
@@ -68,8 +71,8 @@ def _spans(dataset: PackDataset, batch: PackedBatch, start: int, stop: int) -> s
 
     def flush(is_learnt: bool) -> None:
         if run:
-            text = escape(dataset.tokenizer.decode(run))
-            parts.append(f'<span class="learn">{text}</span>' if is_learnt else text)
+            text = dataset.tokenizer.decode(run)
+            parts.append(f'<span class="learn">{_visible(text)}</span>' if is_learnt else escape(text))
             run.clear()
 
     for place, token in enumerate(tokens):
@@ -82,6 +85,12 @@ def _spans(dataset: PackDataset, batch: PackedBatch, start: int, stop: int) -> s
             parts.append(_image(batch.tiles_NCHW[tiles[start + place]].numpy()))
     flush(bool(learnt) and learnt[-1])
     return "".join(parts)
+
+
+def _visible(text: str) -> str:
+    """Learnt text with a sign for each line feed, tab, and space that starts the text or ends a line: they are learnt too."""
+    signs = re.sub(r"^ +| +(?=\n|$)", lambda found: "\u00b7" * len(found[0]), text).replace("\t", "\u2192\t")
+    return escape(signs).replace("\r", "\u240d").replace("\n", "\u21b5\n")
 
 
 def _image(tile_CHW: np.ndarray) -> str:

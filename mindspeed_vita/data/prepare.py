@@ -22,12 +22,13 @@ from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.formats import holds_media
-from mindspeed_vita.data.index_file import IndexHead
+from mindspeed_vita.data.index_file import IndexHead, read_batches
 from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, Report, index_files
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
+from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
 from mindspeed_vita.hf.tiling import background
 
@@ -123,6 +124,23 @@ def index_mixture(
         files = [FileToIndex(path, media_root(data, path, spec.format), spec.format) for spec in specs for path in spec.paths]
         indexed = iter(index_files(folder, files, crew, key=key, again=again, report=report))
         return [(spec, list(islice(indexed, len(spec.paths)))) for spec in specs]
+
+
+def skipped_rows(data: DataConfig, tokenizer: Any, *, report: Report | None = None) -> list[SkippedSample]:
+    """Every row of the mixture that the index leaves out, drawn or not, whatever the budget says.
+
+    Raises:
+        ValueError: the mixture or a row is wrong.
+        OSError: the folder of the index cannot be written.
+    """
+    found = []
+    for spec, files in index_mixture(data, tokenizer, report=report):
+        for parquet, head in files:
+            for table in read_batches(parquet, ["place", "reason", "media_at_fault"]) if head.num_skipped else ():
+                for row in table.filter(table.column("reason").is_valid()).to_pylist():
+                    where = row_place(head.path, row["place"], head.is_array)
+                    found.append(SkippedSample(where, row["reason"], spec.name, row["media_at_fault"], True))
+    return found
 
 
 def prepare(data: DataConfig, limits: MediaLimits, tokenizer: Any, *, report: Report | None = None, again: bool = False) -> Prepared:

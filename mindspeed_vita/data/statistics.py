@@ -95,6 +95,10 @@ def picture(dataset: PackDataset) -> str:
             parts.append(f'<rect x="{left + place * bar:.1f}" y="{base:.1f}" width="{bar - 1:.1f}" height="{tall:.1f}" fill="{colour}"/>')
     for place in range(0, _BINS + 1, 8):
         parts.append(f'<text x="{left + place * bar:.1f}" y="{height - 32}" text-anchor="middle">{edges[place]:,.0f}</text>')
+    middle = top + (height - 50 - top) / 2
+    parts.append(f'<text x="{left + _BINS * bar / 2:.1f}" y="{height - 10}" text-anchor="middle">tokens of a sample (logarithmic)</text>')
+    parts.append(f'<text x="20" y="{middle:.1f}" transform="rotate(-90 20 {middle:.1f})" text-anchor="middle">samples</text>')
+    parts.append(f'<text x="{left - 8}" y="{height - 46}" text-anchor="end">0</text>')
     parts.append(f'<text x="{left - 8}" y="{top + 10}" text-anchor="end">{counts.sum(axis=0).max():,}</text>')
     for number, name in enumerate(dataset.source_names):
         y, colour = top + 16 * number, _COLOURS[number % len(_COLOURS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
@@ -9,10 +10,13 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.data.budget import FailureBudget
+from mindspeed_vita.data.budget import FailureBudget, kind_of
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
+
+MOST_EMPTY_STEPS = 5
+"""Steps in a row that may pass without a supervised token before the run stops."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -47,6 +51,8 @@ class FailedSamples:
         self._reasons: dict[int, str] = {}
         self._new: dict[int, str] = {}
         """Failures of this step, with their reason where this rank met it."""
+        self.empty_steps = 0
+        """Steps without a supervised token, up to now and without a break."""
 
     def agree(self, batch: Any, layout: ParallelLayout, step: int) -> Any:
         """The batch with every failure of the tp x cp x pp group applied. Collective over that group.
@@ -67,25 +73,38 @@ class FailedSamples:
             self._new[number] = reasons.get(number) or self._new.get(number, "")
         return batch.with_failed(failed.bool())
 
-    def settle(self, group: Optional[dist.ProcessGroup] = None, *, stop: Optional[StopRequest] = None) -> int:
+    def settle(
+        self,
+        group: Optional[dist.ProcessGroup] = None,
+        *,
+        learnt: float,
+        step: int,
+        last_step: int,
+        stop: Optional[StopRequest] = None,
+    ) -> int:
         """Share this step's failures with every rank, and whether one was told to stop. Collective over the world.
 
         Args:
             group: all ranks, on a backend that takes host tensors; None: the default group does.
+            learnt: what the loss of the step was divided by, of this rank's packs or of all; 0: no token was supervised.
+            step: number of the step, from 1.
+            last_step: of the run.
             stop: its `agreed` is set, in the same all-reduce.
 
         Returns:
             How many samples failed for the first time.
 
         Raises:
-            ValueError: a source is over its budget, on every rank.
+            ValueError: a source is over its budget, or nothing was learnt for too long; on every rank.
         """
         new = [self._new]
         asked = 0 if stop is None else stop.asked
+        empty = not learnt
         if dist.get_world_size() > 1:
-            told = torch.tensor([len(self._new), asked])
+            told = torch.tensor([len(self._new), asked, int(not empty)])
             dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
-            count, asked = told.tolist()
+            count, asked, some = told.tolist()
+            empty = not some
             if count:
                 new = [{} for _ in range(dist.get_world_size(group))]
                 dist.all_gather_object(new, self._new, group=group)
@@ -98,7 +117,24 @@ class FailedSamples:
             self._reasons.update({number: reason for number, reason in failures.items() if reason})
         if found and self._budget is not None:
             self._budget.check(sorted(self.ids), self._reasons)
+        self._count_empty(empty, step, last_step)
         return len(found)
+
+    def _count_empty(self, empty: bool, step: int, last_step: int) -> None:
+        """Counts steps in a row without a supervised token, and stops a run that learns nothing.
+
+        Raises:
+            ValueError: there were too many, or the run was short and had no other.
+        """
+        self.empty_steps = self.empty_steps + 1 if empty else 0
+        if self.empty_steps < MOST_EMPTY_STEPS and not (empty and step == last_step == self.empty_steps):
+            return
+        kinds = Counter(map(kind_of, self._reasons.values())).most_common(3)
+        why = "; ".join(f"{count:,} x {kind}" for kind, count in kinds) or "no sample failed: look at a pack with `vita data show`"
+        raise ValueError(
+            f"nothing was learnt in steps {step - self.empty_steps + 1} to {step}: their samples have no supervised token; "
+            f"{len(self.ids):,} samples failed to decode ({why}); {self.quarantine} names each: repair them, and start again"
+        )
 
     def note_skipped(self, skipped: Any) -> None:
         """Write down the samples that the index left out (once, at the start of a run)."""

@@ -198,6 +198,8 @@ class _Run:
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
         progress.update(entry)
+        if not result.supervised:
+            progress.line(f"{self.recipe.name} step {self.step}: no token was supervised, nothing was learnt")
 
     def _save(self) -> None:
         self._publish(wait=True)  # one at a time, in order

@@ -97,7 +97,7 @@ class Stepper:
         _, grad_norm, _ = self.optimizer.step()
         norm = float(grad_norm)
         self._check(step, "gradient norm", norm)
-        failed = self.failed.settle(stop=self.stop)
+        failed = self.failed.settle(learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
         return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed)
 
     def _step_batches(self, step: int) -> Iterator[Any]:

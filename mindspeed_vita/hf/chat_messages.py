@@ -5,7 +5,7 @@ This file travels with exported checkpoints. A message is {"role": ..., "content
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _MEDIA_KEYS = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
@@ -57,6 +57,15 @@ def _part(part: Any) -> dict[str, Any]:
     if not isinstance(part, dict) or kind not in ("text", "image", "video"):
         raise ValueError(f"found a content part of type {kind!r}; Long-VITA takes text, image, image_url, video and video_url")
     return dict(part)
+
+
+def texts_of(conversation: Any) -> Iterator[str]:
+    """The texts of a conversation with parts, or of a batch of these."""
+    if isinstance(conversation, dict):
+        yield from (part["text"] for part in conversation["content"] if part["type"] == "text")
+        return
+    for item in conversation:
+        yield from texts_of(item)
 
 
 def media(messages: Sequence[dict[str, Any]], kind: str) -> list[Any]:

@@ -14,14 +14,14 @@ import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
 # transformers 4.57 and 5.0 copy only what this file itself imports, not what its neighbours import: name every neighbour here.
-from .chat_messages import answer_mask, answer_spans, media, with_parts
+from .chat_messages import answer_mask, answer_spans, media, texts_of, with_parts
 from .chat_template import CHAT_TEMPLATES
 from .film import CONTAINERS  # noqa: F401
 from .frames import SAMPLERS
 from .image_processing_long_vita import LongVitaImageProcessor
 from .pixels import PIXELS  # noqa: F401
 from .tiling import TILINGS  # noqa: F401
-from .token_layout import MediaLayout, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
+from .token_layout import MediaLayout, ReservedText, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
 from .video_file import decode_file_frames  # noqa: F401
 from .video_reading import read_video
 
@@ -166,6 +166,11 @@ class LongVitaProcessor(ProcessorMixin):
             ValueError: messages of another form, or a mask is asked for and tokenize or return_dict is not.
         """
         conversation = with_parts(conversation)
+        reserved = ReservedText(self.tokenizer)
+        for text in texts_of(conversation):
+            problem = reserved.problem(text)
+            if problem is not None:
+                raise ValueError(problem)
         marked = re.search(r"\{%-?\s*generation\b", str(chat_template or self.chat_template))
         if kwargs.get("return_assistant_tokens_mask") and not marked:
             return self._with_answer_mask(conversation, chat_template, **kwargs)

@@ -5,6 +5,7 @@ A leaf (standard library only): it is copied into exported checkpoints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,6 +30,12 @@ VISION_TOKENS = (
     "<video>",
 )
 """Tokens that Long-VITA adds to Qwen2.5, in released order (ids 151665 to 151681 there)."""
+
+PLACEHOLDERS = ("<IMG_CONTEXT>", "<VID_CONTEXT>", "<PATCH_CONTEXT>")
+"""Tokens whose embeddings vision rows replace."""
+
+WRITTEN_TOKENS = ("<image>", "<video>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+"""Special tokens that the text of a turn may hold: tags of media, and what marks names and boxes. All others are refused."""
 
 NEWLINE_TOKENS = ("Ċ", "<0x0A>")
 """How a byte-level vocabulary, and one with byte fallback, spells the line feed that starts each row of tiles."""
@@ -80,6 +87,27 @@ class VisionTokenIds:
     def placeholders(self) -> tuple[int, int, int]:
         """The three context tokens, whose embeddings vision rows replace."""
         return self.img_context, self.vid_context, self.patch_context
+
+
+class ReservedText:
+    """Finds special tokens in what people write. There they would act as the template's own, so they are refused, never learnt.
+
+    Training, the processor and generation use this one rule.
+
+    Args:
+        tokenizer: of transformers; None: only the vision tokens are found.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
+        special = {str(token) for token in added if token.special}
+        names = sorted((special | set(VISION_TOKENS)) - set(WRITTEN_TOKENS), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, names)))
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with a text, or None."""
+        found = self._pattern.search(text)
+        return f"the text holds a reserved token ({found[0]} at {found.start()}); remove it or write it otherwise" if found else None
 
 
 class MediaLayout(NamedTuple):

@@ -28,6 +28,7 @@ from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
 from mindspeed_vita.engine.session import init_distributed, world_size
+from mindspeed_vita.hf.token_layout import ReservedText
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -75,6 +76,11 @@ class NativeGenerator:
         Raises:
             ValueError: tags and media disagree, or a medium cannot be used.
         """
+        reserved = ReservedText(self.tokenizer)
+        for message in request.messages:
+            problem = reserved.problem(message.content)
+            if problem is not None:
+                raise ValueError(problem)
         template = get_template(self.recipe.data.template)
         # An empty answer gives its header; what training would supervise after it is what remains to be generated.
         messages = (*request.messages, Message("assistant", ""))

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mindspeed_vita.data.formats.messages import TURN_FIELDS, turns_of, with_tags
 from mindspeed_vita.data.media.members import parquet_reference
+from mindspeed_vita.data.schema import LAYOUT_FIELDS, USED_FIELDS, plain_row
 
 PICTURE_COLUMNS = ("images", "image")
 
 
 def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
-    """Rows of a file: turns under messages, conversations or texts; pictures under image or images, as {bytes, path} or plain bytes.
+    """Rows of a file: columns with the keys of schema/; pictures under image or images, as {bytes, path} or plain bytes.
 
     A picture without bytes is taken from its path, relative to the file's folder. Pictures are not read here: a row refers to them.
 
@@ -26,15 +26,16 @@ def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if not any(name in names for name in TURN_FIELDS):
-                raise ValueError(f"{path}: found columns {', '.join(names)}; expected turns under {' or '.join(TURN_FIELDS)}")
+            if not any(name in names for name in LAYOUT_FIELDS):
+                raise ValueError(f"{path}: found columns {', '.join(names)}; expected turns under one of {', '.join(LAYOUT_FIELDS)}")
             pictures = next((name for name in PICTURE_COLUMNS if name in names), None)
-            wanted = [name for name in (*TURN_FIELDS, "videos", pictures) if name in names]
+            wanted = [field.name for field in file.schema_arrow if field.name in USED_FIELDS or not _holds_bytes(field.type)]
+            unread = [name for name in names if name not in wanted]
             number = 0
             for batch in file.iter_batches(batch_size=64, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _sample(path, row, pictures, number)
+                    yield _sample(path, {**row, "unknown_keys": unread}, pictures, number)
     except pa.ArrowException as error:
         raise ValueError(f"{path}: cannot be read as Parquet ({error}); copy it again") from error
     except OSError as error:
@@ -46,7 +47,12 @@ def _sample(path: str, row: dict[str, Any], column: str | None, number: int) -> 
     cells = row.get(column) if column else None
     listed = cells if isinstance(cells, list) else [] if cells is None else [cells]
     images = [_picture(path, cell, column or "", number, place, f"{where}: {column}[{place}]") for place, cell in enumerate(listed)]
-    return {"messages": with_tags(turns_of(row, where), len(images)), "images": images, "videos": row.get("videos")}
+    return plain_row({**row, **dict.fromkeys(PICTURE_COLUMNS), "images": images}, where)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or any(map(_holds_bytes, inner))
 
 
 def _picture(path: str, cell: Any, column: str, number: int, place: int, where: str) -> str:

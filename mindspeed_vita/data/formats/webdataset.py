@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, BinaryIO
 
-from mindspeed_vita.data.formats.messages import TURN_FIELDS, turns_of, with_tags
 from mindspeed_vita.data.formats.tar_members import Member, tar_members
 from mindspeed_vita.data.media.members import tar_reference
+from mindspeed_vita.data.schema import plain_row
+from mindspeed_vita.data.schema.turns import chat_fields
 from mindspeed_vita.hf.frames import natural_key
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "ppm")
@@ -59,7 +60,12 @@ def _describes_shard(file: BinaryIO, members: Sequence[Member], path: str) -> bo
     if [os.path.basename(member.name) for member in members] != ["dataset.json"]:
         return False
     row = _json(file, members[0], path)
-    return not (isinstance(row, dict) and any(row.get(field) for field in TURN_FIELDS))
+    return not (isinstance(row, dict) and _is_sample(row))
+
+
+def _is_sample(row: dict[str, Any]) -> bool:
+    """Whether a JSON is a sample of its own: turns or tokens. `text` alone may be what img2dataset noted."""
+    return bool(chat_fields(row) or row.get("input_ids"))
 
 
 def _sample(path: str, file: BinaryIO, key: str, members: Sequence[Member], where: str) -> dict[str, Any]:
@@ -71,28 +77,27 @@ def _sample(path: str, file: BinaryIO, key: str, members: Sequence[Member], wher
     row = _json(file, texts["json"], f"{where}: json") if "json" in texts else None
     if row is not None and not isinstance(row, dict):
         raise ValueError(f"{where}: json: found {type(row).__name__}, expected an object with turns")
-    fields = row or {}
-    media = {kind: _media(path, key, found, fields, kind, where) for kind, found in (("image", pictures), ("video", videos))}
-    if row is not None and ("txt" not in texts or any(row.get(field) for field in TURN_FIELDS)):
-        turns = with_tags(with_tags(turns_of(row, where), len(media["video"]), "<video>"), len(media["image"]))
-    elif "txt" in texts:
+    given = row or {}
+    media = {kind: _media(path, key, found, given, kind, where) for kind, found in (("image", pictures), ("video", videos))}
+    if row is not None and ("txt" not in texts or _is_sample(row)):
+        own = {name: None for kind, found in media.items() if found for name in _FIELDS[kind]}
+        return plain_row({**row, **own, **{f"{kind}s": found for kind, found in media.items() if found}}, where)
+    if "txt" in texts:
         tags = "<image>" * len(media["image"]) + "<video>" * len(media["video"])
         turns = [{"role": "user", "content": tags}, {"role": "assistant", "content": _text(file, texts["txt"], where)}]
-    else:
-        found = ", ".join(sorted(texts)) or "of pictures only"
-        raise ValueError(f"{where}: found fields {found}; expected json (turns) or txt (a caption)")
-    return {"messages": turns, "images": media["image"], "videos": media["video"]}
+        return {"messages": turns, "images": media["image"], "videos": media["video"]}
+    raise ValueError(f"{where}: found fields {', '.join(sorted(texts)) or 'of pictures only'}; expected json (turns) or txt (a caption)")
 
 
 def _media(path: str, key: str, members: Sequence[Member], row: dict[str, Any], kind: str, where: str) -> list[str]:
-    """References to a sample's pictures, or its videos; where the shard holds none, the paths that the JSON names."""
+    """References to those of a sample's pictures, or its videos, that lie in the shard."""
+    if not members:
+        return []
     field = next((name for name in _FIELDS[kind] if row.get(name)), "")
     names = row.get(field) or []
     names = [names] if isinstance(names, str) else names
     if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{where}: json: {field}: found {type(names).__name__}, expected the names of files")
-    if not members:
-        return names
     if len(names) == len(members) == 1:  # there is no order to tell, and the name is often that of the file it was made from
         names = []
     ordered = [_named(key, members, name, f"{where}: json: {field}") for name in names]

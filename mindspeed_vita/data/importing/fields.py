@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
-from mindspeed_vita.data.formats.messages import with_tags
-
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "image": ("image", "images", "image_path", "file_name", "filename", "file", "filepath", "path", "picture", "photo", "img"),
     "video": ("video", "videos", "video_path", "clip"),
@@ -104,24 +102,6 @@ def conversation(kind: str, path: str, question: str, answer: str) -> dict[str, 
     tag = f"<{kind}>"
     content = question if tag in question else f"{tag}\n{question}"
     return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], f"{kind}s": [path]}
-
-
-def row_of_turns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with turns: LLaVA's "image" and "video", one path or a list, become "images" and "videos"; missing tags are added.
-
-    Raises:
-        ValueError: "image" or "video" is neither a path nor a list.
-    """
-    turns = values.get("messages") or values.get("conversations")
-    row: dict[str, Any] = {}
-    for kind in ("image", "video"):
-        paths = values.get(f"{kind}s") or values.get(kind) or []
-        if not isinstance(paths, (str, list)):
-            raise ValueError(f"{kind}: found {type(paths).__name__}, expected a path or a list of paths")
-        row[f"{kind}s"] = [paths] if isinstance(paths, str) else paths
-        if isinstance(turns, list):
-            turns = with_tags(turns, len(row[f"{kind}s"]), f"<{kind}>")
-    return {"messages": turns, **row}
 
 
 def _text(values: Mapping[str, Any], name: Optional[str]) -> str:

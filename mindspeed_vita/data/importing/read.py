@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from mindspeed_vita.data.formats import JSON_SUFFIXES, suffix_of
-from mindspeed_vita.data.importing.fields import Columns, Questions, conversation, row_of_fields, row_of_turns
+from mindspeed_vita.data.importing.fields import Columns, Questions, conversation, row_of_fields
 from mindspeed_vita.data.rows import iter_rows, parse_json, row_place
+from mindspeed_vita.data.schema import plain_row
+from mindspeed_vita.data.schema.turns import TURN_FIELDS, chat_fields
 from mindspeed_vita.hf.frames import is_clutter, natural_key
 
 TABLES = (".csv", ".tsv")
@@ -111,8 +113,8 @@ def _json(path: Path, columns: Columns, questions: Questions) -> Iterator[Read]:
                 values = parse_json(row.text, where)
                 if not isinstance(values, Mapping):
                     raise ValueError(f"found {type(values).__name__}, expected an object with conversations")
-                if values.get("messages") or values.get("conversations"):
-                    yield Read(where, row_of_turns(values))
+                if set(chat_fields(values)) & set(TURN_FIELDS):
+                    yield Read(where, plain_row(values, where))
                 else:
                     yield Read(where, row_of_fields(values, columns.locate(values, "the object"), questions))
             except ValueError as error:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import yaml
 
 from mindspeed_vita.data.checking import Finding, sample_problems
 from mindspeed_vita.data.importing.fields import Columns, Questions
 from mindspeed_vita.data.importing.read import Read, open_source
-from mindspeed_vita.data.sample import Sample, parse_sample
+from mindspeed_vita.data.sample import parse_sample
+from mindspeed_vita.data.schema import plain_row
 
 ROWS, MIXTURE = "data.jsonl", "mixture.yaml"
 
@@ -72,7 +73,7 @@ def import_data(
     for read in opened.rows:
         num_rows += 1
         checked = _check(read, root)
-        if isinstance(checked, Sample):
+        if isinstance(checked, dict):
             good.append(checked)
         else:
             findings += [Finding(name, read.where, reason) for reason in checked]
@@ -81,7 +82,7 @@ def import_data(
     written = good if skip_bad or not findings else []
     if written:
         output.mkdir(parents=True, exist_ok=True)
-        _write(output / ROWS, "".join(json.dumps(_plain(sample), ensure_ascii=False) + "\n" for sample in written))
+        _write(output / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
         entry = {"ratio": 1, "data_paths": [str((output / ROWS).resolve())]}
         _write(output / MIXTURE, yaml.safe_dump({"dataset": {name: entry}}, sort_keys=False, allow_unicode=True))
     return Imported(
@@ -95,20 +96,15 @@ def import_data(
     )
 
 
-def _check(read: Read, root: str) -> Union[Sample, list[str]]:
-    """The sample, or everything that is wrong with it."""
+def _check(read: Read, root: str) -> Union[dict[str, Any], list[str]]:
+    """The row in the plain layout, or everything that is wrong with it."""
     if isinstance(read.row, str):
         return [read.row]
     try:
-        sample = parse_sample(read.row, read.where)
+        row = plain_row(read.row, read.where)
     except ValueError as error:
         return [str(error).removeprefix(f"{read.where}: ")]
-    return list(sample_problems(sample, root)) or sample
-
-
-def _plain(sample: Sample) -> dict[str, object]:
-    media = {kind: list(paths) for kind, paths in (("images", sample.images), ("videos", sample.videos)) if paths}
-    return {"messages": [asdict(message) for message in sample.messages], **media}
+    return list(sample_problems(parse_sample(row, read.where), root)) or {name: row[name] for name in row if name != "unknown_keys"}
 
 
 def _write(path: Path, text: str) -> None:

@@ -231,7 +231,7 @@ class Decoder:
             assert length <= _LONGEST_TEXT, length
             value = json.loads(bytes(_read(pipe, bytearray(length), deadline)))
             assert bytes(tag) == REFUSED or into is None or place == len(into), (place, len(into))
-            return MediaError(path, value) if bytes(tag) == REFUSED else value
+            return MediaError(value[0] or path, value[1]) if bytes(tag) == REFUSED else value
 
     def _obituary(self, child: subprocess.Popen[bytes]) -> str:
         try:

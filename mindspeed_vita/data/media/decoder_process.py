@@ -20,11 +20,11 @@ from PIL import Image
 from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.data.media.image import picture_tiles, probe_picture
 from mindspeed_vita.data.media.limits import DecodeSettings
-from mindspeed_vita.data.media.paths import MediaError, resolve
+from mindspeed_vita.data.media.paths import MediaError, resolve, split_frames
 from mindspeed_vita.data.media.video import VideoHeader, is_uneven, iter_video_tiles, probe_video
 
 TILE, DONE, REFUSED = b"T", b"D", b"E"
-"""What an answer is made of: tiles, then the end with a JSON value, or the reason why there is none."""
+"""What an answer is made of: tiles, then the end with a JSON value, or with [frame at fault or an empty text, reason]."""
 
 
 def main() -> None:
@@ -64,9 +64,14 @@ def _answer(request: dict[str, Any], settings: DecodeSettings, out: BinaryIO) ->
                 value = item
         _finish(out, DONE, value)
     except MediaError as error:
-        _finish(out, REFUSED, error.reason)
+        _finish(out, REFUSED, [_frame_at_fault(request["path"], error.path), error.reason])
     except MemoryError:
-        _finish(out, REFUSED, f"needs more than {settings.memory:,} bytes to decode (data.decode_memory)")
+        _finish(out, REFUSED, ["", f"needs more than {settings.memory:,} bytes to decode (data.decode_memory)"])
+
+
+def _frame_at_fault(path: str, at_fault: str) -> str:
+    """Which frame of a list of frames an error is about; empty where it is about the whole."""
+    return at_fault if split_frames(path) and not split_frames(at_fault) else ""
 
 
 def _finish(out: BinaryIO, tag: bytes, value: Any) -> None:

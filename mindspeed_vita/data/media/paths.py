@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
+_FRAMES = "frames!/"
 _MEMBER = re.compile(r"(.+?)!/(\d+\+\d+/.*|\w+/\d+/\d+)", re.DOTALL)
 """A reference as members.py writes them; what the container is called does not matter."""
 
@@ -30,6 +32,9 @@ def resolve(path: str, root: str) -> str:
     """
     if not path or "\0" in path or not _encodable(path):
         raise MediaError(path, "is no path")
+    frames = split_frames(path)
+    if frames is not None:
+        return frames_reference([resolve(frame, root) for frame in frames])
     container = split_member(path)
     if os.path.isfile(root):
         if container is not None and container[0] == os.path.basename(root):
@@ -50,6 +55,22 @@ def split_member(path: str) -> tuple[str, str] | None:
     """(container, member) of a reference into a tar shard or a Parquet file; None for a plain path."""
     found = _MEMBER.fullmatch(path)
     return (found[1], found[2]) if found else None
+
+
+def frames_reference(paths: list[str]) -> str:
+    """Names a video that is a list of frames; it stands where a path does."""
+    return _FRAMES + json.dumps(paths, ensure_ascii=False)
+
+
+def split_frames(path: str) -> list[str] | None:
+    """The paths of the frames of such a reference; None for anything else."""
+    if not path.startswith(_FRAMES):
+        return None
+    try:
+        paths = json.loads(path[len(_FRAMES) :])
+    except ValueError:
+        return None
+    return paths if isinstance(paths, list) and paths and all(isinstance(frame, str) for frame in paths) else None
 
 
 def _encodable(path: str) -> bool:

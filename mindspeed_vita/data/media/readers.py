@@ -7,6 +7,7 @@ count is not that of a plain decode, so that every reader gives the same frames.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 from PIL import Image
 
@@ -16,6 +17,16 @@ from mindspeed_vita.hf.video_file import decode_file_frames, open_file, probe_fi
 
 _ONLY_PYAV = "avi,mpeg,mpegts,flv,ogg,asf,gif"
 """Containers in which frames before a cut, dropped frames or wrong headers make the other readers take other frames."""
+
+
+def check_reader(reader: str) -> None:
+    """Refuses a reader that is not installed, before a file is read with it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if reader != "pyav" and find_spec(reader) is None:
+        raise ValueError(f"data.video_reader is {reader}, which is not installed here; install it, or set data.video_reader=pyav")
 
 
 def read_frames(

@@ -13,7 +13,7 @@ from mindspeed_vita.data.media.file_part import FilePart
 from mindspeed_vita.data.media.image import frame_picture, probe_picture, resize_frame
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.members import tar_part
-from mindspeed_vita.data.media.paths import MediaError, resolve, split_member
+from mindspeed_vita.data.media.paths import MediaError, resolve, split_frames, split_member
 from mindspeed_vita.data.media.readers import read_frames
 from mindspeed_vita.hf.frames import directory_fps, list_frames, sample_directory_frames, sample_file_frames, sample_file_times
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS
@@ -57,10 +57,10 @@ def probe_video(path: str, root: str | None = None, settings: DecodeSettings = _
     Raises:
         MediaError: nothing usable there, or more than the caps allow.
     """
-    written = path if root is None else os.path.join(root, path)
+    written = path if root is None or split_frames(path) else os.path.join(root, path)
     path = path if root is None else resolve(path, root)
-    if os.path.isdir(path):
-        files = list_frames(path)
+    if is_frames(path):
+        files = _frames(path)
         if not files:
             raise MediaError(path, "folder without .png, .jpg or .jpeg frames")
         probe_picture(files[0] if root is None else resolve(files[0], root), settings)
@@ -75,6 +75,15 @@ def probe_video(path: str, root: str | None = None, settings: DecodeSettings = _
     return header
 
 
+def is_frames(path: str) -> bool:
+    """Whether a video is a folder, or a list, of frames."""
+    return split_frames(path) is not None or os.path.isdir(path)
+
+
+def _frames(path: str) -> list[str]:
+    return split_frames(path) or list_frames(path)
+
+
 def is_uneven(path: str, root: str, settings: DecodeSettings = _DEFAULTS) -> bool:
     """Whether the frames of a video file are spaced unevenly in time; a folder's are not.
 
@@ -82,7 +91,7 @@ def is_uneven(path: str, root: str, settings: DecodeSettings = _DEFAULTS) -> boo
         MediaError: nothing usable there.
     """
     real = resolve(path, root)
-    if os.path.isdir(real):
+    if is_frames(real):
         return False
     film = _film(real, settings)
     with _reading(real, "read as a video"):
@@ -108,7 +117,7 @@ def iter_video_tiles(
         MediaError: the video cannot be decoded, changed since it was indexed, or exceeds a cap.
     """
     if header.is_folder:
-        files = list_frames(path)
+        files = _frames(path)
         if len(files) != header.num_frames:
             raise MediaError(path, f"holds {len(files)} frames, had {header.num_frames} when it was indexed")
         for number in numbers:

@@ -15,12 +15,13 @@ class Llama3Template(ChatTemplate):
     special_tokens = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     stop_token = "<|eot_id|>"
     pad_token = "<|end_of_text|>"
+    begin_token = "<|begin_of_text|>"
 
     def render(self, messages: Sequence[Message]) -> list[RenderedTurn]:
         """See ChatTemplate."""
         turns = []
         for place, message in enumerate(messages):
-            begin = "" if place else "<|begin_of_text|>"
+            begin = "" if place else self.begin_token
             header = f"{begin}<|start_header_id|>{message.role}<|end_header_id|>\n\n"
             text = f"{header}{message.content.strip()}<|eot_id|>"
             turns.append(RenderedTurn(text, len(header) if message.role == "assistant" else len(text)))

@@ -17,12 +17,13 @@ class MistralTemplate(ChatTemplate):
     special_tokens = ("<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
     stop_token = "</s>"
     pad_token = "</s>"
+    begin_token = "<s>"
 
     def render(self, messages: Sequence[Message]) -> list[RenderedTurn]:
         """See ChatTemplate."""
         turns = []
         for place, message in enumerate(messages):
-            begin = "" if place else "<s>"
+            begin = "" if place else self.begin_token
             before, after = _AROUND[message.role]
             text = f"{begin}{before}{message.content}{after}"
             turns.append(RenderedTurn(text, len(begin) if message.role == "assistant" else len(text)))

@@ -30,7 +30,7 @@ class Qwen2Template(ChatTemplate):
             turns.append(RenderedTurn(text, len(header) if message.role == "assistant" else len(text)))
         return turns
 
-    def encode_turns(self, messages: Sequence[Message], tokenizer: Any) -> list[EncodedTurn]:
+    def encode_chat(self, messages: Sequence[Message], tokenizer: Any) -> list[EncodedTurn]:
         """As ChatTemplate, but header and content are tokenised apart."""
         start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.special_tokens)
         line_feed = _encode(tokenizer, "\n")

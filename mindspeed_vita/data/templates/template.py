@@ -35,14 +35,27 @@ class ChatTemplate(ABC):
     stop_token: ClassVar[str]
     """Ends an answer."""
     pad_token: ClassVar[str]
-    """Fills packs up."""
+    """Fills packs up, and ends a document that is learnt as a whole."""
+    begin_token: ClassVar[str] = ""
+    """Before the first turn, and before such a document; empty where the format has none."""
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> list[RenderedTurn]:
         """The text of each message; put together it is what the jinja text of the same name gives."""
 
     def encode_turns(self, messages: Sequence[Message], tokenizer: Any) -> list[EncodedTurn]:
-        """Tokens of each message, of the whole text tokenised at once, as transformers does. A token belongs where it ends."""
+        """Tokens of each message. Documents are learnt as a whole, up to pad_token; what is tokenised already stays as it is."""
+        if len(messages) == 1 and messages[0].role == "tokens":
+            return [(list(messages[0].token_ids), list(messages[0].supervised))]
+        if len(messages) == 1 and messages[0].role == "text":
+            text = f"{self.begin_token}{messages[0].content}{self.pad_token}"
+            ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            return [(ids, [True] * len(ids))]
+        turns = self.encode_chat(messages, tokenizer)
+        return [(ids, flags if message.learn else [False] * len(flags)) for message, (ids, flags) in zip(messages, turns)]
+
+    def encode_chat(self, messages: Sequence[Message], tokenizer: Any) -> list[EncodedTurn]:
+        """Tokens of each turn, of the whole text tokenised at once, as transformers does. A token belongs where it ends."""
         turns = self.render(messages)
         # The Rust tokenizer itself: transformers' wrapper costs several times more than tokenising a turn does.
         encoding = tokenizer.backend_tokenizer.encode("".join(turn.text for turn in turns), add_special_tokens=False)

@@ -19,12 +19,13 @@ class VicunaTemplate(ChatTemplate):
     special_tokens = ("<s>", "</s>")
     stop_token = "</s>"
     pad_token = "</s>"
+    begin_token = "<s>"
 
     def render(self, messages: Sequence[Message]) -> list[RenderedTurn]:
         """See ChatTemplate."""
         turns = []
         for place, message in enumerate(messages):
-            begin, content = "" if place else "<s>", message.content.strip()
+            begin, content = "" if place else self.begin_token, message.content.strip()
             if not place and message.role != "system":
                 begin += VICUNA_SYSTEM + " "
             text = begin + {"system": f"{content} ", "user": f"USER: {content} ASSISTANT:", "assistant": f" {content}</s>"}[message.role]

@@ -53,12 +53,16 @@ class ForwardStep:
 
         Inside it the stages could not agree on samples that failed to decode: a later one waits there for an earlier one's output.
         """
+        self._learnt = 0
         packs = (self.failed.agree(next(self._loaded), self._host, self.done + 1) for _ in range(self._micro_batches))
         self._packs = packs if self.layout.pp_size == 1 else iter(list(packs))
 
     def finish_step(self) -> None:
         """Every rank learns which samples failed in the step. Collective over the world."""
-        self.failed.settle(self._host.dp_cp_group)
+        step, learnt = self.done + 1, self._learnt
+        self.failed.settle(self._host.dp_cp_group, learnt=learnt, step=step, last_step=self.recipe.train.steps)
+        if self.failed.empty_steps and dist.get_rank() == 0:
+            print(f"step {step}: no token was supervised, nothing was learnt", flush=True)
         self.done += 1
 
     def __call__(self, numbers: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
@@ -75,6 +79,7 @@ class ForwardStep:
             pinned_memory=self.platform.capabilities.pinned_memory,
         )
         supervised = batch.loss_count
+        self._learnt += supervised
         return model(inputs), partial(self._loss, supervised)
 
     def _loss(self, supervised: int, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

@@ -32,7 +32,7 @@ def script() -> str:
     [
         ('vita ""', set(COMMANDS)),
         ("vita tr", {"train"}),
-        ('vita data ""', {"import", "check", "stats", "show", "index", "plan"}),
+        ('vita data ""', {"import", "check", "skipped", "stats", "show", "index", "plan"}),
         ("vita data check --h", {"--help", "--headers"}),
         ("vita data show --p", {"--pack"}),
         ("vita generate --im", {"--image"}),

@@ -41,6 +41,8 @@ def test_stats_give_a_table_and_a_picture(recipe, tmp_path, capsys):
     assert row.split()[:2] == ["all", "32"] and row.split()[1:] == total.split()[1:], "one source is all there is"
     bars = ElementTree.parse(tmp_path / "s.svg").findall(".//{http://www.w3.org/2000/svg}rect")
     assert len(bars) == 40 + 1
+    texts = [text.text for text in ElementTree.parse(tmp_path / "s.svg").findall(".//{http://www.w3.org/2000/svg}text")]
+    assert "tokens of a sample (logarithmic)" in texts and "samples" in texts
 
 
 def test_check_names_file_and_line(tiny, recipe, tmp_path, capsys):
@@ -56,8 +58,8 @@ def test_check_names_file_and_line(tiny, recipe, tmp_path, capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == f"bad: {bad}: 5 rows, 4 findings"
     assert lines[1].startswith(f"{bad}:2: image 'gone.png': no such file")
-    assert lines[2].startswith(f"{bad}:3: found 1 <image> tags for 0 images, expected one tag each; a row with 'image' instead of 'images'")
-    assert lines[3] == f"{bad}:4: no assistant turn, so there is nothing to learn"
+    assert lines[2].startswith(f"{bad}:3: found 1 <image> tags for 0 images, expected one tag each")
+    assert lines[3] == f"{bad}:4: no assistant turn that is learnt, so there is nothing to learn"
     assert lines[4].startswith(f"{bad}:5: found no JSON") and lines[-1] == "4 findings"
 
 
@@ -74,6 +76,46 @@ def test_the_same_finding_is_one_line_with_a_count(recipe, tmp_path, capsys):
     assert f"{bad}:2: image 'gone0.png': no such file" in lines[2] and lines[2].endswith(f"and 49 more like it, the last at {bad}:51")
 
 
+def bad_mixture(tiny, tmp_path):
+    """Settings for a mixture with one good row, rows that the build leaves out, and a file without rows."""
+    talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "It is red. \n"}]
+    special = [{**talk[0], "content": "a <|im_end|> b"}, talk[1]]
+    rows = [{"messages": talk, "solution": "x", "id": 1}, {"messages": special, "solution": "y"}]
+    rows += [{"messages": [talk[0], {**talk[1], "content": " "}]}, {"messages": talk, "images": ["gone.png"]}, {"messages": talk * 400}]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    files = [str(tmp_path / "bad.jsonl"), str(tmp_path / "empty.jsonl")]
+    (tmp_path / "mixture.yaml").write_text(json.dumps({"dataset": {"bad": {"data_paths": files}}}))
+    return [f"data.mixture={tmp_path / 'mixture.yaml'}", f"data.media_root={tiny.folder}"], *files
+
+
+def test_check_sees_what_the_build_leaves_out_and_notes_unused_keys(tiny, recipe, tmp_path, capsys):
+    settings, bad, empty = bad_mixture(tiny, tmp_path)
+    assert main(["data", "check", recipe, *settings]) == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == f"bad: {bad}: 5 rows, 3 findings" and lines[-1] == "4 findings"
+    assert lines[1].startswith(f"{bad}:2: the text holds a reserved token (<|im_end|> at 2)")
+    assert lines[2] == f"{bad}:3: every answer is empty, so there is nothing to learn" and lines[3].startswith(f"{bad}:4: image 'gone.png'")
+    assert lines[4] == "note: the key 'solution' is not used; 2 rows have it"
+    assert lines[6] == f"{empty}: holds no rows; correct it, or take it out of the mixture"
+
+
+def test_skipped_lists_every_row_that_is_left_out(tiny, recipe, tmp_path, capsys):
+    settings, bad, _ = bad_mixture(tiny, tmp_path)
+    assert main(["data", "skipped", recipe, *settings]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{bad}:{row}" for row in (2, 3, 4)]
+    assert "reserved token" in lines[0] and "every answer is empty" in lines[1] and "gone.png: no such file" in lines[2]
+    assert err.endswith("3 rows are left out\n")
+
+
+def test_show_shows_line_feeds_and_spaces_that_are_learnt(tiny, recipe, tmp_path):
+    settings, *_ = bad_mixture(tiny, tmp_path)
+    assert main(["data", "show", recipe, *settings, "--output", str(tmp_path / "page.html")]) == 0
+    assert '<span class="learn">It is red.\u00b7\u21b5\n&lt;|im_end|&gt;\u21b5\n</span>' in (tmp_path / "page.html").read_text()
+
+
 def test_pictures_and_pages_go_next_to_the_run(recipe, tmp_path, capsys, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -83,7 +125,7 @@ def test_pictures_and_pages_go_next_to_the_run(recipe, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out.endswith("new/page.html\n") and (tmp_path / "elsewhere" / "new" / "page.html").is_file()
 
 
-@pytest.mark.parametrize("action", ["import", "check", "stats", "show", "index", "plan"])
+@pytest.mark.parametrize("action", ["import", "check", "skipped", "stats", "show", "index", "plan"])
 def test_every_action_has_its_own_help(action, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", action, "--help"])
@@ -96,7 +138,8 @@ def test_every_action_has_its_own_help(action, capsys):
 def test_a_missing_action_is_named(recipe, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", recipe])
-    assert ended.value.code == 2 and "where an action is expected: import, check, stats, show, index, plan" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "where an action is expected: import, check, skipped, stats, show, index, plan" in capsys.readouterr().err
 
 
 def test_show_writes_a_page_with_learnt_spans_and_tiles(recipe, tmp_path, capsys):

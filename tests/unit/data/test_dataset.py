@@ -162,7 +162,7 @@ def test_samples_that_headers_show_to_be_bad_are_skipped_with_their_reason(world
         {"messages": say("Fine", "Yes")},
         {"messages": say("<image>", "A."), "images": ["missing.png"]},
         {"messages": say("<image> <image>", "A."), "images": ["p.png"]},
-        {"messages": say("No tag", "A."), "images": ["p.png"]},
+        {"messages": say("One <image>", "A."), "images": ["p.png"] * 2},
         {"messages": say("<image>", "A."), "images": ["text.png"]},
         {"messages": say("<video>", "A."), "videos": ["bad.mp4"]},
         {"messages": say("<video>", "A."), "videos": ["empty"]},
@@ -178,7 +178,7 @@ def test_samples_that_headers_show_to_be_bad_are_skipped_with_their_reason(world
     expected = {
         "2": "missing.png: no such file",
         "3": "found 2 <image> tags for 1 images",
-        "4": "found 0 <image> tags for 1 images",
+        "4": "found 1 <image> tags for 2 images",
         "5": "cannot be read as a picture",
         "6": "bad.mp4: cannot be read as a video",
         "7": "folder without",
@@ -321,3 +321,12 @@ def test_full_size_tiles_reach_the_pack_as_published(world, picture, say, width,
     assert int(data.index.num_tokens[0]) == text + tokens
     normalised = np.ascontiguousarray(normalize(pack.tiles_NCHW.numpy()), dtype="<f4")
     assert hashlib.sha256(normalised.tobytes()).hexdigest() == case["tiles_sha256"]
+
+
+def test_a_reader_that_is_not_installed_is_refused_before_anything_is_read(world, say, monkeypatch):
+    monkeypatch.setattr("mindspeed_vita.data.media.readers.find_spec", lambda name: None)
+    world.build([{"messages": say("A?", "B.")}])
+    for reader in ("decord", "torchcodec"):
+        with pytest.raises(ValueError, match=f"data.video_reader is {reader}, which is not installed here; install it"):
+            world.build([{"messages": say("A?", "B.")}], video_reader=reader, index=str(world.folder / reader))
+        assert not (world.folder / reader).exists()

@@ -88,12 +88,12 @@ def test_a_tar_shard_gives_the_pictures_that_lie_in_it(world, picture, shard):
     ("members", "message"),
     [
         ([("k.jpg", b"x")], r"s\.tar: item 1 \(k\): found fields of pictures only; expected json"),
-        ([("k.json", b"{}")], r"s\.tar: item 1 \(k\): found fields none; expected turns under messages or conversations"),
+        ([("k.json", b"{}")], r"s\.tar: item 1 \(k\): found keys \[\], expected a list of turns under 'messages' or"),
         ([("k.json", b"[1]")], r"item 1 \(k\): json: found list, expected an object"),
         ([("a.txt", b"x"), ("k.json", b"{")], r"item 2 \(k\): json: found no JSON"),
         ([("k.json", b'{"messages": "x"}')], r"item 1 \(k\): messages: found str, expected a list of turns"),
         ([("k.txt", b"\xff")], r"item 1 \(k\): k\.txt: is not UTF-8"),
-        ([("k.json", b'{"messages": [{"role": "bot", "content": "x"}]}')], r"s\.tar: item 1: messages\[0\]: found role 'bot'"),
+        ([("k.json", b'{"messages": [{"role": "bot", "content": "x"}]}')], r"s\.tar: item 1 \(k\): messages\[0\]: found role 'bot'"),
     ],
 )
 def test_a_bad_shard_names_file_sample_and_field(world, members, message):
@@ -156,9 +156,9 @@ def test_parquet_with_one_picture_a_row_and_conversations(world, picture):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "x"}], r"b\.parquet: found columns text; expected turns under messages or conversations or texts"),
+        ([{"caption": "x"}], r"b\.parquet: found columns caption; expected turns under one of messages, conversations"),
         ([{"texts": [{"user": "x", "assistant": None}]}], r"b\.parquet: item 1: texts\[0\]\.assistant: found no text"),
-        ([{"messages": []}, {"messages": None}], r"b\.parquet: item 1: found fields messages; expected turns"),
+        ([{"messages": []}, {"messages": None}], r"b\.parquet: item 1: found keys .*expected a list of turns"),
         ([{"image": {"bytes": None, "path": None}, "texts": PAIR}], r"item 1: image\[0\]: found dict without bytes"),
         ([{"image": 7, "texts": PAIR}], r"b\.parquet: item 1: image\[0\]: found int without bytes or path"),
     ],

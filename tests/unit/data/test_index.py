@@ -41,9 +41,13 @@ class CountingTokenizer:
 
     def __init__(self, tokenizer) -> None:
         self.convert_tokens_to_ids, self.get_vocab = tokenizer.convert_tokens_to_ids, tokenizer.get_vocab
+        self.added_tokens_decoder = tokenizer.added_tokens_decoder
         self.backend_tokenizer = self
         self._encode = tokenizer.backend_tokenizer.encode
         self.texts: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.get_vocab())
 
     def encode(self, text, **options):
         self.texts.append(text)

@@ -38,7 +38,7 @@ def write(tmp_path, data, name="d.jsonl"):
 
 def test_schema(tmp_path):
     sample = read_rows(write(tmp_path, json.dumps(ROW))).sample(0)
-    assert sample.messages == (Message("user", "A?"), Message("assistant", "B."))
+    assert sample.messages == (Message("user", "<image>\nA?"), Message("assistant", "B.")), "no turn has a tag: it goes before the question"
     assert sample.images == ("p.png",) and sample.videos == ()
 
 
@@ -76,15 +76,15 @@ def test_arrays_byte_order_marks_and_gzip(tmp_path):
         ('{"messages": [', r"d\.jsonl:2: found no JSON"),
         ("[1", r"d\.jsonl:2: found no JSON"),
         ("17", r"d\.jsonl:2: found int 17, expected an object"),
-        ('{"text": "x"}', r"d\.jsonl:2: found keys \['text'\], expected a list of turns"),
+        ('{"caption": "x"}', r"d\.jsonl:2: found keys \['caption'\], expected a list of turns"),
         ('{"messages": []}', r"d\.jsonl:2: found keys \['messages'\]"),
         ('{"messages": ["x"]}', r"d\.jsonl:2: messages\[0\]: found str 'x'"),
         ('{"messages": [{"role": "bot", "content": ""}]}', r"d\.jsonl:2: messages\[0\]: found role 'bot', expected one of system, user"),
         ('{"messages": [{"role": [], "content": ""}]}', r"found role \[\], expected one of"),
         ('{"messages": [{"role": "user", "content": null}]}', r"d\.jsonl:2: messages\[0\]: found NoneType None as content"),
-        ('{"messages": [{"role": "user", "content": [1]}]}', r"expected a string"),
-        ('{"messages": [{"role": "user", "content": ""}], "images": "p.png"}', r"d\.jsonl:2: images: found str 'p.png', expected a list"),
-        ('{"messages": [{"role": "user", "content": ""}], "videos": [3]}', r"d\.jsonl:2: videos: found list \[3\]"),
+        ('{"messages": [{"role": "user", "content": [1]}]}', r"messages\[0\]: content\[0\]: found int 1, expected text"),
+        ('{"messages": [{"role": "user", "content": ""}], "images": 3}', r"d\.jsonl:2: images: found int 3, expected a path"),
+        ('{"messages": [{"role": "user", "content": ""}], "videos": [3]}', r"d\.jsonl:2: videos\[0\]: found int 3, expected a path"),
         (
             '{"messages": [{"role": "user", "content": "a\\ud800b"}]}',
             r"d\.jsonl:2: messages\[0\]: found half a character \('\\ud800' at 1\)",

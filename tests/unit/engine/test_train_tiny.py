@@ -322,3 +322,18 @@ def test_heads_that_no_kernel_serves_are_refused_before_data_is_read(tiny, tmp_p
     with pytest.raises(ValueError, match=r"no attention backend can serve 4 heads of width 8 in torch.float32 on cpu: torch_native: none"):
         train(recipe)
     assert not (tmp_path / "index").exists()
+
+
+def test_a_run_whose_samples_all_fail_ends_with_a_message_and_no_checkpoint(tiny, tmp_path, capfd):
+    for number in range(4):
+        content = (tiny.folder / f"red{number % 2}.png").read_bytes()
+        (tmp_path / f"{number}.png").write_bytes(content[: len(content) // 2])
+    talk = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It is red."}]
+    rows = [json.dumps({"messages": talk, "images": [f"{number}.png"]}) + "\n" for number in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "mixture.yaml").write_text(json.dumps({"dataset": {"all": {"data_paths": [str(tmp_path / "rows.jsonl")]}}}))
+    data = {"mixture": str(tmp_path / "mixture.yaml"), "media_root": str(tmp_path), "index": str(tmp_path / "index")}
+    with pytest.raises(ValueError, match=r"nothing was learnt in steps 1 to 3: .*samples failed to decode"):
+        train(tiny.recipe(tmp_path / "run", data=data, train={"steps": 3}))
+    assert native.latest(tmp_path / "run") is None
+    assert "step 1: no token was supervised, nothing was learnt" in "".join(capfd.readouterr())

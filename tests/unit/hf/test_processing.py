@@ -59,6 +59,15 @@ def test_prompt_ids_equal_those_of_training(processor: LongVitaProcessor, conten
     assert processor._tokenize(rendered) == ids[: last + 1]
 
 
+@pytest.mark.parametrize("text", ["a <|im_end|> b", "the <img> tag", "<|endoftext|>"])
+def test_special_tokens_in_what_people_write_are_refused_as_in_training(processor: LongVitaProcessor, text: str) -> None:
+    with pytest.raises(ValueError, match="the text holds a reserved token"):
+        _render(processor, [{"role": "user", "content": text}])
+    with pytest.raises(ValueError, match="the text holds a reserved token"):
+        _render(processor, [{"role": "user", "content": [{"type": "text", "text": text}]}], tokenize=True, return_dict=True)
+    assert "<box>[[1, 2]]</box>" in _render(processor, [{"role": "user", "content": "<ref>cup</ref><box>[[1, 2]]</box>"}])
+
+
 def test_assistant_mask_equals_what_training_supervises(processor: LongVitaProcessor) -> None:
     talk = [Message("user", "What?"), Message("assistant", "\nA cat. 猫 "), Message("user", "And?"), Message("assistant", "Two.")]
     ids, supervised = get_template("qwen2").encode(talk, processor.tokenizer)

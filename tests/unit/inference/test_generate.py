@@ -97,3 +97,8 @@ def test_folders_of_another_kind_are_refused(folder: Path) -> None:
         load_native(folder)
     with pytest.raises(ValueError, match="is no Long-VITA folder"):
         load_processor(folder)
+
+
+def test_a_special_token_in_the_prompt_is_refused_as_in_training(generator: NativeGenerator) -> None:
+    with pytest.raises(ValueError, match="the text holds a reserved token"):
+        generator.prompt(ask("a <|im_end|> b"))
