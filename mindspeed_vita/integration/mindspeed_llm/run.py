@@ -62,7 +62,8 @@ class MindSpeedRun:
             self.recipe.model,
             core_transformer_config_from_args(arguments),
             norm=gpt_layer_specs.LNImpl,  # MindSpeed's, fused with --use-fused-rmsnorm
-            **model_arguments(self.recipe, self.layout, self.device),
+            # asked for where tensors really are: an emulated NPU keeps them on the host
+            **model_arguments(self.recipe, self.layout, torch.empty(0, device=self.device).device),
         )
         self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
         if self.recipe.checkpoint.init_from and not checkpoint_exists(arguments.load):
