@@ -54,9 +54,9 @@ def numbered(column: list[float]) -> dict[int, float]:
     return dict(enumerate(column, 1))
 
 
-def assert_same_norms(found: Printed, expected: dict[int, float], steps: int) -> None:
+def assert_same_norms(found: Printed, expected: dict[int, float], steps: int, tolerance: float = NORM) -> None:
     assert sorted(found.norms) == list(range(1, steps + 1)), "every step was printed"
-    assert found.norms == pytest.approx({step: expected[step] for step in found.norms}, abs=NORM)
+    assert found.norms == pytest.approx({step: expected[step] for step in found.norms}, abs=tolerance)
 
 
 def test_losses_equal_the_built_in_engine(mindspeed: MindSpeed, one_rank: Printed, recipe: Any):
@@ -224,6 +224,7 @@ def test_bf16_with_the_distributed_optimizer_follows_the_built_in_engine(mindspe
     printed = mindspeed.train(recipe("bf16", train=settings), 2, "bf16", [*flags, "--recompute-num-layers", "1"])
     directory = Path(own.checkpoint.directory)
     what = "bf16, dp2, distributed optimizer, fused RMSNorm, recomputation, built-in engine's curve"
-    # the emulated kernels round as torch's do, so even bf16 agrees to the digits that are printed; real ones need not
-    assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= LOSS
-    assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 6)
+    # The fused norm and the parallel reduction round to bf16 in other places. Over six steps that was 2e-7 with one set of pixels
+    # and 3.2e-5 with another that differs by a few units in 255; fp32 agrees to 1.6e-7 with both.
+    assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= 1e-4
+    assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 6, 5e-3)  # worst seen 1.4e-3 of 2.2
