@@ -50,7 +50,7 @@ def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
             heapq.heappush(open_ranks, (total + float(costs[place]), rank))
     totals = np.array([costs[places].sum() for places in ranks])
     for _ in range(_ROUNDS if each > 1 else 0):
-        heavy, light = int(totals.argmax()), int(totals.argmin())
+        heavy, light = int(np.argmax(totals)), int(np.argmin(totals))
         gap = totals[heavy] - totals[light]
         moved = costs[ranks[heavy]][:, None] - costs[ranks[light]][None, :]
         gain = np.minimum(moved, gap - moved)

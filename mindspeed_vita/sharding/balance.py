@@ -33,7 +33,7 @@ def even_out(work: np.ndarray, reach: np.ndarray, sizes: np.ndarray, owners: np.
     mean = load.mean()
     missing = [_missing_before(reach, owners, rank) for rank in range(num_ranks)]
     for _ in range(_MOST_SWAPS):
-        heavy = int(load.argmax())
+        heavy = int(np.argmax(load))
         if load[heavy] <= TOLERANCE * mean:
             break
         mine = np.flatnonzero(owners == heavy)
@@ -62,7 +62,7 @@ def _best_swap(
     moved = work[mine][:, None] - work[theirs][None, :]
     gain = np.minimum(moved, gap - moved)  # of the higher load: past half of the gap the light rank becomes the higher one
     price = np.where((gain > 0) & usable, (keys + 1) / np.maximum(gain, 1e-9), np.inf)
-    best = int(price.argmin())
+    best = int(np.argmin(price))
     return float(price.flat[best]), int(mine[best // len(theirs)]), int(theirs[best % len(theirs)])
 
 

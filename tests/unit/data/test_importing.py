@@ -127,7 +127,7 @@ def test_a_folder_of_many_files_is_read_in_one_pass(tmp_path, monkeypatch):
     equal = PurePath.__eq__
     monkeypatch.setattr(PurePath, "__eq__", lambda one, other: bool(compared.append(one)) or equal(one, other))
     assert open_source(folder, Columns(), Questions(())).what.endswith("not read: 60 x .heic")
-    assert len(compared) <= 180
+    assert len(compared) <= 3 * 180  # a few per file (Python 3.12 compares more often than 3.11), not files times files
 
 
 def test_the_printed_settings_can_be_pasted_into_a_shell(photos, tmp_path, capsys):
