@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from mindspeed_vita.config import language_names, language_traits
 from mindspeed_vita.data.templates import ChatTemplate, check_template, get_template
@@ -86,8 +87,8 @@ def load_tokenizer(folder: str | Path, template: ChatTemplate | None = None) -> 
     from transformers import AutoTokenizer
 
     try:
-        _register_config(folder)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with _known_config(folder):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} does not load as a tokenizer ({error}); expected a Qwen2.5 tokenizer folder") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -106,20 +107,31 @@ def load_tokenizer(folder: str | Path, template: ChatTemplate | None = None) -> 
     return tokenizer
 
 
-def _register_config(folder: Path) -> None:
-    """Makes transformers know a Long-VITA folder's configuration, so that it does not ask whether to run the code that travels with it."""
+@contextmanager
+def _known_config(folder: Path) -> Iterator[None]:
+    """Makes transformers know a Long-VITA folder's configuration, so that it does not ask whether to run the code that travels with it.
+
+    Only for a while: left there, it would stand for every later folder of that type, also one whose own code is of another version.
+    """
     path = folder / "config.json"
     model_type = str(json.loads(path.read_text(encoding="utf-8")).get("model_type")) if path.is_file() else ""
     if not model_type.startswith("long_vita"):
+        yield
         return
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     from mindspeed_vita.hf.configuration_long_vita import config_class
 
+    before = dict(CONFIG_MAPPING._extra_content)
     for name in language_names():
         known = config_class(language_traits(name).hf_base)
         if known.model_type == model_type:
             AutoConfig.register(model_type, known, exist_ok=True)
+    try:
+        yield
+    finally:
+        CONFIG_MAPPING._extra_content.clear()
+        CONFIG_MAPPING._extra_content.update(before)
 
 
 def vision_token_ids(tokenizer: Any) -> VisionTokenIds:

@@ -16,6 +16,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import load_recipe, recipe_to_dict
 from mindspeed_vita.data.media.decoder import close_decoders
+from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.loop import train
 from tests.compat.make import QUESTION, RECIPES, STEPS, STOP, VARIABLES, answer_of_transformers, recipe_file
 from tests.tiny_data import read_metrics
@@ -78,6 +79,14 @@ def test_transformers_loads_the_export_and_finds_the_same_logits(kept: Path) -> 
         torch.testing.assert_close(processed[name], tensor)
     # a forward pass in fp32 over two layers; kernels for other vector widths sum in another order
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_keeps_its_own_configuration_after_our_code_read_its_tokenizer(kept: Path) -> None:
+    from transformers import AutoConfig
+
+    load_tokenizer(kept / "export")
+    config = AutoConfig.from_pretrained(kept / "export", trust_remote_code=True)
+    assert "transformers_modules" in type(config).__module__
 
 
 def test_convert_reads_the_export_and_the_checkpoint(kept: Path) -> None:
