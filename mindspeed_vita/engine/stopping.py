@@ -31,16 +31,17 @@ class StopRequest:
         """Number of the signal that this process received; 0: none."""
         self.agreed = 0
         """Highest number that any rank had received at the end of the last step; the same on every rank."""
-        self._finishing = False
+        self.finishing = False
+        """Whether there is a step to finish and to save."""
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
         """Inside the block a first signal is only noted, as there is a step to finish and to save. Elsewhere it ends the run at once."""
-        self._finishing = True
+        self.finishing = True
         try:
             yield
         finally:
-            self._finishing = False
+            self.finishing = False
 
     def receive(self, number: int) -> None:
         """Handles one signal.
@@ -49,7 +50,7 @@ class StopRequest:
             Stopped: there is no step to finish, or this is the second signal.
         """
         # once the ranks agreed, the signal that comes late to this one is still the same request
-        if (self._finishing or self.agreed) and not self.asked:
+        if (self.finishing or self.agreed) and not self.asked:
             self.asked = number
             if os.environ.get("RANK", "0") == "0":
                 line = f"vita: {signal.Signals(number).name}: the run finishes its step, saves and ends; a second signal ends it at once\n"
@@ -65,9 +66,14 @@ class StopRequest:
 def stop_signals() -> Iterator[StopRequest]:
     """SIGTERM and SIGINT go to the request that the block is given. Where handlers cannot be set (not the main thread), nothing changes."""
     request = StopRequest()
+    owner = os.getpid()
 
     def stop(number: int, frame: Optional[FrameType]) -> None:
-        request.receive(number)
+        if os.getpid() == owner:
+            request.receive(number)
+        elif not request.finishing:  # a worker that was just forked, and has no handlers of its own yet: it ends without a word
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     try:
         previous = {number: signal.signal(number, stop) for number in SIGNALS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 
@@ -55,4 +56,20 @@ def test_only_the_first_rank_says_that_it_stops(monkeypatch, capfd):
     with stop_signals() as request, request.finishing_steps():
         os.kill(os.getpid(), signal.SIGINT)
         assert request.asked == signal.SIGINT
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("finishing", [False, True])
+def test_a_worker_without_handlers_of_its_own_says_nothing_and_lives_on_only_while_steps_are_finished(number, finishing, capfd):
+    with stop_signals() as request, request.finishing_steps() if finishing else nullcontext():
+        worker = os.fork()
+        if not worker:
+            try:
+                os.kill(os.getpid(), number)
+            finally:  # Stopped must not run the rest of the tests a second time
+                os._exit(0 if finishing else 1)
+        status = os.waitpid(worker, 0)[1]
+        assert not request.asked
+    assert os.waitstatus_to_exitcode(status) == (0 if finishing else -number)
     assert capfd.readouterr().err == ""
