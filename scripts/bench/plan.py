@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=int, default=200)
     count = parser.parse_args().packs
-    print("| tokens | cp | scheme | work, worst / mean | keys / full ring | segments a rank | planning CPU s, longest |")
+    print("| tokens | cp | scheme | work, worst / mean | keys / full ring | segments per rank | planning CPU s, longest |")
     print("|---|---|---|---|---|---|---|")
     made: dict[int, list[tuple[np.ndarray, int]]] = {}
     for stage, capacity, cp_size in CASES:

@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=int, default=200, help="packs of 16K and 128K; a fifth of it of 1M")
     wanted = parser.parse_args().packs
-    print("| tokens, tp x cp, tiles a pack | | encodes a tile | busiest rank / even | MB a tile and rank | busiest rank | both ways |")
+    print("| tokens, tp x cp, tiles per pack | | encodes per tile | busiest rank / even | MB per tile and rank | busiest rank | both ways |")
     print("|---|---|---|---|---|---|---|")
     sizes, sums = parameter_counts(), []
     for stage, capacity, tp, cp, dp in CASES:
@@ -180,7 +180,7 @@ def main() -> None:
         tiles_of_step = tiles * BATCH[stage] / dp
         each = [reduced(4 * sizes[module], tp) / tiles_of_step / 1e6 for module in ("vision", "projector")]
         sums.append(f"| {capacity:,}, {tp} x {cp}, dp {dp} | {tiles_of_step:,.0f} | {each[0]:.3f} | {each[1]:.3f} |")
-    print("\nSum of fp32 gradients over tp, once a step: MB a tile and rank.\n")
+    print("\nSum of fp32 gradients over tp, once per step: MB per tile and rank.\n")
     print("| tokens, tp x cp | tiles of a step and replica | tower, balanced | projector, both modes |\n|---|---|---|---|")
     print("\n".join(sums))
 
