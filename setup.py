@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[*find_packages(include=["mindspeed_vita", "mindspeed_vita.*"]), "mindspeed_vita.patches"],
-    # the ledger of patches lies at the top of the repository and inside the package of a wheel
+    # the ledger of patches lies at the top of the repository and inside the package of a wheel, without patches/tool
     package_dir={"mindspeed_vita.patches": "patches"},
     package_data={
         "mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"],

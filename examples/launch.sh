@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the stage scripts: `require` names every variable that is missing, `launch` starts this node's part of a run with torchrun.
+# Sourced by the stage scripts: `launch_stage` names every variable that is missing, `launch` starts this node's part of a run with torchrun.
 
 VITA_ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -171,4 +171,22 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     printf '%q ' "${command[@]}"
     printf '\n'
     exec env "${settings[@]}" "$python" -m mindspeed_vita.cli.main check --engine "$engine" --processes $((nodes * processes)) "$recipe" "$@"
+}
+
+launch_stage() { # RECIPE mixture NAME from base|STAGE language-model NAME [key=value ...] [-- MindSpeed-LLM flags]
+    local recipe="$1" stage wanted
+    stage="$(basename "$recipe" .yaml)"
+    export MIXTURE="${MIXTURE:-$(dirname "$recipe")/../mixtures/$3.yaml}"
+    wanted=(
+        DATA_ROOT "the folder that holds datasets/ (docs/guides/data.md)"
+        TOKENIZER "the folder of $7, for its tokenizer"
+    )
+    if [ "$5" = base ]; then
+        wanted+=(BASE_WEIGHTS "what vita convert --from $7 --vision InternViT-300M-448px --to native --output DIR wrote")
+    else
+        export INIT_FROM="${INIT_FROM:-${OUTPUT_ROOT:-}/$5}" # weights to start from
+    fi
+    require "${wanted[@]}" OUTPUT_ROOT "one folder for all stages; this one writes $stage/ in it"
+    shift 7
+    launch "$recipe" "$@"
 }

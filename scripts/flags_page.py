@@ -9,11 +9,10 @@ from __future__ import annotations
 import sys
 
 from pages import ROOT, write_or_check
+from project_environment import packages_needed
 
-try:
+with packages_needed():
     from mindspeed_vita.integration.mindspeed_llm.flag_page import page
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 if __name__ == "__main__":
     sys.exit(write_or_check(ROOT / "docs" / "mindspeed_llm_flags.md", page, "flags_page.py"))

@@ -10,10 +10,10 @@ language model at 32,768 tokens.
 
 import sys
 
-try:
+from project_environment import packages_needed
+
+with packages_needed():
     from mindspeed_vita.checks.hardware_check.main import main
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 if __name__ == "__main__":
     sys.exit(main("cuda"))

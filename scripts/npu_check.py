@@ -8,10 +8,10 @@ softmax statistics; the fused merge; rings of 2, 4 and 8 against one device; 20 
 
 import sys
 
-try:
+from project_environment import packages_needed
+
+with packages_needed():
     from mindspeed_vita.checks.hardware_check.main import main
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 if __name__ == "__main__":
     sys.exit(main("npu"))

@@ -10,14 +10,13 @@ import ast
 import sys
 
 from pages import ROOT, with_table, write_or_check
+from project_environment import packages_needed
 
-try:
+with packages_needed():
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 PAGE = ROOT / "docs" / "architecture.md"
 

@@ -40,7 +40,7 @@ echo "== vita patches verify"
 [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("vita patches verify")
 echo "== tests"
 SECONDS=0
-"$python" -m pytest -q -rs tests/integration tests/unit/integration/patching/test_verify.py "$@" || failed+=("pytest")
+"$python" -m pytest -q -rs tests/integration tests/unit/patches/test_verify.py "$@" || failed+=("pytest")
 echo "== results"
 echo "| run | ranks | steps | loss off by |"
 echo "|---|---|---|---|"

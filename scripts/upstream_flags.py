@@ -10,10 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-try:
+from project_environment import packages_needed
+
+with packages_needed():
     from mindspeed_vita.integration.mindspeed_llm.parser_table import describe, table_text
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 
 def upstream_parser() -> tuple[argparse.ArgumentParser, str]:

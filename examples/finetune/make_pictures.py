@@ -16,10 +16,11 @@ import random
 import sys
 from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+from project_environment import packages_needed
+
+with packages_needed():
     from PIL import Image, ImageDraw
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 COLOURS = {"red": (205, 45, 40), "green": (40, 150, 60), "blue": (45, 80, 200), "yellow": (230, 200, 50), "black": (25, 25, 25)}
 SIDE = 128

@@ -12,11 +12,4 @@ set -euo pipefail
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/../launch.sh"
 
-export MIXTURE="${MIXTURE:-$here/../mixtures/stage3.yaml}"
-export INIT_FROM="${INIT_FROM:-${OUTPUT_ROOT:-}/stage2}"  # weights to start from
-require \
-    DATA_ROOT "the folder that holds datasets/ (docs/guides/data.md)" \
-    TOKENIZER "the folder of Qwen2.5-14B-Instruct, for its tokenizer" \
-    OUTPUT_ROOT "one folder for all stages; this one writes stage3/ in it"
-
-launch "$here/stage3.yaml" "$@"
+launch_stage "$here/stage3.yaml" mixture stage3 from stage2 language-model Qwen2.5-14B-Instruct "$@"

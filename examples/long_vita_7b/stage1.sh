@@ -12,11 +12,4 @@ set -euo pipefail
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/../launch.sh"
 
-export MIXTURE="${MIXTURE:-$here/../mixtures/stage1.yaml}"
-require \
-    DATA_ROOT "the folder that holds datasets/ (docs/guides/data.md)" \
-    TOKENIZER "the folder of Qwen2.5-7B-Instruct, for its tokenizer" \
-    BASE_WEIGHTS "what vita convert --from Qwen2.5-7B-Instruct --vision InternViT-300M-448px --to native --output DIR wrote" \
-    OUTPUT_ROOT "one folder for all stages; this one writes stage1/ in it"
-
-launch "$here/stage1.yaml" "$@"
+launch_stage "$here/stage1.yaml" mixture stage1 from base language-model Qwen2.5-7B-Instruct "$@"

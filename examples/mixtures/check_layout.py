@@ -15,12 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+from project_environment import packages_needed
+
+with packages_needed():
     import yaml
 
     from mindspeed_vita.data.media.paths import MediaError, resolve
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HERE = Path(__file__).resolve().parent
 SHOWN = 3

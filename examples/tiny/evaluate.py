@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+from project_environment import packages_needed
+
+with packages_needed():
     import torch
     from PIL import Image
     from subjects import KINDS
     from transformers import pipeline
     from transformers.utils import logging as transformers_logging
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 BATCH = 25
 MAX_NEW_TOKENS = 24

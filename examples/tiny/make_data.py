@@ -16,15 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+from project_environment import packages_needed
+
+with packages_needed():
     import av
     from augment import draw_distinct, save_clip, save_picture
     from PIL import Image
     from subjects import CLIPS, KINDS, PHRASINGS, PICTURES, Subject
 
     from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 VOCAB_SIZE = 1280
 """Entries asked of the tokenizer: the rows of the tiny preset. The texts yield fewer."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+from project_environment import packages_needed
+
 STAGES = range(5)
 NAMES = ("0 warm-up (text)", "1 alignment", "2 general", "3 long", "4 longest")
 WINDOW = 10
@@ -106,14 +109,11 @@ def draw(rows: Sequence[Sequence[str]]) -> str:
 
 def loss_picture(stages: Sequence[Stage], path: Path) -> None:
     """All stages' losses, one after the other, on a logarithmic axis."""
-    try:
+    with packages_needed():
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
-    except ModuleNotFoundError as error:
-        advice = "run: source .venv/bin/activate (scripts/setup_env.sh makes it)"
-        sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; {advice}")
 
     figure, axes = pyplot.subplots(figsize=(9, 4.5), dpi=110)
     start = 0

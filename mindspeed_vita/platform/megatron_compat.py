@@ -1,6 +1,6 @@
 """Every branch between the supported megatron-core lines, 0.12.x, 0.16.x and 0.19.x. Nothing else in the package asks for a version.
 
-megatron is imported inside the functions only.
+megatron is imported inside the functions only. patches/manifest.toml names every attribute of other packages that is set here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Sends the CUDA calls of unmodified megatron.core to another device. Used by cpu.py and npu.py; called explicitly, never on import.
 
-Only calls that ask for CUDA by name change their meaning, and on such a machine those could only fail.
+Only calls that ask for CUDA by name change their meaning, and on such a machine those could only fail. patches/manifest.toml names
+every attribute that is set here.
 """
 
 from __future__ import annotations

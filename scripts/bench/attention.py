@@ -14,7 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     import torch
     import torch.distributed as dist
@@ -25,8 +28,6 @@ try:
     from mindspeed_vita.parallel.ring import Transfer, ring_attention
     from mindspeed_vita.sharding import CPPlan, index, plan
     from mindspeed_vita.sharding.cp_plan import rank_work
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HEADS, KV_HEADS, WIDTH = 5, 1, 128
 """One tensor-parallel rank's share of the 14B model at tp 8."""

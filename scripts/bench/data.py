@@ -23,7 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     from PIL import Image
 
@@ -34,8 +37,6 @@ try:
     from mindspeed_vita.data.media.video import VideoHeader, probe_video
     from mindspeed_vita.hf.frames import sample_file_frames
     from mindspeed_vita.hf.tiling import BACKGROUND, NORMALIZATIONS, choose_grid, cut_tiles, frame_tile, normalize
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 SIZES = ((640, 480), (480, 640), (640, 427), (500, 375), (640, 640), (800, 600), (1280, 720), (1700, 2200))
 TILE = 448

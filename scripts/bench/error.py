@@ -8,16 +8,18 @@ from __future__ import annotations
 import argparse
 import sys
 from itertools import product
+from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     import torch
     import torch.nn.functional as F
 
     from mindspeed_vita.checks.virtual_ring import virtual_ring_attention
     from mindspeed_vita.sharding import plan
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HEADS, KV_HEADS, WIDTH = 5, 1, 128
 PACKS = {"one document of": (0.0, 1.0), "5 documents in": (0.0, 0.08, 0.09, 0.45, 0.55, 1.0)}

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
 
     from mindspeed_vita.hf.tiling import choose_grid
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 TOKENS_PER_TILE = 258  # 256 and its two brackets
 MAX_FRAMES = {2: 64, 3: 512, 4: 4096}

@@ -14,11 +14,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import torch
     import torch.multiprocessing as mp
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HIDDEN, VOCABULARY = 1024, 152064
 

@@ -17,15 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     from length_mix import draw
 
     from mindspeed_vita.data.dealing import deal
     from mindspeed_vita.data.packing import plan_packs
     from mindspeed_vita.data.plan_file import measure_packs, open_plan, write_plan
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = ((2, 16_384, 528), (3, 131_072, 64), (4, 1_048_576, 8))
 """Stage of the mixture, tokens a pack, packs a step."""

@@ -9,16 +9,18 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     from length_mix import TOKENS_PER_TILE, draw
 
     from mindspeed_vita.data.packing import plan_packs
     from mindspeed_vita.sharding import CPPlan, plan
     from mindspeed_vita.sharding.cp_plan import rank_work
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = ((2, 16384, 4), (3, 131072, 2), (3, 131072, 8), (4, 1048576, 8), (4, 1048576, 32))
 """Stage of the mixture, tokens a pack, context-parallel size."""

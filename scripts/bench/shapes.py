@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     import torch
     from length_mix import TOKENS_PER_TILE
@@ -20,8 +24,6 @@ try:
     from mindspeed_vita.ops.attention.blocks import pack_segments
     from mindspeed_vita.ops.shape_buckets import bucketed_rows
     from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = (
     ("stage 2", 2, 16384, 8, 1, 8, 528, True),

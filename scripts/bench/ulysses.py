@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     from plan import make_packs
 
     from mindspeed_vita.sharding import plan
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HEADS, KV_HEADS, WIDTH = 10, 2, 128
 BF16, FP32 = 2, 4

@@ -12,8 +12,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     from length_mix import TOKENS_PER_TILE
     from plan import draw_packs
@@ -22,8 +26,6 @@ try:
     from mindspeed_vita.config import MODULES, model_config_from_dict
     from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
     from mindspeed_vita.sharding.cp_plan import CPPlan
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 CASES = ((2, 16384, 8, 1, 8), (3, 131072, 8, 2, 4), (3, 131072, 8, 8, 1), (4, 1048576, 8, 8, 1))
 """Stage of the mixture, tokens a pack, tp, cp, dp; all but the third are the paper's layouts."""

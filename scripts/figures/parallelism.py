@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import matplotlib
     import numpy as np
 
@@ -18,8 +21,6 @@ try:
     import matplotlib.pyplot as plt
 
     from mindspeed_vita import sharding
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 TP, PP, CP, DP = 2, 2, 2, 2
 LAYERS, QUERY_HEADS, KV_HEADS, TOKENS, TILES = 8, 8, 2, 48, 7

@@ -52,9 +52,22 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     sources = [path for path in (ROOT / "mindspeed_vita").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert not {path.relative_to(ROOT).as_posix() for path in sources} - inside
-    ledger = [path for path in (ROOT / "patches").rglob("*") if path.is_file()]
+    ledger = [path for kind in ("*.toml", "*.md", "*.json") for path in (ROOT / "patches").rglob(kind)]
     assert not {f"mindspeed_vita/{path.relative_to(ROOT).as_posix()}" for path in ledger} - inside
     assert len(sources) > 150 and len(ledger) > 2
+    assert not [name for name in inside if "patches/tool" in name], "the developer's tool belongs to the source tree"
+
+
+def test_the_ledger_is_listed_and_the_developers_tool_says_that_it_needs_a_source_tree(installed: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, str(installed / "bin" / "vita"), "patches"]
+    listed, verified = (
+        subprocess.run([*command, action], cwd=tmp_path, env=environment, capture_output=True, text=True) for action in ("list", "verify")
+    )
+    assert listed.returncode == 0 and str(installed / "mindspeed_vita" / "patches" / "manifest.toml") in listed.stdout
+    assert verified.returncode == 2 and not verified.stdout
+    assert f"is a tool of the source tree, and this installation in {installed / 'mindspeed_vita'} has none" in verified.stderr
+    assert "run it in a clone of the repository" in verified.stderr
 
 
 @pytest.mark.slow

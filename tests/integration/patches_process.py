@@ -33,7 +33,7 @@ def main(output: str) -> None:
 
     from mindspeed_vita.integration.mindspeed_llm.bootstrap import bootstrap
     from mindspeed_vita.integration.patching import load_ledger
-    from mindspeed_vita.integration.patching.attributes import difference, snapshot
+    from tests.attributes import difference, snapshot
 
     report: dict[str, Any] = {"flags": sys.argv[1:]}
     targets = [patch.target for patch in load_ledger().patches]

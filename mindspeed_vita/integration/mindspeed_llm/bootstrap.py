@@ -9,9 +9,8 @@ from mindspeed_vita.integration.mindspeed_llm.feature import feature
 from mindspeed_vita.integration.mindspeed_llm.machine import check_machine
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import imports_of_upstream
 from mindspeed_vita.integration.patching import apply_ledger
-from mindspeed_vita.integration.patching.apply import unknown_commits
 from mindspeed_vita.integration.patching.ledger import Ledger, load_ledger
-from mindspeed_vita.integration.patching.starting import compare_sources
+from mindspeed_vita.integration.patching.starting import compare_sources, unknown_commits
 from mindspeed_vita.platform import Platform, announce, get_platform
 
 

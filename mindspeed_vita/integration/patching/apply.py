@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import importlib.util
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Optional, Protocol, Sequence
 
 from mindspeed_vita.integration.patching import live, signatures
-from mindspeed_vita.integration.patching.checkout import Checkouts
-from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Upstream, load_ledger
-from mindspeed_vita.integration.patching.tables import read_table
+from mindspeed_vita.integration.patching.ledger import Ledger, Patch, load_ledger
+from mindspeed_vita.integration.patching.starting import wrong_versions
 
 
 class PatchManager(Protocol):
@@ -62,7 +57,7 @@ def apply_ledger(patch_manager: Optional[PatchManager] = None, *, ledger: Option
             old function; all problems in one message, each with its remedy.
     """
     ledger = ledger or load_ledger()
-    problems = [problem for upstream in ledger.upstreams for problem in _wrong_version(upstream)]
+    problems = wrong_versions(ledger)
     steps, done = [], {}
     for patch in ledger.patches:
         found = _examine(patch)
@@ -79,12 +74,6 @@ def apply_ledger(patch_manager: Optional[PatchManager] = None, *, ledger: Option
     _apply(steps, patch_manager)
     done.update({step.patch.name: _applied(step, step.over) for step in steps})
     return [done[patch.name] for patch in ledger.patches]
-
-
-def examine(patch: Patch) -> list[str]:
-    """What stands against applying a patch now, each problem with its remedy; importing its modules may take a while."""
-    found = _examine(patch)
-    return [] if isinstance(found, _Step) else found
 
 
 def _examine(patch: Patch) -> _Step | list[str]:
@@ -191,39 +180,3 @@ def _applied(step: _Step, over: Sequence[str]) -> AppliedPatch:
 
 def _rewrite(patch: Patch) -> str:
     return f"install {patch.upstream} {' or '.join(patch.versions)}, or write {patch.replacement} and its ledger entry anew"
-
-
-def installed_version(upstream: Upstream) -> Optional[str]:
-    """What an imported project states: its module, the version_file of the checkout it lies in, or pip; None if none of them does."""
-    if upstream.package == "megatron":
-        return getattr(importlib.import_module("megatron.core"), "__version__", None)
-    try:
-        return _checkout(upstream).version(upstream.project) or importlib.metadata.version(upstream.package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def unknown_commits(ledger: Ledger) -> list[str]:
-    """A line for every project whose version number tells nothing and whose commit is in no signature table; none where git knows none."""
-    tables = [read_table(path)["projects"] for path in ledger.tables]
-    lines = []
-    for upstream in ledger.upstreams:
-        known = {table[upstream.project]["commit"] for table in tables if upstream.project in table}
-        commit = _checkout(upstream).commit(upstream.project)[1] if known and not upstream.versions else None
-        if commit and commit not in known:
-            expected = " or ".join(sorted(each[:12] for each in known if each))
-            lines.append(f"{upstream.project} is at commit {commit[:12]}, the patches were compared with {expected}: vita patches verify")
-    return lines
-
-
-def _checkout(upstream: Upstream) -> Checkouts:
-    spec = importlib.util.find_spec(upstream.package)
-    folders = spec.submodule_search_locations if spec else None
-    return Checkouts({upstream.project: [Path(folder).parent for folder in folders or ()]}, [upstream])
-
-
-def _wrong_version(upstream: Upstream) -> list[str]:
-    found = installed_version(upstream) if upstream.versions else None
-    if found is None or found in upstream.versions:
-        return []
-    return [f"{upstream.project} is {found}; the patches were written for {' or '.join(upstream.versions)}: check that one out"]

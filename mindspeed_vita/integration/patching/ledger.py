@@ -1,4 +1,4 @@
-"""The ledger: patches/manifest.toml as checked, typed entries. It says what is patched and why; it patches nothing."""
+"""The ledger: patches/manifest.toml as checked, typed entries. It says what is changed in other packages and why; it changes nothing."""
 
 from __future__ import annotations
 
@@ -80,6 +80,22 @@ class Seam:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rebound:
+    """Attributes of other packages that a function of ours sets by itself, outside of MindSpeed-LLM's patch manager."""
+
+    by: str
+    """Dotted name of our function that sets them."""
+    targets: tuple[str, ...]
+    """Dotted names of the attributes."""
+    when: str
+    """In which runs it happens."""
+    why: str
+    """What would fail without it."""
+    until: str
+    """The event that makes it unnecessary."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Upstream:
     """A project that entries refer to."""
 
@@ -103,6 +119,7 @@ class Ledger:
     patches: tuple[Patch, ...]
     seams: tuple[Seam, ...]
     upstreams: tuple[Upstream, ...]
+    rebound: tuple[Rebound, ...] = ()
 
     @property
     def tables(self) -> list[Path]:
@@ -138,21 +155,23 @@ def load_ledger(folder: Optional[Path] = None) -> Ledger:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
-    unknown = sorted(set(data) - {"format", "patch", "seam", "upstream"})
+    unknown = sorted(set(data) - {"format", "patch", "rebound", "seam", "upstream"})
     if data.get("format") != FORMAT or unknown:
-        raise ValueError(f"{path}: format {data.get('format')!r}, tables {unknown}; expected format {FORMAT}, tables patch, seam, upstream")
+        expected = f"format {FORMAT}, tables patch, rebound, seam, upstream"
+        raise ValueError(f"{path}: format {data.get('format')!r}, tables {unknown}; expected {expected}")
     ledger = Ledger(
         folder=folder,
         patches=tuple(_entry(Patch, entry, path) for entry in data.get("patch", [])),
         seams=tuple(_entry(Seam, entry, path) for entry in data.get("seam", [])),
         upstreams=tuple(_entry(Upstream, entry, path) for entry in data.get("upstream", [])),
+        rebound=tuple(_entry(Rebound, entry, path) for entry in data.get("rebound", [])),
     )
     _check(ledger, path)
     return ledger
 
 
 def _entry(kind: type, values: dict[str, Any], path: Path) -> Any:
-    name = values.get("name", values.get("target", values.get("project", "without a name")))
+    name = next((values[key] for key in ("name", "target", "project", "by") if key in values), "without a name")
     known = {each.name: each for each in fields(kind)}
     unknown = sorted(set(values) - set(known))
     missing = sorted(key for key, each in known.items() if key not in values and each.default is MISSING)
@@ -187,6 +206,8 @@ def _check(ledger: Ledger, path: Path) -> None:
             problems.append(f"patch {patch.name}: {patch.upstream} {sorted(behind)} is supported, but not among the patch's versions")
         if not patch.replacement.startswith("mindspeed_vita.integration."):
             problems.append(f"patch {patch.name}: replacement {patch.replacement}; expected a function in mindspeed_vita.integration")
+    rebound = [target for entry in ledger.rebound for target in entry.targets]
+    problems += [f"two entries rebind {target}" for target in sorted({target for target in rebound if rebound.count(target) > 1})]
     for upstream in ledger.upstreams:
         strangers = [name for name in upstream.used_by if name not in projects]
         problems += [f"upstream {upstream.project}: used_by {name!r}; expected a project" for name in strangers]

@@ -1,10 +1,16 @@
-"""A small made-up upstream, written as files, and entries of a ledger over it."""
+"""A small made-up upstream, written as files, and entries of a ledger over it. Fixtures: the made-up packages, and the real ones."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Upstream
 
@@ -44,3 +50,29 @@ def ledger(*patches: Patch, folder: Path = Path("patches"), **more: Any) -> Ledg
     """A ledger over the made-up packages."""
     upstreams = tuple(Upstream(project=name, package=name, version_file="setup.py") for name in ("fakemega", "fakespeed"))
     return Ledger(**{"folder": folder, "patches": patches, "seams": (), "upstreams": upstreams, **more})
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], Path]]:
+    """Writes modules of made-up packages and makes them importable; forgets them afterwards."""
+    root = tmp_path / "made_up"
+    root.mkdir()
+    monkeypatch.syspath_prepend(str(root))
+
+    def make(files: dict[str, str]) -> Path:
+        write(root, files)
+        importlib.invalidate_caches()
+        return root
+
+    yield make
+    for name in [name for name in sys.modules if name.split(".")[0] in MADE_UP]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def upstream_folder() -> Path:
+    """The folder with Megatron-LM, MindSpeed and MindSpeed-LLM that VITA_UPSTREAM names."""
+    folder = os.environ.get("VITA_UPSTREAM")
+    if not folder:
+        pytest.skip("VITA_UPSTREAM names no folder with Megatron-LM, MindSpeed and MindSpeed-LLM")
+    return Path(folder)

@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 
 from mindspeed_vita.integration.patching import apply_ledger
-from mindspeed_vita.integration.patching.apply import unknown_commits
-from mindspeed_vita.integration.patching.attributes import difference, snapshot
 from mindspeed_vita.integration.patching.ledger import Declared, Upstream
+from mindspeed_vita.integration.patching.starting import unknown_commits
+from tests.attributes import difference, snapshot
 from tests.unit.integration.patching.made_up import MADE_UP, ledger, patch
 
 MEGA = {

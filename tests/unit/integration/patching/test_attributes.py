@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from mindspeed_vita.integration.patching.attributes import difference, snapshot
+from tests.attributes import difference, snapshot
 
 FILES = {
     "fakemega/train.py": "def step(): ...\nVALUE = 1\nclass Loop:\n    def run(self): ...\n    class Inner: ...\n",

@@ -10,7 +10,7 @@ import pytest
 
 from mindspeed_vita.integration.patching import live, load_ledger, signatures
 from mindspeed_vita.integration.patching.ledger import MOST_PATCHES
-from mindspeed_vita.integration.patching.tables import read_table
+from mindspeed_vita.integration.patching.starting import read_table
 
 ROOT = Path(__file__).resolve().parents[4]
 LEDGER = load_ledger()
@@ -35,6 +35,14 @@ signature = "(a)"
 why = "w"
 until = "u"
 test = "t"
+"""
+REBOUND = """
+[[rebound]]
+by = "mindspeed_vita.there.set"
+targets = ["torch.x"]
+when = "w"
+why = "y"
+until = "u"
 """
 
 
@@ -112,6 +120,8 @@ def test_ledger_and_table_agree(table):
         (UPSTREAM + 'versions = ["1", "2"]' + PATCH, r"Mega \['2'\] is supported, but not among the patch's versions"),
         (UPSTREAM + PATCH + PATCH, "two patches with name step; two patches with target mega.step"),
         (UPSTREAM + "".join(PATCH.replace("step", f"step{n}") for n in range(9)), "9 patches; at most 8"),
+        (UPSTREAM + REBOUND.replace("why", "wy"), r"rebound mindspeed_vita.there.set: unknown keys \['wy'\], missing keys \['why'\]"),
+        (UPSTREAM + REBOUND + REBOUND, "two entries rebind torch.x"),
         (UPSTREAM + PATCH + "[[patch.patched_upstream]]\nby = 'x.y'", r"missing keys \['when'\]"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.cli import main as cli
-from mindspeed_vita.integration.patching import load_ledger, verify
-from mindspeed_vita.integration.patching.checkout import Checkouts
-from mindspeed_vita.integration.patching.ledger import Declared, Seam, Upstream
-from mindspeed_vita.integration.patching.tables import build_table, read_table, table_text
+from mindspeed_vita.cli import patches
+from mindspeed_vita.integration.patching import load_ledger
+from mindspeed_vita.integration.patching.ledger import Declared, Ledger, Seam, Upstream
+from mindspeed_vita.integration.patching.starting import read_table
+from patches.tool.checkout import Checkouts
+from patches.tool.tables import build_table, table_text
+from patches.tool.verify import Report, verify
 from tests.unit.integration.patching.made_up import ledger, patch, write
 
 FILES = {
@@ -46,11 +51,15 @@ def book(tmp_path: Path):
 
 def problems(book, tmp_path: Path, changes: dict[str, str] | None = None) -> list[str]:
     write(tmp_path / "sources", changes or {})
-    return verify([tmp_path / "sources"], ledger=book).problems
+    return verified(book, tmp_path).problems
+
+
+def verified(book: Ledger, tmp_path: Path) -> Report:
+    return verify(book, Checkouts.in_folders([tmp_path / "sources"], UPSTREAMS))
 
 
 def test_what_fits_has_no_problems_and_names_its_table(book, tmp_path):
-    report = verify([tmp_path / "sources"], ledger=book)
+    report = verified(book, tmp_path)
     assert not report.problems and report.table == "as it is" and not report.changed
     assert [(finding.part, finding.target) for finding in report.findings] == [
         ("upstream", "fakemega"),
@@ -101,18 +110,39 @@ def test_a_declaration_behind_a_flag_may_be_absent(book, tmp_path):
 
 def test_changed_lines_behind_the_same_signature_are_told(book, tmp_path):
     write(tmp_path / "sources", {"fakemega/train.py": "def step(model, count=1):\n    return None\n"})
-    report = verify([tmp_path / "sources"], ledger=book)
+    report = verified(book, tmp_path)
     assert not report.problems and report.changed == ("fakemega.train.step",)
 
 
 def test_the_command_lists_and_refuses(capsys, tmp_path):
     assert cli.main(["patches", "list"]) == 0
-    listed = capsys.readouterr().out
+    listed = " ".join(capsys.readouterr().out.split())
     assert all(entry.target in listed and entry.replacement in listed for entry in load_ledger().patches)
+    assert all(name in listed for entry in load_ledger().rebound for name in (entry.by, *entry.targets))
     assert cli.main(["patches", "list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)["patches"]] == [entry.name for entry in load_ledger().patches]
+    parts = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in parts["patches"]] == [entry.name for entry in load_ledger().patches]
+    assert [entry["by"] for entry in parts["rebound"]] == [entry.by for entry in load_ledger().rebound]
     assert cli.main(["patches", "verify", "--upstream", str(tmp_path)]) == 2
     assert "no checkout of Megatron-LM in" in capsys.readouterr().err
+
+
+def test_without_the_source_tree_the_tool_is_refused_and_the_list_works(capsys, tmp_path, monkeypatch):
+    shutil.copy(load_ledger().folder / "manifest.toml", tmp_path)
+    monkeypatch.setattr(patches, "load_ledger", lambda: load_ledger(tmp_path))
+    for action in ("verify", "table"):
+        assert cli.main(["patches", action]) == 2
+        said = capsys.readouterr().err
+        assert f"`vita patches {action}` is a tool of the source tree, and this installation in {tmp_path.parent} has none" in said
+        assert "run it in a clone of the repository, after `pip install -e .` there" in said
+    assert cli.main(["patches", "list"]) == 0
+
+
+def test_the_tool_works_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "mindspeed_vita.cli.main", "patches", "verify", "--upstream", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(load_ledger().folder.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no checkout of Megatron-LM in" in done.stderr
 
 
 # what follows needs the real sources

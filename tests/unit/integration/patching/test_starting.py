@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.integration.patching import verify
-from mindspeed_vita.integration.patching.checkout import Checkouts
 from mindspeed_vita.integration.patching.ledger import Ledger, Upstream
-from mindspeed_vita.integration.patching.starting import compare_sources
-from mindspeed_vita.integration.patching.tables import build_table, table_text
-from mindspeed_vita.integration.patching.used import MODULE, VALUE, used_names
+from mindspeed_vita.integration.patching.sources import MODULE, VALUE
+from mindspeed_vita.integration.patching.starting import compare_sources, used_names
+from patches.tool.checkout import Checkouts
+from patches.tool.tables import build_table, table_text
+from patches.tool.verify import verify
 from tests.unit.integration.patching.made_up import ledger, write
 
 UPSTREAMS = (
@@ -72,9 +72,9 @@ def test_every_import_is_found_wherever_it_stands_and_told_what_it_is(book: Ledg
 
 
 def test_the_same_version_without_a_name_is_a_problem(book: Ledger, tmp_path: Path):
-    assert verify([tmp_path / "sources"], ledger=book).problems == []
+    assert verify(book, Checkouts.in_folders([tmp_path / "sources"], UPSTREAMS)).problems == []
     write(tmp_path / "sources", {"fakespeed/ring.py": "SIZE = 3\n"})
-    report = verify([tmp_path / "sources"], ledger=book)
+    report = verify(book, Checkouts.in_folders([tmp_path / "sources"], UPSTREAMS))
     assert [finding.found for finding in report.findings if finding.target == "fakespeed"] == ["1.0"]
     assert [problem.split(", which")[0] for problem in report.problems] == [
         "fakespeed in fakemega: fakemega imports fakespeed.lazy.Ring",

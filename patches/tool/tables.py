@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from mindspeed_vita.integration.patching.checkout import Checkouts, Mention
 from mindspeed_vita.integration.patching.ledger import Ledger
-from mindspeed_vita.integration.patching.used import used_names
-
-FORMAT = 2
+from mindspeed_vita.integration.patching.starting import FORMAT, changed_sources, used_names
+from patches.tool.checkout import Checkouts, Mention
 
 
 def build_table(ledger: Ledger, checkouts: Checkouts, name: str) -> dict[str, Any]:
@@ -38,59 +35,17 @@ def build_table(ledger: Ledger, checkouts: Checkouts, name: str) -> dict[str, An
             "patched_upstream": _mentions([mention for each in sorted(names) for mention in checkouts.patches(each)]),
             "imported_by": _mentions([mention for each in sorted(names) for mention in checkouts.imports(each)]),
         }
-    return {"format": FORMAT, "name": name, "projects": projects, "patches": patches, **seams_and_imports(ledger, checkouts)}
-
-
-def seams_and_imports(ledger: Ledger, checkouts: Checkouts) -> dict[str, Any]:
-    """The parts of a table that need no look at the whole of upstream."""
     seams = {}
     for seam in ledger.seams:
         definition = checkouts.find(seam.target)
         seams[seam.target] = {"definition": asdict(definition) if definition else None}
-    return {"seams": seams, "imports": used_names(ledger, checkouts)}
+    imports = used_names(ledger, checkouts)
+    return {"format": FORMAT, "name": name, "projects": projects, "patches": patches, "seams": seams, "imports": imports}
 
 
 def table_text(table: dict[str, Any]) -> str:
     """A table as it is written to a file."""
     return json.dumps(table, indent=2, sort_keys=False) + "\n"
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A table from a file.
-
-    Raises:
-        ValueError: not JSON, or of another format.
-    """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {error}; write it again with `vita patches table --upstream DIR --output {path.name}`") from None
-    if not isinstance(table, dict) or table.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected a table of format {FORMAT}; write it again with `vita patches table`")
-    return table
-
-
-def changed_sources(table: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of the ledger whose source differs between two tables, signature or not."""
-    names = []
-    for part in ("patches", "seams"):
-        for target, entry in found[part].items():
-            before = (table[part].get(target) or {}).get("definition") or {}
-            after = entry["definition"] or {}
-            if before.get("source") != after.get("source"):
-                names.append(target)
-    return names + [name for name, source in found["imports"].items() if source != table["imports"].get(name)]
-
-
-def missing_imports(tables: Sequence[dict[str, Any]], found: dict[str, Any]) -> list[str]:
-    """Names that an upstream project imports from another and that are not there. Those that no table has are optional ones.
-
-    Args:
-        tables: of supported versions; without any, every name must be there.
-        found: the table of what is to be judged.
-    """
-    never = {name for name in found["imports"] if tables and all(table["imports"].get(name, "") is None for table in tables)}
-    return [name for name, source in found["imports"].items() if source is None and name not in never]
 
 
 def closest(tables: Sequence[dict[str, Any]], found: dict[str, Any]) -> Optional[tuple[str, list[str]]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.integration.patching.checkout import Checkouts, stated_version
 from mindspeed_vita.integration.patching.ledger import Upstream
+from mindspeed_vita.integration.patching.sources import stated_version
+from patches.tool.checkout import Checkouts
 from tests.unit.integration.patching.made_up import write
 
 UPSTREAMS = [Upstream(project=name.title(), package=name, version_file="setup.py") for name in ("mega", "speed")]

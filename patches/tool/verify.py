@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Optional, Sequence
 
 from mindspeed_vita.integration.patching import signatures
-from mindspeed_vita.integration.patching.checkout import Checkouts
-from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Seam, Upstream, load_ledger
-from mindspeed_vita.integration.patching.tables import build_table, closest, missing_imports, read_table
+from mindspeed_vita.integration.patching.ledger import Ledger, Patch, Seam, Upstream
+from mindspeed_vita.integration.patching.starting import missing_imports, read_table
+from patches.tool.checkout import Checkouts
+from patches.tool.tables import build_table, closest
 
 _SHOWN = 8
 """Missing imports that are named; another version lacks dozens."""
@@ -44,18 +44,8 @@ class Report:
         return [f"{finding.target}: {problem}" for finding in self.findings for problem in finding.problems]
 
 
-def verify(folders: Sequence[Path] = (), *, ledger: Optional[Ledger] = None) -> Report:
-    """Compares the ledger with checkouts, or with what is installed.
-
-    Args:
-        folders: checkouts, or folders with checkouts in them; none: what Python would import.
-        ledger: default: the project's own.
-
-    Raises:
-        ValueError: a project is not there.
-    """
-    ledger = ledger or load_ledger()
-    sources = Checkouts.in_folders(folders, ledger.upstreams) if folders else Checkouts.installed(ledger.upstreams)
+def verify(ledger: Ledger, sources: Checkouts) -> Report:
+    """Compares the ledger with upstream's sources."""
     table = build_table(ledger, sources, "found")
     findings = [_project(ledger, sources, project, entry) for project, entry in table["projects"].items()]
     findings += [_patch(patch, table["patches"][patch.target]) for patch in ledger.patches]

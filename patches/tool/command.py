@@ -1,0 +1,48 @@
+"""What `vita patches verify` and `vita patches table` do in a source tree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from mindspeed_vita.cli.patches import wrapped
+from mindspeed_vita.integration.patching.ledger import Ledger
+from patches.tool.checkout import Checkouts
+from patches.tool.tables import build_table, table_text
+from patches.tool.verify import Finding, Report, verify
+
+
+def run(arguments: argparse.Namespace, ledger: Ledger) -> int:
+    """Prints what was asked for; 1 when verify found a problem."""
+    sources = Checkouts.in_folders(arguments.upstream, ledger.upstreams) if arguments.upstream else Checkouts.installed(ledger.upstreams)
+    if arguments.action == "verify":
+        report = verify(ledger, sources)
+        text = json.dumps({**asdict(report), "problems": report.problems}, indent=2) if arguments.json else _verified(report)
+        print(text)
+        return 1 if report.problems else 0
+    text = table_text(build_table(ledger, sources, arguments.name))
+    if arguments.output is None:
+        print(text, end="")
+    else:
+        arguments.output.write_text(text, encoding="utf-8")
+        print(f"wrote {arguments.output}")
+    return 0
+
+
+def _verified(report: Report) -> str:
+    lines = []
+    for part in ("upstream", "patch", "seam", "imports"):
+        lines += [line for finding in report.findings if finding.part == part for line in _finding(finding)]
+    if report.table is not None:
+        changed = f"; other source than there: {len(report.changed)} names" if report.changed else ", source for source"
+        lines += [f"closest table: {report.table}{changed}", *(wrapped(name) for name in report.changed)]
+    count = len(report.problems)
+    lines.append(f"FAIL: {count} problem(s); the plugin would not start, or would do something else" if count else "PASS: the ledger fits")
+    return "\n".join(lines)
+
+
+def _finding(finding: Finding) -> list[str]:
+    state = "BAD" if finding.problems else "ok"
+    shown = f" {finding.found}" if finding.part in ("upstream", "imports") else ""
+    return [f"{state:<4} {finding.part:<8} {finding.target}{shown}", *(wrapped(problem, 14) for problem in finding.problems)]
