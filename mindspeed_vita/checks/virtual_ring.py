@@ -23,7 +23,7 @@ def virtual_ring_attention(
     scale: float,
     backend: Optional[Backend] = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Output and gradients of a whole pack as a ring of plan.cp_size ranks computes them.
+    """Output and gradients of a whole pack as a ring of plan.ring_size ranks computes them.
 
     Args:
         q_SND, k_SGD, v_SGD: of the whole pack, in pack order.
@@ -36,12 +36,12 @@ def virtual_ring_attention(
         (out, dq, dk, dv) of the whole pack in the inputs' dtypes.
     """
     backend = backend or choose(Heads.of(q_SND))
-    own = [torch.from_numpy(index(plan, rank)).to(q_SND.device) for rank in range(plan.cp_size)]
-    steps = [plan.steps(rank) for rank in range(plan.cp_size)]
+    own = [torch.from_numpy(index(plan, rank)).to(q_SND.device) for rank in range(plan.ring_size)]
+    steps = [plan.steps(rank) for rank in range(plan.ring_size)]
     queries = [q_SND[rows] for rows in own]
     keys = [torch.stack([k_SGD[rows], v_SGD[rows]]) for rows in own]
-    exchanges = [_SharedMemory(keys, steps, rank) for rank in range(plan.cp_size)]
-    ranks = range(plan.cp_size)
+    exchanges = [_SharedMemory(keys, steps, rank) for rank in range(plan.ring_size)]
+    ranks = range(plan.ring_size)
     forward = [ring_forward(queries[rank], keys[rank], steps[rank], scale, exchanges[rank], backend) for rank in ranks]
     mailbox: dict[tuple[int, int], torch.Tensor] = {}
     for exchange in exchanges:

@@ -123,7 +123,7 @@ def assemble_pack(
     tile_size: int,
     group_rank: int = 0,
     group_size: int = 1,
-    cp_size: int = 1,
+    ring_size: int = 1,
     decode: bool = True,
     decoding: DecodeSettings | None = None,
     loss_weighting: str = "token",
@@ -140,7 +140,7 @@ def assemble_pack(
         tile_size: side of a tile, in pixels.
         group_rank: this rank's place in the tensor x context parallel group that shares the tiles.
         group_size: size of that group.
-        cp_size: context-parallel size of the plan.
+        ring_size: size of the ring that the plan is for (ParallelLayout.ring_size).
         decode: False leaves every tile out, for ranks that encode none.
         decoding: caps and choices; None takes the defaults.
         loss_weighting: token | sample (DataConfig).
@@ -157,9 +157,9 @@ def assemble_pack(
     labels[:used] = np.concatenate([sample.labels_T for sample in samples])
     starts = np.concatenate([sample.tile_starts_N + offset for sample, offset in zip(samples, sample_cu)])
 
-    cp_plan = plan(cu_seqlens, cp_size, padding=seq_length - used)
-    if cp_size > 1:
-        cp_plan.steps(group_rank * cp_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
+    cp_plan = plan(cu_seqlens, ring_size, padding=seq_length - used)
+    if ring_size > 1:
+        cp_plan.steps(group_rank * ring_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
     tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)
     tiles, failures = _decode(samples, tile_range, tile_size, decoding or DecodeSettings())
     failed_ids = {failure.sample_id for failure in failures}

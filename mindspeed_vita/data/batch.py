@@ -68,7 +68,7 @@ class PackedBatch:
 
         Args:
             tokens_per_tile, tp_size, group_rank, tensor: see sharding.tile_routes.
-            ulysses: ranks at each place of the ring.
+            ulysses: context-parallel ranks that make up one ring rank.
         """
         if self.route is not None or not len(self.tile_first_token):
             return self

@@ -127,14 +127,14 @@ class PackDataset:
         """The whole pack of that global number, all tiles decoded here."""
         return self.pack(number)
 
-    def pack(self, number: int, *, group_rank: int = 0, group_size: int = 1, cp_size: int = 1, decode: bool = True) -> PackedBatch:
+    def pack(self, number: int, *, group_rank: int = 0, group_size: int = 1, ring_size: int = 1, decode: bool = True) -> PackedBatch:
         """One pack with the tiles of one rank.
 
         Args:
             number: global pack number, from 0 over all epochs.
             group_rank: place in the tensor x context parallel group that shares the tiles.
             group_size: size of that group.
-            cp_size: context-parallel size.
+            ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             decode: False leaves every tile out.
         """
         return assemble_pack(
@@ -145,7 +145,7 @@ class PackDataset:
             tile_size=self._limits.tile_size,
             group_rank=group_rank,
             group_size=group_size,
-            cp_size=cp_size,
+            ring_size=ring_size,
             decode=decode,
             decoding=self._decoding,
             loss_weighting=self.settings.loss_weighting,

@@ -42,7 +42,7 @@ class PackLoader:
         micro_batches: int,
         group_rank: int = 0,
         group_size: int = 1,
-        cp_size: int = 1,
+        ring_size: int = 1,
         decode: bool = True,
         finish: _Finish | None = None,
         num_workers: int = 0,
@@ -59,7 +59,7 @@ class PackLoader:
             micro_batches: packs per rank and step.
             group_rank: place in the tensor x context parallel group that shares a pack's tiles.
             group_size: size of that group.
-            cp_size: context-parallel size.
+            ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             decode: False gives packs without tiles, for pipeline stages that encode none.
             finish: what else is done to each pack in the process that assembles it.
             num_workers: worker processes; 0 assembles packs in this process.
@@ -77,7 +77,7 @@ class PackLoader:
             raise ValueError(f"rank {dp_rank} of {dp_size}, group rank {group_rank} of {group_size}; expected rank < size")
         self.micro_batches = micro_batches
         self.global_batch = micro_batches * dp_size
-        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, cp_size=cp_size, decode=decode, finish=finish)
+        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, ring_size=ring_size, decode=decode, finish=finish)
         self._start = start_pack
         self._dp = (dp_rank, dp_size)
         self._num_workers = num_workers
@@ -184,11 +184,11 @@ class _RankView(torch.utils.data.Dataset):
     """The packs as one rank sees them."""
 
     def __init__(
-        self, dataset: PackDataset, *, group_rank: int, group_size: int, cp_size: int, decode: bool, finish: _Finish | None
+        self, dataset: PackDataset, *, group_rank: int, group_size: int, ring_size: int, decode: bool, finish: _Finish | None
     ) -> None:
         self.dataset = dataset
         self._finish = finish
-        self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "cp_size": cp_size, "decode": decode}
+        self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "ring_size": ring_size, "decode": decode}
 
     def __getitem__(self, number: int) -> PackedBatch:
         pack = self.dataset.pack(number, **self._rank)

@@ -109,7 +109,7 @@ class NativeGenerator:
             tile_size=self.limits.tile_size,
             group_rank=self.layout.tile_rank,
             group_size=self.layout.tile_group_size,
-            cp_size=self.layout.ring_size,
+            ring_size=self.layout.ring_size,
             decoding=decode_settings(self.recipe.data, self.recipe.model.vision.normalization),
         )
         failures = self._all_failures(batch)

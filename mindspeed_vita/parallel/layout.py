@@ -31,7 +31,7 @@ class ParallelLayout:
     dp_cp_group: Any
     tp_cp_group: Any
     ulysses_size: int = 1
-    """Neighbouring context-parallel ranks that share a place on the ring."""
+    """Neighbouring context-parallel ranks that make up one ring rank."""
     ulysses_group: Any = None
     ring_group: Any = None
     """The ranks that a ring goes through; with ulysses_size 1 the context-parallel group."""
@@ -53,7 +53,7 @@ class ParallelLayout:
 
     @property
     def ring_rank(self) -> int:
-        """This rank's place on the ring."""
+        """This process's rank on the ring: cp_rank // ulysses_size."""
         return self.cp_rank // self.ulysses_size
 
     @property
@@ -98,7 +98,7 @@ class ParallelLayout:
         return layout
 
     def with_ulysses(self, size: int, device: torch.device) -> ParallelLayout:
-        """The same layout with so many neighbouring context-parallel ranks at each place of the ring. Every process of the world calls it.
+        """The same layout with so many neighbouring context-parallel ranks for each ring rank. Every process of the world calls it.
 
         The groups are made anew by each call, and last as long as the process group of the world.
         """

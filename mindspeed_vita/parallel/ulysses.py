@@ -29,14 +29,14 @@ def ulysses_attention(
     ring_rank: int,
     backend: Backend,
 ) -> torch.Tensor:
-    """Causal attention inside each document of the plan, over tokens spread over ring places of plan.ulysses ranks each.
+    """Causal attention inside each document of the plan, over tokens spread over ring ranks of plan.ulysses processes each.
 
     Args:
         q_TND: queries of this rank's tokens, in the order of sharding.index(plan, cp_rank).
         k_TGD, v_TGD: its keys and values.
         plan: owners and documents.
         scale: factor on the scores.
-        group: the plan.ulysses ranks at this place of the ring.
+        group: the plan.ulysses processes of this ring rank.
         ring_group: the ranks of the ring that this rank takes part in.
         ring_rank: its place there.
         backend: attention kernels for this rank's heads / plan.ulysses, as ops.attention.choose returns them.

@@ -35,7 +35,7 @@ class RankSteps:
 
     Attributes:
         diagonal: int64[], bounds of the stretches of local tokens with causal attention inside: runs cut at document bounds.
-        ring: one RingStep per distance 0 .. cp - 1.
+        ring: one RingStep per distance 0 .. ring_size - 1.
     """
 
     diagonal: np.ndarray
@@ -65,40 +65,40 @@ class _Runs:
     """Keys tail .. stop belong to a document that goes on after the run; stop where none does."""
 
 
-def rank_steps(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int, rank: int) -> RankSteps:
+def rank_steps(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, ring_size: int, rank: int) -> RankSteps:
     """Works out one rank's steps.
 
     Args:
         bounds: int64[D + 1], document bounds.
         owners: int64[chunks], rank of each chunk.
         edges: int64[chunks + 1], bounds of the chunks.
-        cp_size: number of ranks.
+        ring_size: number of ranks on the ring.
         rank: whose steps.
     """
-    runs = _find_runs(bounds, owners, edges, cp_size)
-    needed = [_needed(runs, other) for other in range(cp_size)]
-    ring = tuple(_step(runs, needed, rank, distance, cp_size) for distance in range(cp_size))
+    runs = _find_runs(bounds, owners, edges, ring_size)
+    needed = [_needed(runs, other) for other in range(ring_size)]
+    ring = tuple(_step(runs, needed, rank, distance, ring_size) for distance in range(ring_size))
     return RankSteps(_diagonal(runs, bounds, rank), ring)
 
 
-def key_traffic(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int) -> tuple[int, int]:
+def key_traffic(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, ring_size: int) -> tuple[int, int]:
     """Key rows that travel between ranks, and key rows that mask-free segments read, both over all ranks. Arguments as in rank_steps."""
-    runs = _find_runs(bounds, owners, edges, cp_size)
+    runs = _find_runs(bounds, owners, edges, ring_size)
     lengths = runs.stop - runs.tail
-    travel = sum(int(lengths[_needed(runs, rank) & (runs.owner != rank)].sum()) for rank in range(cp_size))
+    travel = sum(int(lengths[_needed(runs, rank) & (runs.owner != rank)].sum()) for rank in range(ring_size))
     before = np.concatenate([[0], np.cumsum(lengths)])
     queries = np.flatnonzero(runs.document < runs.start)
     reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
     return travel, int((before[queries] - before[reach]).sum())
 
 
-def _find_runs(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int) -> _Runs:
+def _find_runs(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, ring_size: int) -> _Runs:
     first = np.flatnonzero(np.diff(owners, prepend=-1))
     start = edges[first]
     stop = np.append(start[1:], edges[-1])
     owner = owners[first]
     local = np.empty_like(start)
-    for rank in range(cp_size):
+    for rank in range(ring_size):
         mine = owner == rank
         lengths = (stop - start)[mine]
         local[mine] = np.cumsum(lengths) - lengths
@@ -120,8 +120,8 @@ def _needed(runs: _Runs, rank: int) -> np.ndarray:
     return np.cumsum(edges)[:-1] > 0
 
 
-def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, cp_size: int) -> RingStep:
-    receiver, source = (rank + distance) % cp_size, (rank - distance) % cp_size
+def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, ring_size: int) -> RingStep:
+    receiver, source = (rank + distance) % ring_size, (rank - distance) % ring_size
     outgoing = np.flatnonzero(needed[receiver] & (runs.owner == rank))
     incoming = np.flatnonzero(needed[rank] & (runs.owner == source))
     lengths = (runs.stop - runs.tail)[incoming]

@@ -117,8 +117,8 @@ def counted(name: str, cp_plan: CPPlan) -> None:
         virtual_ring.virtual_ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, backend=kernels)
     needed = int(rank_work(cp_plan).sum())
     row = 2 * KV_HEADS * WIDTH  # numbers in a key and its value; a key travels forward and once more backward, in bf16
-    rows = sum(step.num_received for rank in range(cp_plan.cp_size) for step in cp_plan.steps(rank).ring[1:])
-    ring = cp_plan.num_tokens * (cp_plan.cp_size - 1)
+    rows = sum(step.num_received for rank in range(cp_plan.ring_size) for step in cp_plan.steps(rank).ring[1:])
+    ring = cp_plan.num_tokens * (cp_plan.ring_size - 1)
     for pass_, pairs in (("forward", kernels.forward_pairs), ("backward", kernels.backward_pairs)):
         report(name, cp_plan, f"pairs computed / one device, {pass_}", pairs / needed)
     report(name, cp_plan, "key bytes moved / full ring, forward and backward", moved["keys"] / (2 * ring * row * 2))
@@ -129,7 +129,7 @@ def counted(name: str, cp_plan: CPPlan) -> None:
 
 def report(name: str, cp_plan: CPPlan, what: str, ratio: float) -> None:
     """One row."""
-    print(f"| {name} | virtual ring of {cp_plan.cp_size} | {what} | {ratio:.3f} |", flush=True)
+    print(f"| {name} | virtual ring of {cp_plan.ring_size} | {what} | {ratio:.3f} |", flush=True)
 
 
 def main() -> None:

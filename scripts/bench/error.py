@@ -54,8 +54,8 @@ def compare(name: str, bounds: np.ndarray, rings: list[int]) -> None:
         print(f"| {name} {num_tokens:,} | {what} | " + " | ".join(f"{error:.2e}" for error in found) + f" | {worst:.2f} |", flush=True)
 
     row("one device, flash", base)
-    for cp_size in rings:
-        row(f"ring of {cp_size}", errors(virtual_ring_attention(*leaves, grad, plan(bounds, cp_size), scale=WIDTH**-0.5)))
+    for ring_size in rings:
+        row(f"ring of {ring_size}", errors(virtual_ring_attention(*leaves, grad, plan(bounds, ring_size), scale=WIDTH**-0.5)))
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ def test_iterating_again_goes_on_and_half_a_step_does_not_count(data):
 
 def test_a_group_shares_the_tiles_of_each_pack(data):
     whole = steps(data, dp_size=1, num_steps=2)
-    parts = [steps(data, dp_size=1, num_steps=2, group_rank=rank, group_size=2, cp_size=2) for rank in range(2)]
+    parts = [steps(data, dp_size=1, num_steps=2, group_rank=rank, group_size=2, ring_size=2) for rank in range(2)]
     for pack, left, right in zip(whole, *parts):
         assert torch.equal(torch.cat([left.tiles_NCHW, right.tiles_NCHW]), pack.tiles_NCHW)
         assert left.plan.cp_size == 2 and left.plan.num_tokens == 96

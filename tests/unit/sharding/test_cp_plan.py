@@ -87,7 +87,7 @@ def test_bad_bounds_are_refused(cu_seqlens: list[int]) -> None:
 
 
 def test_a_length_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="cp=2 needs a pack of whole zigzags"):
+    with pytest.raises(ValueError, match="a ring of 2 needs a pack of whole zigzags"):
         plan(np.array([0, 10]), 2)
 
 
