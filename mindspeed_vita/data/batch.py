@@ -36,7 +36,8 @@ class PackedBatch:
     positions_T: torch.Tensor
     """int64[S], from 0 in each sample (resets on) or over all samples (off), and from 0 in the padding."""
     cu_seqlens: torch.Tensor
-    """int64[D + 1], bounds of attention documents: each sample (resets on) or all of them (off), then the padding if any."""
+    """int64[D + 1], bounds of documents: each sample (resets on) or all of them (off), then the padding, if any, as one document.
+    The plan cuts that padding further: CPPlan.piece_bounds."""
     sample_cu: torch.Tensor
     """int64[n + 1], bounds of the samples, padding left out; kept with resets off too."""
     sample_ids: torch.Tensor

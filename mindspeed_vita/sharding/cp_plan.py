@@ -1,4 +1,4 @@
-"""The context-parallel plan of one pack: which rank owns which chunk of tokens, and the documents attention stays inside.
+"""The context-parallel plan of one pack: which rank owns which chunk of tokens, and the pieces attention stays inside.
 
 Planning is plain numpy, so that data workers can do it; ring_steps.py says what follows for one rank, parallel/ carries it out.
 """
@@ -20,15 +20,16 @@ _SMALLEST = 64
 _READING = 1 / 16
 """What a key row costs that a block reads, and whose gradient it adds up, beside one that travels: memory against links."""
 PADDING_PIECE = 512
-"""Tokens of a document of padding: attention inside one long document would be work for nothing."""
+"""Most tokens of a piece of padding. Attention inside one long piece would be wasted work."""
 
 
 @dataclass(frozen=True, eq=False)
 class CPPlan:
-    """Chunk owners and documents of one pack of S tokens.
+    """Chunk owners of one pack of S tokens, and the pieces that attention stays inside.
 
     Attributes:
-        cu_seqlens: int64[D + 1], document bounds from 0 to S; the last documents may be pieces of padding.
+        piece_bounds: int64[P + 1], bounds from 0 to S of the pieces that attention stays inside. A piece is a document; only the
+            padding, which is one document of the pack, is cut into several.
         ring_size: number of ring ranks. Without Ulysses these are the context-parallel ranks.
         edges: int64[chunks + 1], bounds of the chunks, from 0 to S.
         owners: int64[chunks], the ring rank of each chunk. Every ring rank owns the same number of tokens.
@@ -36,7 +37,7 @@ class CPPlan:
             them for some of the heads.
     """
 
-    cu_seqlens: np.ndarray
+    piece_bounds: np.ndarray
     ring_size: int
     edges: np.ndarray
     owners: np.ndarray
@@ -46,12 +47,12 @@ class CPPlan:
     @property
     def num_tokens(self) -> int:
         """S, the tokens of the whole pack."""
-        return int(self.cu_seqlens[-1])
+        return int(self.piece_bounds[-1])
 
     @property
     def longest_document(self) -> int:
-        """Tokens of the longest document: one more than the highest position."""
-        return int(np.diff(self.cu_seqlens).max())
+        """Tokens of the longest document. Padding counts by its pieces, so padding may have higher positions."""
+        return int(np.diff(self.piece_bounds).max())
 
     @property
     def cp_size(self) -> int:
@@ -65,7 +66,7 @@ class CPPlan:
     def steps(self, ring_rank: int) -> RankSteps:
         """What one ring rank computes, sends and receives; made once, and carried along when a data worker made it."""
         if ring_rank not in self._steps:
-            self._steps[ring_rank] = rank_steps(self.cu_seqlens, self.owners, self.edges, self.ring_size, ring_rank)
+            self._steps[ring_rank] = rank_steps(self.piece_bounds, self.owners, self.edges, self.ring_size, ring_rank)
         return self._steps[ring_rank]
 
 
@@ -78,7 +79,7 @@ def plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, pa
     until the work is even, and the one that moves fewer keys is taken.
 
     Args:
-        cu_seqlens: int[D + 1], document bounds; starts at 0, ends at S, never decreases.
+        cu_seqlens: int[D + 1], document bounds of the pack (PackedBatch.cu_seqlens); starts at 0, ends at S, never decreases.
         ring_size: number of ring ranks.
         chunk: most tokens of a chunk where chunks are swapped; None chooses.
         padding: tokens at the end of the pack that are padding. They count as no document in the choice between the two, and
@@ -107,13 +108,13 @@ def plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, pa
         one = CPPlan(bounds, ring_size, np.arange(2 * ring_size + 1) * half, zigzag)
         if _unevenness(one) <= TOLERANCE:  # a long padding leaves the owner of the last chunk idle
             return one
-    pieces = np.arange(0, half, chunk or _chunk_size(2 * half))
-    edges = np.append((np.arange(2 * ring_size)[:, None] * half + pieces).reshape(-1), num_tokens)
+    offsets = np.arange(0, half, chunk or _chunk_size(2 * half))
+    edges = np.append((np.arange(2 * ring_size)[:, None] * half + offsets).reshape(-1), num_tokens)
     work, sizes = chunk_work(bounds, edges), np.diff(edges)
     reach = np.searchsorted(edges, bounds[np.searchsorted(bounds, edges[:-1], side="right") - 1], side="right") - 1
     shares = (np.repeat(np.arange(ring_size), 2), zigzag)
     plans = [
-        CPPlan(bounds, ring_size, edges, even_out(work, reach, sizes, np.repeat(share, len(pieces)), ring_size)) for share in shares
+        CPPlan(bounds, ring_size, edges, even_out(work, reach, sizes, np.repeat(share, len(offsets)), ring_size)) for share in shares
     ]
     return min(plans, key=lambda made: (max(TOLERANCE, _unevenness(made)), _price(made)))
 
@@ -131,26 +132,26 @@ def _unevenness(cp_plan: CPPlan) -> float:
 
 
 def _price(cp_plan: CPPlan) -> float:
-    travel, reads = key_traffic(cp_plan.cu_seqlens, cp_plan.owners, cp_plan.edges, cp_plan.ring_size)
+    travel, reads = key_traffic(cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_plan.ring_size)
     return travel + _READING * reads
 
 
 def chunk_work(bounds: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Query-key pairs of each chunk under causal attention inside documents: int64[chunks].
+    """Query-key pairs of each chunk under causal attention inside pieces: int64[chunks].
 
-    A token at place p of its document (from 1) sees p keys; sums over token ranges follow from p's sum formula.
+    Token number p of its piece (from 1) sees p keys; sums over token ranges follow from p's sum formula.
     """
     cuts = np.unique(np.concatenate([bounds, edges]))
     starts, stops = cuts[:-1], cuts[1:]
-    document = bounds[np.searchsorted(bounds, starts, side="right") - 1]
-    first, last = starts - document + 1, stops - document
+    piece = bounds[np.searchsorted(bounds, starts, side="right") - 1]
+    first, last = starts - piece + 1, stops - piece
     chunks = np.searchsorted(edges, starts, side="right") - 1
     return np.bincount(chunks, weights=(first + last) * (stops - starts) / 2, minlength=len(edges) - 1).astype(np.int64)
 
 
 def rank_work(cp_plan: CPPlan) -> np.ndarray:
     """Query-key pairs of each ring rank: int64[ring_size]."""
-    work = chunk_work(cp_plan.cu_seqlens, cp_plan.edges)
+    work = chunk_work(cp_plan.piece_bounds, cp_plan.edges)
     return np.bincount(cp_plan.owners, weights=work, minlength=cp_plan.ring_size).astype(np.int64)
 
 

@@ -13,7 +13,7 @@ from mindspeed_vita.sharding import CPPlan, plan
 
 def expected(tensors: list[torch.Tensor], grad: torch.Tensor, cp_plan: CPPlan, scale: float) -> tuple[torch.Tensor, ...]:
     leaves = [x.double().requires_grad_() for x in tensors]
-    bounds = torch.from_numpy(cp_plan.cu_seqlens)
+    bounds = torch.from_numpy(cp_plan.piece_bounds)
     position = torch.arange(cp_plan.num_tokens)
     document = torch.searchsorted(bounds, position, right=True)
     mask = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])

@@ -46,13 +46,13 @@ def test_steps_compute_every_allowed_pair_once(data: st.DataObject) -> None:
     bounds = np.array(sorted([0, num_tokens, *cuts]))
     padding = int(bounds[-1] - bounds[-2]) if data.draw(st.booleans()) else 0
     cp_plan = plan(bounds, cp_size, data.draw(st.none() | st.integers(1, num_tokens)), padding=padding)
-    mask = brute_force_mask(cp_plan.cu_seqlens)
+    mask = brute_force_mask(cp_plan.piece_bounds)
     content = num_tokens - padding
     np.testing.assert_array_equal(mask[:content], brute_force_mask(bounds)[:content])
     np.testing.assert_array_equal(pairs_of_plan(cp_plan), mask.astype(int))
     ring = [step for rank in range(cp_size) for step in cp_plan.steps(rank).ring[1:]]
     reads = sum(int(np.diff(step.segments[:, 2:]).sum()) for rank in range(cp_size) for step in cp_plan.steps(rank).ring)
-    traffic = key_traffic(cp_plan.cu_seqlens, cp_plan.owners, cp_plan.edges, cp_size)
+    traffic = key_traffic(cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_size)
     assert traffic == (sum(step.num_received for step in ring), reads)
     np.testing.assert_array_equal(rank_work(cp_plan), [mask[index(cp_plan, rank)].sum() for rank in range(cp_size)])
 
@@ -76,7 +76,7 @@ def test_padding_does_not_turn_one_document_into_several() -> None:
 
 def test_long_padding_is_evened_out_and_cut_into_pieces() -> None:
     cp_plan = plan(np.array([0, 10_000, 16_384]), 4, padding=6_384)
-    assert np.diff(cp_plan.cu_seqlens)[1:].max() == 512
+    assert np.diff(cp_plan.piece_bounds)[1:].max() == 512
     work = rank_work(cp_plan)
     assert work.max() / work.mean() < 1.1
 
