@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from mindspeed_vita.data.batch import IGNORE, MediaFailure, PackedBatch
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.media.decoder import Job, get_decoder
-from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate

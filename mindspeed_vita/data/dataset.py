@@ -16,9 +16,9 @@ from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, e
 from mindspeed_vita.data.atomic import written_below
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.indexing import Report
 from mindspeed_vita.data.media.decoder import get_decoder
+from mindspeed_vita.data.media.limits import MediaLimits, media_limits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.readers import check_reader
 from mindspeed_vita.data.open_files import OpenFiles
@@ -269,16 +269,7 @@ def build_data(
         raise ValueError(f"data.media_root={data.media_root!r} is no folder; set it to the folder that media paths start from")
     check_reader(data.video_reader)
     text = open_text(data, vocab_size)
-    limits = MediaLimits(
-        tokens_per_tile=tokens_per_tile,
-        tile_size=tile_size,
-        min_tiles=data.min_tiles,
-        max_tiles=data.max_tiles,
-        max_frames=data.max_frames,
-        max_fps=data.max_fps,
-        sampler=data.frame_sampler,
-        tiling=data.tiling,
-    )
+    limits = media_limits(data, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
     with written_below(index_folder(data), "data.index"):
         prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
         counts = plan_on_disk(prepared, data, num_packs)

@@ -20,11 +20,10 @@ from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.formats import holds_media
 from mindspeed_vita.data.index_file import IndexHead, read_batches
 from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, Report, index_files
-from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan

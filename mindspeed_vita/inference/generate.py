@@ -19,8 +19,8 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.media.image import probe_picture
+from mindspeed_vita.data.media.limits import media_limits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import probe_video
 from mindspeed_vita.data.prepare import decode_settings
@@ -54,17 +54,8 @@ class NativeGenerator:
     def __init__(self, model: VitaModel, layout: ParallelLayout, recipe: Recipe, tokenizer: Any, device: torch.device) -> None:
         self.model, self.layout, self.recipe, self.tokenizer, self.device = model.eval(), layout, recipe, tokenizer, device
         self.ids = vision_token_ids(tokenizer)
-        data, architecture = recipe.data, recipe.model
-        self.limits = MediaLimits(
-            tokens_per_tile=architecture.tokens_per_tile,
-            tile_size=architecture.vision.tile_size,
-            min_tiles=data.min_tiles,
-            max_tiles=data.max_tiles,
-            max_frames=data.max_frames,
-            max_fps=data.max_fps,
-            sampler=data.frame_sampler,
-            tiling=data.tiling,
-        )
+        vision, tokens_per_tile = recipe.model.vision, recipe.model.tokens_per_tile
+        self.limits = media_limits(recipe.data, tokens_per_tile=tokens_per_tile, tile_size=vision.tile_size)
 
     def prompt(self, request: Request, *, room: int = 0) -> PackedBatch:
         """The request as a pack of one document, up to where the answer begins; the same code as in training makes it.
