@@ -46,6 +46,8 @@ class PackedBatch:
     """int64[n], entries of the mixture."""
     tile_first_token: torch.Tensor
     """int64[N], pack position of each tile's first context token."""
+    context_ids: tuple[int, ...]
+    """Tokens whose embeddings vision rows replace. tokens_T holds none but those of the N tiles."""
     tiles_NCHW: torch.Tensor
     """uint8[len(tile_range), 3, H, W], the tiles this rank encodes."""
     tile_range: range

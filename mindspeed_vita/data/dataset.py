@@ -86,11 +86,6 @@ class PackDataset:
         """Where columns and plans lie."""
         return self._prepared.folder
 
-    @property
-    def placeholder_ids(self) -> tuple[int, ...]:
-        """Tokens whose embeddings tiles replace."""
-        return self._text.ids.placeholders
-
     def num_packs(self, epoch: int) -> int:
         """Packs of one epoch; the count can differ by a few between epochs."""
         while len(self._ends) <= epoch:
@@ -142,6 +137,7 @@ class PackDataset:
             seq_length=self.settings.seq_length,
             resets=self.settings.resets,
             pad_id=self._text.pad_id,
+            context_ids=self._text.ids.placeholders,
             tile_size=self._limits.tile_size,
             group_rank=group_rank,
             group_size=group_size,

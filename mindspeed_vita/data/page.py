@@ -64,7 +64,7 @@ def _spans(dataset: PackDataset, batch: PackedBatch, start: int, stop: int) -> s
     """Text and tiles from left to right. The label at t is token t + 1, so a token is learnt if the label before it is one."""
     tokens = batch.tokens_T[start:stop].tolist()
     learnt = [False, *(batch.labels_T[start : stop - 1] != IGNORE).tolist()]
-    contexts = dataset.placeholder_ids
+    contexts = batch.context_ids
     tiles = {int(token): place for place, token in enumerate(batch.tile_first_token.tolist())}
     parts: list[str] = []
     run: list[int] = []

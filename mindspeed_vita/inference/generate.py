@@ -34,7 +34,7 @@ from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import shard_batch
 from mindspeed_vita.platform import get_platform
-from mindspeed_vita.sharding import index, plan
+from mindspeed_vita.sharding import index
 
 if TYPE_CHECKING:
     from mindspeed_vita.models.vita import VitaModel
@@ -97,20 +97,18 @@ class NativeGenerator:
             seq_length=length,
             resets=False,
             pad_id=self.tokenizer.pad_token_id,
+            context_ids=self.ids.placeholders,
             tile_size=self.limits.tile_size,
             group_rank=self.layout.tile_rank,
             group_size=self.layout.tile_group_size,
             ring_size=self.layout.ring_size,
             decoding=decode_settings(self.recipe.data, self.recipe.model.vision.normalization),
+            open_end=True,
         )
         failures = self._all_failures(batch)
         if failures:
             raise ValueError(f"{failures[0].path} {failures[0].reason}")
-        # the free places belong to the prompt's document, not to padding: the answer will stand there
-        bounds = torch.tensor([0, length])
-        return replace(
-            batch, positions_T=torch.arange(length), cu_seqlens=bounds, plan=plan(bounds.numpy(), self.layout.ring_size)
-        )
+        return batch
 
     def _all_failures(self, batch: PackedBatch) -> list[MediaFailure]:
         """Media that any rank could not decode: all ranks must stop, not only the one that met it."""

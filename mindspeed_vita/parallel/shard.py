@@ -39,8 +39,8 @@ def shard_batch(
         ValueError: the pack's vision tokens and tiles do not agree.
     """
     num_tiles = len(batch.tile_first_token)
-    context_ids = batch.tokens_T[batch.tile_first_token].unique()
-    check_counts(int(torch.isin(batch.tokens_T, context_ids).sum()), num_tiles, tokens_per_tile)
+    in_context = torch.isin(batch.tokens_T, torch.tensor(batch.context_ids, dtype=torch.int64))
+    check_counts(int(in_context.sum()), num_tiles, tokens_per_tile)
     routing = route_arguments(layout, tokens_per_tile=tokens_per_tile, vision_parallel=vision_parallel)
     plan = batch.plan.shared_by(layout.ulysses_size)
     own = torch.from_numpy(index(plan, layout.cp_rank))

@@ -111,7 +111,7 @@ def _pack(recipe: Any, tokenizer: Any, sample: Sample, root: Path) -> Any:
         sample_id=0, source_id=0, source="s", root=str(root),
     )  # fmt: skip
     decoding = decode_settings(data, recipe.model.vision.normalization)
-    return assemble_pack([encoded], seq_length=256, resets=True, pad_id=0, tile_size=size, decoding=decoding)
+    return assemble_pack([encoded], seq_length=256, resets=True, pad_id=0, context_ids=(), tile_size=size, decoding=decoding)
 
 
 @pytest.mark.parametrize(
