@@ -79,6 +79,7 @@ def first_rank_first(work: Callable[[], _T]) -> _T:
 def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *, start_pack: int) -> PackLoader:
     """This rank's packs from a pack number on, without end. Every rank iterates, whatever its pipeline stage."""
     from mindspeed_vita.data.batch import PackedBatch
+    from mindspeed_vita.data.dealing import relative_work
     from mindspeed_vita.data.loader import PackLoader
     from mindspeed_vita.parallel.shard import route_arguments
 
@@ -89,6 +90,7 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         dp_rank=layout.dp_rank,
         dp_size=layout.dp_size,
         micro_batches=recipe.train.global_batch // layout.dp_size,
+        work=relative_work(recipe.model),
         group_rank=layout.tile_rank,
         group_size=layout.tile_group_size,
         ring_size=layout.ring_size,
