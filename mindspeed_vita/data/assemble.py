@@ -18,7 +18,7 @@ from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate
 from mindspeed_vita.hf.tiling import blank_tile
 from mindspeed_vita.hf.token_layout import VisionTokenIds, expand, image_layout, image_tile_count, in_tag_order, video_layout
-from mindspeed_vita.sharding import plan, tile_owner
+from mindspeed_vita.sharding import make_cp_plan, tile_owner
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def assemble_pack(
     labels[:used] = np.concatenate([sample.labels_T for sample in samples])
     starts = np.concatenate([sample.tile_starts_N + offset for sample, offset in zip(samples, sample_cu)])
 
-    cp_plan = plan(cu_seqlens, ring_size, padding=padding)
+    cp_plan = make_cp_plan(cu_seqlens, ring_size, padding=padding)
     if ring_size > 1:
         cp_plan.steps(group_rank * ring_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
     tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)
@@ -186,7 +186,7 @@ def assemble_pack(
         tile_range=tile_range,
         failed=torch.zeros(len(samples), dtype=torch.bool),
         failures=tuple(failures),
-        plan=cp_plan,
+        cp_plan=cp_plan,
     )
     if not failures:
         return batch

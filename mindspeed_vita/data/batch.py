@@ -56,7 +56,7 @@ class PackedBatch:
     """bool[n], samples that lost a tile; their labels are -100 here."""
     failures: tuple[MediaFailure, ...]
     """Why they failed, as far as this rank knows."""
-    plan: CPPlan
+    cp_plan: CPPlan
     """Token owners under context parallelism."""
     route: TileRoute | None = None
     """This rank's exchange of vision rows, once planned (with_route)."""
@@ -75,7 +75,7 @@ class PackedBatch:
         """
         if self.route is not None or not len(self.tile_first_token):
             return self
-        shared, first = self.plan.shared_by(ulysses), self.tile_first_token.numpy()
+        shared, first = self.cp_plan.shared_by(ulysses), self.tile_first_token.numpy()
         return replace(self, route=tile_routes(shared, first, tokens_per_tile, tp_size, group_rank, tensor=tensor))
 
     def with_failed(self, failed: torch.Tensor) -> PackedBatch:

@@ -143,7 +143,7 @@ class NativeGenerator:
 
     def _places(self, inputs: ModelInputs, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where tokens of the pack stand among this rank's, and which of them are this rank's."""
-        own = torch.from_numpy(index(inputs.plan, self.layout.cp_rank))
+        own = torch.from_numpy(index(inputs.cp_plan, self.layout.cp_rank))
         place = torch.searchsorted(own, rows).clamp_max(len(own) - 1)
         return place, own[place] == rows
 

@@ -42,7 +42,7 @@ class ModelInputs:
         loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
         longest_document: tokens of the longest document, over all ranks; LongRoPE chooses by it. While an answer grows, those there are.
-        plan: owners and documents of the whole pack.
+        cp_plan: owners and documents of the whole pack.
         tiles_NCHW: uint8, tiles that this rank encodes.
         num_tiles: tiles of the whole pack, over all ranks.
         route: exchange of vision rows; None where there is nothing to exchange (no tiles, or not the first pipeline stage).
@@ -56,7 +56,7 @@ class ModelInputs:
     loss_count: torch.Tensor
     positions_T: torch.Tensor
     longest_document: int
-    plan: CPPlan
+    cp_plan: CPPlan
     tiles_NCHW: torch.Tensor
     num_tiles: int
     route: Optional[VisionRoute]

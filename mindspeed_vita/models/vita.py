@@ -161,7 +161,7 @@ class VitaModel(MegatronModule):
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,
             attention_mask=None,
-            packed_seq_params=PackedContext(plan=inputs.plan, cos_TD=cos_TD, sin_TD=sin_TD),
+            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD),
         )
 
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:

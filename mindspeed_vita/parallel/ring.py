@@ -24,7 +24,7 @@ def ring_attention(
     q_TND: torch.Tensor,
     k_TGD: torch.Tensor,
     v_TGD: torch.Tensor,
-    plan: CPPlan,
+    cp_plan: CPPlan,
     *,
     scale: float,
     group: Any,
@@ -34,9 +34,9 @@ def ring_attention(
     """Causal attention inside each document of the plan, over tokens spread over a group.
 
     Args:
-        q_TND: queries of this rank's tokens, in the order of sharding.index(plan, rank).
+        q_TND: queries of this rank's tokens, in the order of sharding.index(cp_plan, rank).
         k_TGD, v_TGD: its keys and values.
-        plan: owners and documents.
+        cp_plan: owners and documents.
         scale: factor on the scores.
         group: context-parallel process group; None for a plan of one rank.
         rank: this process's rank in it.
@@ -45,7 +45,7 @@ def ring_attention(
     Returns:
         out_TND in the dtype of q_TND. Outputs, log-sum-exps and gradients accumulate in fp32.
     """
-    return _RingAttention.apply(q_TND, k_TGD, v_TGD, plan.steps(rank), scale, GroupExchange(group), backend)
+    return _RingAttention.apply(q_TND, k_TGD, v_TGD, cp_plan.steps(rank), scale, GroupExchange(group), backend)
 
 
 class _RingAttention(torch.autograd.Function):

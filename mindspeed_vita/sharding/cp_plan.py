@@ -70,7 +70,7 @@ class CPPlan:
         return self._steps[ring_rank]
 
 
-def plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, padding: int = 0) -> CPPlan:
+def make_cp_plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, padding: int = 0) -> CPPlan:
     """Deals the chunks of a pack to the ranks of a ring, so that attention work is even and few keys travel.
 
     One document that fills the pack: 2 * ring_size chunks in zigzag (rank r takes chunks r and 2 * ring_size - 1 - r), which is even

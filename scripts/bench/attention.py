@@ -23,7 +23,7 @@ try:
     from mindspeed_vita.checks import virtual_ring
     from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, torch_native
     from mindspeed_vita.parallel.ring import Transfer, ring_attention
-    from mindspeed_vita.sharding import CPPlan, index, plan
+    from mindspeed_vita.sharding import CPPlan, index, make_cp_plan
     from mindspeed_vita.sharding.cp_plan import rank_work
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
@@ -71,7 +71,7 @@ def rank_seconds(rank: int, world: int, num_tokens: int, store: str, results: An
     """CPU seconds of one rank for forward and backward over one document; the best of three."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world, store=dist.FileStore(store, world))
-    cp_plan = plan(np.array([0, num_tokens]), world)
+    cp_plan = make_cp_plan(np.array([0, num_tokens]), world)
     rows = torch.from_numpy(index(cp_plan, rank))
     query, key, value, grad = (x[rows] for x in tensors(num_tokens))
     best = float("inf")
@@ -143,11 +143,11 @@ def main() -> None:
     print("| documents | ranks | what | ratio |\n|---|---|---|---|")
     measured_ring(arguments.tokens)
     num_tokens = arguments.counted_tokens
-    counted(f"one of {num_tokens:,}", plan(np.array([0, num_tokens]), 8))
+    counted(f"one of {num_tokens:,}", make_cp_plan(np.array([0, num_tokens]), 8))
     packed = np.unique(np.concatenate([[0, num_tokens], np.random.default_rng(0).integers(1, num_tokens, 12)]))
-    counted(f"{len(packed) - 1} uneven in {num_tokens:,}", plan(packed, 8))
+    counted(f"{len(packed) - 1} uneven in {num_tokens:,}", make_cp_plan(packed, 8))
     aligned = np.arange(65) * 1024
-    counted("64 of 1,024, aligned", plan(aligned, 4))
+    counted("64 of 1,024, aligned", make_cp_plan(aligned, 4))
 
 
 if __name__ == "__main__":

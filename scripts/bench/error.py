@@ -15,7 +15,7 @@ try:
     import torch.nn.functional as F
 
     from mindspeed_vita.checks.virtual_ring import virtual_ring_attention
-    from mindspeed_vita.sharding import plan
+    from mindspeed_vita.sharding import make_cp_plan
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
@@ -55,7 +55,7 @@ def compare(name: str, bounds: np.ndarray, rings: list[int]) -> None:
 
     row("one device, flash", base)
     for ring_size in rings:
-        row(f"ring of {ring_size}", errors(virtual_ring_attention(*leaves, grad, plan(bounds, ring_size), scale=WIDTH**-0.5)))
+        row(f"ring of {ring_size}", errors(virtual_ring_attention(*leaves, grad, make_cp_plan(bounds, ring_size), scale=WIDTH**-0.5)))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ try:
     from length_mix import TOKENS_PER_TILE, draw
 
     from mindspeed_vita.data.packing import plan_packs
-    from mindspeed_vita.sharding import CPPlan, plan
+    from mindspeed_vita.sharding import CPPlan, make_cp_plan
     from mindspeed_vita.sharding.cp_plan import rank_work
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
@@ -60,8 +60,8 @@ def zigzag(bounds: np.ndarray, padding: int, ring_size: int) -> CPPlan:
 
 
 def ours(bounds: np.ndarray, padding: int, ring_size: int) -> CPPlan:
-    """sharding.plan."""
-    return plan(bounds, ring_size, padding=padding)
+    """sharding.make_cp_plan."""
+    return make_cp_plan(bounds, ring_size, padding=padding)
 
 
 def measure(packs: list[tuple[np.ndarray, int]], ring_size: int, scheme: Callable[..., CPPlan]) -> tuple[float, float, float, float]:

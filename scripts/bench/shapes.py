@@ -19,7 +19,7 @@ try:
 
     from mindspeed_vita.ops.attention.blocks import pack_segments
     from mindspeed_vita.ops.shape_buckets import bucketed_rows
-    from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+    from mindspeed_vita.sharding import index, make_cp_plan, tile_owner, tile_routes
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
@@ -43,7 +43,7 @@ def count(stage: int, capacity: int, tp: int, cp: int, packs: int, resets: bool)
         starts = np.concatenate([[0], np.cumsum(tokens)])
         padding = capacity - int(starts[-1])
         bounds = starts if resets else starts[[0, -1]]
-        cp_plan = plan(np.append(bounds, capacity) if padding else bounds, cp, padding=padding)
+        cp_plan = make_cp_plan(np.append(bounds, capacity) if padding else bounds, cp, padding=padding)
         steps = cp_plan.steps(0)
         for number, segments in enumerate([steps.diagonal_segments, *(step.segments for step in steps.ring)]):
             for packed in pack_segments(segments, cpu) if len(segments) else ():

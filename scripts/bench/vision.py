@@ -1,6 +1,6 @@
 """The vision tower under parallelism, by counting: how often a tile is encoded, how evenly, and what travels; ours and the original's.
 
-Ours comes from the routes that training uses (sharding.plan, tile_owner, tile_routes), on packs of the training mixture with resets on. The
+Ours comes from the routes that training uses (make_cp_plan, tile_owner, tile_routes), on packs of the training mixture with resets on. The
 original's is counted on the same packs, by what its code does. 14B: rows of 5,120, InternViT-300M, bf16. Dummy tiles count as encodes,
 as if the tower trained.
     python scripts/bench/vision.py [--packs 200]
@@ -20,7 +20,7 @@ try:
 
     from mindspeed_vita.checkpoint.hf.weights import native_tensors
     from mindspeed_vita.config import MODULES, model_config_from_dict
-    from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+    from mindspeed_vita.sharding import index, make_cp_plan, tile_owner, tile_routes
     from mindspeed_vita.sharding.cp_plan import CPPlan
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
@@ -120,7 +120,7 @@ def original_general(pack: Pack) -> Count:
 
 def original_causal(pack: Pack) -> Count:
     """A context rank encodes the tiles that touch its two zigzag chunks; all of them, if none does."""
-    zigzag = plan(np.array([0, pack.cp_plan.num_tokens]), pack.cp)
+    zigzag = make_cp_plan(np.array([0, pack.cp_plan.num_tokens]), pack.cp)
     tokens = pack.first[:, None] + np.arange(ROWS)
     touched = [int(np.isin(tokens, index(zigzag, rank)).any(axis=1).sum()) for rank in range(pack.cp)]
     return original(pack, [count or max(1, pack.tiles) for count in touched])
@@ -142,7 +142,7 @@ def make_packs(stage: int, capacity: int, tp: int, cp: int, count: int) -> list[
         first = [start + 1 + TOKENS_PER_TILE * np.arange(number) for start, number in zip(starts, tiles)]
         padding = capacity - int(starts[-1])
         bounds = np.append(starts, capacity) if padding else starts
-        packs.append(Pack(plan(bounds, cp, padding=padding), np.concatenate(first).astype(np.int64), tp))
+        packs.append(Pack(make_cp_plan(bounds, cp, padding=padding), np.concatenate(first).astype(np.int64), tp))
     return packs
 
 

@@ -37,12 +37,12 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
     from mindspeed_vita.ops.attention import Heads, choose
     from mindspeed_vita.parallel.build import attend_over
     from mindspeed_vita.platform import get_platform
-    from mindspeed_vita.sharding import index, plan
+    from mindspeed_vita.sharding import index, make_cp_plan
 
     device = get_platform().device
     layout = layout.with_ulysses(ulysses, device)
     cuts = np.array(bounds)
-    cp_plan = plan(cuts, layout.ring_size).shared_by(ulysses)
+    cp_plan = make_cp_plan(cuts, layout.ring_size).shared_by(ulysses)
     tensors = [x.to(getattr(torch, dtype)) for x in packs(bounds[-1], width)]
     rows = [torch.from_numpy(index(cp_plan, rank)) for rank in range(layout.cp_size)]
     leaves = [x[rows[layout.cp_rank]].to(device).requires_grad_() for x in tensors[:3]]

@@ -159,5 +159,5 @@ def _text_pack(tokens: int, vocabulary: int) -> PackedBatch:
         tile_range=range(0),
         failed=torch.zeros(3, dtype=torch.bool),
         failures=(),
-        plan=sharding.plan(np.asarray(bounds), 1),
+        cp_plan=sharding.make_cp_plan(np.asarray(bounds), 1),
     )

@@ -107,7 +107,7 @@ def test_a_group_shares_the_tiles_of_each_pack(data):
     parts = [steps(data, dp_size=1, num_steps=2, group_rank=rank, group_size=2, ring_size=2) for rank in range(2)]
     for pack, left, right in zip(whole, *parts):
         assert torch.equal(torch.cat([left.tiles_NCHW, right.tiles_NCHW]), pack.tiles_NCHW)
-        assert left.plan.cp_size == 2 and left.plan.num_tokens == 96
+        assert left.cp_plan.cp_size == 2 and left.cp_plan.num_tokens == 96
 
 
 def test_impossible_ranks_are_refused(data):

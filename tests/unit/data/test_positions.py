@@ -44,6 +44,6 @@ def test_padding_is_a_document_of_its_own(resets: bool, expected: list[int]) -> 
 def test_an_open_end_belongs_to_the_last_document(resets: bool, expected: list[int]) -> None:
     samples = [SAMPLE, replace(SAMPLE, sample_id=1)]
     pack = assemble_pack(samples, seq_length=16, resets=resets, pad_id=0, context_ids=(), tile_size=4, open_end=True)
-    assert pack.cu_seqlens.tolist() == expected == pack.plan.piece_bounds.tolist()
+    assert pack.cu_seqlens.tolist() == expected == pack.cp_plan.piece_bounds.tolist()
     assert pack.positions_T.tolist() == document_positions(np.array(expected)).tolist()
     assert pack.sample_cu.tolist() == [0, 5, 10], "the answer's places are no tokens of the prompt"
