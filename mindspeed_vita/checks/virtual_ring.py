@@ -73,7 +73,7 @@ class _SharedMemory:
         self.mailbox: dict[tuple[int, int], torch.Tensor] = {}
 
     def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
-        """See ring.Exchange."""
+        """See ring.KeyExchange."""
         if distance >= len(steps.ring):
             return Transfer(kv_2TGD[:, :0])
         source = (self.rank - distance) % len(self.keys)
@@ -81,7 +81,7 @@ class _SharedMemory:
         return Transfer(self.keys[source].index_select(1, rows))
 
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """See ring.Exchange."""
+        """See ring.KeyExchange."""
         size = len(self.keys)
         self.mailbox[(self.rank - distance) % size, self.rank] = dkv
         return _Later(lambda: self.mailbox[self.rank, (self.rank + distance) % size])

@@ -33,7 +33,7 @@ TILES_AT_ONCE = 32
 """Tiles that a tower without gradients encodes at a time: 20 MB each in InternViT-300M (bf16, on a CPU), 33,000 rows a matrix product."""
 
 
-class Exchange(Protocol):
+class RowExchange(Protocol):
     """Sends this rank's vision rows to the ranks whose tokens need them and returns the rows for this rank's tokens, differentiable."""
 
     def __call__(self, rows_RH: torch.Tensor, route: VisionRoute) -> torch.Tensor: ...
@@ -80,7 +80,7 @@ class VitaModel(MegatronModule):
         *,
         attend: Attend,
         attend_tiles: Optional[AttendTiles],
-        exchange: Exchange,
+        exchange: RowExchange,
         head: Head,
         pre_process: bool = True,
         post_process: bool = True,

@@ -15,8 +15,8 @@ from mindspeed_vita.models.inputs import VisionRoute
 from mindspeed_vita.parallel.all_to_all import all_to_all
 
 
-class TileExchange:
-    """The exchange over one group.
+class GroupRowExchange:
+    """A RowExchange (models/vita.py) over one process group.
 
     Args:
         group: the ranks that share out a pack's tiles: the tp x cp group, or the cp group where tp ranks encode together.

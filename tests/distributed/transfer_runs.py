@@ -65,7 +65,7 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
 def vision_rows(layout: Any) -> dict[str, float]:
     """The exchange of vision rows with its gradient, every rank sending another number to every other; on each rank."""
     from mindspeed_vita.models.inputs import VisionRoute
-    from mindspeed_vita.parallel.tile_exchange import TileExchange
+    from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
     from mindspeed_vita.platform import get_platform
 
     device, size, me = get_platform().device, layout.cp_size, layout.cp_rank
@@ -82,7 +82,7 @@ def vision_rows(layout: Any) -> dict[str, float]:
         places=torch.arange(sum(map(len, receive)), device=device),
     )
     leaf = torch.cat(send).flip(0).to(device).requires_grad_()
-    found = TileExchange(layout.cp_group, size)(leaf, route)
+    found = GroupRowExchange(layout.cp_group, size)(leaf, route)
     (found**2).sum().backward()
     assert leaf.grad is not None
     return {"rows": error(found, torch.cat(receive)), "gradient": error(leaf.grad, 2 * torch.cat(send).flip(0))}
