@@ -32,6 +32,20 @@ _FUSED = {"npu": "mindspeed_vita.ops.tokenwise.npu"}
 """By device type."""
 
 
+def register_kernels(device: str, module: str) -> None:
+    """Adds fused kernels for a device type. For a module that the recipe's `plugins` names.
+
+    Args:
+        device: device type.
+        module: full name of a module that offers what TokenwiseKernels says; imported when it is used.
+
+    Raises:
+        ValueError: the device has others.
+    """
+    if _FUSED.setdefault(device, module) != module:
+        raise ValueError(f"{device} has the fused kernels of {_FUSED[device]} already; found {module}")
+
+
 def rms_norm(x_XH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x ** 2) + eps) * weight over the last dimension, in the dtype of x."""
     return _kernels("rms_norm", x_XH).rms_norm(x_XH, weight_H, eps)
