@@ -12,7 +12,7 @@ from mindspeed_vita.integration.patching import load_ledger, verify
 from mindspeed_vita.integration.patching.checkout import Checkouts
 from mindspeed_vita.integration.patching.ledger import Ledger
 from mindspeed_vita.integration.patching.tables import build_table, table_text
-from mindspeed_vita.integration.patching.verify import Finding, Report
+from mindspeed_vita.integration.patching.verify import EntryCheck, Verification
 
 _WIDTH = 118
 
@@ -81,7 +81,7 @@ def _listed(ledger: Ledger) -> str:
     return "\n\n".join(blocks)
 
 
-def _verified(report: Report) -> str:
+def _verified(report: Verification) -> str:
     lines = []
     for part in ("upstream", "patch", "seam", "imports"):
         lines += [line for finding in report.findings if finding.part == part for line in _finding(finding)]
@@ -93,7 +93,7 @@ def _verified(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _finding(finding: Finding) -> list[str]:
+def _finding(finding: EntryCheck) -> list[str]:
     state = "BAD" if finding.problems else "ok"
     shown = f" {finding.found}" if finding.part in ("upstream", "imports") else ""
     return [f"{state:<4} {finding.part:<8} {finding.target}{shown}", *(_wrapped(problem, 14) for problem in finding.problems)]

@@ -16,7 +16,7 @@ from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, e
 from mindspeed_vita.data.atomic import written_below
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
-from mindspeed_vita.data.indexing import Report
+from mindspeed_vita.data.indexing import OnProgress
 from mindspeed_vita.data.media.decoder import get_decoder
 from mindspeed_vita.data.media.limits import MediaLimits, media_limits
 from mindspeed_vita.data.media.paths import MediaError
@@ -239,7 +239,7 @@ def build_data(
     num_packs: int = 0,
     normalization: str = "imagenet",
     again: bool = False,
-    report: Report | None = None,
+    progress: OnProgress | None = None,
 ) -> PackDataset:
     """Opens the packs of a mixture; what is missing of index, columns and plans is made and kept on disk first.
 
@@ -253,7 +253,7 @@ def build_data(
         num_packs: packs that will be asked for, so that the plans of all their epochs are made now.
         normalization: the tower's (VisionConfig).
         again: index files anew of which samples were skipped.
-        report: called while files are indexed.
+        progress: called while files are indexed.
 
     Raises:
         ValueError: a setting, the tokenizer, the mixture or a row is wrong, a source has no usable sample, or the folder of the index
@@ -267,7 +267,7 @@ def build_data(
     text = open_text(data, vocab_size)
     limits = media_limits(data, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
     with written_below(index_folder(data), "data.index"):
-        prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
+        prepared = prepare(data, limits, text.tokenizer, again=again, progress=progress)
         counts = plan_on_disk(prepared, data, num_packs)
     return PackDataset(
         settings=data, text=text, limits=limits, prepared=prepared, pack_counts=counts, normalization=normalization

@@ -27,7 +27,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
         ValueError: a file, the tokenizer or a setting does not fit, or the folder of the index cannot be written.
     """
     from mindspeed_vita.data.dataset import build_data
-    from mindspeed_vita.data.indexing import ReportLines
+    from mindspeed_vita.data.indexing import ProgressLines
 
     # loader processes read ahead
     ahead = (recipe.data.prefetch * recipe.data.num_workers + 1) * recipe.train.global_batch
@@ -42,7 +42,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
             cp_size=layout.cp_size,
             tp_size=layout.tp_size,
             num_packs=recipe.train.steps * recipe.train.global_batch + ahead,
-            report=ReportLines() if dist.get_rank() == 0 else None,
+            progress=ProgressLines() if dist.get_rank() == 0 else None,
         )
 
     return first_rank_first(build)
