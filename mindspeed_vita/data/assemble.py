@@ -141,7 +141,7 @@ def assemble_pack(
         pad_id: token of the padding.
         context_ids: tokens whose embeddings vision rows replace (VisionTokenIds.placeholders).
         tile_size: side of a tile, in pixels.
-        group_rank: this rank's place in the tensor x context parallel group that shares the tiles.
+        group_rank: this rank in the tensor x context parallel group that shares the tiles.
         group_size: size of that group.
         ring_size: size of the ring that the plan is for (ParallelLayout.ring_size).
         decode: False leaves every tile out, for ranks that encode none.

@@ -101,14 +101,14 @@ class PackDataset:
 
     def samples_of(self, number: int) -> np.ndarray:
         """Sample ids of a global pack number, in pack order."""
-        epoch, place = self.locate(number)
-        return self.index.draws[self.plan(epoch).packs.pack(place)]
+        epoch, pack = self.locate(number)
+        return self.index.draws[self.plan(epoch).packs.pack(pack)]
 
     def cost_of(self, number: int) -> tuple[int, int, float]:
         """(tokens, tiles, sum of squared sample lengths) of a global pack number."""
-        epoch, place = self.locate(number)
+        epoch, pack = self.locate(number)
         plan = self.plan(epoch)
-        return int(plan.tokens[place]), int(plan.tiles[place]), float(plan.squares[place])
+        return int(plan.tokens[pack]), int(plan.tiles[pack]), float(plan.squares[pack])
 
     def plan(self, epoch: int) -> EpochPlan:
         """The packs of an epoch."""
@@ -127,7 +127,7 @@ class PackDataset:
 
         Args:
             number: global pack number, from 0 over all epochs.
-            group_rank: place in the tensor x context parallel group that shares the tiles.
+            group_rank: this rank in the tensor x context parallel group that shares the tiles.
             group_size: size of that group.
             ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             decode: False leaves every tile out.

@@ -53,7 +53,7 @@ def pack_costs(dataset: PackDataset, numbers: Sequence[int], work: RelativeWork)
 
 
 def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
-    """Places dealt to each rank, the same number to all, with sums as even as swapping makes them.
+    """Packs dealt to each rank, by their number in the step, the same number to all, with sums as even as swapping makes them.
 
     The largest go first, each to the rank with the smallest sum that is not full; then the heaviest and the lightest rank swap
     the pair of packs that evens them out most, while that helps. Every rank's packs are in ascending order.
@@ -66,12 +66,12 @@ def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
     assert each * num_ranks == len(costs), (len(costs), num_ranks)
     ranks: list[list[int]] = [[] for _ in range(num_ranks)]
     open_ranks = [(0.0, rank) for rank in range(num_ranks)]
-    for place in np.argsort(-costs, kind="stable").tolist():
+    for pack in np.argsort(-costs, kind="stable").tolist():
         total, rank = heapq.heappop(open_ranks)
-        ranks[rank].append(place)
+        ranks[rank].append(pack)
         if len(ranks[rank]) < each:
-            heapq.heappush(open_ranks, (total + float(costs[place]), rank))
-    totals = np.array([costs[places].sum() for places in ranks])
+            heapq.heappush(open_ranks, (total + float(costs[pack]), rank))
+    totals = np.array([costs[packs].sum() for packs in ranks])
     for _ in range(_ROUNDS if each > 1 else 0):
         heavy, light = int(np.argmax(totals)), int(np.argmin(totals))
         gap = totals[heavy] - totals[light]
@@ -85,4 +85,4 @@ def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
         totals[heavy] -= moved.flat[best]
         totals[light] += moved.flat[best]
     # the rank that has the step's first pack comes first: with packs of equal cost every rank gets the next one in turn
-    return sorted((sorted(places) for places in ranks), key=lambda places: places[0])
+    return sorted((sorted(packs) for packs in ranks), key=lambda packs: packs[0])

@@ -55,11 +55,11 @@ class PackLoader:
         Args:
             dataset: the packs.
             start_pack: packs consumed so far, over all ranks.
-            dp_rank: this rank's place among the data-parallel ranks.
+            dp_rank: this rank among the data-parallel ranks.
             dp_size: data-parallel size.
             micro_batches: packs per rank and step.
             work: what attention and tiles cost, for dealing; may be None where dp_size is 1, as nothing is dealt there.
-            group_rank: place in the tensor x context parallel group that shares a pack's tiles.
+            group_rank: this rank in the tensor x context parallel group that shares a pack's tiles.
             group_size: size of that group.
             ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             decode: False gives packs without tiles, for pipeline stages that encode none.
@@ -117,7 +117,7 @@ class PackLoader:
                 yield from numbers
             else:
                 dealt = deal(pack_costs(self._view.dataset, numbers, self._work), size)
-                yield from (first + place for place in dealt[rank])
+                yield from (first + pack for pack in dealt[rank])
 
     def __iter__(self) -> Iterator[PackedBatch]:
         """Packs from where the last iteration stopped; that one ends."""

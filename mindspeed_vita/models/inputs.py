@@ -20,13 +20,13 @@ class VisionRoute:
     Attributes:
         send_rows: int64 on the device, rows of this rank's encoded tiles in sending order.
         send_counts, recv_counts: rows to and from each rank of the exchange's group.
-        places: int64 on the device, the local token of each received row.
+        targets: int64 on the device, the local token whose embedding each received row replaces.
     """
 
     send_rows: torch.Tensor
     send_counts: tuple[int, ...]
     recv_counts: tuple[int, ...]
-    places: torch.Tensor
+    targets: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ModelInputs:
         tiles_NCHW: uint8, tiles that this rank encodes.
         num_tiles: tiles of the whole pack, over all ranks.
         route: exchange of vision rows; None where there is nothing to exchange (no tiles, or not the first pipeline stage).
-        vision_rows_RH: the rows for route.places where the tiles have been encoded before (VitaModel.encode_tiles), else None.
+        vision_rows_RH: the rows for route.targets where the tiles have been encoded before (VitaModel.encode_tiles), else None.
     """
 
     tokens_T: torch.Tensor

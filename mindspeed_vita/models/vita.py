@@ -167,14 +167,14 @@ class VitaModel(MegatronModule):
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:
         embeddings_L1H = self.language.embedding(input_ids=inputs.tokens_T.unsqueeze(0), position_ids=None)
         if inputs.route is not None and inputs.vision_rows_RH is not None:
-            return splice(embeddings_L1H, inputs.vision_rows_RH, inputs.route.places)
+            return splice(embeddings_L1H, inputs.vision_rows_RH, inputs.route.targets)
         trains = torch.is_grad_enabled() and bool(self.trainable & {"vision", "projector"})
         if not inputs.num_tiles and not trains:
             return embeddings_L1H
         rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
         if inputs.route is not None:
             received_RH = self.exchange(rows_RH, inputs.route)
-            embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.places)
+            embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.targets)
         # a rank without tiles ran a dummy: joined with weight 0, so that every rank's graph holds the same parameters
         return embeddings_L1H + 0 * rows_RH.sum() if trains and not len(inputs.tiles_NCHW) else embeddings_L1H
 

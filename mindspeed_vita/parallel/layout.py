@@ -48,7 +48,7 @@ class ParallelLayout:
 
     @property
     def ring_size(self) -> int:
-        """Places on the ring of context parallelism."""
+        """Number of ring ranks: cp_size / ulysses_size."""
         return self.cp_size // self.ulysses_size
 
     @property
@@ -110,10 +110,10 @@ class ParallelLayout:
         for ranks in sorted(set(cp_groups)):
             for first in range(0, len(ranks), size):
                 groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size])
-            for place in range(size):
-                groups["ring", ranks, place] = dist.new_group(ranks[place::size])
-        mine, place = cp_groups[dist.get_rank()], self.cp_rank % size
-        ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, place]
+            for ulysses_rank in range(size):
+                groups["ring", ranks, ulysses_rank] = dist.new_group(ranks[ulysses_rank::size])
+        mine, ulysses_rank = cp_groups[dist.get_rank()], self.cp_rank % size
+        ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, ulysses_rank]
         _open_channels((ulysses_group, ring_group), device)
         return replace(self, ulysses_size=size, ulysses_group=ulysses_group, ring_group=ring_group)
 

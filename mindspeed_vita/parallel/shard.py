@@ -29,7 +29,7 @@ def shard_batch(
 
     Args:
         batch: the whole pack's integers, and this rank's tiles.
-        layout: this rank's place.
+        layout: this rank's layout.
         device: where the tensors go.
         tokens_per_tile: language-model tokens of one tile (ModelConfig.tokens_per_tile).
         vision_parallel: as the model was built (ParallelConfig.vision_parallel).
@@ -90,5 +90,5 @@ def _moved(route: Optional[TileRoute], move: Callable[[torch.Tensor], torch.Tens
         send_rows=move(torch.from_numpy(route.send_rows)),
         send_counts=route.send_counts,
         recv_counts=route.recv_counts,
-        places=move(torch.from_numpy(route.places)),
+        targets=move(torch.from_numpy(route.targets)),
     )

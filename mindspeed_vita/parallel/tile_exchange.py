@@ -27,7 +27,7 @@ class GroupRowExchange:
         self.group, self.group_size = group, group_size
 
     def __call__(self, rows_RH: torch.Tensor, route: VisionRoute) -> torch.Tensor:
-        """Rows for this rank's tokens, in the order of route.places: [sum(recv_counts), H]."""
+        """Rows for this rank's tokens, in the order of route.targets: [sum(recv_counts), H]."""
         ordered = rows_RH.index_select(0, route.send_rows)
         if self.group_size == 1:
             return ordered

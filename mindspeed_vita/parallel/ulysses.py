@@ -1,4 +1,4 @@
-"""Ulysses: neighbouring ranks swap tokens for heads around attention, alone or as one place of a ring. Source: arXiv 2309.14509.
+"""Ulysses: neighbouring ranks swap tokens for heads around attention, alone or as one rank of a ring. Source: arXiv 2309.14509.
 
 Each of u ranks holds a u-th of a stretch of tokens with all heads; one all-to-all gives it the whole stretch with a u-th of the heads,
 attention follows (over the ring, if there is one), and a second all-to-all brings the outputs back.
@@ -38,7 +38,7 @@ def ulysses_attention(
         scale: factor on the scores.
         group: the plan.ulysses processes of this ring rank.
         ring_group: the ranks of the ring that this rank takes part in.
-        ring_rank: its place there.
+        ring_rank: its rank there.
         backend: attention kernels for this rank's heads / cp_plan.ulysses, as ops.attention.choose returns them.
 
     Returns:

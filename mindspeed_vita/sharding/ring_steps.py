@@ -57,7 +57,7 @@ class _Runs:
     stop: np.ndarray
     owner: np.ndarray
     local: np.ndarray
-    """First token's place among its owner's tokens."""
+    """Number of its first token among its owner's tokens."""
     piece: np.ndarray
     """Start of the piece that holds the run's first token."""
     head: np.ndarray
@@ -126,17 +126,17 @@ def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, ring_
     outgoing = np.flatnonzero(needed[receiver] & (runs.owner == rank))
     incoming = np.flatnonzero(needed[rank] & (runs.owner == source))
     lengths = (runs.stop - runs.tail)[incoming]
-    place = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     queries = np.flatnonzero((runs.owner == rank) & (runs.piece < runs.start))
     reach = np.searchsorted(runs.stop, runs.piece[queries], side="right")
-    key_start, key_stop = place[np.searchsorted(incoming, reach)], place[np.searchsorted(incoming, queries)]
+    key_start, key_stop = offsets[np.searchsorted(incoming, reach)], offsets[np.searchsorted(incoming, queries)]
     local = runs.local[queries]
     segments = np.stack([local, local + (runs.head - runs.start)[queries], key_start, key_stop], axis=1)
-    return RingStep(_tokens(runs, outgoing), int(place[-1]), segments[key_stop > key_start])
+    return RingStep(_tokens(runs, outgoing), int(offsets[-1]), segments[key_stop > key_start])
 
 
 def _tokens(runs: _Runs, chosen: np.ndarray) -> np.ndarray:
-    """Local places of the tails of some runs of one owner, in order."""
+    """Local tokens of the tails of some runs of one owner, in order."""
     return joined_ranges((runs.local + runs.tail - runs.start)[chosen], (runs.stop - runs.tail)[chosen])
 
 

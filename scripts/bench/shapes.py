@@ -56,7 +56,7 @@ def count(stage: int, capacity: int, tp: int, cp: int, packs: int, resets: bool)
         seen["in buckets"].add(len(bucketed_rows(own, "npu")))
         seen["tiles"].add(len(tile_owner(int(tiles.sum()), tp * cp)[0]))
         first = np.concatenate([start + 1 + TOKENS_PER_TILE * np.arange(number) for start, number in zip(starts, tiles)])
-        seen["vision rows"].add(len(tile_routes(cp_plan, first, TOKENS_PER_TILE - 2, tp, 0).places))
+        seen["vision rows"].add(len(tile_routes(cp_plan, first, TOKENS_PER_TILE - 2, tp, 0).targets))
     return len(drawn), {kind: len(shapes) for kind, shapes in seen.items()}
 
 

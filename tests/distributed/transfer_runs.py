@@ -79,7 +79,7 @@ def vision_rows(layout: Any) -> dict[str, float]:
         send_rows=torch.arange(sum(map(len, send)), device=device).flip(0),
         send_counts=tuple(map(len, send)),
         recv_counts=tuple(map(len, receive)),
-        places=torch.arange(sum(map(len, receive)), device=device),
+        targets=torch.arange(sum(map(len, receive)), device=device),
     )
     leaf = torch.cat(send).flip(0).to(device).requires_grad_()
     found = GroupRowExchange(layout.cp_group, size)(leaf, route)

@@ -42,7 +42,7 @@ class AppliedPatch:
 @dataclass(frozen=True, kw_only=True)
 class _Step:
     patch: Patch
-    place: live.Place
+    place: live.Attribute
     replacement: Callable[..., Any]
     over: tuple[str, ...]
 
@@ -161,7 +161,7 @@ def _set(step: _Step) -> None:
         setattr(owner, name, new)
 
 
-def _attributes(place: live.Place) -> list[tuple[Any, str]]:
+def _attributes(place: live.Attribute) -> list[tuple[Any, str]]:
     """The attribute itself and its namesakes in other modules that hold the same object."""
     namesakes = [
         (module, place.name)

@@ -56,8 +56,8 @@ def test_a_loaders_worker_plans_the_route(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(batch, "tile_routes", lambda *a, **k: pytest.fail("planned in the training process"))
     found = shard_batch(loaded, layout, torch.device("cpu"), **move).route
     assert found is not None and expected is not None
-    assert torch.equal(found.send_rows, expected.send_rows) and torch.equal(found.places, expected.places)
-    assert (found.send_counts, found.recv_counts) == (expected.send_counts, expected.recv_counts) and len(found.places)
+    assert torch.equal(found.send_rows, expected.send_rows) and torch.equal(found.targets, expected.targets)
+    assert (found.send_counts, found.recv_counts) == (expected.send_counts, expected.recv_counts) and len(found.targets)
 
 
 def test_context_tokens_without_tiles_are_refused() -> None:

@@ -137,7 +137,7 @@ def test_every_row_reaches_the_one_rank_that_holds_its_token(pack: tuple[int, in
             start = sum(route.send_counts[:place])
             arrived.append(route.send_rows[start : start + route.send_counts[place]] + owned.start * rows)
         share = index(cp_plan, receiver // tp_size).reshape(tp_size, -1)[receiver % tp_size]
-        result[share[routes[receiver].places]] = np.concatenate(arrived)
+        result[share[routes[receiver].targets]] = np.concatenate(arrived)
     expected = np.full(num_tokens, -1)
     for tile, start in enumerate(first):
         expected[start : start + rows] = np.arange(tile * rows, (tile + 1) * rows)

@@ -1,4 +1,4 @@
-"""Ranks that share a place on the ring hold stretches of its tokens; the ring itself is that of fewer ranks."""
+"""Ranks that make up one ring rank hold stretches of its tokens; the ring itself is that of fewer ranks."""
 
 import numpy as np
 import pytest
