@@ -18,17 +18,17 @@ def virtual_ring_attention(
     k_SGD: torch.Tensor,
     v_SGD: torch.Tensor,
     grad_SND: torch.Tensor,
-    plan: CPPlan,
+    cp_plan: CPPlan,
     *,
     scale: float,
     backend: Optional[Backend] = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Output and gradients of a whole pack as a ring of plan.cp_size ranks computes them.
+    """Output and gradients of a whole pack as a ring of cp_plan.ring_size ranks computes them.
 
     Args:
         q_SND, k_SGD, v_SGD: of the whole pack, in pack order.
         grad_SND: gradient of the output.
-        plan: owners and documents.
+        cp_plan: owners and documents.
         scale: factor on the scores.
         backend: attention kernels; None takes the first that does not refuse.
 
@@ -36,12 +36,12 @@ def virtual_ring_attention(
         (out, dq, dk, dv) of the whole pack in the inputs' dtypes.
     """
     backend = backend or choose(Heads.of(q_SND))
-    own = [torch.from_numpy(index(plan, rank)).to(q_SND.device) for rank in range(plan.cp_size)]
-    steps = [plan.steps(rank) for rank in range(plan.cp_size)]
+    own = [torch.from_numpy(index(cp_plan, rank)).to(q_SND.device) for rank in range(cp_plan.ring_size)]
+    steps = [cp_plan.steps(rank) for rank in range(cp_plan.ring_size)]
     queries = [q_SND[rows] for rows in own]
     keys = [torch.stack([k_SGD[rows], v_SGD[rows]]) for rows in own]
-    exchanges = [_SharedMemory(keys, steps, rank) for rank in range(plan.cp_size)]
-    ranks = range(plan.cp_size)
+    exchanges = [_SharedMemory(keys, steps, rank) for rank in range(cp_plan.ring_size)]
+    ranks = range(cp_plan.ring_size)
     forward = [ring_forward(queries[rank], keys[rank], steps[rank], scale, exchanges[rank], backend) for rank in ranks]
     mailbox: dict[tuple[int, int], torch.Tensor] = {}
     for exchange in exchanges:
@@ -73,7 +73,7 @@ class _SharedMemory:
         self.mailbox: dict[tuple[int, int], torch.Tensor] = {}
 
     def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
-        """See ring.Exchange."""
+        """See ring.KeyExchange."""
         if distance >= len(steps.ring):
             return Transfer(kv_2TGD[:, :0])
         source = (self.rank - distance) % len(self.keys)
@@ -81,7 +81,7 @@ class _SharedMemory:
         return Transfer(self.keys[source].index_select(1, rows))
 
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """See ring.Exchange."""
+        """See ring.KeyExchange."""
         size = len(self.keys)
         self.mailbox[(self.rank - distance) % size, self.rank] = dkv
         return _Later(lambda: self.mailbox[self.rank, (self.rank + distance) % size])

@@ -15,7 +15,7 @@ from mindspeed_vita.cli import data_import
 if TYPE_CHECKING:
     from mindspeed_vita.config import Recipe
     from mindspeed_vita.data.dataset import PackDataset
-    from mindspeed_vita.data.indexing import Report
+    from mindspeed_vita.data.indexing import OnProgress
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,8 +119,8 @@ def _index(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-    with _bar() as report, written_below(index_folder(recipe.data), "data.index"):
-        indexed = index_mixture(recipe.data, tokenizer, again=True, report=report)
+    with _bar() as progress, written_below(index_folder(recipe.data), "data.index"):
+        indexed = index_mixture(recipe.data, tokenizer, again=True, progress=progress)
     for spec, files in indexed:
         for _, head in files:
             print(f"{spec.name}: {head.path}: {head.num_rows:,} rows, {head.num_skipped:,} skipped")
@@ -159,12 +159,12 @@ def _check(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from mindspeed_vita.data.checking import check_mixture
 
     total = 0
-    for report in check_mixture(recipe.data, headers=arguments.headers):
-        print(f"{report.source}: {report.path}: {report.num_rows:,} rows, {len(report.findings):,} findings", flush=True)
-        print_findings(report.findings)
-        for note in report.notes:
+    for checked in check_mixture(recipe.data, headers=arguments.headers):
+        print(f"{checked.source}: {checked.path}: {checked.num_rows:,} rows, {len(checked.problems):,} findings", flush=True)
+        print_findings(checked.problems)
+        for note in checked.notes:
             print(f"  note: {note}")
-        total += len(report.findings)
+        total += len(checked.problems)
     print(f"{total:,} findings" if total else "nothing found")
     return 1 if total else 0
 
@@ -175,8 +175,8 @@ def _skipped(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from mindspeed_vita.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-    with _bar() as report:
-        found = skipped_rows(recipe.data, tokenizer, report=report)
+    with _bar() as progress:
+        found = skipped_rows(recipe.data, tokenizer, progress=progress)
     try:
         found += [item for item in _open(recipe).skipped if not item.at_fault]
     except ValueError as error:
@@ -216,7 +216,7 @@ def _target(output: str, recipe: Recipe, name: str) -> Path:
 def _open(recipe: Recipe, num_packs: int = 0) -> PackDataset:
     from mindspeed_vita.data.dataset import build_data
 
-    with _bar() as report:
+    with _bar() as progress:
         return build_data(
             recipe.data,
             tokens_per_tile=recipe.model.tokens_per_tile,
@@ -224,17 +224,17 @@ def _open(recipe: Recipe, num_packs: int = 0) -> PackDataset:
             vocab_size=recipe.model.language.vocab_size,
             normalization=recipe.model.vision.normalization,
             num_packs=num_packs,
-            report=report,
+            progress=progress,
         )
 
 
 @contextmanager
-def _bar() -> Iterator[Report]:
+def _bar() -> Iterator[OnProgress]:
     """A progress bar over the bytes of each file on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        from mindspeed_vita.data.indexing import ReportLines
+        from mindspeed_vita.data.indexing import ProgressLines
 
-        yield ReportLines()
+        yield ProgressLines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

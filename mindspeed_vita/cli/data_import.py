@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         skip_bad=arguments.skip_bad,
     )
     print(f"{arguments.source}: {done.what}; {done.num_rows:,} rows, {done.num_rows - done.num_good:,} of them bad")
-    print_findings(done.findings, sys.stderr)
+    print_findings(done.problems, sys.stderr)
     if done.mixture is None:
         advice = "correct them, or leave them out with --skip-bad" if done.num_good else "no row is good"
         raise ValueError(

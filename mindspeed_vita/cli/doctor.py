@@ -79,7 +79,7 @@ def _parity(most: int) -> int:
 
     device = get_platform(local_rank=0)
     found = ", ".join(f"{name} {version}" for name, version in versions(("torch", "torch_npu", "megatron-core")).items() if version)
-    print(f"{found}; device {device.name}, collectives {device.backend}", flush=True)
+    print(f"{found}; device {device.name}, collectives {device.collectives}", flush=True)
     processes = most or (device.device_count() if device.capabilities.accelerator else 4)
     with tempfile.TemporaryDirectory() as folder:
         equal = check_layouts(processes, folder, lambda line: print(line, flush=True))

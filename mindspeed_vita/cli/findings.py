@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from mindspeed_vita.data.checking import Finding
+    from mindspeed_vita.data.checking import RowProblem
 
 _SHOWN = 20
 """Kinds of findings that are printed."""
 
 
-def print_findings(findings: Sequence[Finding], file: TextIO | None = None) -> None:
+def print_findings(findings: Sequence[RowProblem], file: TextIO | None = None) -> None:
     """One line for each kind: the first finding of it, how many more there are, and where the last is. None: standard output."""
     from mindspeed_vita.data.budget import kind_of
 
-    kinds: dict[str, list[Finding]] = {}
+    kinds: dict[str, list[RowProblem]] = {}
     for finding in findings:
         kinds.setdefault(kind_of(finding.reason), []).append(finding)
     for same in list(kinds.values())[:_SHOWN]:

@@ -258,7 +258,7 @@ class ParallelConfig:
     cp: int = 1
     """Context parallel."""
     ulysses: int = 1
-    """Context-parallel ranks that share a place on the ring, by swapping tokens for heads; divides cp and a rank's heads. 1: ring alone."""
+    """Context-parallel ranks that make up one ring rank, by swapping tokens for heads; divides cp and a rank's heads. 1: ring alone."""
     vision_parallel: str = "balanced"
     """balanced (every rank holds the tower, tiles are shared out over tp x cp) | tensor (tp ranks share the tower's weights, tiles
     are shared out over cp)."""

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from mindspeed_vita.data.batch import IGNORE, MediaFailure, PackedBatch
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.media.decoder import Job, get_decoder
-from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.media.video import VideoHeader
+from mindspeed_vita.data.positions import document_positions
 from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate
 from mindspeed_vita.hf.tiling import blank_tile
 from mindspeed_vita.hf.token_layout import VisionTokenIds, expand, image_layout, image_tile_count, in_tag_order, video_layout
-from mindspeed_vita.sharding import plan, tile_owner
+from mindspeed_vita.sharding import make_cp_plan, tile_owner
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,15 @@ def assemble_pack(
     seq_length: int,
     resets: bool,
     pad_id: int,
+    context_ids: tuple[int, ...],
     tile_size: int,
     group_rank: int = 0,
     group_size: int = 1,
-    cp_size: int = 1,
+    ring_size: int = 1,
     decode: bool = True,
     decoding: DecodeSettings | None = None,
     loss_weighting: str = "token",
+    open_end: bool = False,
 ) -> PackedBatch:
     """Concatenates samples, pads to seq_length and decodes this rank's tiles.
 
@@ -137,29 +139,35 @@ def assemble_pack(
         seq_length: S.
         resets: positions restart and attention stays inside each sample.
         pad_id: token of the padding.
+        context_ids: tokens whose embeddings vision rows replace (VisionTokenIds.placeholders).
         tile_size: side of a tile, in pixels.
-        group_rank: this rank's place in the tensor x context parallel group that shares the tiles.
+        group_rank: this rank in the tensor x context parallel group that shares the tiles.
         group_size: size of that group.
-        cp_size: context-parallel size of the plan.
+        ring_size: size of the ring that the plan is for (ParallelLayout.ring_size).
         decode: False leaves every tile out, for ranks that encode none.
         decoding: caps and choices; None takes the defaults.
         loss_weighting: token | sample (DataConfig).
+        open_end: what is free behind the last sample belongs to its document and is not padding: an answer will stand there.
     """
     lengths = np.array([len(sample.tokens_T) for sample in samples], dtype=np.int64)
     sample_cu = np.concatenate([[0], np.cumsum(lengths)])
     used = int(sample_cu[-1])
     assert 0 < used <= seq_length, (used, seq_length)
     bounds = sample_cu if resets else np.array([0, used])
-    cu_seqlens = bounds if used == seq_length else np.concatenate([bounds, [seq_length]])
+    padding = 0 if open_end else seq_length - used
+    if open_end:
+        cu_seqlens = np.append(bounds[:-1], seq_length)
+    else:
+        cu_seqlens = np.append(bounds, seq_length) if padding else bounds
     tokens = np.full(seq_length, pad_id, dtype=np.int64)
     labels = np.full(seq_length, IGNORE, dtype=np.int64)
     tokens[:used] = np.concatenate([sample.tokens_T for sample in samples])
     labels[:used] = np.concatenate([sample.labels_T for sample in samples])
     starts = np.concatenate([sample.tile_starts_N + offset for sample, offset in zip(samples, sample_cu)])
 
-    cp_plan = plan(cu_seqlens, cp_size, padding=seq_length - used)
-    if cp_size > 1:
-        cp_plan.steps(group_rank * cp_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
+    cp_plan = make_cp_plan(cu_seqlens, ring_size, padding=padding)
+    if ring_size > 1:
+        cp_plan.steps(group_rank * ring_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
     tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)
     tiles, failures = _decode(samples, tile_range, tile_size, decoding or DecodeSettings())
     failed_ids = {failure.sample_id for failure in failures}
@@ -167,17 +175,18 @@ def assemble_pack(
         tokens_T=torch.from_numpy(tokens),
         labels_T=torch.from_numpy(labels),
         weights_T=torch.from_numpy(_weights(labels, sample_cu, loss_weighting)),
-        positions_T=torch.from_numpy(np.arange(seq_length) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))),
+        positions_T=torch.from_numpy(document_positions(cu_seqlens)),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int64)),
         sample_cu=torch.from_numpy(sample_cu),
         sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
         source_ids=torch.tensor([sample.source_id for sample in samples], dtype=torch.int64),
         tile_first_token=torch.from_numpy(starts),
+        context_ids=context_ids,
         tiles_NCHW=tiles,
         tile_range=tile_range,
         failed=torch.zeros(len(samples), dtype=torch.bool),
         failures=tuple(failures),
-        plan=cp_plan,
+        cp_plan=cp_plan,
     )
     if not failures:
         return batch

@@ -36,7 +36,8 @@ class PackedBatch:
     positions_T: torch.Tensor
     """int64[S], from 0 in each sample (resets on) or over all samples (off), and from 0 in the padding."""
     cu_seqlens: torch.Tensor
-    """int64[D + 1], bounds of attention documents: each sample (resets on) or all of them (off), then the padding if any."""
+    """int64[D + 1], bounds of documents: each sample (resets on) or all of them (off), then the padding, if any, as one document.
+    The plan cuts that padding further: CPPlan.piece_bounds."""
     sample_cu: torch.Tensor
     """int64[n + 1], bounds of the samples, padding left out; kept with resets off too."""
     sample_ids: torch.Tensor
@@ -45,6 +46,8 @@ class PackedBatch:
     """int64[n], entries of the mixture."""
     tile_first_token: torch.Tensor
     """int64[N], pack position of each tile's first context token."""
+    context_ids: tuple[int, ...]
+    """Tokens whose embeddings vision rows replace. tokens_T holds none but those of the N tiles."""
     tiles_NCHW: torch.Tensor
     """uint8[len(tile_range), 3, H, W], the tiles this rank encodes."""
     tile_range: range
@@ -53,7 +56,7 @@ class PackedBatch:
     """bool[n], samples that lost a tile; their labels are -100 here."""
     failures: tuple[MediaFailure, ...]
     """Why they failed, as far as this rank knows."""
-    plan: CPPlan
+    cp_plan: CPPlan
     """Token owners under context parallelism."""
     route: TileRoute | None = None
     """This rank's exchange of vision rows, once planned (with_route)."""
@@ -68,11 +71,11 @@ class PackedBatch:
 
         Args:
             tokens_per_tile, tp_size, group_rank, tensor: see sharding.tile_routes.
-            ulysses: ranks at each place of the ring.
+            ulysses: context-parallel ranks that make up one ring rank.
         """
         if self.route is not None or not len(self.tile_first_token):
             return self
-        shared, first = self.plan.shared_by(ulysses), self.tile_first_token.numpy()
+        shared, first = self.cp_plan.shared_by(ulysses), self.tile_first_token.numpy()
         return replace(self, route=tile_routes(shared, first, tokens_per_tile, tp_size, group_rank, tensor=tensor))
 
     def with_failed(self, failed: torch.Tensor) -> PackedBatch:

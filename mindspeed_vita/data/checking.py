@@ -28,7 +28,7 @@ from mindspeed_vita.hf.token_layout import ReservedText
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowProblem:
     """What is wrong with one row, or with a file as a whole."""
 
     source: str
@@ -38,18 +38,18 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class FileReport:
+class CheckedFile:
     """One file of the mixture."""
 
     source: str
     path: str
     num_rows: int
-    findings: tuple[Finding, ...]
+    problems: tuple[RowProblem, ...]
     notes: tuple[str, ...] = ()
     """What is left out without being wrong: keys that nothing uses, each with a count."""
 
 
-def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[FileReport]:
+def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[CheckedFile]:
     """Checks each file in turn; goes on after what it finds.
 
     Args:
@@ -66,8 +66,8 @@ def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[FileRe
             yield _check_file(spec, path, media_root(data, path, spec.format), decode_settings(data), headers, reserved)
 
 
-def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings, headers: bool, reserved: ReservedText) -> FileReport:
-    source, findings, num_rows = spec.name, [], 0
+def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings, headers: bool, reserved: ReservedText) -> CheckedFile:
+    source, problems, num_rows = spec.name, [], 0
     unknown: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -78,17 +78,17 @@ def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings
                 try:
                     sample = parse_row(row.text, path, row.place, is_array)
                 except ValueError as error:
-                    findings.append(Finding(source, at, str(error).removeprefix(f"{at}: ")))
+                    problems.append(RowProblem(source, at, str(error).removeprefix(f"{at}: ")))
                     continue
-                problems = sample_problems(sample, root, settings if headers else None, reserved)
-                findings += [Finding(source, at, reason) for reason in problems]
+                reasons = sample_problems(sample, root, settings if headers else None, reserved)
+                problems += [RowProblem(source, at, reason) for reason in reasons]
                 unknown.update(sample.unknown_keys)
             if not num_rows:
-                findings.append(Finding(source, path, "holds no rows; correct it, or take it out of the mixture"))
+                problems.append(RowProblem(source, path, "holds no rows; correct it, or take it out of the mixture"))
         except ValueError as error:
-            findings.append(Finding(source, path, str(error).removeprefix(f"{path}: ")))
+            problems.append(RowProblem(source, path, str(error).removeprefix(f"{path}: ")))
     notes = tuple(f"the key {name!r} is not used; {count:,} rows have it" for name, count in sorted(unknown.items()))
-    return FileReport(source, path, num_rows, tuple(findings), notes)
+    return CheckedFile(source, path, num_rows, tuple(problems), notes)
 
 
 def sample_problems(

@@ -16,9 +16,9 @@ from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, e
 from mindspeed_vita.data.atomic import written_below
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
-from mindspeed_vita.data.fitting import MediaLimits
-from mindspeed_vita.data.indexing import Report
+from mindspeed_vita.data.indexing import OnProgress
 from mindspeed_vita.data.media.decoder import get_decoder
+from mindspeed_vita.data.media.limits import MediaLimits, media_limits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.readers import check_reader
 from mindspeed_vita.data.open_files import OpenFiles
@@ -86,11 +86,6 @@ class PackDataset:
         """Where columns and plans lie."""
         return self._prepared.folder
 
-    @property
-    def placeholder_ids(self) -> tuple[int, ...]:
-        """Tokens whose embeddings tiles replace."""
-        return self._text.ids.placeholders
-
     def num_packs(self, epoch: int) -> int:
         """Packs of one epoch; the count can differ by a few between epochs."""
         while len(self._ends) <= epoch:
@@ -106,14 +101,14 @@ class PackDataset:
 
     def samples_of(self, number: int) -> np.ndarray:
         """Sample ids of a global pack number, in pack order."""
-        epoch, place = self.locate(number)
-        return self.index.draws[self.plan(epoch).packs.pack(place)]
+        epoch, pack = self.locate(number)
+        return self.index.draws[self.plan(epoch).packs.pack(pack)]
 
     def cost_of(self, number: int) -> tuple[int, int, float]:
         """(tokens, tiles, sum of squared sample lengths) of a global pack number."""
-        epoch, place = self.locate(number)
+        epoch, pack = self.locate(number)
         plan = self.plan(epoch)
-        return int(plan.tokens[place]), int(plan.tiles[place]), float(plan.squares[place])
+        return int(plan.tokens[pack]), int(plan.tiles[pack]), float(plan.squares[pack])
 
     def plan(self, epoch: int) -> EpochPlan:
         """The packs of an epoch."""
@@ -127,14 +122,14 @@ class PackDataset:
         """The whole pack of that global number, all tiles decoded here."""
         return self.pack(number)
 
-    def pack(self, number: int, *, group_rank: int = 0, group_size: int = 1, cp_size: int = 1, decode: bool = True) -> PackedBatch:
+    def pack(self, number: int, *, group_rank: int = 0, group_size: int = 1, ring_size: int = 1, decode: bool = True) -> PackedBatch:
         """One pack with the tiles of one rank.
 
         Args:
             number: global pack number, from 0 over all epochs.
-            group_rank: place in the tensor x context parallel group that shares the tiles.
+            group_rank: this rank in the tensor x context parallel group that shares the tiles.
             group_size: size of that group.
-            cp_size: context-parallel size.
+            ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             decode: False leaves every tile out.
         """
         return assemble_pack(
@@ -142,10 +137,11 @@ class PackDataset:
             seq_length=self.settings.seq_length,
             resets=self.settings.resets,
             pad_id=self._text.pad_id,
+            context_ids=self._text.ids.placeholders,
             tile_size=self._limits.tile_size,
             group_rank=group_rank,
             group_size=group_size,
-            cp_size=cp_size,
+            ring_size=ring_size,
             decode=decode,
             decoding=self._decoding,
             loss_weighting=self.settings.loss_weighting,
@@ -243,7 +239,7 @@ def build_data(
     num_packs: int = 0,
     normalization: str = "imagenet",
     again: bool = False,
-    report: Report | None = None,
+    progress: OnProgress | None = None,
 ) -> PackDataset:
     """Opens the packs of a mixture; what is missing of index, columns and plans is made and kept on disk first.
 
@@ -257,7 +253,7 @@ def build_data(
         num_packs: packs that will be asked for, so that the plans of all their epochs are made now.
         normalization: the tower's (VisionConfig).
         again: index files anew of which samples were skipped.
-        report: called while files are indexed.
+        progress: called while files are indexed.
 
     Raises:
         ValueError: a setting, the tokenizer, the mixture or a row is wrong, a source has no usable sample, or the folder of the index
@@ -269,18 +265,9 @@ def build_data(
         raise ValueError(f"data.media_root={data.media_root!r} is no folder; set it to the folder that media paths start from")
     check_reader(data.video_reader)
     text = open_text(data, vocab_size)
-    limits = MediaLimits(
-        tokens_per_tile=tokens_per_tile,
-        tile_size=tile_size,
-        min_tiles=data.min_tiles,
-        max_tiles=data.max_tiles,
-        max_frames=data.max_frames,
-        max_fps=data.max_fps,
-        sampler=data.frame_sampler,
-        tiling=data.tiling,
-    )
+    limits = media_limits(data, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
     with written_below(index_folder(data), "data.index"):
-        prepared = prepare(data, limits, text.tokenizer, again=again, report=report)
+        prepared = prepare(data, limits, text.tokenizer, again=again, progress=progress)
         counts = plan_on_disk(prepared, data, num_packs)
     return PackDataset(
         settings=data, text=text, limits=limits, prepared=prepared, pack_counts=counts, normalization=normalization

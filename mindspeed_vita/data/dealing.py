@@ -4,33 +4,56 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mindspeed_vita.config.recipe import ModelConfig
+
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
 
-_ATTENTION = 491_520 / (2 * 13.21e9)
-"""Attention work per squared token, over that of one token elsewhere: 14B, 48 layers of width 5,120, causal."""
-_TILE = 728e9 / (2 * 13.21e9)
-"""Work of one tile in the 300M tower, over that of one token."""
 _ROUNDS = 200
 
 
-def pack_costs(dataset: PackDataset, numbers: Sequence[int]) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class RelativeWork:
+    """Work of attention and of tiles. The unit is the work of one token in the decoder's linear layers."""
+
+    attention: float
+    """Causal attention, per squared token of a document."""
+    tile: float
+    """One tile in tower and projector."""
+
+
+def relative_work(model: ModelConfig) -> RelativeWork:
+    """Counts the multiply-adds of a forward pass. Norms, the head and the tower's class token are left out: they are small."""
+    language, vision, projector = model.language, model.vision, model.projector
+    heads = 2 * language.num_heads + 2 * language.num_kv_heads  # of queries and outputs, of keys and values
+    per_layer = language.hidden_size * (heads * language.head_dim + 3 * language.ffn_hidden_size)
+    # half of the query-key pairs are causal, and each is used twice: for its score, and for the sum of values
+    attention = language.num_heads * language.head_dim
+    patches, width = vision.grid**2, vision.hidden_size
+    per_patch = vision.num_layers * width * (4 * width + 2 * vision.ffn_hidden_size + 2 * patches) + 3 * vision.patch_size**2 * width
+    per_row = projector.hidden_size * (projector.pixel_shuffle**2 * width + language.hidden_size)
+    tile = patches * per_patch + model.tokens_per_tile * per_row
+    return RelativeWork(attention=attention / per_layer, tile=tile / (language.num_layers * per_layer))
+
+
+def pack_costs(dataset: PackDataset, numbers: Sequence[int], work: RelativeWork) -> np.ndarray:
     """Predicted cost of packs, in tokens: float64. All have as many tokens, padding included; attention and tiles differ."""
     length, resets = dataset.settings.seq_length, dataset.settings.resets
     costs = []
     for number in numbers:
         tokens, tiles, squares = dataset.cost_of(number)
         attention = squares if resets else float(tokens) ** 2
-        costs.append(length + _ATTENTION * attention + _TILE * tiles)
+        costs.append(length + work.attention * attention + work.tile * tiles)
     return np.array(costs)
 
 
 def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
-    """Places dealt to each rank, the same number to all, with sums as even as swapping makes them.
+    """Packs dealt to each rank, by their number in the step, the same number to all, with sums as even as swapping makes them.
 
     The largest go first, each to the rank with the smallest sum that is not full; then the heaviest and the lightest rank swap
     the pair of packs that evens them out most, while that helps. Every rank's packs are in ascending order.
@@ -43,12 +66,12 @@ def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
     assert each * num_ranks == len(costs), (len(costs), num_ranks)
     ranks: list[list[int]] = [[] for _ in range(num_ranks)]
     open_ranks = [(0.0, rank) for rank in range(num_ranks)]
-    for place in np.argsort(-costs, kind="stable").tolist():
+    for pack in np.argsort(-costs, kind="stable").tolist():
         total, rank = heapq.heappop(open_ranks)
-        ranks[rank].append(place)
+        ranks[rank].append(pack)
         if len(ranks[rank]) < each:
-            heapq.heappush(open_ranks, (total + float(costs[place]), rank))
-    totals = np.array([costs[places].sum() for places in ranks])
+            heapq.heappush(open_ranks, (total + float(costs[pack]), rank))
+    totals = np.array([costs[packs].sum() for packs in ranks])
     for _ in range(_ROUNDS if each > 1 else 0):
         heavy, light = int(np.argmax(totals)), int(np.argmin(totals))
         gap = totals[heavy] - totals[light]
@@ -62,4 +85,4 @@ def deal(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
         totals[heavy] -= moved.flat[best]
         totals[light] += moved.flat[best]
     # the rank that has the step's first pack comes first: with packs of equal cost every rank gets the next one in turn
-    return sorted((sorted(places) for places in ranks), key=lambda places: places[0])
+    return sorted((sorted(packs) for packs in ranks), key=lambda packs: packs[0])

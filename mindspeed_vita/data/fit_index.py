@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from mindspeed_vita.data.columns import ColumnWriter
-from mindspeed_vita.data.fitting import FittedSample, MediaLimits, fit_sample
+from mindspeed_vita.data.fitting import FittedSample, fit_sample
 from mindspeed_vita.data.index_file import IndexHead, read_batches, row_measured
+from mindspeed_vita.data.media.limits import MediaLimits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.data.rows import row_place

@@ -8,33 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mindspeed_vita.data.measure import Measured
+from mindspeed_vita.data.media.limits import MediaLimits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader
-from mindspeed_vita.hf.tiling import choose_grid
 from mindspeed_vita.hf.token_layout import image_tile_count, image_token_count, video_token_count
-
-
-@dataclass(frozen=True, kw_only=True)
-class MediaLimits:
-    """How pictures and videos become tiles."""
-
-    tokens_per_tile: int
-    tile_size: int
-    min_tiles: int
-    max_tiles: int
-    max_frames: int
-    max_fps: float
-    sampler: str
-    tiling: str = "dynamic"
-    """See hf/tiling.py."""
-
-    def grid(self, size: tuple[int, int], max_tiles: int) -> tuple[int, int]:
-        """Grid of a picture of (width, height) under a tighter limit of tiles."""
-        return choose_grid(*size, tile_size=self.tile_size, min_tiles=self.min_tiles, max_tiles=max_tiles, tiling=self.tiling)
-
-    def frames(self, header: VideoHeader, max_frames: int) -> list[int]:
-        """Frame numbers of a video under a tighter limit of frames."""
-        return header.sample(max_frames=max_frames, max_fps=self.max_fps, sampler=self.sampler)
 
 
 @dataclass(frozen=True)

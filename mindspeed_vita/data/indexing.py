@@ -37,8 +37,8 @@ from mindspeed_vita.data.rows import Row, iter_rows, parse_row, row_digest
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vision_token_ids
 
-Report = Callable[[str, int, int], None]
-"""Called with the file's name, bytes done and bytes in all."""
+OnProgress = Callable[[str, int, int], None]
+"""Called while files are indexed, with a file's name, its bytes so far and its bytes in all."""
 _CHUNK = 2000
 """Most rows measured at a time."""
 _CHUNK_BYTES = 4 << 20
@@ -51,8 +51,8 @@ _MANY = 200
 """Files, however small, that are worth starting processes for: each takes some milliseconds."""
 
 
-class ReportLines:
-    """A Report that prints a line on standard error now and then, where indexing takes long."""
+class ProgressLines:
+    """A OnProgress that prints a line on standard error now and then, where indexing takes long."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._seconds = seconds
@@ -113,7 +113,7 @@ def index_file(
     key: str,
     format_name: str = "",
     again: bool = False,
-    report: Report | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Path, IndexHead]:
     """The index of one file of samples, made if it is missing or the file changed.
 
@@ -125,7 +125,7 @@ def index_file(
         key: IndexSettings.key of the tokenizer in use.
         format_name: of the mixture's entry; empty: by the file's suffix.
         again: also make it anew where it skipped samples: a missing picture may have come since.
-        report: called as it goes.
+        progress: called as it goes.
 
     Raises:
         ValueError: the file cannot be read, or a row is no sample; names file and line.
@@ -146,7 +146,7 @@ def index_file(
         return SourceStamp(source, before.st_size, before.st_mtime_ns, found)
 
     batches = crew.measure(_chunks(rows), total, root, source, is_array)
-    return target, write_index(target, _reported(batches, source, total, report), stamp, rows_path=rows_path, is_array=is_array)
+    return target, write_index(target, _reported(batches, source, total, progress), stamp, rows_path=rows_path, is_array=is_array)
 
 
 def index_files(
@@ -156,7 +156,7 @@ def index_files(
     *,
     key: str,
     again: bool = False,
-    report: Report | None = None,
+    progress: OnProgress | None = None,
 ) -> list[tuple[Path, IndexHead]]:
     """The index of each of several files, in their order. Many small ones, and shards, are indexed at the same time, each by one process.
 
@@ -164,10 +164,10 @@ def index_files(
     """
     done = {file: found for file in dict.fromkeys(files) if (found := _fresh(folder, file, key, again)) is not None}
     stale = [file for file in dict.fromkeys(files) if file not in done]
-    done |= crew.index_whole(_whole_files(stale, crew.processes), folder, key=key, again=again, report=report)
+    done |= crew.index_whole(_whole_files(stale, crew.processes), folder, key=key, again=again, progress=progress)
     return [
         done.get(file)
-        or index_file(folder, file.source, file.root, crew, key=key, format_name=file.format_name, again=again, report=report)
+        or index_file(folder, file.source, file.root, crew, key=key, format_name=file.format_name, again=again, progress=progress)
         for file in files
     ]
 
@@ -204,13 +204,13 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _reported(batches: Iterator[pa.RecordBatch], source: str, total: int, report: Report | None) -> Iterator[pa.RecordBatch]:
+def _reported(batches: Iterator[pa.RecordBatch], source: str, total: int, progress: OnProgress | None) -> Iterator[pa.RecordBatch]:
     done = 0
     for batch in batches:
         yield batch
         done += sum(batch.column("size").to_pylist()) + len(batch)
-        if report is not None:
-            report(source, min(done, total), total)
+        if progress is not None:
+            progress(source, min(done, total), total)
 
 
 def _measure(measurer: Measurer, rows: Sequence[Row], root: str, source: str, is_array: bool) -> pa.RecordBatch:
@@ -292,7 +292,7 @@ class Crew:
             raise _died(source) from error
 
     def index_whole(
-        self, files: Sequence[FileToIndex], folder: Path, *, key: str, again: bool, report: Report | None
+        self, files: Sequence[FileToIndex], folder: Path, *, key: str, again: bool, progress: OnProgress | None
     ) -> Iterator[tuple[FileToIndex, tuple[Path, IndexHead]]]:
         """Each file with its index, made by one of the processes."""
         if not files:
@@ -304,8 +304,8 @@ class Crew:
                 yield file, future.result()
             except BrokenProcessPool as error:
                 raise _died(file.source) from error
-            if report is not None:
-                report(f"{len(files):,} files", place, len(files))
+            if progress is not None:
+                progress(f"{len(files):,} files", place, len(files))
 
     def _opened_settings(self) -> IndexSettings:
         assert self._settings is not None, "a crew without settings has a measurer"

@@ -16,7 +16,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
-from mindspeed_vita.data.dealing import deal, pack_costs
+from mindspeed_vita.data.dealing import RelativeWork, deal, pack_costs
 from mindspeed_vita.data.lifetime import end_by_parent_alone
 
 _T = TypeVar("_T")
@@ -40,9 +40,10 @@ class PackLoader:
         dp_rank: int,
         dp_size: int,
         micro_batches: int,
+        work: RelativeWork | None = None,
         group_rank: int = 0,
         group_size: int = 1,
-        cp_size: int = 1,
+        ring_size: int = 1,
         decode: bool = True,
         finish: _Finish | None = None,
         num_workers: int = 0,
@@ -54,12 +55,13 @@ class PackLoader:
         Args:
             dataset: the packs.
             start_pack: packs consumed so far, over all ranks.
-            dp_rank: this rank's place among the data-parallel ranks.
+            dp_rank: this rank among the data-parallel ranks.
             dp_size: data-parallel size.
             micro_batches: packs per rank and step.
-            group_rank: place in the tensor x context parallel group that shares a pack's tiles.
+            work: what attention and tiles cost, for dealing; may be None where dp_size is 1, as nothing is dealt there.
+            group_rank: this rank in the tensor x context parallel group that shares a pack's tiles.
             group_size: size of that group.
-            cp_size: context-parallel size.
+            ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             decode: False gives packs without tiles, for pipeline stages that encode none.
             finish: what else is done to each pack in the process that assembles it.
             num_workers: worker processes; 0 assembles packs in this process.
@@ -75,11 +77,13 @@ class PackLoader:
                 raise ValueError(f"{name}={value}; expected {least} or more")
         if not 0 <= dp_rank < dp_size or not 0 <= group_rank < group_size:
             raise ValueError(f"rank {dp_rank} of {dp_size}, group rank {group_rank} of {group_size}; expected rank < size")
+        assert dp_size == 1 or work is not None, "packs are dealt by their cost"
         self.micro_batches = micro_batches
         self.global_batch = micro_batches * dp_size
-        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, cp_size=cp_size, decode=decode, finish=finish)
+        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, ring_size=ring_size, decode=decode, finish=finish)
         self._start = start_pack
         self._dp = (dp_rank, dp_size)
+        self._work = work
         self._num_workers = num_workers
         self._prefetch = prefetch
         self._longest_wait = longest_wait
@@ -109,11 +113,11 @@ class PackLoader:
         for step in count(first_step):
             first = self._start + step * self.global_batch
             numbers = range(first, first + self.global_batch)
-            if size == 1:
+            if self._work is None or size == 1:
                 yield from numbers
             else:
-                dealt = deal(pack_costs(self._view.dataset, numbers), size)
-                yield from (first + place for place in dealt[rank])
+                dealt = deal(pack_costs(self._view.dataset, numbers, self._work), size)
+                yield from (first + pack for pack in dealt[rank])
 
     def __iter__(self) -> Iterator[PackedBatch]:
         """Packs from where the last iteration stopped; that one ends."""
@@ -184,11 +188,11 @@ class _RankView(torch.utils.data.Dataset):
     """The packs as one rank sees them."""
 
     def __init__(
-        self, dataset: PackDataset, *, group_rank: int, group_size: int, cp_size: int, decode: bool, finish: _Finish | None
+        self, dataset: PackDataset, *, group_rank: int, group_size: int, ring_size: int, decode: bool, finish: _Finish | None
     ) -> None:
         self.dataset = dataset
         self._finish = finish
-        self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "cp_size": cp_size, "decode": decode}
+        self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "ring_size": ring_size, "decode": decode}
 
     def __getitem__(self, number: int) -> PackedBatch:
         pack = self.dataset.pack(number, **self._rank)

@@ -17,7 +17,7 @@ _SHUFFLE_SAMPLES, _SHUFFLE_PACKS, _SHUFFLE_WITHIN = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class PackPlan:
+class Packing:
     """P packs over E drawn samples."""
 
     draws: np.ndarray
@@ -43,7 +43,7 @@ def plan_packs(
     epoch: int,
     lookahead: int = LOOKAHEAD,
     open_packs: int = OPEN_PACKS,
-) -> PackPlan:
+) -> Packing:
     """Packs every drawn sample exactly once.
 
     Samples are shuffled, taken a lookahead at a time, and placed longest first into the fullest open pack that has room
@@ -83,7 +83,7 @@ def plan_packs(
     within = np.random.default_rng([seed, epoch, _SHUFFLE_WITHIN]).permutation(len(lengths))
     draws = np.lexsort((within, pack_of))
     pack_cu = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=num_packs))])
-    return PackPlan(draws.astype(np.int64), pack_cu.astype(np.int64))
+    return Packing(draws.astype(np.int64), pack_cu.astype(np.int64))
 
 
 def _best_fit(lengths: np.ndarray, capacity: int, lookahead: int, open_packs: int) -> tuple[np.ndarray, int]:

@@ -27,13 +27,13 @@ img { width: 84px; height: 84px; margin: 1px; vertical-align: bottom; }
 def pack_page(dataset: PackDataset, number: int) -> str:
     """The page of a global pack number."""
     batch = dataset[number]
-    epoch, place = dataset.locate(number)
+    epoch, pack = dataset.locate(number)
     used = int(batch.sample_cu[-1])
     length = len(batch.tokens_T)
     documents = set(batch.cu_seqlens.tolist())
     parts = [
         f"<!doctype html><meta charset=utf-8><title>pack {number}</title><style>{_STYLE}</style><h1>Pack {number}</h1>",
-        f"<p>Pack {place} of epoch {epoch}: {len(batch.sample_ids)} samples, {used:,} of {length:,} tokens, "
+        f"<p>Pack {pack} of epoch {epoch}: {len(batch.sample_ids)} samples, {used:,} of {length:,} tokens, "
         f"{len(batch.tile_first_token)} tiles, {int((batch.labels_T != IGNORE).sum()):,} supervised tokens. "
         "A green span is learnt, with \u21b5 for a line feed, \u2192 for a tab and \u00b7 for a space "
         "at the start of a span or the end of a line; "
@@ -64,7 +64,7 @@ def _spans(dataset: PackDataset, batch: PackedBatch, start: int, stop: int) -> s
     """Text and tiles from left to right. The label at t is token t + 1, so a token is learnt if the label before it is one."""
     tokens = batch.tokens_T[start:stop].tolist()
     learnt = [False, *(batch.labels_T[start : stop - 1] != IGNORE).tolist()]
-    contexts = dataset.placeholder_ids
+    contexts = batch.context_ids
     tiles = {int(token): place for place, token in enumerate(batch.tile_first_token.tolist())}
     parts: list[str] = []
     run: list[int] = []

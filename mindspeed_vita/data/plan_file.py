@@ -11,7 +11,7 @@ import numpy as np
 
 from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.columns import map_array
-from mindspeed_vita.data.packing import PackPlan
+from mindspeed_vita.data.packing import Packing
 
 _TYPES = {"draws": "<u4", "pack_cu": "<i8", "tokens": "<i4", "tiles": "<i4", "squares": "<f8"}
 _META = "plan.json"
@@ -23,7 +23,7 @@ _BLOCK = 1 << 22
 class EpochPlan:
     """The packs of one epoch and what each costs."""
 
-    packs: PackPlan
+    packs: Packing
     tokens: np.ndarray
     """int32[P], tokens of each pack, padding left out."""
     tiles: np.ndarray
@@ -32,7 +32,7 @@ class EpochPlan:
     """float64[P], sum of squared sample lengths: attention work where samples are isolated."""
 
 
-def measure_packs(packs: PackPlan, lengths: np.ndarray, tiles: np.ndarray) -> EpochPlan:
+def measure_packs(packs: Packing, lengths: np.ndarray, tiles: np.ndarray) -> EpochPlan:
     """What each pack costs.
 
     Args:
@@ -75,4 +75,4 @@ def open_plan(folder: Path) -> EpochPlan | None:
     except OSError:
         return None
     arrays = {name: map_array(folder / name, _TYPES[name], shapes[name]) for name in _TYPES}
-    return EpochPlan(PackPlan(arrays["draws"], arrays["pack_cu"]), arrays["tokens"], arrays["tiles"], arrays["squares"])
+    return EpochPlan(Packing(arrays["draws"], arrays["pack_cu"]), arrays["tokens"], arrays["tiles"], arrays["squares"])

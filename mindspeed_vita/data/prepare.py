@@ -20,11 +20,10 @@ from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.formats import holds_media
 from mindspeed_vita.data.index_file import IndexHead, read_batches
-from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, Report, index_files
-from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, OnProgress, index_files
+from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
@@ -103,7 +102,7 @@ def index_folder(data: DataConfig) -> Path:
 
 
 def index_mixture(
-    data: DataConfig, tokenizer: Any, *, again: bool = False, report: Report | None = None
+    data: DataConfig, tokenizer: Any, *, again: bool = False, progress: OnProgress | None = None
 ) -> list[tuple[SourceSpec, list[tuple[Path, IndexHead]]]]:
     """The index of every file of the mixture; what is missing or out of date is made.
 
@@ -111,7 +110,7 @@ def index_mixture(
         data: the recipe's section.
         tokenizer: loaded from data.tokenizer.
         again: also look again at files of which samples were skipped.
-        report: called as it goes.
+        progress: called as it goes.
 
     Raises:
         ValueError: the mixture or a row is wrong.
@@ -122,11 +121,11 @@ def index_mixture(
     with Crew(settings, data.index_processes or len(os.sched_getaffinity(0))) as crew:
         specs = load_mixture(data.mixture)
         files = [FileToIndex(path, media_root(data, path, spec.format), spec.format) for spec in specs for path in spec.paths]
-        indexed = iter(index_files(folder, files, crew, key=key, again=again, report=report))
+        indexed = iter(index_files(folder, files, crew, key=key, again=again, progress=progress))
         return [(spec, list(islice(indexed, len(spec.paths)))) for spec in specs]
 
 
-def skipped_rows(data: DataConfig, tokenizer: Any, *, report: Report | None = None) -> list[SkippedSample]:
+def skipped_rows(data: DataConfig, tokenizer: Any, *, progress: OnProgress | None = None) -> list[SkippedSample]:
     """Every row of the mixture that the index leaves out, drawn or not, whatever the budget says.
 
     Raises:
@@ -134,7 +133,7 @@ def skipped_rows(data: DataConfig, tokenizer: Any, *, report: Report | None = No
         OSError: the folder of the index cannot be written.
     """
     found = []
-    for spec, files in index_mixture(data, tokenizer, report=report):
+    for spec, files in index_mixture(data, tokenizer, progress=progress):
         for parquet, head in files:
             for table in read_batches(parquet, ["place", "reason", "media_at_fault"]) if head.num_skipped else ():
                 for row in table.filter(table.column("reason").is_valid()).to_pylist():
@@ -143,14 +142,14 @@ def skipped_rows(data: DataConfig, tokenizer: Any, *, report: Report | None = No
     return found
 
 
-def prepare(data: DataConfig, limits: MediaLimits, tokenizer: Any, *, report: Report | None = None, again: bool = False) -> Prepared:
+def prepare(data: DataConfig, limits: MediaLimits, tokenizer: Any, *, progress: OnProgress | None = None, again: bool = False) -> Prepared:
     """Index and columns of a mixture.
 
     Raises:
         ValueError: the mixture or a row is wrong, a source has no usable sample, or too much of it is unusable.
         OSError: the folder cannot be written.
     """
-    indexed = index_mixture(data, tokenizer, again=again, report=report)
+    indexed = index_mixture(data, tokenizer, again=again, progress=progress)
     fingerprint = _fingerprint(data, limits, tokenizer, indexed)
     places = [str(Path(head.rows_path).absolute()) for _, files in indexed for _, head in files]
     name = hashlib.sha256(json.dumps([fingerprint, data.media_root, places]).encode()).hexdigest()[:16]

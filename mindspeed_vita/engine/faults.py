@@ -85,7 +85,7 @@ class FailedSamples:
         """Share this step's failures with every rank, and whether one was told to stop. Collective over the world.
 
         Args:
-            group: all ranks, on a backend that takes host tensors; None: the default group does.
+            group: all ranks, in a group that takes host tensors; None: the default group does.
             learnt: what the loss of the step was divided by, of this rank's packs or of all; 0: no token was supervised.
             step: number of the step, from 1.
             last_step: of the run.

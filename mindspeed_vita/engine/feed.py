@@ -27,7 +27,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
         ValueError: a file, the tokenizer or a setting does not fit, or the folder of the index cannot be written.
     """
     from mindspeed_vita.data.dataset import build_data
-    from mindspeed_vita.data.indexing import ReportLines
+    from mindspeed_vita.data.indexing import ProgressLines
 
     # loader processes read ahead
     ahead = (recipe.data.prefetch * recipe.data.num_workers + 1) * recipe.train.global_batch
@@ -42,7 +42,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
             cp_size=layout.cp_size,
             tp_size=layout.tp_size,
             num_packs=recipe.train.steps * recipe.train.global_batch + ahead,
-            report=ReportLines() if dist.get_rank() == 0 else None,
+            progress=ProgressLines() if dist.get_rank() == 0 else None,
         )
 
     return first_rank_first(build)
@@ -79,6 +79,7 @@ def first_rank_first(work: Callable[[], _T]) -> _T:
 def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *, start_pack: int) -> PackLoader:
     """This rank's packs from a pack number on, without end. Every rank iterates, whatever its pipeline stage."""
     from mindspeed_vita.data.batch import PackedBatch
+    from mindspeed_vita.data.dealing import relative_work
     from mindspeed_vita.data.loader import PackLoader
     from mindspeed_vita.parallel.shard import route_arguments
 
@@ -89,9 +90,10 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         dp_rank=layout.dp_rank,
         dp_size=layout.dp_size,
         micro_batches=recipe.train.global_batch // layout.dp_size,
+        work=relative_work(recipe.model),
         group_rank=layout.tile_rank,
         group_size=layout.tile_group_size,
-        cp_size=layout.ring_size,
+        ring_size=layout.ring_size,
         decode=layout.is_first_stage,
         finish=partial(PackedBatch.with_route, **routing) if layout.is_first_stage else None,
         num_workers=recipe.data.num_workers,

@@ -45,9 +45,9 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
 
     if not dist.is_initialized():
         if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-            dist.init_process_group(platform.backend, timeout=_TIMEOUT)
+            dist.init_process_group(platform.collectives, timeout=_TIMEOUT)
         else:
-            dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+            dist.init_process_group(platform.collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
     announce(platform, rank=dist.get_rank())
     if parallel_state.model_parallel_is_initialized():
         megatron_compat.destroy_model_parallel()

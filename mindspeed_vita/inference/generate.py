@@ -19,8 +19,8 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.media.image import probe_picture
+from mindspeed_vita.data.media.limits import media_limits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import probe_video
 from mindspeed_vita.data.prepare import decode_settings
@@ -34,7 +34,7 @@ from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import shard_batch
 from mindspeed_vita.platform import get_platform
-from mindspeed_vita.sharding import index, plan
+from mindspeed_vita.sharding import index
 
 if TYPE_CHECKING:
     from mindspeed_vita.models.vita import VitaModel
@@ -54,17 +54,8 @@ class NativeGenerator:
     def __init__(self, model: VitaModel, layout: ParallelLayout, recipe: Recipe, tokenizer: Any, device: torch.device) -> None:
         self.model, self.layout, self.recipe, self.tokenizer, self.device = model.eval(), layout, recipe, tokenizer, device
         self.ids = vision_token_ids(tokenizer)
-        data, architecture = recipe.data, recipe.model
-        self.limits = MediaLimits(
-            tokens_per_tile=architecture.tokens_per_tile,
-            tile_size=architecture.vision.tile_size,
-            min_tiles=data.min_tiles,
-            max_tiles=data.max_tiles,
-            max_frames=data.max_frames,
-            max_fps=data.max_fps,
-            sampler=data.frame_sampler,
-            tiling=data.tiling,
-        )
+        vision, tokens_per_tile = recipe.model.vision, recipe.model.tokens_per_tile
+        self.limits = media_limits(recipe.data, tokens_per_tile=tokens_per_tile, tile_size=vision.tile_size)
 
     def prompt(self, request: Request, *, room: int = 0) -> PackedBatch:
         """The request as a pack of one document, up to where the answer begins; the same code as in training makes it.
@@ -106,20 +97,18 @@ class NativeGenerator:
             seq_length=length,
             resets=False,
             pad_id=self.tokenizer.pad_token_id,
+            context_ids=self.ids.placeholders,
             tile_size=self.limits.tile_size,
             group_rank=self.layout.tile_rank,
             group_size=self.layout.tile_group_size,
-            cp_size=self.layout.ring_size,
+            ring_size=self.layout.ring_size,
             decoding=decode_settings(self.recipe.data, self.recipe.model.vision.normalization),
+            open_end=True,
         )
         failures = self._all_failures(batch)
         if failures:
             raise ValueError(f"{failures[0].path} {failures[0].reason}")
-        # the free places belong to the prompt's document, not to padding: the answer will stand there
-        bounds = torch.tensor([0, length])
-        return replace(
-            batch, positions_T=torch.arange(length), cu_seqlens=bounds, plan=plan(bounds.numpy(), self.layout.ring_size)
-        )
+        return batch
 
     def _all_failures(self, batch: PackedBatch) -> list[MediaFailure]:
         """Media that any rank could not decode: all ranks must stop, not only the one that met it."""
@@ -154,7 +143,7 @@ class NativeGenerator:
 
     def _places(self, inputs: ModelInputs, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where tokens of the pack stand among this rank's, and which of them are this rank's."""
-        own = torch.from_numpy(index(inputs.plan, self.layout.cp_rank))
+        own = torch.from_numpy(index(inputs.cp_plan, self.layout.cp_rank))
         place = torch.searchsorted(own, rows).clamp_max(len(own) - 1)
         return place, own[place] == rows
 

@@ -17,7 +17,7 @@ class Attend(Protocol):
     """Causal attention inside each document of a plan, over this rank's tokens: shapes [T, heads, width]."""
 
     def __call__(
-        self, q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: CPPlan, *, scale: float
+        self, q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, cp_plan: CPPlan, *, scale: float
     ) -> torch.Tensor: ...
 
 
@@ -49,7 +49,7 @@ class PackedCoreAttention(MegatronModule):
     ) -> torch.Tensor:
         """Queries [T, N, D], keys and values [T, G, D] of this rank's tokens to outputs [T, N * D]."""
         assert isinstance(packed_seq_params, PackedContext)
-        plan, cos_TD, sin_TD = packed_seq_params.plan, packed_seq_params.cos_TD, packed_seq_params.sin_TD
-        assert plan is not None and cos_TD is not None and sin_TD is not None
+        cp_plan, cos_TD, sin_TD = packed_seq_params.cp_plan, packed_seq_params.cos_TD, packed_seq_params.sin_TD
+        assert cp_plan is not None and cos_TD is not None and sin_TD is not None
         query, key = apply_rotary(query, cos_TD, sin_TD), apply_rotary(key, cos_TD, sin_TD)
-        return self.attend(query, key, value, plan, scale=self.scale).flatten(1)
+        return self.attend(query, key, value, cp_plan, scale=self.scale).flatten(1)

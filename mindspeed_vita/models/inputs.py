@@ -20,13 +20,13 @@ class VisionRoute:
     Attributes:
         send_rows: int64 on the device, rows of this rank's encoded tiles in sending order.
         send_counts, recv_counts: rows to and from each rank of the exchange's group.
-        places: int64 on the device, the local token of each received row.
+        targets: int64 on the device, the local token whose embedding each received row replaces.
     """
 
     send_rows: torch.Tensor
     send_counts: tuple[int, ...]
     recv_counts: tuple[int, ...]
-    places: torch.Tensor
+    targets: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class ModelInputs:
         loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
         longest_document: tokens of the longest document, over all ranks; LongRoPE chooses by it. While an answer grows, those there are.
-        plan: owners and documents of the whole pack.
+        cp_plan: owners and documents of the whole pack.
         tiles_NCHW: uint8, tiles that this rank encodes.
         num_tiles: tiles of the whole pack, over all ranks.
         route: exchange of vision rows; None where there is nothing to exchange (no tiles, or not the first pipeline stage).
-        vision_rows_RH: the rows for route.places where the tiles have been encoded before (VitaModel.encode_tiles), else None.
+        vision_rows_RH: the rows for route.targets where the tiles have been encoded before (VitaModel.encode_tiles), else None.
     """
 
     tokens_T: torch.Tensor
@@ -56,7 +56,7 @@ class ModelInputs:
     loss_count: torch.Tensor
     positions_T: torch.Tensor
     longest_document: int
-    plan: CPPlan
+    cp_plan: CPPlan
     tiles_NCHW: torch.Tensor
     num_tiles: int
     route: Optional[VisionRoute]

@@ -20,6 +20,6 @@ class PackedContext(PackedSeqParams):
     """
 
     qkv_format: str = "thd"
-    plan: Optional[CPPlan] = None
+    cp_plan: Optional[CPPlan] = None
     cos_TD: Optional[torch.Tensor] = None
     sin_TD: Optional[torch.Tensor] = None

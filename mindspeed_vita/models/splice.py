@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 
-def splice(embeddings_T1H: torch.Tensor, rows_RH: torch.Tensor, places_R: torch.Tensor) -> torch.Tensor:
-    """The embeddings with row r at token places[r], differentiable in both.
+def splice(embeddings_T1H: torch.Tensor, rows_RH: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    """The embeddings with row r at token targets[r], differentiable in both.
 
     Args:
         embeddings_T1H: embeddings of this rank's tokens.
         rows_RH: vision rows for this rank's tokens.
-        places_R: int64, the token of each row.
+        targets_R: int64, the token of each row.
     """
-    assert rows_RH.shape[0] == places_R.shape[0], (rows_RH.shape, places_R.shape)
-    return embeddings_T1H.index_copy(0, places_R, rows_RH.to(embeddings_T1H.dtype).unsqueeze(1))
+    assert rows_RH.shape[0] == targets_R.shape[0], (rows_RH.shape, targets_R.shape)
+    return embeddings_T1H.index_copy(0, targets_R, rows_RH.to(embeddings_T1H.dtype).unsqueeze(1))
 
 
 def check_counts(num_context_tokens: int, num_tiles: int, tokens_per_tile: int) -> None:

@@ -33,7 +33,7 @@ TILES_AT_ONCE = 32
 """Tiles that a tower without gradients encodes at a time: 20 MB each in InternViT-300M (bf16, on a CPU), 33,000 rows a matrix product."""
 
 
-class Exchange(Protocol):
+class RowExchange(Protocol):
     """Sends this rank's vision rows to the ranks whose tokens need them and returns the rows for this rank's tokens, differentiable."""
 
     def __call__(self, rows_RH: torch.Tensor, route: VisionRoute) -> torch.Tensor: ...
@@ -80,7 +80,7 @@ class VitaModel(MegatronModule):
         *,
         attend: Attend,
         attend_tiles: Optional[AttendTiles],
-        exchange: Exchange,
+        exchange: RowExchange,
         head: Head,
         pre_process: bool = True,
         post_process: bool = True,
@@ -161,20 +161,20 @@ class VitaModel(MegatronModule):
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,
             attention_mask=None,
-            packed_seq_params=PackedContext(plan=inputs.plan, cos_TD=cos_TD, sin_TD=sin_TD),
+            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD),
         )
 
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:
         embeddings_L1H = self.language.embedding(input_ids=inputs.tokens_T.unsqueeze(0), position_ids=None)
         if inputs.route is not None and inputs.vision_rows_RH is not None:
-            return splice(embeddings_L1H, inputs.vision_rows_RH, inputs.route.places)
+            return splice(embeddings_L1H, inputs.vision_rows_RH, inputs.route.targets)
         trains = torch.is_grad_enabled() and bool(self.trainable & {"vision", "projector"})
         if not inputs.num_tiles and not trains:
             return embeddings_L1H
         rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
         if inputs.route is not None:
             received_RH = self.exchange(rows_RH, inputs.route)
-            embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.places)
+            embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.targets)
         # a rank without tiles ran a dummy: joined with weight 0, so that every rank's graph holds the same parameters
         return embeddings_L1H + 0 * rows_RH.sum() if trains and not len(inputs.tiles_NCHW) else embeddings_L1H
 

@@ -17,7 +17,7 @@ from mindspeed_vita.ops.attention import Backend, Heads, choose
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.lm_head import LanguageHead
 from mindspeed_vita.parallel.ring import ring_attention
-from mindspeed_vita.parallel.tile_exchange import TileExchange
+from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -55,7 +55,7 @@ def model_arguments(recipe: Recipe, layout: ParallelLayout, device: torch.device
     return {
         "attend": _attend(recipe, layout, device),
         "attend_tiles": _attend_tiles(recipe, layout, device) if layout.is_first_stage else None,
-        "exchange": TileExchange(layout.cp_group, layout.cp_size) if tensor else TileExchange(layout.tp_cp_group, layout.tile_group_size),
+        "exchange": _row_exchange(layout, tensor),
         "head": LanguageHead(
             mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size, tp_group=layout.tp_group
         ),
@@ -65,6 +65,12 @@ def model_arguments(recipe: Recipe, layout: ParallelLayout, device: torch.device
         "tower_linears": sharded if tensor else whole_linears,
         "seed": recipe.train.seed,
     }
+
+
+def _row_exchange(layout: ParallelLayout, tensor: bool) -> GroupRowExchange:
+    if tensor:
+        return GroupRowExchange(layout.cp_group, layout.cp_size)
+    return GroupRowExchange(layout.tp_cp_group, layout.tile_group_size)
 
 
 def _attend(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> Attend:

@@ -31,7 +31,7 @@ class ParallelLayout:
     dp_cp_group: Any
     tp_cp_group: Any
     ulysses_size: int = 1
-    """Neighbouring context-parallel ranks that share a place on the ring."""
+    """Neighbouring context-parallel ranks that make up one ring rank."""
     ulysses_group: Any = None
     ring_group: Any = None
     """The ranks that a ring goes through; with ulysses_size 1 the context-parallel group."""
@@ -48,12 +48,12 @@ class ParallelLayout:
 
     @property
     def ring_size(self) -> int:
-        """Places on the ring of context parallelism."""
+        """Number of ring ranks: cp_size / ulysses_size."""
         return self.cp_size // self.ulysses_size
 
     @property
     def ring_rank(self) -> int:
-        """This rank's place on the ring."""
+        """This process's rank on the ring: cp_rank // ulysses_size."""
         return self.cp_rank // self.ulysses_size
 
     @property
@@ -98,7 +98,7 @@ class ParallelLayout:
         return layout
 
     def with_ulysses(self, size: int, device: torch.device) -> ParallelLayout:
-        """The same layout with so many neighbouring context-parallel ranks at each place of the ring. Every process of the world calls it.
+        """The same layout with so many neighbouring context-parallel ranks for each ring rank. Every process of the world calls it.
 
         The groups are made anew by each call, and last as long as the process group of the world.
         """
@@ -110,10 +110,10 @@ class ParallelLayout:
         for ranks in sorted(set(cp_groups)):
             for first in range(0, len(ranks), size):
                 groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size])
-            for place in range(size):
-                groups["ring", ranks, place] = dist.new_group(ranks[place::size])
-        mine, place = cp_groups[dist.get_rank()], self.cp_rank % size
-        ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, place]
+            for ulysses_rank in range(size):
+                groups["ring", ranks, ulysses_rank] = dist.new_group(ranks[ulysses_rank::size])
+        mine, ulysses_rank = cp_groups[dist.get_rank()], self.cp_rank % size
+        ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, ulysses_rank]
         _open_channels((ulysses_group, ring_group), device)
         return replace(self, ulysses_size=size, ulysses_group=ulysses_group, ring_group=ring_group)
 

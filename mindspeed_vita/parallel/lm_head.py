@@ -24,7 +24,7 @@ class LanguageHead:
     Args:
         mode: masked (supervised rows only, in chunks) | chunked (all rows, in chunks) | original (all rows at once).
         chunk: rows of logits that exist at a time.
-        tp_rank, tp_size, tp_group: the tensor-parallel group and this rank's place; the vocabulary is split over it.
+        tp_rank, tp_size, tp_group: the tensor-parallel group and this rank in it; the vocabulary is split over it.
     """
 
     def __init__(self, *, mode: str, chunk: int, tp_rank: int = 0, tp_size: int = 1, tp_group: Any = None) -> None:

@@ -24,7 +24,7 @@ def ring_attention(
     q_TND: torch.Tensor,
     k_TGD: torch.Tensor,
     v_TGD: torch.Tensor,
-    plan: CPPlan,
+    cp_plan: CPPlan,
     *,
     scale: float,
     group: Any,
@@ -34,9 +34,9 @@ def ring_attention(
     """Causal attention inside each document of the plan, over tokens spread over a group.
 
     Args:
-        q_TND: queries of this rank's tokens, in the order of sharding.index(plan, rank).
+        q_TND: queries of this rank's tokens, in the order of sharding.index(cp_plan, rank).
         k_TGD, v_TGD: its keys and values.
-        plan: owners and documents.
+        cp_plan: owners and documents.
         scale: factor on the scores.
         group: context-parallel process group; None for a plan of one rank.
         rank: this process's rank in it.
@@ -45,7 +45,7 @@ def ring_attention(
     Returns:
         out_TND in the dtype of q_TND. Outputs, log-sum-exps and gradients accumulate in fp32.
     """
-    return _RingAttention.apply(q_TND, k_TGD, v_TGD, plan.steps(rank), scale, GroupExchange(group), backend)
+    return _RingAttention.apply(q_TND, k_TGD, v_TGD, cp_plan.steps(rank), scale, GroupKeyExchange(group), backend)
 
 
 class _RingAttention(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _RingAttention(torch.autograd.Function):
         v: torch.Tensor,
         steps: RankSteps,
         scale: float,
-        exchange: Exchange,
+        exchange: KeyExchange,
         backend: Backend,
     ) -> torch.Tensor:
         out, lse_TN = ring_forward(q, torch.stack([k, v]), steps, scale, exchange, backend)
@@ -74,7 +74,7 @@ class _RingAttention(torch.autograd.Function):
 
 
 def ring_forward(
-    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: Exchange, backend: Backend
+    q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: KeyExchange, backend: Backend
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One rank's output, in the dtype of its queries, and its log-sum-exp, fp32 [T, N]."""
     transfer = exchange.fetch(kv_2TGD, steps, 1)
@@ -105,7 +105,7 @@ def ring_backward(
     lse_TN: torch.Tensor,
     steps: RankSteps,
     scale: float,
-    exchange: Exchange,
+    exchange: KeyExchange,
     backend: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[RingStep, Transfer]]]:
     """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts still on their way back, for `collect`.
@@ -145,7 +145,7 @@ def collect(dkv_2TGD: torch.Tensor, pending: list[tuple[RingStep, Transfer]]) ->
         dkv_2TGD.index_add_(1, on_device(step.send, dkv_2TGD.device), transfer.wait())
 
 
-class Exchange(Protocol):
+class KeyExchange(Protocol):
     """Moves keys, values and their gradients between the ranks of a context-parallel group."""
 
     max_pending: Optional[int]
@@ -171,8 +171,8 @@ class Transfer:
         return self.received
 
 
-class GroupExchange:
-    """Point-to-point transfers in one context-parallel group. All ranks start the same transfers in the same order."""
+class GroupKeyExchange:
+    """A KeyExchange by point-to-point transfers in one ring group. All ranks start the same transfers in the same order."""
 
     max_pending: Optional[int] = 2
 
@@ -180,14 +180,14 @@ class GroupExchange:
         self.group = group
 
     def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
-        """See Exchange."""
+        """See KeyExchange."""
         if distance >= len(steps.ring):
             return Transfer(kv_2TGD[:, :0])
         step = steps.ring[distance]
         return self._swap(kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device)), step.num_received, distance)
 
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """See Exchange."""
+        """See KeyExchange."""
         return self._swap(dkv, len(step.send), -distance)
 
     def _swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:

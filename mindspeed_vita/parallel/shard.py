@@ -29,7 +29,7 @@ def shard_batch(
 
     Args:
         batch: the whole pack's integers, and this rank's tiles.
-        layout: this rank's place.
+        layout: this rank's layout.
         device: where the tensors go.
         tokens_per_tile: language-model tokens of one tile (ModelConfig.tokens_per_tile).
         vision_parallel: as the model was built (ParallelConfig.vision_parallel).
@@ -39,11 +39,11 @@ def shard_batch(
         ValueError: the pack's vision tokens and tiles do not agree.
     """
     num_tiles = len(batch.tile_first_token)
-    context_ids = batch.tokens_T[batch.tile_first_token].unique()
-    check_counts(int(torch.isin(batch.tokens_T, context_ids).sum()), num_tiles, tokens_per_tile)
+    in_context = torch.isin(batch.tokens_T, torch.tensor(batch.context_ids, dtype=torch.int64))
+    check_counts(int(in_context.sum()), num_tiles, tokens_per_tile)
     routing = route_arguments(layout, tokens_per_tile=tokens_per_tile, vision_parallel=vision_parallel)
-    plan = batch.plan.shared_by(layout.ulysses_size)
-    own = torch.from_numpy(index(plan, layout.cp_rank))
+    cp_plan = batch.cp_plan.shared_by(layout.ulysses_size)
+    own = torch.from_numpy(index(cp_plan, layout.cp_rank))
 
     def move(values: torch.Tensor) -> torch.Tensor:
         return (values.pin_memory() if pinned_memory else values).to(device, non_blocking=pinned_memory)
@@ -65,8 +65,8 @@ def shard_batch(
         # a pack is counted once: on the first of its context-parallel ranks
         loss_count=move(torch.tensor(batch.loss_count if layout.cp_rank == 0 else 0, dtype=torch.int32)),
         positions_T=share(batch.positions_T),
-        longest_document=plan.longest_document,
-        plan=plan,
+        longest_document=cp_plan.longest_document,
+        cp_plan=cp_plan,
         tiles_NCHW=tiles_NCHW,
         num_tiles=num_tiles,
         route=_moved(batch.with_route(**routing).route, move) if has_tiles else None,
@@ -90,5 +90,5 @@ def _moved(route: Optional[TileRoute], move: Callable[[torch.Tensor], torch.Tens
         send_rows=move(torch.from_numpy(route.send_rows)),
         send_counts=route.send_counts,
         recv_counts=route.recv_counts,
-        places=move(torch.from_numpy(route.places)),
+        targets=move(torch.from_numpy(route.targets)),
     )

@@ -15,8 +15,8 @@ from mindspeed_vita.models.inputs import VisionRoute
 from mindspeed_vita.parallel.all_to_all import all_to_all
 
 
-class TileExchange:
-    """The exchange over one group.
+class GroupRowExchange:
+    """A RowExchange (models/vita.py) over one process group.
 
     Args:
         group: the ranks that share out a pack's tiles: the tp x cp group, or the cp group where tp ranks encode together.
@@ -27,7 +27,7 @@ class TileExchange:
         self.group, self.group_size = group, group_size
 
     def __call__(self, rows_RH: torch.Tensor, route: VisionRoute) -> torch.Tensor:
-        """Rows for this rank's tokens, in the order of route.places: [sum(recv_counts), H]."""
+        """Rows for this rank's tokens, in the order of route.targets: [sum(recv_counts), H]."""
         ordered = rows_RH.index_select(0, route.send_rows)
         if self.group_size == 1:
             return ordered

@@ -38,8 +38,8 @@ class Platform(ABC):
     """cpu, cuda or npu."""
     device: torch.device
     """The device of this process."""
-    backend: str
-    """Collective backend spec for torch.distributed; CPU tensors always go through gloo."""
+    collectives: str
+    """Libraries of collectives, as torch.distributed names them. CPU tensors always go through gloo."""
     capabilities: Capabilities
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Platform(ABC):
 
     def describe(self) -> str:
         """One line for the start of a run."""
-        return f"device: {self.device} ({self.name}), collectives: {self.backend}"
+        return f"device: {self.device} ({self.name}), collectives: {self.collectives}"
 
 
 def seed_host(seed: int) -> None:

@@ -15,7 +15,7 @@ class CpuPlatform(Platform):
         del local_rank  # every process of a host shares its CPU
         self.name = "cpu"
         self.device = torch.device("cpu")
-        self.backend = "gloo"
+        self.collectives = "gloo"
         self.capabilities = Capabilities(accelerator=False, fused_optimizer=True, pinned_memory=False)
 
     def activate(self) -> None:

@@ -18,7 +18,7 @@ class CudaPlatform(Platform):
             raise ValueError(f"LOCAL_RANK={local_rank} needs {local_rank + 1} GPUs on this host, found {count}; start fewer processes")
         self.name = "cuda"
         self.device = torch.device("cuda", local_rank)
-        self.backend = "cpu:gloo,cuda:nccl"
+        self.collectives = "cpu:gloo,cuda:nccl"
         self.capabilities = Capabilities(accelerator=True, fused_optimizer=True, pinned_memory=True)
 
     def activate(self) -> None:

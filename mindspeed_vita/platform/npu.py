@@ -22,7 +22,7 @@ class NpuPlatform(Platform):
             raise ValueError(f"LOCAL_RANK={local_rank} needs {local_rank + 1} NPUs on this host, found {count}; start fewer processes")
         self.name = "npu"
         self.device = torch.device("npu", local_rank)
-        self.backend = "cpu:gloo,npu:hccl"
+        self.collectives = "cpu:gloo,npu:hccl"
         self.capabilities = Capabilities(accelerator=True, fused_optimizer=False, pinned_memory=True)
 
     def activate(self) -> None:

@@ -1,4 +1,4 @@
-"""The context-parallel plan of one pack: which rank owns which chunk of tokens, and the documents attention stays inside.
+"""The context-parallel plan of one pack: which rank owns which chunk of tokens, and the pieces attention stays inside.
 
 Planning is plain numpy, so that data workers can do it; ring_steps.py says what follows for one rank, parallel/ carries it out.
 """
@@ -20,23 +20,25 @@ _SMALLEST = 64
 _READING = 1 / 16
 """What a key row costs that a block reads, and whose gradient it adds up, beside one that travels: memory against links."""
 PADDING_PIECE = 512
-"""Tokens of a document of padding: attention inside one long document would be work for nothing."""
+"""Most tokens of a piece of padding. Attention inside one long piece would be wasted work."""
 
 
 @dataclass(frozen=True, eq=False)
 class CPPlan:
-    """Chunk owners and documents of one pack of S tokens.
+    """Chunk owners of one pack of S tokens, and the pieces that attention stays inside.
 
     Attributes:
-        cu_seqlens: int64[D + 1], document bounds from 0 to S; the last documents may be pieces of padding.
-        cp_size: number of context-parallel ranks.
+        piece_bounds: int64[P + 1], bounds from 0 to S of the pieces that attention stays inside. A piece is a document; only the
+            padding, which is one document of the pack, is cut into several.
+        ring_size: number of ring ranks. Without Ulysses these are the context-parallel ranks.
         edges: int64[chunks + 1], bounds of the chunks, from 0 to S.
-        owners: int64[chunks], the place on the ring of each chunk; every place owns as many tokens.
-        ulysses: ranks that share a place on the ring: each holds a stretch of its tokens, and during attention all of them for some heads.
+        owners: int64[chunks], the ring rank of each chunk. Every ring rank owns the same number of tokens.
+        ulysses: context-parallel ranks that make up one ring rank. Each holds a stretch of its tokens, and during attention all of
+            them for some of the heads.
     """
 
-    cu_seqlens: np.ndarray
-    cp_size: int
+    piece_bounds: np.ndarray
+    ring_size: int
     edges: np.ndarray
     owners: np.ndarray
     ulysses: int = 1
@@ -45,46 +47,46 @@ class CPPlan:
     @property
     def num_tokens(self) -> int:
         """S, the tokens of the whole pack."""
-        return int(self.cu_seqlens[-1])
+        return int(self.piece_bounds[-1])
 
     @property
     def longest_document(self) -> int:
-        """Tokens of the longest document: one more than the highest position."""
-        return int(np.diff(self.cu_seqlens).max())
+        """Tokens of the longest document. Padding counts by its pieces, so padding may have higher positions."""
+        return int(np.diff(self.piece_bounds).max())
 
     @property
-    def ring_size(self) -> int:
-        """Places on the ring."""
-        return self.cp_size // self.ulysses
+    def cp_size(self) -> int:
+        """Number of context-parallel ranks: ring_size * ulysses."""
+        return self.ring_size * self.ulysses
 
     def shared_by(self, ulysses: int) -> CPPlan:
-        """The same ring with so many ranks at each place, numbered ring place * ulysses + rank at the place."""
-        return replace(self, cp_size=self.ring_size * ulysses, ulysses=ulysses)
+        """The same ring with so many context-parallel ranks for each ring rank; cp_rank = ring_rank * ulysses + ulysses_rank."""
+        return replace(self, ulysses=ulysses)
 
     def steps(self, ring_rank: int) -> RankSteps:
-        """What one place on the ring computes, sends and receives; made once, and carried along when a data worker made it."""
+        """What one ring rank computes, sends and receives; made once, and carried along when a data worker made it."""
         if ring_rank not in self._steps:
-            self._steps[ring_rank] = rank_steps(self.cu_seqlens, self.owners, self.edges, self.ring_size, ring_rank)
+            self._steps[ring_rank] = rank_steps(self.piece_bounds, self.owners, self.edges, self.ring_size, ring_rank)
         return self._steps[ring_rank]
 
 
-def plan(cu_seqlens: np.ndarray, cp_size: int, chunk: int | None = None, *, padding: int = 0) -> CPPlan:
-    """Deals the chunks of a pack to context-parallel ranks, so that attention work is even and few keys travel.
+def make_cp_plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, padding: int = 0) -> CPPlan:
+    """Deals the chunks of a pack to the ranks of a ring, so that attention work is even and few keys travel.
 
-    One document that fills the pack: 2 * cp chunks in zigzag (rank r takes chunks r and 2 * cp - 1 - r), which is even and needs every
-    key somewhere else. Otherwise: smaller chunks, in contiguous shares, so that most documents stay on one rank and cost no
+    One document that fills the pack: 2 * ring_size chunks in zigzag (rank r takes chunks r and 2 * ring_size - 1 - r), which is even
+    and needs every key somewhere else. Otherwise: smaller chunks, in contiguous shares, so that most documents stay on one rank and cost no
     communication, and in zigzag, which suits a long document among others; in both, chunks are swapped between ranks
     until the work is even, and the one that moves fewer keys is taken.
 
     Args:
-        cu_seqlens: int[D + 1], document bounds; starts at 0, ends at S, never decreases.
-        cp_size: number of context-parallel ranks.
+        cu_seqlens: int[D + 1], document bounds of the pack (PackedBatch.cu_seqlens); starts at 0, ends at S, never decreases.
+        ring_size: number of ring ranks.
         chunk: most tokens of a chunk where chunks are swapped; None chooses.
         padding: tokens at the end of the pack that are padding. They count as no document in the choice between the two, and
             attention cuts them into short pieces.
 
     Raises:
-        ValueError: the bounds are no bounds, or S does not divide into whole zigzags of 2 * cp_size chunks.
+        ValueError: the bounds are no bounds, or S does not divide into whole zigzags of 2 * ring_size chunks.
     """
     bounds = np.asarray(cu_seqlens, dtype=np.int64)
     if bounds.ndim != 1 or len(bounds) < 2 or bounds[0] != 0 or (np.diff(bounds) < 0).any():
@@ -93,26 +95,26 @@ def plan(cu_seqlens: np.ndarray, cp_size: int, chunk: int | None = None, *, padd
     if padding:
         content = num_tokens - padding
         bounds = np.concatenate([bounds[bounds <= content], np.arange(content + PADDING_PIECE, num_tokens, PADDING_PIECE), [num_tokens]])
-    if cp_size == 1:
+    if ring_size == 1:
         return CPPlan(bounds, 1, np.array([0, num_tokens]), np.zeros(1, dtype=np.int64))
-    if num_tokens == 0 or num_tokens % (2 * cp_size):
+    if num_tokens == 0 or num_tokens % (2 * ring_size):
         raise ValueError(
-            f"cp={cp_size} needs a pack of whole zigzags of {2 * cp_size} chunks, found {num_tokens} tokens; "
-            f"use a seq_length that is a multiple of {2 * cp_size}"
+            f"a ring of {ring_size} needs a pack of whole zigzags of {2 * ring_size} chunks, found {num_tokens} tokens; "
+            f"use a seq_length that is a multiple of {2 * ring_size}"
         )
-    half = num_tokens // (2 * cp_size)
-    zigzag = np.concatenate([np.arange(cp_size), np.arange(cp_size)[::-1]])
+    half = num_tokens // (2 * ring_size)
+    zigzag = np.concatenate([np.arange(ring_size), np.arange(ring_size)[::-1]])
     if len(np.unique(np.minimum(bounds, num_tokens - padding))) <= 2:
-        one = CPPlan(bounds, cp_size, np.arange(2 * cp_size + 1) * half, zigzag)
+        one = CPPlan(bounds, ring_size, np.arange(2 * ring_size + 1) * half, zigzag)
         if _unevenness(one) <= TOLERANCE:  # a long padding leaves the owner of the last chunk idle
             return one
-    pieces = np.arange(0, half, chunk or _chunk_size(2 * half))
-    edges = np.append((np.arange(2 * cp_size)[:, None] * half + pieces).reshape(-1), num_tokens)
+    offsets = np.arange(0, half, chunk or _chunk_size(2 * half))
+    edges = np.append((np.arange(2 * ring_size)[:, None] * half + offsets).reshape(-1), num_tokens)
     work, sizes = chunk_work(bounds, edges), np.diff(edges)
     reach = np.searchsorted(edges, bounds[np.searchsorted(bounds, edges[:-1], side="right") - 1], side="right") - 1
-    shares = (np.repeat(np.arange(cp_size), 2), zigzag)
+    shares = (np.repeat(np.arange(ring_size), 2), zigzag)
     plans = [
-        CPPlan(bounds, cp_size, edges, even_out(work, reach, sizes, np.repeat(share, len(pieces)), cp_size)) for share in shares
+        CPPlan(bounds, ring_size, edges, even_out(work, reach, sizes, np.repeat(share, len(offsets)), ring_size)) for share in shares
     ]
     return min(plans, key=lambda made: (max(TOLERANCE, _unevenness(made)), _price(made)))
 
@@ -124,39 +126,39 @@ def _chunk_size(share: int) -> int:
 
 
 def _unevenness(cp_plan: CPPlan) -> float:
-    """Work of the busiest place on the ring over the mean."""
+    """Work of the busiest ring rank over the mean."""
     work = rank_work(cp_plan)
     return float(work.max() / work.mean())
 
 
 def _price(cp_plan: CPPlan) -> float:
-    travel, reads = key_traffic(cp_plan.cu_seqlens, cp_plan.owners, cp_plan.edges, cp_plan.ring_size)
+    travel, reads = key_traffic(cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_plan.ring_size)
     return travel + _READING * reads
 
 
 def chunk_work(bounds: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Query-key pairs of each chunk under causal attention inside documents: int64[chunks].
+    """Query-key pairs of each chunk under causal attention inside pieces: int64[chunks].
 
-    A token at place p of its document (from 1) sees p keys; sums over token ranges follow from p's sum formula.
+    Token number p of its piece (from 1) sees p keys; sums over token ranges follow from p's sum formula.
     """
     cuts = np.unique(np.concatenate([bounds, edges]))
     starts, stops = cuts[:-1], cuts[1:]
-    document = bounds[np.searchsorted(bounds, starts, side="right") - 1]
-    first, last = starts - document + 1, stops - document
+    piece = bounds[np.searchsorted(bounds, starts, side="right") - 1]
+    first, last = starts - piece + 1, stops - piece
     chunks = np.searchsorted(edges, starts, side="right") - 1
     return np.bincount(chunks, weights=(first + last) * (stops - starts) / 2, minlength=len(edges) - 1).astype(np.int64)
 
 
 def rank_work(cp_plan: CPPlan) -> np.ndarray:
-    """Query-key pairs of each place on the ring: int64[ring_size]."""
-    work = chunk_work(cp_plan.cu_seqlens, cp_plan.edges)
+    """Query-key pairs of each ring rank: int64[ring_size]."""
+    work = chunk_work(cp_plan.piece_bounds, cp_plan.edges)
     return np.bincount(cp_plan.owners, weights=work, minlength=cp_plan.ring_size).astype(np.int64)
 
 
 def index(cp_plan: CPPlan, cp_rank: int) -> np.ndarray:
     """Pack positions owned by one context-parallel rank, ascending: int64[S / cp]. The same for tokens, labels, positions and rows."""
-    ring_rank, place = divmod(cp_rank, cp_plan.ulysses)
+    ring_rank, ulysses_rank = divmod(cp_rank, cp_plan.ulysses)
     chunks = np.flatnonzero(cp_plan.owners == ring_rank)
     positions = joined_ranges(cp_plan.edges[chunks], np.diff(cp_plan.edges)[chunks])
     share = len(positions) // cp_plan.ulysses
-    return positions[place * share : (place + 1) * share]
+    return positions[ulysses_rank * share : (ulysses_rank + 1) * share]

@@ -1,7 +1,8 @@
-"""One rank's part of ring attention, worked out from chunk owners and documents. numpy only.
+"""One rank's part of ring attention, worked out from chunk owners and pieces. numpy only.
 
-A run is a maximal stretch of chunks of one rank. Documents lie contiguously, so for a query run and an earlier key run at most
-one document reaches from one into the other: the head of the query run sees the whole tail of the key run, without a mask. The tail of
+A piece is what attention stays inside (CPPlan.piece_bounds): a document, or a part of the padding.
+A run is a maximal stretch of chunks of one rank. Pieces lie contiguously, so for a query run and an earlier key run at most
+one piece reaches from one into the other: the head of the query run sees the whole tail of the key run, without a mask. The tail of
 a key run is the same for every query run that needs it, and the runs of one source lie in order, so the keys that a
 query run needs from one source are one contiguous slice of what that source sends.
 """
@@ -34,8 +35,8 @@ class RankSteps:
     """All of one rank's attention.
 
     Attributes:
-        diagonal: int64[], bounds of the stretches of local tokens with causal attention inside: runs cut at document bounds.
-        ring: one RingStep per distance 0 .. cp - 1.
+        diagonal: int64[], bounds of the stretches of local tokens with causal attention inside: runs cut at the bounds of pieces.
+        ring: one RingStep per distance 0 .. ring_size - 1.
     """
 
     diagonal: np.ndarray
@@ -56,49 +57,49 @@ class _Runs:
     stop: np.ndarray
     owner: np.ndarray
     local: np.ndarray
-    """First token's place among its owner's tokens."""
-    document: np.ndarray
-    """Start of the document that holds the run's first token."""
+    """Number of its first token among its owner's tokens."""
+    piece: np.ndarray
+    """Start of the piece that holds the run's first token."""
     head: np.ndarray
-    """Where that document, or the run, ends: queries start .. head look before the run."""
+    """Where that piece, or the run, ends: queries start .. head look before the run."""
     tail: np.ndarray
-    """Keys tail .. stop belong to a document that goes on after the run; stop where none does."""
+    """Keys tail .. stop belong to a piece that goes on after the run; stop where none does."""
 
 
-def rank_steps(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int, rank: int) -> RankSteps:
+def rank_steps(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, ring_size: int, rank: int) -> RankSteps:
     """Works out one rank's steps.
 
     Args:
-        bounds: int64[D + 1], document bounds.
+        bounds: int64[P + 1], bounds of the pieces (CPPlan.piece_bounds).
         owners: int64[chunks], rank of each chunk.
         edges: int64[chunks + 1], bounds of the chunks.
-        cp_size: number of ranks.
+        ring_size: number of ranks on the ring.
         rank: whose steps.
     """
-    runs = _find_runs(bounds, owners, edges, cp_size)
-    needed = [_needed(runs, other) for other in range(cp_size)]
-    ring = tuple(_step(runs, needed, rank, distance, cp_size) for distance in range(cp_size))
+    runs = _find_runs(bounds, owners, edges, ring_size)
+    needed = [_needed(runs, other) for other in range(ring_size)]
+    ring = tuple(_step(runs, needed, rank, distance, ring_size) for distance in range(ring_size))
     return RankSteps(_diagonal(runs, bounds, rank), ring)
 
 
-def key_traffic(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int) -> tuple[int, int]:
+def key_traffic(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, ring_size: int) -> tuple[int, int]:
     """Key rows that travel between ranks, and key rows that mask-free segments read, both over all ranks. Arguments as in rank_steps."""
-    runs = _find_runs(bounds, owners, edges, cp_size)
+    runs = _find_runs(bounds, owners, edges, ring_size)
     lengths = runs.stop - runs.tail
-    travel = sum(int(lengths[_needed(runs, rank) & (runs.owner != rank)].sum()) for rank in range(cp_size))
+    travel = sum(int(lengths[_needed(runs, rank) & (runs.owner != rank)].sum()) for rank in range(ring_size))
     before = np.concatenate([[0], np.cumsum(lengths)])
-    queries = np.flatnonzero(runs.document < runs.start)
-    reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
+    queries = np.flatnonzero(runs.piece < runs.start)
+    reach = np.searchsorted(runs.stop, runs.piece[queries], side="right")
     return travel, int((before[queries] - before[reach]).sum())
 
 
-def _find_runs(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_size: int) -> _Runs:
+def _find_runs(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, ring_size: int) -> _Runs:
     first = np.flatnonzero(np.diff(owners, prepend=-1))
     start = edges[first]
     stop = np.append(start[1:], edges[-1])
     owner = owners[first]
     local = np.empty_like(start)
-    for rank in range(cp_size):
+    for rank in range(ring_size):
         mine = owner == rank
         lengths = (stop - start)[mine]
         local[mine] = np.cumsum(lengths) - lengths
@@ -111,31 +112,31 @@ def _find_runs(bounds: np.ndarray, owners: np.ndarray, edges: np.ndarray, cp_siz
 
 def _needed(runs: _Runs, rank: int) -> np.ndarray:
     """bool[runs]: the runs whose tails this rank's queries look at."""
-    queries = np.flatnonzero((runs.owner == rank) & (runs.document < runs.start))
-    # the first run that the head's document reaches into; from there on every run up to the query's own
-    reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
+    queries = np.flatnonzero((runs.owner == rank) & (runs.piece < runs.start))
+    # the first run that the head's piece reaches into; from there on every run up to the query's own
+    reach = np.searchsorted(runs.stop, runs.piece[queries], side="right")
     edges = np.zeros(len(runs.start) + 1, dtype=np.int64)
     np.add.at(edges, reach, 1)
     np.add.at(edges, queries, -1)
     return np.cumsum(edges)[:-1] > 0
 
 
-def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, cp_size: int) -> RingStep:
-    receiver, source = (rank + distance) % cp_size, (rank - distance) % cp_size
+def _step(runs: _Runs, needed: list[np.ndarray], rank: int, distance: int, ring_size: int) -> RingStep:
+    receiver, source = (rank + distance) % ring_size, (rank - distance) % ring_size
     outgoing = np.flatnonzero(needed[receiver] & (runs.owner == rank))
     incoming = np.flatnonzero(needed[rank] & (runs.owner == source))
     lengths = (runs.stop - runs.tail)[incoming]
-    place = np.concatenate([[0], np.cumsum(lengths)])
-    queries = np.flatnonzero((runs.owner == rank) & (runs.document < runs.start))
-    reach = np.searchsorted(runs.stop, runs.document[queries], side="right")
-    key_start, key_stop = place[np.searchsorted(incoming, reach)], place[np.searchsorted(incoming, queries)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    queries = np.flatnonzero((runs.owner == rank) & (runs.piece < runs.start))
+    reach = np.searchsorted(runs.stop, runs.piece[queries], side="right")
+    key_start, key_stop = offsets[np.searchsorted(incoming, reach)], offsets[np.searchsorted(incoming, queries)]
     local = runs.local[queries]
     segments = np.stack([local, local + (runs.head - runs.start)[queries], key_start, key_stop], axis=1)
-    return RingStep(_tokens(runs, outgoing), int(place[-1]), segments[key_stop > key_start])
+    return RingStep(_tokens(runs, outgoing), int(offsets[-1]), segments[key_stop > key_start])
 
 
 def _tokens(runs: _Runs, chosen: np.ndarray) -> np.ndarray:
-    """Local places of the tails of some runs of one owner, in order."""
+    """Local tokens of the tails of some runs of one owner, in order."""
     return joined_ranges((runs.local + runs.tail - runs.start)[chosen], (runs.stop - runs.tail)[chosen])
 
 

@@ -17,19 +17,19 @@ class TileRoute:
         send_rows: int64[sum(send_counts)], rows of this rank's encoded tiles (tile-major), grouped by receiver.
         send_counts: rows for each rank of the group.
         recv_counts: rows from each rank of the group.
-        places: int64[sum(recv_counts)], where each received row stands in this rank's local tokens.
+        targets: int64[sum(recv_counts)], the local token whose embedding each received row replaces.
     """
 
     send_rows: np.ndarray
     send_counts: tuple[int, ...]
     recv_counts: tuple[int, ...]
-    places: np.ndarray
+    targets: np.ndarray
 
 
 def tile_owner(num_tiles: int, group_size: int) -> list[range]:
     """Contiguous tile ranges, one per rank, sizes differing by at most one: frames stay in decode order and the count is the cost.
 
-    The ranges of tp neighbours join to the range that a group of group_size / tp gives in their place.
+    The ranges of tp neighbours join to the range that a group of group_size / tp gives instead.
     """
     starts = [rank * num_tiles // group_size for rank in range(group_size + 1)]
     return [range(starts[rank], starts[rank + 1]) for rank in range(group_size)]
@@ -50,7 +50,7 @@ def tile_routes(
         tp_size: tensor-parallel size.
         group_rank: the rank in the tp x cp group whose view is returned.
         tensor: the tp ranks encode the same tiles together, so all of them have the rows, and each exchanges over its context
-            parallel group those that its own tensor-parallel place holds.
+            parallel group those that its own tensor-parallel rank holds.
     """
     positions = (np.asarray(tile_first_token, dtype=np.int64)[:, None] + np.arange(tokens_per_tile)).reshape(-1)
     holder = np.empty(cp_plan.num_tokens, dtype=np.int64)
@@ -77,5 +77,5 @@ def tile_routes(
         send_rows=mine[order] - first_row,
         send_counts=tuple(np.bincount(row_holder[mine], minlength=group_size).tolist()),
         recv_counts=tuple(np.bincount(row_encoder[wanted], minlength=group_size).tolist()),
-        places=local[positions[wanted]],
+        targets=local[positions[wanted]],
     )

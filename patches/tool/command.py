@@ -10,7 +10,7 @@ from mindspeed_vita.cli.patches import wrapped
 from mindspeed_vita.integration.patching.ledger import Ledger
 from patches.tool.checkout import Checkouts
 from patches.tool.tables import build_table, table_text
-from patches.tool.verify import Finding, Report, verify
+from patches.tool.verify import EntryCheck, Verification, verify
 
 
 def run(arguments: argparse.Namespace, ledger: Ledger) -> int:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, ledger: Ledger) -> int:
     return 0
 
 
-def _verified(report: Report) -> str:
+def _verified(report: Verification) -> str:
     lines = []
     for part in ("upstream", "patch", "seam", "imports"):
         lines += [line for finding in report.findings if finding.part == part for line in _finding(finding)]
@@ -42,7 +42,7 @@ def _verified(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _finding(finding: Finding) -> list[str]:
+def _finding(finding: EntryCheck) -> list[str]:
     state = "BAD" if finding.problems else "ok"
     shown = f" {finding.found}" if finding.part in ("upstream", "imports") else ""
     return [f"{state:<4} {finding.part:<8} {finding.target}{shown}", *(wrapped(problem, 14) for problem in finding.problems)]

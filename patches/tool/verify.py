@@ -16,7 +16,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class EntryCheck:
     """What was found about one entry."""
 
     part: Literal["upstream", "patch", "seam", "imports"]
@@ -29,10 +29,10 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Verification:
     """Everything that verify found."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[EntryCheck, ...]
     table: Optional[str]
     """The closest signature table."""
     changed: tuple[str, ...]
@@ -44,7 +44,7 @@ class Report:
         return [f"{finding.target}: {problem}" for finding in self.findings for problem in finding.problems]
 
 
-def verify(ledger: Ledger, sources: Checkouts) -> Report:
+def verify(ledger: Ledger, sources: Checkouts) -> Verification:
     """Compares the ledger with upstream's sources."""
     table = build_table(ledger, sources, "found")
     findings = [_project(ledger, sources, project, entry) for project, entry in table["projects"].items()]
@@ -53,19 +53,19 @@ def verify(ledger: Ledger, sources: Checkouts) -> Report:
     tables = [read_table(path) for path in ledger.tables]
     findings += [_imports(each, table, missing_imports(tables, table)) for each in ledger.upstreams if each.used_by]
     name, changed = closest(tables, table) or (None, [])
-    return Report(findings=tuple(findings), table=name, changed=tuple(changed))
+    return Verification(findings=tuple(findings), table=name, changed=tuple(changed))
 
 
-def _project(ledger: Ledger, sources: Checkouts, project: str, entry: dict[str, Any]) -> Finding:
+def _project(ledger: Ledger, sources: Checkouts, project: str, entry: dict[str, Any]) -> EntryCheck:
     supported = next(each.versions for each in ledger.upstreams if each.project == project)
     version = entry["version"]
     # a wheel leaves setup.py behind, and then nothing states a version
     wrong = [f"version {version}; check out {' or '.join(supported)}"] if supported and version and version not in supported else []
     found = [str(part) for part in (version or "of unknown version", entry["branch"], (entry["commit"] or "")[:12]) if part]
-    return Finding(part="upstream", target=project, problems=tuple(wrong), found=" ".join(found))
+    return EntryCheck(part="upstream", target=project, problems=tuple(wrong), found=" ".join(found))
 
 
-def _patch(patch: Patch, entry: dict[str, Any]) -> Finding:
+def _patch(patch: Patch, entry: dict[str, Any]) -> EntryCheck:
     problems = _definition(patch.signature, patch.definition, entry["definition"])
     registered = {mention["name"]: mention["file"] for mention in entry["patched_upstream"]}
     declared = {each.by: each.when for each in patch.patched_upstream}
@@ -86,15 +86,15 @@ def _patch(patch: Patch, entry: dict[str, Any]) -> Finding:
         for mention in entry["imported_by"]
         if mention["name"] != leaf
     ]
-    return Finding(part="patch", target=patch.target, problems=tuple(problems), found=_found(entry))
+    return EntryCheck(part="patch", target=patch.target, problems=tuple(problems), found=_found(entry))
 
 
-def _seam(seam: Seam, entry: dict[str, Any]) -> Finding:
+def _seam(seam: Seam, entry: dict[str, Any]) -> EntryCheck:
     problems = _definition(seam.signature, None, entry["definition"])
-    return Finding(part="seam", target=seam.target, problems=tuple(problems), found=_found(entry))
+    return EntryCheck(part="seam", target=seam.target, problems=tuple(problems), found=_found(entry))
 
 
-def _imports(upstream: Upstream, table: dict[str, Any], missing: Sequence[str]) -> Finding:
+def _imports(upstream: Upstream, table: dict[str, Any], missing: Sequence[str]) -> EntryCheck:
     names = [name for name in table["imports"] if name.split(".")[0] == upstream.package]
     users = " and ".join(upstream.used_by)
     problems = [f"{users} imports {name}, which is not there" for name in missing if name in names]
@@ -103,7 +103,7 @@ def _imports(upstream: Upstream, table: dict[str, Any], missing: Sequence[str]) 
         more = f" and {rest} more; " if rest > 0 else "; "
         advice = f"check out the {upstream.project} that this {users} was made for (scripts/install_ascend.sh names it)"
         problems = [*shown[:-1], shown[-1] + more + advice]
-    return Finding(part="imports", target=f"{upstream.project} in {users}", problems=tuple(problems), found=f"{len(names)} names")
+    return EntryCheck(part="imports", target=f"{upstream.project} in {users}", problems=tuple(problems), found=f"{len(names)} names")
 
 
 def _definition(signature: str, where: Optional[str], found: Optional[dict[str, Any]]) -> list[str]:

@@ -26,7 +26,7 @@ with packages_needed():
     from mindspeed_vita.checks import virtual_ring
     from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, torch_native
     from mindspeed_vita.parallel.ring import Transfer, ring_attention
-    from mindspeed_vita.sharding import CPPlan, index, plan
+    from mindspeed_vita.sharding import CPPlan, index, make_cp_plan
     from mindspeed_vita.sharding.cp_plan import rank_work
 
 HEADS, KV_HEADS, WIDTH = 5, 1, 128
@@ -72,7 +72,7 @@ def rank_seconds(rank: int, world: int, num_tokens: int, store: str, results: An
     """CPU seconds of one rank for forward and backward over one document; the best of three."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world, store=dist.FileStore(store, world))
-    cp_plan = plan(np.array([0, num_tokens]), world)
+    cp_plan = make_cp_plan(np.array([0, num_tokens]), world)
     rows = torch.from_numpy(index(cp_plan, rank))
     query, key, value, grad = (x[rows] for x in tensors(num_tokens))
     best = float("inf")
@@ -118,8 +118,8 @@ def counted(name: str, cp_plan: CPPlan) -> None:
         virtual_ring.virtual_ring_attention(*leaves, cp_plan, scale=WIDTH**-0.5, backend=kernels)
     needed = int(rank_work(cp_plan).sum())
     row = 2 * KV_HEADS * WIDTH  # numbers in a key and its value; a key travels forward and once more backward, in bf16
-    rows = sum(step.num_received for rank in range(cp_plan.cp_size) for step in cp_plan.steps(rank).ring[1:])
-    ring = cp_plan.num_tokens * (cp_plan.cp_size - 1)
+    rows = sum(step.num_received for rank in range(cp_plan.ring_size) for step in cp_plan.steps(rank).ring[1:])
+    ring = cp_plan.num_tokens * (cp_plan.ring_size - 1)
     for pass_, pairs in (("forward", kernels.forward_pairs), ("backward", kernels.backward_pairs)):
         report(name, cp_plan, f"pairs computed / one device, {pass_}", pairs / needed)
     report(name, cp_plan, "key bytes moved / full ring, forward and backward", moved["keys"] / (2 * ring * row * 2))
@@ -130,7 +130,7 @@ def counted(name: str, cp_plan: CPPlan) -> None:
 
 def report(name: str, cp_plan: CPPlan, what: str, ratio: float) -> None:
     """One row."""
-    print(f"| {name} | virtual ring of {cp_plan.cp_size} | {what} | {ratio:.3f} |", flush=True)
+    print(f"| {name} | virtual ring of {cp_plan.ring_size} | {what} | {ratio:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -144,11 +144,11 @@ def main() -> None:
     print("| documents | ranks | what | ratio |\n|---|---|---|---|")
     measured_ring(arguments.tokens)
     num_tokens = arguments.counted_tokens
-    counted(f"one of {num_tokens:,}", plan(np.array([0, num_tokens]), 8))
+    counted(f"one of {num_tokens:,}", make_cp_plan(np.array([0, num_tokens]), 8))
     packed = np.unique(np.concatenate([[0, num_tokens], np.random.default_rng(0).integers(1, num_tokens, 12)]))
-    counted(f"{len(packed) - 1} uneven in {num_tokens:,}", plan(packed, 8))
+    counted(f"{len(packed) - 1} uneven in {num_tokens:,}", make_cp_plan(packed, 8))
     aligned = np.arange(65) * 1024
-    counted("64 of 1,024, aligned", plan(aligned, 4))
+    counted("64 of 1,024, aligned", make_cp_plan(aligned, 4))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ with packages_needed():
     import torch.nn.functional as F
 
     from mindspeed_vita.checks.virtual_ring import virtual_ring_attention
-    from mindspeed_vita.sharding import plan
+    from mindspeed_vita.sharding import make_cp_plan
 
 HEADS, KV_HEADS, WIDTH = 5, 1, 128
 PACKS = {"one document of": (0.0, 1.0), "5 documents in": (0.0, 0.08, 0.09, 0.45, 0.55, 1.0)}
@@ -56,8 +56,8 @@ def compare(name: str, bounds: np.ndarray, rings: list[int]) -> None:
         print(f"| {name} {num_tokens:,} | {what} | " + " | ".join(f"{error:.2e}" for error in found) + f" | {worst:.2f} |", flush=True)
 
     row("one device, flash", base)
-    for cp_size in rings:
-        row(f"ring of {cp_size}", errors(virtual_ring_attention(*leaves, grad, plan(bounds, cp_size), scale=WIDTH**-0.5)))
+    for ring_size in rings:
+        row(f"ring of {ring_size}", errors(virtual_ring_attention(*leaves, grad, make_cp_plan(bounds, ring_size), scale=WIDTH**-0.5)))
 
 
 def main() -> None:

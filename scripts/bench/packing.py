@@ -24,13 +24,15 @@ with packages_needed():
     import numpy as np
     from length_mix import draw
 
-    from mindspeed_vita.data.dealing import deal
+    from mindspeed_vita.config import recipe_from_dict
+    from mindspeed_vita.data.dealing import deal, relative_work
     from mindspeed_vita.data.packing import plan_packs
     from mindspeed_vita.data.plan_file import measure_packs, open_plan, write_plan
 
 CASES = ((2, 16_384, 528), (3, 131_072, 64), (4, 1_048_576, 8))
 """Stage of the mixture, tokens a pack, packs a step."""
 RANKS = 8
+WORK = relative_work(recipe_from_dict({"model": {"preset": "14b"}}).model)
 
 
 def one_bin_a_source(lengths: np.ndarray, sources: np.ndarray, capacity: int) -> list[int]:
@@ -89,7 +91,7 @@ def show_fill(num_samples: int) -> None:
             fill = plan.tokens.sum(dtype=float) / (len(plan.tokens) * capacity)
             print(f"| {capacity:,} | {mode} | {1 - short.mean():.1%} | {old} | {older} | {fill:.3%} | {each:.2f} |", flush=True)
         attention = plan.squares if stage == 2 else plan.tokens.astype(float) ** 2
-        costs = capacity + 491_520 / (2 * 13.21e9) * attention + 728e9 / (2 * 13.21e9) * plan.tiles
+        costs = capacity + WORK.attention * attention + WORK.tile * plan.tiles
         if len(costs) >= batch:
             balance.append((capacity, batch, imbalance(costs, batch, False), imbalance(costs, batch, True)))
     print(f"\n| tokens | packs a step | {RANKS} ranks, packs in turn | dealt by cost |\n|---|---|---|---|")

@@ -19,7 +19,7 @@ with packages_needed():
     from length_mix import TOKENS_PER_TILE, draw
 
     from mindspeed_vita.data.packing import plan_packs
-    from mindspeed_vita.sharding import CPPlan, plan
+    from mindspeed_vita.sharding import CPPlan, make_cp_plan
     from mindspeed_vita.sharding.cp_plan import rank_work
 
 CASES = ((2, 16384, 4), (3, 131072, 2), (3, 131072, 8), (4, 1048576, 8), (4, 1048576, 32))
@@ -46,46 +46,46 @@ def make_packs(stage: int, capacity: int, count: int) -> list[tuple[np.ndarray, 
     return packs
 
 
-def chunked(bounds: np.ndarray, cp_size: int, owners: np.ndarray) -> CPPlan:
+def chunked(bounds: np.ndarray, ring_size: int, owners: np.ndarray) -> CPPlan:
     """A plan with given owners of equal chunks."""
-    return CPPlan(bounds, cp_size, np.arange(len(owners) + 1) * (int(bounds[-1]) // len(owners)), owners)
+    return CPPlan(bounds, ring_size, np.arange(len(owners) + 1) * (int(bounds[-1]) // len(owners)), owners)
 
 
-def contiguous(bounds: np.ndarray, padding: int, cp_size: int) -> CPPlan:
+def contiguous(bounds: np.ndarray, padding: int, ring_size: int) -> CPPlan:
     """Each rank a contiguous share."""
-    return chunked(bounds, cp_size, np.arange(cp_size))
+    return chunked(bounds, ring_size, np.arange(ring_size))
 
 
-def zigzag(bounds: np.ndarray, padding: int, cp_size: int) -> CPPlan:
+def zigzag(bounds: np.ndarray, padding: int, ring_size: int) -> CPPlan:
     """2 * cp chunks in zigzag over the whole pack, documents masked inside."""
-    return chunked(bounds, cp_size, np.concatenate([np.arange(cp_size), np.arange(cp_size)[::-1]]))
+    return chunked(bounds, ring_size, np.concatenate([np.arange(ring_size), np.arange(ring_size)[::-1]]))
 
 
-def ours(bounds: np.ndarray, padding: int, cp_size: int) -> CPPlan:
-    """sharding.plan."""
-    return plan(bounds, cp_size, padding=padding)
+def ours(bounds: np.ndarray, padding: int, ring_size: int) -> CPPlan:
+    """sharding.make_cp_plan."""
+    return make_cp_plan(bounds, ring_size, padding=padding)
 
 
-def measure(packs: list[tuple[np.ndarray, int]], cp_size: int, scheme: Callable[..., CPPlan]) -> tuple[float, float, float, float]:
+def measure(packs: list[tuple[np.ndarray, int]], ring_size: int, scheme: Callable[..., CPPlan]) -> tuple[float, float, float, float]:
     """Mean over packs of worst rank's work / mean, keys received / full ring, segments of the busiest rank; longest planning, CPU s."""
     work, keys, segments, seconds = [], [], [], []
     for bounds, padding in packs:
         started = time.process_time()
-        cp_plan = scheme(bounds, padding, cp_size)
+        cp_plan = scheme(bounds, padding, ring_size)
         cp_plan.steps(0)
         seconds.append(time.process_time() - started)
         loads = rank_work(cp_plan)
-        steps = [cp_plan.steps(rank) for rank in range(cp_size)]
+        steps = [cp_plan.steps(rank) for rank in range(ring_size)]
         received = sum(step.num_received for rank in steps for step in rank.ring[1:])
         work.append(loads.max() / loads.mean())
-        keys.append(received / (int(bounds[-1]) * (cp_size - 1)))
+        keys.append(received / (int(bounds[-1]) * (ring_size - 1)))
         segments.append(max(sum(len(step.segments) for step in rank.ring) for rank in steps))
     return float(np.mean(work)), float(np.mean(keys)), float(np.mean(segments)), float(np.max(seconds))
 
 
-def per_document(packs: list[tuple[np.ndarray, int]], cp_size: int) -> tuple[float, float, float]:
+def per_document(packs: list[tuple[np.ndarray, int]], ring_size: int) -> tuple[float, float, float]:
     """Each document zigzagged over all ranks: even by construction, every key travels, a segment per document and step."""
-    return 1.0, 1.0, float(np.mean([(len(bounds) - 1) * (2 * cp_size - 1) for bounds, _ in packs]))
+    return 1.0, 1.0, float(np.mean([(len(bounds) - 1) * (2 * ring_size - 1) for bounds, _ in packs]))
 
 
 def main() -> None:
@@ -96,18 +96,18 @@ def main() -> None:
     print("| tokens | cp | scheme | work, worst / mean | keys / full ring | segments per rank | planning CPU s, longest |")
     print("|---|---|---|---|---|---|---|")
     made: dict[int, list[tuple[np.ndarray, int]]] = {}
-    for stage, capacity, cp_size in CASES:
+    for stage, capacity, ring_size in CASES:
         packs = made.setdefault(capacity, make_packs(stage, capacity, count))
         for scheme in (contiguous, zigzag, ours):
-            work, keys, segments, seconds = measure(packs, cp_size, scheme)
+            work, keys, segments, seconds = measure(packs, ring_size, scheme)
             row = f"{scheme.__name__} | {work:.3f} | {keys:.1%} | {segments:.0f} | {seconds:.3f}"
-            print(f"| {capacity:,} | {cp_size} | {row} |", flush=True)
-        even, all_keys, blocks = per_document(packs, cp_size)
-        print(f"| {capacity:,} | {cp_size} | zigzag of each document | {even:.3f} | {all_keys:.1%} | {blocks:.0f} | - |")
+            print(f"| {capacity:,} | {ring_size} | {row} |", flush=True)
+        even, all_keys, blocks = per_document(packs, ring_size)
+        print(f"| {capacity:,} | {ring_size} | zigzag of each document | {even:.3f} | {all_keys:.1%} | {blocks:.0f} | - |")
     bounds = np.unique(np.concatenate([[0, 2**20], np.random.default_rng(0).integers(1, 2**20, 4999)]))
-    for cp_size in (8, 32):
-        seconds = measure([(bounds, 0)], cp_size, ours)[3]
-        print(f"| 1,048,576 with {len(bounds) - 1:,} documents | {cp_size} | ours | | | | {seconds:.3f} |")
+    for ring_size in (8, 32):
+        seconds = measure([(bounds, 0)], ring_size, ours)[3]
+        print(f"| 1,048,576 with {len(bounds) - 1:,} documents | {ring_size} | ours | | | | {seconds:.3f} |")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ with packages_needed():
 
     from mindspeed_vita.ops.attention.blocks import pack_segments
     from mindspeed_vita.ops.shape_buckets import bucketed_rows
-    from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+    from mindspeed_vita.sharding import index, make_cp_plan, tile_owner, tile_routes
 
 CASES = (
     ("stage 2", 2, 16384, 8, 1, 8, 528, True),
@@ -45,7 +45,7 @@ def count(stage: int, capacity: int, tp: int, cp: int, packs: int, resets: bool)
         starts = np.concatenate([[0], np.cumsum(tokens)])
         padding = capacity - int(starts[-1])
         bounds = starts if resets else starts[[0, -1]]
-        cp_plan = plan(np.append(bounds, capacity) if padding else bounds, cp, padding=padding)
+        cp_plan = make_cp_plan(np.append(bounds, capacity) if padding else bounds, cp, padding=padding)
         steps = cp_plan.steps(0)
         for number, segments in enumerate([steps.diagonal_segments, *(step.segments for step in steps.ring)]):
             for packed in pack_segments(segments, cpu) if len(segments) else ():
@@ -58,7 +58,7 @@ def count(stage: int, capacity: int, tp: int, cp: int, packs: int, resets: bool)
         seen["in buckets"].add(len(bucketed_rows(own, "npu")))
         seen["tiles"].add(len(tile_owner(int(tiles.sum()), tp * cp)[0]))
         first = np.concatenate([start + 1 + TOKENS_PER_TILE * np.arange(number) for start, number in zip(starts, tiles)])
-        seen["vision rows"].add(len(tile_routes(cp_plan, first, TOKENS_PER_TILE - 2, tp, 0).places))
+        seen["vision rows"].add(len(tile_routes(cp_plan, first, TOKENS_PER_TILE - 2, tp, 0).targets))
     return len(drawn), {kind: len(shapes) for kind, shapes in seen.items()}
 
 

@@ -20,7 +20,7 @@ with packages_needed():
     import numpy as np
     from plan import make_packs
 
-    from mindspeed_vita.sharding import plan
+    from mindspeed_vita.sharding import make_cp_plan
 
 HEADS, KV_HEADS, WIDTH = 10, 2, 128
 BF16, FP32 = 2, 4
@@ -30,7 +30,7 @@ CASES = ((2, 16384, 4), (3, 131072, 8), (4, 1048576, 8), (4, 1048576, 32))
 
 def moved(bounds: np.ndarray, padding: int, cp_size: int, ulysses: int) -> tuple[float, float]:
     """MB of the busiest rank: by the ring, by Ulysses."""
-    ring = plan(bounds, cp_size // ulysses, padding=padding)
+    ring = make_cp_plan(bounds, cp_size // ulysses, padding=padding)
     steps = [ring.steps(place).ring[1:] for place in range(ring.ring_size)]
     keys = [sum(step.num_received for step in rank) for rank in steps]
     returned = [sum(len(step.send) for step in rank) for rank in steps]

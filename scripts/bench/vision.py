@@ -1,6 +1,6 @@
 """The vision tower under parallelism, by counting: how often a tile is encoded, how evenly, and what travels; ours and the original's.
 
-Ours comes from the routes that training uses (sharding.plan, tile_owner, tile_routes), on packs of the training mixture with resets on. The
+Ours comes from the routes that training uses (make_cp_plan, tile_owner, tile_routes), on packs of the training mixture with resets on. The
 original's is counted on the same packs, by what its code does. 14B: rows of 5,120, InternViT-300M, bf16. Dummy tiles count as encodes,
 as if the tower trained.
     python scripts/bench/vision.py [--packs 200]
@@ -24,7 +24,7 @@ with packages_needed():
 
     from mindspeed_vita.checkpoint.hf.weights import native_tensors
     from mindspeed_vita.config import MODULES, model_config_from_dict
-    from mindspeed_vita.sharding import index, plan, tile_owner, tile_routes
+    from mindspeed_vita.sharding import index, make_cp_plan, tile_owner, tile_routes
     from mindspeed_vita.sharding.cp_plan import CPPlan
 
 CASES = ((2, 16384, 8, 1, 8), (3, 131072, 8, 2, 4), (3, 131072, 8, 8, 1), (4, 1048576, 8, 8, 1))
@@ -122,7 +122,7 @@ def original_general(pack: Pack) -> Count:
 
 def original_causal(pack: Pack) -> Count:
     """A context rank encodes the tiles that touch its two zigzag chunks; all of them, if none does."""
-    zigzag = plan(np.array([0, pack.cp_plan.num_tokens]), pack.cp)
+    zigzag = make_cp_plan(np.array([0, pack.cp_plan.num_tokens]), pack.cp)
     tokens = pack.first[:, None] + np.arange(ROWS)
     touched = [int(np.isin(tokens, index(zigzag, rank)).any(axis=1).sum()) for rank in range(pack.cp)]
     return original(pack, [count or max(1, pack.tiles) for count in touched])
@@ -144,7 +144,7 @@ def make_packs(stage: int, capacity: int, tp: int, cp: int, count: int) -> list[
         first = [start + 1 + TOKENS_PER_TILE * np.arange(number) for start, number in zip(starts, tiles)]
         padding = capacity - int(starts[-1])
         bounds = np.append(starts, capacity) if padding else starts
-        packs.append(Pack(plan(bounds, cp, padding=padding), np.concatenate(first).astype(np.int64), tp))
+        packs.append(Pack(make_cp_plan(bounds, cp, padding=padding), np.concatenate(first).astype(np.int64), tp))
     return packs
 
 
@@ -171,7 +171,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=int, default=200, help="packs of 16K and 128K; a fifth of it of 1M")
     wanted = parser.parse_args().packs
-    print("| tokens, tp x cp, tiles per pack | | encodes per tile | busiest rank / even | MB per tile and rank | busiest rank | both ways |")
+    print("| tokens, tp x cp, tiles per pack | | encodes per tile | busiest rank / even "
+          "| MB per tile and rank | busiest rank | both ways |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
     sizes, sums = parameter_counts(), []
     for stage, capacity, tp, cp, dp in CASES:

@@ -47,10 +47,10 @@ def panel(axis: plt.Axes, title: str, width: int, rows: float = 1) -> None:
 
 def token_owners() -> tuple[np.ndarray, np.ndarray]:
     """Context-parallel and tensor-parallel (sequence parallel) owner of every token."""
-    plan = sharding.plan(np.array(DOCUMENTS), CP)
+    cp_plan = sharding.make_cp_plan(np.array(DOCUMENTS), CP)
     cp_owner, tp_owner = np.zeros(TOKENS, dtype=int), np.zeros(TOKENS, dtype=int)
     for rank in range(CP):
-        owned = sharding.index(plan, rank)
+        owned = sharding.index(cp_plan, rank)
         cp_owner[owned] = rank
         tp_owner[owned] = np.arange(len(owned)) // (len(owned) // TP)
     return cp_owner, tp_owner

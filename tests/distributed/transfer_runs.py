@@ -37,12 +37,12 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
     from mindspeed_vita.ops.attention import Heads, choose
     from mindspeed_vita.parallel.build import attend_over
     from mindspeed_vita.platform import get_platform
-    from mindspeed_vita.sharding import index, plan
+    from mindspeed_vita.sharding import index, make_cp_plan
 
     device = get_platform().device
     layout = layout.with_ulysses(ulysses, device)
     cuts = np.array(bounds)
-    cp_plan = plan(cuts, layout.ring_size).shared_by(ulysses)
+    cp_plan = make_cp_plan(cuts, layout.ring_size).shared_by(ulysses)
     tensors = [x.to(getattr(torch, dtype)) for x in packs(bounds[-1], width)]
     rows = [torch.from_numpy(index(cp_plan, rank)) for rank in range(layout.cp_size)]
     leaves = [x[rows[layout.cp_rank]].to(device).requires_grad_() for x in tensors[:3]]
@@ -65,7 +65,7 @@ def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "f
 def vision_rows(layout: Any) -> dict[str, float]:
     """The exchange of vision rows with its gradient, every rank sending another number to every other; on each rank."""
     from mindspeed_vita.models.inputs import VisionRoute
-    from mindspeed_vita.parallel.tile_exchange import TileExchange
+    from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
     from mindspeed_vita.platform import get_platform
 
     device, size, me = get_platform().device, layout.cp_size, layout.cp_rank
@@ -79,10 +79,10 @@ def vision_rows(layout: Any) -> dict[str, float]:
         send_rows=torch.arange(sum(map(len, send)), device=device).flip(0),
         send_counts=tuple(map(len, send)),
         recv_counts=tuple(map(len, receive)),
-        places=torch.arange(sum(map(len, receive)), device=device),
+        targets=torch.arange(sum(map(len, receive)), device=device),
     )
     leaf = torch.cat(send).flip(0).to(device).requires_grad_()
-    found = TileExchange(layout.cp_group, size)(leaf, route)
+    found = GroupRowExchange(layout.cp_group, size)(leaf, route)
     (found**2).sum().backward()
     assert leaf.grad is not None
     return {"rows": error(found, torch.cat(receive)), "gradient": error(leaf.grad, 2 * torch.cat(send).flip(0))}

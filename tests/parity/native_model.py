@@ -37,7 +37,7 @@ def text_inputs(tokens: list[int]) -> Any:
     import numpy as np
 
     from mindspeed_vita.models.inputs import ModelInputs
-    from mindspeed_vita.sharding import plan
+    from mindspeed_vita.sharding import make_cp_plan
 
     tokens_T = torch.tensor(tokens)
     return ModelInputs(
@@ -48,7 +48,7 @@ def text_inputs(tokens: list[int]) -> Any:
         loss_count=torch.zeros((), dtype=torch.int32),
         positions_T=torch.arange(len(tokens)),
         longest_document=len(tokens),
-        plan=plan(np.array([0, len(tokens)]), 1),
+        cp_plan=make_cp_plan(np.array([0, len(tokens)]), 1),
         tiles_NCHW=torch.zeros(0, 3, 28, 28, dtype=torch.uint8),
         num_tiles=0,
         route=None,

@@ -13,7 +13,7 @@ _TIMEOUT = 180
 _SCRIPT = """
 import json, os, sys
 kind = sys.argv[1]
-found = {"torch": None, "cuda": None, "devices": [], "backend": None, "error": None}
+found = {"torch": None, "cuda": None, "devices": [], "collectives": None, "error": None}
 try:
     import torch
     import torch.distributed as dist
@@ -25,13 +25,13 @@ try:
         free, total = device.mem_get_info(number)
         found["devices"].append({"name": device.get_device_name(number), "free": free, "total": total})
     if device is None or found["devices"]:
-        backend = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
+        collectives = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
         store = dist.TCPStore("127.0.0.1", 0, 1, True)  # as torchrun's; port 0: a free one
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        dist.init_process_group(collectives, store=store, rank=0, world_size=1)
         value = torch.full((4,), 3.0, device=kind)
         dist.all_reduce(value)
         assert value.sum().item() == 12
-        found["backend"] = backend
+        found["collectives"] = collectives
 except BaseException as error:
     found["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
 sys.stderr.flush()
@@ -49,8 +49,8 @@ class Seen:
     """CUDA that this torch was built for."""
     devices: tuple[tuple[str, float, float], ...] = ()
     """(name, free GiB, total GiB) of each."""
-    backend: Optional[str] = None
-    """Collective backend that reduced a tensor in one process."""
+    collectives: Optional[str] = None
+    """Library of collectives that reduced a tensor in one process."""
     error: Optional[str] = None
 
 

@@ -258,11 +258,11 @@ def _devices(here: Installation, seen: Seen, kind: str) -> Iterator[Finding]:
 
 
 def _collectives(seen: Seen, kind: str) -> Finding:
-    backend = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
-    if seen.backend:
-        return Finding(name="collectives", status="ok", found=f"{seen.backend} (one process; `vita doctor --parity` runs several)")
+    wanted = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
+    if seen.collectives:
+        return Finding(name="collectives", status="ok", found=f"{seen.collectives} (one process; `vita doctor --parity` runs several)")
     remedy = "solve the problems above" if kind != "cpu" else "reinstall torch: " + matrix.PACKAGES[0].text
-    return Finding(name="collectives", status="problem", found=seen.error or "no device to try it on", expected=backend, remedy=remedy)
+    return Finding(name="collectives", status="problem", found=seen.error or "no device to try it on", expected=wanted, remedy=remedy)
 
 
 def _media(here: Installation) -> Iterator[Finding]:

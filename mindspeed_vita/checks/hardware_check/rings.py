@@ -10,7 +10,7 @@ from mindspeed_vita.checks.hardware_check.kernels import LIMITS, serving
 from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.checks.virtual_ring import virtual_ring_attention
 from mindspeed_vita.ops.attention import Heads, choose
-from mindspeed_vita.sharding import plan
+from mindspeed_vita.sharding import make_cp_plan
 
 SIZES = (1, 2, 4, 8)
 GROWTH = 2.0
@@ -33,7 +33,7 @@ def check_rings(report: Report, device: torch.device, *, tokens: int = 512) -> N
                 alone: list[float] = []
                 for size in SIZES:
                     query, key, value, grad = (x.to(device) for x in tensors)
-                    found = virtual_ring_attention(query, key, value, grad, plan(bounds, size), scale=width**-0.5, backend=kernels)
+                    found = virtual_ring_attention(query, key, value, grad, make_cp_plan(bounds, size), scale=width**-0.5, backend=kernels)
                     errors = [relative_error(*pair) for pair in zip(found, (out, *grads))]
                     alone = alone or errors
                     label = f"{backend} ring of {size}, {name}, {str(dtype).removeprefix('torch.')}"

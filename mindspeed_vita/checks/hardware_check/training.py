@@ -18,6 +18,7 @@ from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.checks.parity.packs import MODEL, SEQ_LENGTH, make_pack
 from mindspeed_vita.config import Recipe, recipe_from_dict
 from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.data.positions import document_positions
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
@@ -147,15 +148,16 @@ def _text_pack(tokens: int, vocabulary: int) -> PackedBatch:
         tokens_T=drawn,
         labels_T=labels,
         weights_T=(labels != -100).float(),
-        positions_T=torch.cat([torch.arange(int(stop - start)) for start, stop in zip(bounds[:-1], bounds[1:])]),
+        positions_T=torch.from_numpy(document_positions(bounds.numpy())),
         cu_seqlens=bounds,
         sample_cu=bounds,
         sample_ids=torch.arange(3),
         source_ids=torch.zeros(3, dtype=torch.int64),
         tile_first_token=torch.zeros(0, dtype=torch.int64),
+        context_ids=(),
         tiles_NCHW=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
         tile_range=range(0),
         failed=torch.zeros(3, dtype=torch.bool),
         failures=(),
-        plan=sharding.plan(np.asarray(bounds), 1),
+        cp_plan=sharding.make_cp_plan(np.asarray(bounds), 1),
     )

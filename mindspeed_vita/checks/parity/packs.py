@@ -10,6 +10,7 @@ import torch
 from mindspeed_vita import sharding
 from mindspeed_vita.config import ModelConfig, model_config_from_dict
 from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.data.positions import document_positions
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 SEQ_LENGTH = 96
@@ -56,12 +57,8 @@ def make_pack(number: int, resets: bool, layout: ParallelLayout) -> PackedBatch:
         vision[start : start + 4] = True
     tokens[vision] = CONTEXT_TOKEN
     labels = torch.full((SEQ_LENGTH,), -100)
-    positions = torch.arange(SEQ_LENGTH)
     for start, stop in zip(bounds[:-2], bounds[1:-1]):
         labels[start : stop - 1] = tokens[start + 1 : stop]
-        if resets:
-            positions[start:stop] = torch.arange(stop - start)
-    positions[bounds[-2] :] = torch.arange(bounds[-1] - bounds[-2])
     supervised = torch.rand(SEQ_LENGTH, generator=generator) < 0.4
     labels[~supervised | (labels == CONTEXT_TOKEN)] = -100
     cu_seqlens = torch.tensor(bounds if resets else [0, bounds[-2], SEQ_LENGTH]).unique()
@@ -72,15 +69,16 @@ def make_pack(number: int, resets: bool, layout: ParallelLayout) -> PackedBatch:
         tokens_T=tokens,
         labels_T=labels,
         weights_T=(labels != -100).float(),
-        positions_T=positions,
+        positions_T=torch.from_numpy(document_positions(cu_seqlens.numpy())),
         cu_seqlens=cu_seqlens,
         sample_cu=torch.tensor(bounds[:-1]),
         sample_ids=torch.arange(num_samples),
         source_ids=torch.zeros(num_samples, dtype=torch.int64),
         tile_first_token=torch.tensor(first, dtype=torch.int64),
+        context_ids=(CONTEXT_TOKEN,),
         tiles_NCHW=tiles[owned.start : owned.stop],
         tile_range=owned,
         failed=torch.zeros(num_samples, dtype=torch.bool),
         failures=(),
-        plan=sharding.plan(cu_seqlens.numpy(), layout.ring_size, padding=bounds[-1] - bounds[-2]),
+        cp_plan=sharding.make_cp_plan(cu_seqlens.numpy(), layout.ring_size, padding=bounds[-1] - bounds[-2]),
     )

@@ -204,7 +204,7 @@ def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, ra
 
     from mindspeed_vita.parallel.layout import ParallelLayout
 
-    dist.init_process_group(platform.backend, rank=rank, world_size=world, store=dist.FileStore(store, world))
+    dist.init_process_group(platform.collectives, rank=rank, world_size=world, store=dist.FileStore(store, world))
     try:
         tp, pp, cp = sizes
         parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)

@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 
 import yaml
 
-from mindspeed_vita.data.checking import Finding, sample_problems
+from mindspeed_vita.data.checking import RowProblem, sample_problems
 from mindspeed_vita.data.importing.fields import Columns, Questions
 from mindspeed_vita.data.importing.read import Read, open_source
 from mindspeed_vita.data.sample import parse_sample
@@ -29,12 +29,12 @@ class Imported:
     rows: Path
     """JSONL file, one sample a line."""
     mixture: Optional[Path]
-    """Mixture with that file; None: nothing was written, because of the findings."""
+    """Mixture with that file; None: nothing was written, because of the problems."""
     media_root: str
     """What data.media_root must be."""
     num_rows: int
     num_good: int
-    findings: tuple[Finding, ...]
+    problems: tuple[RowProblem, ...]
     """What is wrong with single rows."""
 
 
@@ -69,17 +69,17 @@ def import_data(
     root = media_root or str(opened.root)
     if not Path(root).is_dir():
         raise ValueError(f"--media-root {root}: no such folder")
-    good, findings, num_rows = [], [], 0
+    good, problems, num_rows = [], [], 0
     for read in opened.rows:
         num_rows += 1
         checked = _check(read, root)
         if isinstance(checked, dict):
             good.append(checked)
         else:
-            findings += [Finding(name, read.where, reason) for reason in checked]
+            problems += [RowProblem(name, read.where, reason) for reason in checked]
     if not num_rows:
         raise ValueError(f"{source}: holds no rows")
-    written = good if skip_bad or not findings else []
+    written = good if skip_bad or not problems else []
     if written:
         output.mkdir(parents=True, exist_ok=True)
         _write(output / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
@@ -92,7 +92,7 @@ def import_data(
         media_root=root,
         num_rows=num_rows,
         num_good=len(good),
-        findings=tuple(findings),
+        problems=tuple(problems),
     )
 
 

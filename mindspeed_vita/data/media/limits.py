@@ -1,13 +1,18 @@
-"""What a picture or video may cost, and how its pixels are made. Plain values: they travel to the decoder process."""
+"""What a picture or video may cost: in tokens of a pack (MediaLimits), and while it is decoded (DecodeSettings). Plain values."""
 
 from __future__ import annotations
 
 import os
 import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mindspeed_vita.data.media.paths import MediaError
-from mindspeed_vita.hf.tiling import BACKGROUND
+from mindspeed_vita.hf.tiling import BACKGROUND, choose_grid
+
+if TYPE_CHECKING:
+    from mindspeed_vita.config.recipe import DataConfig
+    from mindspeed_vita.data.media.video import VideoHeader
 
 READERS = ("pyav", "decord", "torchcodec")
 RESIZES = ("exact", "fast")
@@ -16,8 +21,51 @@ FRAME_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """How pictures and videos become tiles."""
+
+    tokens_per_tile: int
+    tile_size: int
+    min_tiles: int
+    max_tiles: int
+    max_frames: int
+    max_fps: float
+    sampler: str
+    tiling: str = "dynamic"
+    """See hf/tiling.py."""
+
+    def grid(self, size: tuple[int, int], max_tiles: int) -> tuple[int, int]:
+        """Grid of a picture of (width, height) under a tighter limit of tiles."""
+        return choose_grid(*size, tile_size=self.tile_size, min_tiles=self.min_tiles, max_tiles=max_tiles, tiling=self.tiling)
+
+    def frames(self, header: VideoHeader, max_frames: int) -> list[int]:
+        """Frame numbers of a video under a tighter limit of frames."""
+        return header.sample(max_frames=max_frames, max_fps=self.max_fps, sampler=self.sampler)
+
+
+def media_limits(data: DataConfig, *, tokens_per_tile: int, tile_size: int) -> MediaLimits:
+    """The limits of a recipe, for training and for inference.
+
+    Args:
+        data: the recipe's section.
+        tokens_per_tile: language-model tokens of one tile (ModelConfig.tokens_per_tile).
+        tile_size: side of a tile, in pixels (VisionConfig.tile_size).
+    """
+    return MediaLimits(
+        tokens_per_tile=tokens_per_tile,
+        tile_size=tile_size,
+        min_tiles=data.min_tiles,
+        max_tiles=data.max_tiles,
+        max_frames=data.max_frames,
+        max_fps=data.max_fps,
+        sampler=data.frame_sampler,
+        tiling=data.tiling,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """Caps and choices of decoding, from the recipe's data section."""
+    """Caps and choices of decoding, from the recipe's data section. They travel to the decoder process."""
 
     seconds: float = 60.0
     """Hard deadline of one picture or video; then the decoder process is killed. A video has FRAME_SECONDS more for each frame."""

@@ -37,7 +37,7 @@ class AppliedPatch:
 @dataclass(frozen=True, kw_only=True)
 class _Step:
     patch: Patch
-    place: live.Place
+    place: live.Attribute
     replacement: Callable[..., Any]
     over: tuple[str, ...]
 
@@ -150,7 +150,7 @@ def _set(step: _Step) -> None:
         setattr(owner, name, new)
 
 
-def _attributes(place: live.Place) -> list[tuple[Any, str]]:
+def _attributes(place: live.Attribute) -> list[tuple[Any, str]]:
     """The attribute itself and its namesakes in other modules that hold the same object."""
     namesakes = [
         (module, place.name)

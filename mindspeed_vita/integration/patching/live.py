@@ -13,7 +13,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Attribute:
     """An attribute: where it is and what it holds."""
 
     owner: Any
@@ -26,7 +26,7 @@ class Missing(Exception):
     """A dotted name that does not exist; the message says from where on."""
 
 
-def locate(dotted: str) -> Place:
+def locate(dotted: str) -> Attribute:
     """Imports the module of a dotted name and finds the attribute.
 
     Raises:
@@ -47,7 +47,7 @@ def locate(dotted: str) -> Place:
     value = vars(owner)[name]
     if not callable(function_of(value)):
         raise Missing(f"{dotted} is {value!r}, nothing that can be called")
-    return Place(owner=owner, name=name, value=value)
+    return Attribute(owner=owner, name=name, value=value)
 
 
 def function_of(value: Any) -> Any:

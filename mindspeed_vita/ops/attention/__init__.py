@@ -2,6 +2,6 @@
 
 from mindspeed_vita.ops.attention.api import tile_attention
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
-from mindspeed_vita.ops.attention.registry import Backend, backend_names, choose
+from mindspeed_vita.ops.attention.registry import Backend, backend_names, choose, register_backend
 
-__all__ = ["Backend", "Blocks", "Heads", "Upstream", "backend_names", "choose", "tile_attention"]
+__all__ = ["Backend", "Blocks", "Heads", "Upstream", "backend_names", "choose", "register_backend", "tile_attention"]

@@ -60,6 +60,24 @@ def backend_names(device: Optional[str] = None) -> list[str]:
     return [name for name, entry in _BACKENDS.items() if device is None or entry.device in (None, device)]
 
 
+def register_backend(name: str, module: str, device: str) -> None:
+    """Adds a backend, which is tried before those that are known already. For a module that the recipe's `plugins` names.
+
+    Args:
+        name: of the backend.
+        module: full name of a module that offers what Backend says; imported when it is tried.
+        device: the only device type that it serves.
+
+    Raises:
+        ValueError: the name is taken by another backend.
+    """
+    global _BACKENDS
+    entry = _Entry(module, device)
+    if _BACKENDS.get(name, entry) != entry:
+        raise ValueError(f"the attention backend {name!r} is taken; names so far are {', '.join(_BACKENDS)}")
+    _BACKENDS = {name: entry, **_BACKENDS}
+
+
 def choose(heads: Heads, name: Optional[str] = None, *, what: str = "packs") -> Backend:
     """Picks a backend. Called when a model is built, so that a refusal comes before any data is read.
 

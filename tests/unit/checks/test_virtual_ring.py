@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from mindspeed_vita.checks.virtual_ring import virtual_ring_attention
 from mindspeed_vita.ops.attention import reference
-from mindspeed_vita.sharding import CPPlan, plan
+from mindspeed_vita.sharding import CPPlan, make_cp_plan
 
 
 def expected(tensors: list[torch.Tensor], grad: torch.Tensor, cp_plan: CPPlan, scale: float) -> tuple[torch.Tensor, ...]:
     leaves = [x.double().requires_grad_() for x in tensors]
-    bounds = torch.from_numpy(cp_plan.cu_seqlens)
+    bounds = torch.from_numpy(cp_plan.piece_bounds)
     position = torch.arange(cp_plan.num_tokens)
     document = torch.searchsorted(bounds, position, right=True)
     mask = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
@@ -30,7 +30,7 @@ def test_a_ring_of_any_size_equals_plain_attention(data: st.DataObject) -> None:
     cp_size = data.draw(st.integers(1, 8))
     num_tokens = 2 * cp_size * data.draw(st.integers(1, 8))
     bounds = np.array(sorted([0, num_tokens, *data.draw(st.lists(st.integers(0, num_tokens), max_size=8))]))
-    cp_plan = plan(bounds, cp_size, padding=int(bounds[-1] - bounds[-2]) if data.draw(st.booleans()) else 0)
+    cp_plan = make_cp_plan(bounds, cp_size, padding=int(bounds[-1] - bounds[-2]) if data.draw(st.booleans()) else 0)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     tensors = [torch.randn(num_tokens, heads, 8, generator=generator) for heads in (4, 2, 2)]
     grad = torch.randn(num_tokens, 4, 8, generator=generator)
@@ -47,7 +47,7 @@ def test_the_error_in_bf16_stays_near_one_devices_however_long_the_ring(backend:
     grad = torch.randn(512, 4, 64, generator=generator).bfloat16()
     errors = {}
     for cp_size in (1, 2, 8, 32):
-        cp_plan = plan(np.array([0, 512]), cp_size)
+        cp_plan = make_cp_plan(np.array([0, 512]), cp_size)
         found = virtual_ring_attention(*tensors, grad, cp_plan, scale=0.125, backend=backend)  # type: ignore[arg-type]
         wanted = expected([x.double() for x in tensors], grad, cp_plan, 0.125)
         errors[cp_size] = [float((ours.double() - want).norm() / want.norm()) for ours, want in zip(found, wanted)]

@@ -8,14 +8,14 @@ import pytest
 
 from mindspeed_vita.data import prepare as preparing
 from mindspeed_vita.data.atomic import publish_folder, temporary_beside
-from mindspeed_vita.data.packing import PackPlan
+from mindspeed_vita.data.packing import Packing
 from mindspeed_vita.data.plan_file import measure_packs, open_plan, write_plan
 
 ROWS = [[f"{number}?", "B."] for number in range(9)]
 
 
 def plan():
-    packs = PackPlan(np.arange(6, dtype=np.uint32), np.array([0, 2, 6]))
+    packs = Packing(np.arange(6, dtype=np.uint32), np.array([0, 2, 6]))
     return measure_packs(packs, np.arange(1, 7), np.zeros(6, dtype=int))
 
 

@@ -40,7 +40,7 @@ def test_documents_positions_and_padding(world, picture, clip, say, resets, pack
     assert (pack.labels_T[used:] == IGNORE).all() and (pack.weights_T[used:] == 0).all()
     assert (pack.tokens_T[used:] == data.tokenizer.convert_tokens_to_ids("<|endoftext|>")).all()
     assert torch.equal(pack.weights_T, (pack.labels_T != IGNORE).float())
-    assert pack.plan.cu_seqlens.tolist() == pack.cu_seqlens.tolist()
+    assert pack.cp_plan.piece_bounds.tolist() == pack.cu_seqlens.tolist()
     assert (pack.tokens_T.dtype, pack.tiles_NCHW.dtype, pack.weights_T.dtype) == (torch.int64, torch.uint8, torch.float32)
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from mindspeed_vita.data.dealing import deal
+from mindspeed_vita.config import recipe_from_dict
+from mindspeed_vita.data.dealing import deal, pack_costs, relative_work
+from tests.tiny_checkpoint import TINY, random_weights
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(8, 8), (64, 8), (528, 8), (12, 4), (6, 1)])
@@ -25,3 +27,45 @@ def test_sums_are_even_where_single_packs_are_not():
 
 def test_packs_of_equal_cost_go_in_turn():
     assert deal(np.ones(8), 4) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_the_work_of_a_model_is_that_of_its_matrices():
+    """A row goes once through each matrix; scores and sums of values come on top."""
+    matrices = {name: weight for name, weight in random_weights(TINY).items() if weight.dim() > 1}
+
+    def count(part):
+        return sum(weight.numel() for name, weight in matrices.items() if name.startswith(part) and "position" not in name)
+
+    token = count("language.decoder.layers.")
+    patches, width, vision = TINY.vision.grid**2, TINY.vision.hidden_size, TINY.vision
+    scores = 2 * vision.num_layers * patches * width
+    tower = count("vision.") - count("vision.class_token")
+    work = relative_work(TINY)
+    assert work.tile * token == pytest.approx(patches * (tower + scores) + TINY.tokens_per_tile * count("projector."))
+    heads = TINY.language.num_layers * TINY.language.num_heads * TINY.language.head_dim
+    assert work.attention * token == pytest.approx(heads)
+
+
+def of_preset(name):
+    return relative_work(recipe_from_dict({"model": {"preset": name}}).model)
+
+
+def test_the_published_14b_has_the_work_that_was_counted_by_hand():
+    """13.21e9 weights in the decoder's layers, 48 layers of width 5,120, 728 GFLOP a tile."""
+    work = of_preset("14b")
+    assert work.attention == pytest.approx(491_520 / (2 * 13.21e9), rel=1e-3)
+    assert work.tile == pytest.approx(728e9 / (2 * 13.21e9), rel=2e-3)
+
+
+def test_costs_follow_the_model():
+    """Attention weighs more in a narrow decoder, so another pack is the most expensive one."""
+
+    class Packs:
+        class settings:
+            seq_length, resets = 1000, True
+
+        def cost_of(self, number):
+            return ((1000, 0, 1e6), (1000, 2, 2e5))[number]
+
+    assert np.argmax(pack_costs(Packs(), [0, 1], of_preset("14b"))) == 1
+    assert np.argmax(pack_costs(Packs(), [0, 1], of_preset("tiny"))) == 0

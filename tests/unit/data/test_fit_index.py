@@ -5,9 +5,10 @@ import pytest
 
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, fit_file
-from mindspeed_vita.data.fitting import MediaLimits, fit_sample
+from mindspeed_vita.data.fitting import fit_sample
 from mindspeed_vita.data.index_file import SourceStamp, make_batch, row_columns, write_index
 from mindspeed_vita.data.measure import Measured
+from mindspeed_vita.data.media.limits import MediaLimits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader
 

@@ -3,7 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_vita.data.fitting import MediaLimits, fit_media
+from mindspeed_vita.data.fitting import fit_media
+from mindspeed_vita.data.media.limits import MediaLimits
 from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.hf.token_layout import image_tile_count, image_token_count
 

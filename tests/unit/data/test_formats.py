@@ -101,8 +101,8 @@ def test_a_bad_shard_names_file_sample_and_field(world, members, message):
     with pytest.raises(ValueError, match=message):
         one_source(world, path)
     world.mixture(only={"ratio": 1, "data_paths": [path]})
-    (report,) = check_mixture(world.config())
-    assert len(report.findings) == 1, "vita data check says the same"
+    (checked,) = check_mixture(world.config())
+    assert len(checked.problems) == 1, "vita data check says the same"
 
 
 def test_compressed_and_cut_shards_are_refused(world):

@@ -31,10 +31,10 @@ def photos(tmp_path) -> Path:
 def rows_of(source: Path, output: Path, **options) -> list[dict]:
     """The rows that an import wrote, after its mixture passed `vita data check`."""
     done = import_data(source, output, **options)
-    assert done.mixture is not None, done.findings
+    assert done.mixture is not None, done.problems
     data = DataConfig(mixture=str(done.mixture), media_root=done.media_root)
-    (report,) = check_mixture(data, headers=True)
-    assert not report.findings and report.num_rows == done.num_good
+    (checked,) = check_mixture(data, headers=True)
+    assert not checked.problems and checked.num_rows == done.num_good
     return [json.loads(line) for line in done.rows.read_text(encoding="utf-8").splitlines()]
 
 

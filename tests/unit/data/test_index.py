@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from mindspeed_vita.data.fitting import MediaLimits, fit_sample
+from mindspeed_vita.data.fitting import fit_sample
 from mindspeed_vita.data.measure import Measurer
-from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template

@@ -192,7 +192,7 @@ def test_many_small_files_and_shards_are_indexed_over_processes_as_by_one(files,
     indexed = index_mixture(
         files.config(index=str(files.folder / "two"), index_processes=2),
         load_tokenizer(files.tokenizer_folder),
-        report=lambda *done: reported.append(done),
+        progress=lambda *done: reported.append(done),
     )
     assert [head.path for _, some in indexed for _, head in some] == [str(files.folder / "media.jsonl"), *names]
     assert reported[-1] == ("6 files", 6, 6)

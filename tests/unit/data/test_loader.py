@@ -15,7 +15,10 @@ import psutil
 import pytest
 import torch
 
+from mindspeed_vita.data.dealing import RelativeWork
 from mindspeed_vita.data.loader import PackLoader, _start_worker
+
+WORK = RelativeWork(attention=0.02, tile=30.0)
 
 
 @pytest.fixture
@@ -33,7 +36,14 @@ def steps(data, *, dp_size, start=0, num_steps, num_workers=0, global_batch=4, *
     streams = []
     for dp_rank in range(dp_size):
         loader = PackLoader(
-            data, start_pack=start, dp_rank=dp_rank, dp_size=dp_size, micro_batches=micro_batches, num_workers=num_workers, **rank
+            data,
+            start_pack=start,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+            micro_batches=micro_batches,
+            work=WORK,
+            num_workers=num_workers,
+            **rank,
         )
         numbers = list(islice(loader.numbers(), num_steps * micro_batches))
         streams.append(list(zip(numbers, islice(loader, num_steps * micro_batches))))
@@ -76,7 +86,7 @@ def test_worker_processes_give_the_same_stream(data, num_workers):
 
 def test_resume_at_another_size_and_worker_count_goes_on_where_it_stopped(data):
     whole = steps(data, dp_size=1, num_steps=5)
-    loader = PackLoader(data, start_pack=0, dp_rank=1, dp_size=2, micro_batches=2)
+    loader = PackLoader(data, start_pack=0, dp_rank=1, dp_size=2, micro_batches=2, work=WORK)
     list(islice(loader, 4))
     assert loader.packs_consumed == 8
     resumed = steps(data, dp_size=4, start=loader.packs_consumed, num_steps=3, num_workers=1)
@@ -94,10 +104,10 @@ def test_iterating_again_goes_on_and_half_a_step_does_not_count(data):
 
 def test_a_group_shares_the_tiles_of_each_pack(data):
     whole = steps(data, dp_size=1, num_steps=2)
-    parts = [steps(data, dp_size=1, num_steps=2, group_rank=rank, group_size=2, cp_size=2) for rank in range(2)]
+    parts = [steps(data, dp_size=1, num_steps=2, group_rank=rank, group_size=2, ring_size=2) for rank in range(2)]
     for pack, left, right in zip(whole, *parts):
         assert torch.equal(torch.cat([left.tiles_NCHW, right.tiles_NCHW]), pack.tiles_NCHW)
-        assert left.plan.cp_size == 2 and left.plan.num_tokens == 96
+        assert left.cp_plan.cp_size == 2 and left.cp_plan.num_tokens == 96
 
 
 def test_impossible_ranks_are_refused(data):
@@ -206,11 +216,13 @@ SAVE_UNTIL_KILLED = """
 import hashlib, json, sys
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.dataset import build_data
+from mindspeed_vita.data.dealing import RelativeWork
 from mindspeed_vita.data.loader import PackLoader
 
 settings, start, dp_size, num_workers, prefetch = json.loads(sys.argv[1])
 data = build_data(DataConfig(**settings), tokens_per_tile=4, tile_size=28, vocab_size=512)
 same = {"start_pack": start, "dp_size": dp_size, "micro_batches": 4 // dp_size, "num_workers": num_workers, "prefetch": prefetch}
+same["work"] = RelativeWork(attention=0.02, tile=30.0)
 ranks = [PackLoader(data, dp_rank=rank, **same) for rank in range(dp_size)]
 numbers, streams = [loader.numbers() for loader in ranks], [iter(loader) for loader in ranks]
 while True:

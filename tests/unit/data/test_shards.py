@@ -95,8 +95,8 @@ def test_a_damaged_shard_is_found_by_the_check_too(world):
         damaged[shard.getmembers()[2].offset + 5] ^= 1
     path.write_bytes(damaged)
     world.mixture(only={"ratio": 1, "data_paths": [str(path)]})
-    (report,) = check_mixture(world.config())
-    assert len(report.findings) == 1 and "is no whole, uncompressed tar file (found no whole header at byte" in str(report.findings[0])
+    (checked,) = check_mixture(world.config())
+    assert len(checked.problems) == 1 and "is no whole, uncompressed tar file (found no whole header at byte" in str(checked.problems[0])
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
@@ -291,8 +291,8 @@ def test_shards_and_parquet_files_may_be_links_into_a_cache(world, picture):
         (snapshot / name).symlink_to(f"../../blobs/{blob}")
         data = one_source(world, str(snapshot / name))
         assert not data.skipped and np.array_equal(pack_order(data)[1], wanted)
-        (report,) = check_mixture(world.config(), headers=True)
-        assert not report.findings
+        (checked,) = check_mixture(world.config(), headers=True)
+        assert not checked.problems
     root = str(snapshot / "part.tar")
     picture(5, 5).save(blobs / "p.png")
     (snapshot / "p.png").symlink_to("../../blobs/p.png")

@@ -10,7 +10,7 @@ import pytest
 
 from mindspeed_vita.data.assemble import Medium, encode_sample
 from mindspeed_vita.data.batch import IGNORE
-from mindspeed_vita.data.fitting import MediaLimits
+from mindspeed_vita.data.media.limits import MediaLimits
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template, template_names
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from typing import Callable
 
 import pytest
 import torch.distributed as dist
 
+from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.engine import feed
+from tests.tiny_checkpoint import alone
 
 
 @pytest.fixture
@@ -58,3 +62,22 @@ def test_others_do_not_wait_for_a_first_one_that_was_stopped(as_rank):
         as_rank(0, stop)
     with pytest.raises(ValueError, match="stopped"):
         as_rank(1, lambda: None)
+
+
+def test_packs_are_dealt_by_the_work_of_the_recipes_model():
+    """Pack 0 has most attention, 1 and 3 have tiles. A narrow decoder finds 0 the most expensive, a wide one 1 and 3."""
+
+    class Packs:
+        class settings:
+            seq_length, resets = 1000, True
+
+        def cost_of(self, number):
+            return ((1000, 0, 1e6), (1000, 2, 2e5), (1000, 0, 1e5), (1000, 2, 1e5))[number]
+
+    def numbers(preset):
+        recipe = recipe_from_dict({"model": {"preset": preset}, "train": {"global_batch": 4}, "data": {"seq_length": 1000}})
+        loader = feed.open_loader(Packs(), recipe, replace(alone(), dp_size=2), start_pack=0)
+        return list(islice(loader.numbers(), 2))
+
+    assert numbers("tiny") == [0, 2]
+    assert numbers("14b") == [0, 3]

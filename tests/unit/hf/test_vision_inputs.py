@@ -17,8 +17,8 @@ from mindspeed_vita.checkpoint.hf.export import export_hf
 from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.config import recipe_from_dict, validate
 from mindspeed_vita.data.assemble import Medium, assemble_pack, encode_sample
-from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.media.fast_resize import cut_tiles_fast
+from mindspeed_vita.data.media.limits import media_limits
 from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
@@ -103,10 +103,7 @@ def _pack(recipe: Any, tokenizer: Any, sample: Sample, root: Path) -> Any:
     from mindspeed_vita.data.media.video import probe_video
 
     data, size = recipe.data, recipe.model.vision.tile_size
-    limits = MediaLimits(
-        tokens_per_tile=recipe.model.tokens_per_tile, tile_size=size, min_tiles=data.min_tiles, max_tiles=data.max_tiles,
-        max_frames=data.max_frames, max_fps=data.max_fps, sampler=data.frame_sampler, tiling=data.tiling,
-    )  # fmt: skip
+    limits = media_limits(data, tokens_per_tile=recipe.model.tokens_per_tile, tile_size=size)
     header = probe_video("film", str(root))
     media = [Medium("p.png", limits.grid((70, 45), data.max_tiles), None, ()), Medium("film", None, header, (0, 1, 2))]
     encoded = encode_sample(
@@ -114,7 +111,7 @@ def _pack(recipe: Any, tokenizer: Any, sample: Sample, root: Path) -> Any:
         sample_id=0, source_id=0, source="s", root=str(root),
     )  # fmt: skip
     decoding = decode_settings(data, recipe.model.vision.normalization)
-    return assemble_pack([encoded], seq_length=256, resets=True, pad_id=0, tile_size=size, decoding=decoding)
+    return assemble_pack([encoded], seq_length=256, resets=True, pad_id=0, context_ids=(), tile_size=size, decoding=decoding)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_prompt_ends_with_the_header_of_the_answer(generator: NativeGenerator, f
     batch = generator.prompt(ask("What?", [str(folder / "wide.png")]))
     text = generator.tokenizer.decode(batch.tokens_T.tolist())
     assert text.startswith("<|im_start|>user\n<img>") and text.endswith("What?<|im_end|>\n<|im_start|>assistant\n")
-    assert len(batch.tiles_NCHW) == 3 and batch.plan.num_tokens == len(batch.tokens_T)
+    assert len(batch.tiles_NCHW) == 3 and batch.cp_plan.num_tokens == len(batch.tokens_T)
 
 
 def test_each_token_is_the_best_after_the_whole_sequence(generator: NativeGenerator, folder: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mindspeed_vita.ops.attention import Blocks, Upstream, reference
 from mindspeed_vita.ops.attention.blocks import MOST_COPIED, pack_segments
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
-from mindspeed_vita.sharding import plan
+from mindspeed_vita.sharding import make_cp_plan
 
 CPU = torch.device("cpu")
 NESTED = np.array([[0, 4, 0, 10], [4, 8, 0, 20], [8, 11, 0, 30], [11, 15, 30, 41], [18, 20, 30, 47]])
@@ -77,7 +77,7 @@ def test_few_of_the_received_key_rows_are_copied(data: st.DataObject) -> None:
     cp_size = data.draw(st.integers(2, 8))
     num_tokens = 2 * cp_size * data.draw(st.integers(1, 40_000))
     bounds = np.array(sorted({0, num_tokens, *data.draw(st.lists(st.integers(1, num_tokens), max_size=6))}))
-    steps = plan(bounds, cp_size).steps(data.draw(st.integers(0, cp_size - 1)))
+    steps = make_cp_plan(bounds, cp_size).steps(data.draw(st.integers(0, cp_size - 1)))
     for step in steps.ring:
         if len(step.segments):
             assert copied_rows(step.segments) <= max(step.num_received, MOST_COPIED)
@@ -92,7 +92,7 @@ def test_many_small_copies_are_bounded_too() -> None:
 
 def test_chunks_of_long_documents_are_read_in_place() -> None:
     """Each segment of these is too long to be worth a copy."""
-    cp_plan = plan(np.array([0, 2**20 // 3, 2**20]), 8)
+    cp_plan = make_cp_plan(np.array([0, 2**20 // 3, 2**20]), 8)
     steps = [step for rank in range(8) for step in cp_plan.steps(rank).ring if len(step.segments)]
     read = max(int((step.segments[:, 3] - step.segments[:, 2]).sum()) / step.num_received for step in steps)
     assert read > 5, "the plan has no nested segments, so it shows nothing"

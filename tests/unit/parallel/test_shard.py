@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checks.parity.packs import MODEL, make_pack
+from mindspeed_vita.checks.parity.packs import CONTEXT_TOKEN, MODEL, make_pack
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.data import batch
 from mindspeed_vita.data.batch import PackedBatch
@@ -56,8 +56,17 @@ def test_a_loaders_worker_plans_the_route(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(batch, "tile_routes", lambda *a, **k: pytest.fail("planned in the training process"))
     found = shard_batch(loaded, layout, torch.device("cpu"), **move).route
     assert found is not None and expected is not None
-    assert torch.equal(found.send_rows, expected.send_rows) and torch.equal(found.places, expected.places)
-    assert (found.send_counts, found.recv_counts) == (expected.send_counts, expected.recv_counts) and len(found.places)
+    assert torch.equal(found.send_rows, expected.send_rows) and torch.equal(found.targets, expected.targets)
+    assert (found.send_counts, found.recv_counts) == (expected.send_counts, expected.recv_counts) and len(found.targets)
+
+
+def test_context_tokens_without_tiles_are_refused() -> None:
+    """A text pack with a stray context token would train on its embedding, which no vision row replaced."""
+    text = replace(make_pack(1, True, alone()), context_ids=(CONTEXT_TOKEN,))
+    stray = replace(text, tokens_T=text.tokens_T.index_fill(0, torch.tensor([5]), CONTEXT_TOKEN))
+    shard_batch(text, alone(), torch.device("cpu"), tokens_per_tile=tokens_per_tile(), vision_parallel="balanced")
+    with pytest.raises(ValueError, match="the pack holds 1 vision tokens but 0 tiles"):
+        shard_batch(stray, alone(), torch.device("cpu"), tokens_per_tile=tokens_per_tile(), vision_parallel="balanced")
 
 
 def tokens_per_tile() -> int:

@@ -15,9 +15,8 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     def build(*present: str) -> None:
         monkeypatch.delenv("DEVICE", raising=False)
         missing = {name: (lambda: None) if name in present else (lambda: "it is not there") for name in ("npu", "cuda", "cpu")}
-        monkeypatch.setattr(select, "_MISSING", missing)
-        names = {name: (lambda rank, name=name: name) for name in missing}
-        monkeypatch.setattr(select, "_FACTORIES", names)
+        devices = {name: select._Device(lambda rank, name=name: name, why) for name, why in missing.items()}
+        monkeypatch.setattr(select, "_DEVICES", devices)
 
     return build
 

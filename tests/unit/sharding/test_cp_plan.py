@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_vita.sharding import balance, index, plan, tile_owner, tile_routes
+from mindspeed_vita.sharding import balance, index, make_cp_plan, tile_owner, tile_routes
 from mindspeed_vita.sharding.cp_plan import MOST_CHUNKS, rank_work
 
 
 @given(cp_size=st.integers(1, 8), chunks=st.integers(1, 3), chunk=st.integers(1, 5))
 def test_each_token_has_one_owner_and_shares_are_equal(cp_size: int, chunks: int, chunk: int) -> None:
     num_tokens = 2 * cp_size * chunk * chunks
-    cp_plan = plan(np.array([0, num_tokens]), cp_size, chunk)
+    cp_plan = make_cp_plan(np.array([0, num_tokens]), cp_size, chunk)
     shares = [index(cp_plan, rank) for rank in range(cp_size)]
     assert sorted(np.concatenate(shares).tolist()) == list(range(num_tokens))
     assert {len(share) for share in shares} == {num_tokens // cp_size}
@@ -22,7 +22,7 @@ def test_each_token_has_one_owner_and_shares_are_equal(cp_size: int, chunks: int
 
 
 def test_zigzag_evens_out_causal_work() -> None:
-    cp_plan = plan(np.array([0, 64]), 4)
+    cp_plan = make_cp_plan(np.array([0, 64]), 4)
     work = [int((index(cp_plan, rank) + 1).sum()) for rank in range(4)]
     assert max(work) == min(work)
 
@@ -34,7 +34,7 @@ def test_any_length_is_cut_into_few_chunks_and_evened_out(data: st.DataObject) -
     cp_size = data.draw(st.integers(2, 8))
     num_tokens = 2 * cp_size * data.draw(st.sampled_from([1151, 2048, 2309, 8191]) | st.integers(512, 40_000))
     bounds = np.array(sorted({0, num_tokens, *data.draw(st.lists(st.integers(1, num_tokens), max_size=12))}))
-    cp_plan = plan(bounds, cp_size)
+    cp_plan = make_cp_plan(bounds, cp_size)
     assert len(cp_plan.owners) <= MOST_CHUNKS * cp_size
     shares = [index(cp_plan, rank) for rank in range(cp_size)]
     assert {len(share) for share in shares} == {num_tokens // cp_size}
@@ -65,7 +65,7 @@ def test_planning_takes_few_swaps(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(balance, "_best_swap", lambda *arguments: evaluated.append(1) or best_swap(*arguments))
     bounds, cp_size = _packs_of_a_million()[name]
     started = time.process_time()
-    cp_plan = plan(np.array(bounds), cp_size)
+    cp_plan = make_cp_plan(np.array(bounds), cp_size)
     seconds = time.process_time() - started
     assert len(evaluated) <= 3000
     assert seconds < 0.3, "CPU time, and a hard limit"
@@ -75,7 +75,7 @@ def test_planning_takes_few_swaps(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("cut", [3000, 2**20 - 3000])
 def test_a_long_document_beside_a_short_one_is_dealt_in_zigzag(cut: int) -> None:
-    cp_plan = plan(np.array([0, cut, 2**20]), 8)
+    cp_plan = make_cp_plan(np.array([0, cut, 2**20]), 8)
     runs = cp_plan.owners[np.flatnonzero(np.diff(cp_plan.owners, prepend=-1))]
     assert runs.tolist() == [*range(8), *range(6, -1, -1)]
 
@@ -83,12 +83,12 @@ def test_a_long_document_beside_a_short_one_is_dealt_in_zigzag(cut: int) -> None
 @pytest.mark.parametrize("cu_seqlens", [[1, 4], [0], [0, 4, 2]])
 def test_bad_bounds_are_refused(cu_seqlens: list[int]) -> None:
     with pytest.raises(ValueError, match="start at 0"):
-        plan(np.array(cu_seqlens), 1)
+        make_cp_plan(np.array(cu_seqlens), 1)
 
 
 def test_a_length_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="cp=2 needs a pack of whole zigzags"):
-        plan(np.array([0, 10]), 2)
+    with pytest.raises(ValueError, match="a ring of 2 needs a pack of whole zigzags"):
+        make_cp_plan(np.array([0, 10]), 2)
 
 
 @given(num_tiles=st.integers(0, 40), group_size=st.integers(1, 9))
@@ -122,7 +122,7 @@ def packs_with_tiles(draw: st.DrawFn) -> tuple[int, int, int, list[int], int]:
 def test_every_row_reaches_the_one_rank_that_holds_its_token(pack: tuple[int, int, int, list[int], int], tensor: bool) -> None:
     """The routes of all ranks, played through, put row r of tile n at token first[n] + r, wherever the tile's tokens lie."""
     tp_size, cp_size, rows, first, num_tokens = pack
-    cp_plan = plan(np.array([0, num_tokens]), cp_size)
+    cp_plan = make_cp_plan(np.array([0, num_tokens]), cp_size)
     world = range(tp_size * cp_size)
     routes = [tile_routes(cp_plan, np.array(first, dtype=np.int64), rows, tp_size, rank, tensor=tensor) for rank in world]
     result = np.full(num_tokens, -1)
@@ -137,7 +137,7 @@ def test_every_row_reaches_the_one_rank_that_holds_its_token(pack: tuple[int, in
             start = sum(route.send_counts[:place])
             arrived.append(route.send_rows[start : start + route.send_counts[place]] + owned.start * rows)
         share = index(cp_plan, receiver // tp_size).reshape(tp_size, -1)[receiver % tp_size]
-        result[share[routes[receiver].places]] = np.concatenate(arrived)
+        result[share[routes[receiver].targets]] = np.concatenate(arrived)
     expected = np.full(num_tokens, -1)
     for tile, start in enumerate(first):
         expected[start : start + rows] = np.arange(tile * rows, (tile + 1) * rows)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_vita.sharding import CPPlan, index, plan
+from mindspeed_vita.sharding import CPPlan, index, make_cp_plan
 from mindspeed_vita.sharding.cp_plan import chunk_work, rank_work
 from mindspeed_vita.sharding.ring_steps import key_traffic
 
@@ -45,14 +45,14 @@ def test_steps_compute_every_allowed_pair_once(data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(0, num_tokens), max_size=12))
     bounds = np.array(sorted([0, num_tokens, *cuts]))
     padding = int(bounds[-1] - bounds[-2]) if data.draw(st.booleans()) else 0
-    cp_plan = plan(bounds, cp_size, data.draw(st.none() | st.integers(1, num_tokens)), padding=padding)
-    mask = brute_force_mask(cp_plan.cu_seqlens)
+    cp_plan = make_cp_plan(bounds, cp_size, data.draw(st.none() | st.integers(1, num_tokens)), padding=padding)
+    mask = brute_force_mask(cp_plan.piece_bounds)
     content = num_tokens - padding
     np.testing.assert_array_equal(mask[:content], brute_force_mask(bounds)[:content])
     np.testing.assert_array_equal(pairs_of_plan(cp_plan), mask.astype(int))
     ring = [step for rank in range(cp_size) for step in cp_plan.steps(rank).ring[1:]]
     reads = sum(int(np.diff(step.segments[:, 2:]).sum()) for rank in range(cp_size) for step in cp_plan.steps(rank).ring)
-    traffic = key_traffic(cp_plan.cu_seqlens, cp_plan.owners, cp_plan.edges, cp_size)
+    traffic = key_traffic(cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_size)
     assert traffic == (sum(step.num_received for step in ring), reads)
     np.testing.assert_array_equal(rank_work(cp_plan), [mask[index(cp_plan, rank)].sum() for rank in range(cp_size)])
 
@@ -69,20 +69,20 @@ def test_chunk_work_counts_pairs(lengths: list[int], chunk: int) -> None:
 
 
 def test_padding_does_not_turn_one_document_into_several() -> None:
-    one = plan(np.array([0, 1020, 1024]), 4, padding=4)
+    one = make_cp_plan(np.array([0, 1020, 1024]), 4, padding=4)
     assert one.owners.tolist() == [0, 1, 2, 3, 3, 2, 1, 0]
-    assert plan(np.array([0, 1020, 1024]), 4).owners.tolist() != one.owners.tolist()
+    assert make_cp_plan(np.array([0, 1020, 1024]), 4).owners.tolist() != one.owners.tolist()
 
 
 def test_long_padding_is_evened_out_and_cut_into_pieces() -> None:
-    cp_plan = plan(np.array([0, 10_000, 16_384]), 4, padding=6_384)
-    assert np.diff(cp_plan.cu_seqlens)[1:].max() == 512
+    cp_plan = make_cp_plan(np.array([0, 10_000, 16_384]), 4, padding=6_384)
+    assert np.diff(cp_plan.piece_bounds)[1:].max() == 512
     work = rank_work(cp_plan)
     assert work.max() / work.mean() < 1.1
 
 
 def test_documents_aligned_to_ranks_send_nothing() -> None:
-    cp_plan = plan(np.arange(0, 65) * 1024, 4)
+    cp_plan = make_cp_plan(np.arange(0, 65) * 1024, 4)
     for rank in range(4):
         steps = cp_plan.steps(rank)
         assert sum(step.num_received for step in steps.ring[1:]) == 0
@@ -90,7 +90,7 @@ def test_documents_aligned_to_ranks_send_nothing() -> None:
 
 
 def test_one_document_needs_every_earlier_key() -> None:
-    steps = [plan(np.array([0, 64]), 4).steps(rank) for rank in range(4)]
+    steps = [make_cp_plan(np.array([0, 64]), 4).steps(rank) for rank in range(4)]
     # the owner of the last chunk, rank 0, sees all keys of the others
     assert [step.num_received for step in steps[0].ring[1:]] == [16, 16, 16]
 
@@ -100,7 +100,7 @@ def test_a_million_tokens_are_evened_out(cp_size: int) -> None:
     rng = np.random.default_rng(0)
     bounds = np.unique(np.concatenate([[0, 2**20], rng.integers(0, 2**20, 300)]))
     started = time.perf_counter()
-    cp_plan = plan(bounds, cp_size)
+    cp_plan = make_cp_plan(bounds, cp_size)
     print(f"planned in {time.perf_counter() - started:.3f} s")
     work = rank_work(cp_plan)
     assert work.max() / work.mean() < 1.05

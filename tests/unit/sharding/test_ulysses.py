@@ -1,4 +1,4 @@
-"""Ranks that share a place on the ring hold stretches of its tokens; the ring itself is that of fewer ranks."""
+"""Ranks that make up one ring rank hold stretches of its tokens; the ring itself is that of fewer ranks."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindspeed_vita.config import recipe_from_dict, validate
-from mindspeed_vita.sharding import index, plan
+from mindspeed_vita.sharding import index, make_cp_plan
 
 
 @given(ring=st.integers(1, 4), ulysses=st.integers(1, 4), data=st.data())
 def test_shares_are_equal_stretches_of_the_rings(ring: int, ulysses: int, data: st.DataObject) -> None:
     num_tokens = 2 * ring * ulysses * data.draw(st.integers(1, 40))
     cuts = data.draw(st.lists(st.integers(0, num_tokens), max_size=4))
-    alone = plan(np.array([0, *sorted(cuts), num_tokens]), ring)
+    alone = make_cp_plan(np.array([0, *sorted(cuts), num_tokens]), ring)
     shared = alone.shared_by(ulysses)
     assert (shared.cp_size, shared.ring_size, shared.ulysses) == (ring * ulysses, ring, ulysses)
     for place in range(ring):

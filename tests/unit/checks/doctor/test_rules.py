@@ -36,7 +36,7 @@ ASCEND = Installation(
     video_codecs=matrix.VIDEO_CODECS,
     shared_memory_gib=64,
 )
-SEES_NPUS = Seen(torch="2.7.1+cpu", devices=(("Ascend910B2", 60.0, 61.0),) * 8, backend="hccl")
+SEES_NPUS = Seen(torch="2.7.1+cpu", devices=(("Ascend910B2", 60.0, 61.0),) * 8, collectives="hccl")
 GPU = Installation(
     python="3.11.9",
     packages={**PACKAGES, "torch": "2.13.0", "flash-attn": "2.8.3"},
@@ -47,9 +47,9 @@ GPU = Installation(
     video_codecs=matrix.VIDEO_CODECS,
     shared_memory_gib=64,
 )
-SEES_GPUS = Seen(torch="2.8.0", cuda="12.8", devices=(("NVIDIA H20", 94.0, 95.1),) * 8, backend="nccl")
+SEES_GPUS = Seen(torch="2.8.0", cuda="12.8", devices=(("NVIDIA H20", 94.0, 95.1),) * 8, collectives="nccl")
 CPU = replace(GPU, cuda_driver=None, cuda_of_driver=None, gpus=())
-SEES_CPU = Seen(torch="2.8.0", backend="gloo")
+SEES_CPU = Seen(torch="2.8.0", collectives="gloo")
 
 
 def on_ascend(here: Installation = ASCEND, seen: Seen = SEES_NPUS, engine: str = "mindspeed-llm") -> dict[str, Finding]:

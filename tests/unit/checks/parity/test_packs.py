@@ -19,15 +19,15 @@ def pack(number: int, cp_size: int, resets: bool) -> PackedBatch:
 
 def runs(batch: PackedBatch) -> list[int]:
     """The rank of each maximal stretch of chunks of one rank."""
-    owners = batch.plan.owners
+    owners = batch.cp_plan.owners
     return owners[np.flatnonzero(np.diff(owners, prepend=-1))].tolist()
 
 
 def holders(batch: PackedBatch) -> np.ndarray:
     """The rank of each token."""
-    result = np.empty(batch.plan.num_tokens, dtype=int)
-    for rank in range(batch.plan.cp_size):
-        result[index(batch.plan, rank)] = rank
+    result = np.empty(batch.cp_plan.num_tokens, dtype=int)
+    for rank in range(batch.cp_plan.cp_size):
+        result[index(batch.cp_plan, rank)] = rank
     return result
 
 
@@ -55,7 +55,7 @@ def test_several_documents_lie_in_swapped_chunks(cp_size: int, number: int, spli
     contiguous, zigzag = [*range(cp_size)], [*range(cp_size), *range(cp_size - 2, -1, -1)]
     assert runs(batch) not in (contiguous, zigzag)
     assert bool(split_tiles(batch)) == split
-    crossing = [step for rank in range(cp_size) for step in batch.plan.steps(rank).ring[1:] if len(step.segments)]
+    crossing = [step for rank in range(cp_size) for step in batch.cp_plan.steps(rank).ring[1:] if len(step.segments)]
     assert crossing, "no document reaches over ranks"
 
 
