@@ -19,7 +19,7 @@ from mindspeed_vita.integration.patching.ledger import Declared, Ledger, Seam, U
 from mindspeed_vita.integration.patching.starting import read_table
 from patches.tool.checkout import Checkouts
 from patches.tool.tables import build_table, table_text
-from patches.tool.verify import Report, verify
+from patches.tool.verify import Verification, verify
 from tests.unit.integration.patching.made_up import ledger, patch, write
 
 FILES = {
@@ -54,7 +54,7 @@ def problems(book, tmp_path: Path, changes: dict[str, str] | None = None) -> lis
     return verified(book, tmp_path).problems
 
 
-def verified(book: Ledger, tmp_path: Path) -> Report:
+def verified(book: Ledger, tmp_path: Path) -> Verification:
     return verify(book, Checkouts.in_folders([tmp_path / "sources"], UPSTREAMS))
 
 
