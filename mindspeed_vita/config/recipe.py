@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from mindspeed_vita.config.languages import RELEASED, language_names, language_traits
+from mindspeed_vita.config.objectives import SUPERVISED
 from mindspeed_vita.config.projectors import projector_traits
 
 MODULES = ("vision", "projector", "language")
@@ -272,6 +273,8 @@ class TrainConfig:
     """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: int = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    objective: str = SUPERVISED
+    """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: tuple[str, ...] = MODULES
     """Modules that train; the others are frozen: vision, projector, language."""
     lr: float = 1e-5
