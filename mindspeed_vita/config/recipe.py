@@ -193,6 +193,9 @@ class DataConfig:
     """Isolate the samples of a pack: positions restart and attention stays inside each sample."""
     packing: str = "same_source"
     """same_source | cross_source."""
+    group: int = 1
+    """Consecutive rows of a file that stay together: they share a pack, side by side. 2 keeps the two answers of a preference pair
+    together. Each row may fill that share of a pack, and ratio and num of the mixture count groups."""
     tiling: str = "dynamic"
     """dynamic (stretched over the closest grid, as published) | anyres (padded to the grid that keeps most pixels) | fixed (one tile)."""
     pixels: str = "shown"

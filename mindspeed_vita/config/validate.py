@@ -211,6 +211,7 @@ def _train(recipe: Recipe) -> list[str]:
         ("train.steps", train.steps, 1),
         ("train.global_batch", train.global_batch, 1),
         ("data.seq_length", recipe.data.seq_length, 1),
+        ("data.group", recipe.data.group, 1),
         ("checkpoint.save_every", recipe.checkpoint.save_every, 1),
         ("checkpoint.keep", recipe.checkpoint.keep, 0),
         ("logging.every", recipe.logging.every, 1),
