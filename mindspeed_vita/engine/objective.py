@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Optional, Protocol
 
 import torch
-import torch.distributed.nn.functional as differentiable
 
 from mindspeed_vita.config import SUPERVISED, Recipe, add_objective_name
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.summed import sum_over
 
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
@@ -152,7 +152,7 @@ def sample_sums(values_T: torch.Tensor, inputs: ModelInputs, layout: ParallelLay
     """
     own_n = values_T.new_zeros(len(inputs.sample_ids)).index_add(0, inputs.sample_Q, values_T[inputs.supervised_Q])
     # the gradients of all ranks are added up on the way back: a rank whose part of the loss is 0 still gets the gradient of its tokens
-    return differentiable.all_reduce(own_n, group=layout.cp_group) if layout.cp_size > 1 else own_n
+    return sum_over(own_n, layout.cp_group) if layout.cp_size > 1 else own_n
 
 
 def report_table(result: ObjectiveResult, names: Sequence[str]) -> torch.Tensor:

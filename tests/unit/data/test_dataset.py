@@ -296,7 +296,8 @@ def test_ratio_above_one_repeats_and_below_one_draws_a_part(world, say):
 
 
 def test_rows_of_a_group_share_a_pack(world, say):
-    pairs = [{"messages": say(f"{number}?", answer)} for number in range(9) for answer in ("good", "bad, and far longer " * (number % 4 + 1))]
+    answers = [("good", "bad, and far longer " * (number % 4 + 1)) for number in range(9)]
+    pairs = [{"messages": say(f"{number}?", answer)} for number, both in enumerate(answers) for answer in both]
     one, two = world.rows("a.jsonl", pairs), world.rows("b.jsonl", pairs[:6])
     pairs[7] = {"messages": say("<image>What?", "A cat."), "images": ["gone.png"]}
     world.rows("a.jsonl", pairs)
