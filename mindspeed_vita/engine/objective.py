@@ -98,8 +98,8 @@ class SupervisedCrossEntropy:
         losses_Q, weights_Q = losses_T[inputs.supervised_Q], inputs.weights_T[inputs.supervised_Q]
         report = {}
         for source in present:  # sums over masks have the same bits in every run; index_add's on a GPU have not
-            here_Q = inputs.source_Q == source
-            report[self.names[source]] = (torch.where(here_Q, losses_Q, 0).sum(), torch.where(here_Q, weights_Q, 0).sum())
+            elsewhere_Q = inputs.source_Q != source
+            report[self.names[source]] = (losses_Q.masked_fill(elsewhere_Q, 0).sum(), weights_Q.masked_fill(elsewhere_Q, 0).sum())
         return report
 
 

@@ -38,9 +38,10 @@ def test_a_layout_trains_the_curve_of_one_process(folder: Path, pools: Pools, si
     pools("installed").run(RUN, tp=tp, pp=pp, cp=cp, dp=dp, path=str(folder / "dpo.yaml"), name=name)
     found, expected = curves(folder / name), curves(folder / "run")
     assert found["supervised"] == expected["supervised"] and found["accuracy"][1:] == expected["accuracy"][1:]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    assert found["margin"] == pytest.approx(expected["margin"], abs=1e-4)
-    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    # fp32 sums in another order; worst seen after 5 steps: 1.2e-6, 1.4e-6 and 6.2e-6
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["margin"] == pytest.approx(expected["margin"], abs=1e-5)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-5)
 
 
 @pytest.mark.distributed
