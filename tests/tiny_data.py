@@ -24,6 +24,11 @@ class TinyData:
 
     folder: Path
 
+    @property
+    def two_sources(self) -> str:
+        """A mixture that has the pictures and the texts as two sources."""
+        return str(self.folder / "two_sources.yaml")
+
     def recipe(self, directory: Path, **sections: Any) -> Recipe:
         """A recipe with small sizes; sections replace single keys: train={"steps": 3}."""
         content: dict[str, Any] = {
@@ -57,8 +62,9 @@ class TinyData:
 
 
 def read_metrics(directory: Path, key: str = "loss") -> list[float]:
-    """One column of a run's metrics.jsonl."""
-    return [json.loads(line)[key] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    """One column of a run's metrics.jsonl; steps without it are left out."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
 
 
 @pytest.fixture
@@ -83,8 +89,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
         question = {"role": "user", "content": f"Count to {number}."}
         answer = {"role": "assistant", "content": " ".join(map(str, range(number + 1)))}
         rows.append({"messages": [question, answer]})
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mixture = {"dataset": {"all": {"ratio": 1, "data_paths": [str(folder / "data.jsonl")]}}}
-    (folder / "mixture.yaml").write_text(json.dumps(mixture))
+    pictures, text = rows[:16], rows[16:]
+    for name, part in (("data", rows), ("pictures", pictures), ("text", text)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for name, sources in (("mixture", {"all": "data"}), ("two_sources", {"pictures": "pictures", "text": "text"})):
+        entries = {source: {"ratio": 1, "data_paths": [str(folder / f"{file}.jsonl")]} for source, file in sources.items()}
+        (folder / f"{name}.yaml").write_text(json.dumps({"dataset": entries}))
     train_tokenizer([message["content"] for row in rows for message in row["messages"]], VOCABULARY, folder / "tokenizer")
     return TinyData(folder)

@@ -9,6 +9,7 @@ from mindspeed_vita.config.load import (
     recipe_from_dict,
     recipe_to_dict,
 )
+from mindspeed_vita.config.objectives import SUPERVISED, add_objective_name, objective_names
 from mindspeed_vita.config.projectors import ProjectorTraits, projector_names, projector_traits, register_projector_traits
 from mindspeed_vita.config.recipe import (
     MODULES,
@@ -30,6 +31,7 @@ from mindspeed_vita.config.validate import validate, validate_model
 
 __all__ = [
     "MODULES",
+    "SUPERVISED",
     "CheckpointConfig",
     "DataConfig",
     "LanguageConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "TowerTraits",
     "TrainConfig",
     "VisionConfig",
+    "add_objective_name",
     "expand_variables",
     "import_plugins",
     "language_names",
@@ -52,6 +55,7 @@ __all__ = [
     "load_recipe",
     "load_yaml",
     "model_config_from_dict",
+    "objective_names",
     "projector_names",
     "projector_traits",
     "recipe_from_dict",

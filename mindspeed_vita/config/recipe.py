@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from mindspeed_vita.config.languages import RELEASED, language_names, language_traits
+from mindspeed_vita.config.objectives import SUPERVISED
 from mindspeed_vita.config.projectors import projector_traits
 
 MODULES = ("vision", "projector", "language")
@@ -192,6 +193,9 @@ class DataConfig:
     """Isolate the samples of a pack: positions restart and attention stays inside each sample."""
     packing: str = "same_source"
     """same_source | cross_source."""
+    group: int = 1
+    """Consecutive rows of a file that stay together: they share a pack, side by side. 2 keeps the two answers of a preference pair
+    together. Each row may fill that share of a pack, and ratio and num of the mixture count groups."""
     tiling: str = "dynamic"
     """dynamic (stretched over the closest grid, as published) | anyres (padded to the grid that keeps most pixels) | fixed (one tile)."""
     pixels: str = "shown"
@@ -272,6 +276,8 @@ class TrainConfig:
     """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: int = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    objective: str = SUPERVISED
+    """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: tuple[str, ...] = MODULES
     """Modules that train; the others are frozen: vision, projector, language."""
     lr: float = 1e-5

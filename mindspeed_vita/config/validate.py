@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mindspeed_vita.config.languages import language_names, language_traits
+from mindspeed_vita.config.objectives import objective_names
 from mindspeed_vita.config.projectors import projector_names, projector_traits
 from mindspeed_vita.config.recipe import MODULES, LanguageConfig, ModelConfig, Recipe
 from mindspeed_vita.config.towers import tower_names
@@ -129,6 +130,7 @@ def _choices(recipe: Recipe) -> list[str]:
         *_one_of("data.frame_sampler", data.frame_sampler, ("uniform", "legacy", "time")),
         *_one_of("data.video_reader", data.video_reader, ("pyav", "decord", "torchcodec")),
         *_one_of("data.resize", data.resize, ("exact", "fast")),
+        *_one_of("train.objective", train.objective, objective_names()),
         *_one_of("train.precision", train.precision, ("bf16", "fp32")),
         *_one_of("train.recompute", train.recompute, ("none", "selective", "full")),
     ]
@@ -209,6 +211,7 @@ def _train(recipe: Recipe) -> list[str]:
         ("train.steps", train.steps, 1),
         ("train.global_batch", train.global_batch, 1),
         ("data.seq_length", recipe.data.seq_length, 1),
+        ("data.group", recipe.data.group, 1),
         ("checkpoint.save_every", recipe.checkpoint.save_every, 1),
         ("checkpoint.keep", recipe.checkpoint.keep, 0),
         ("logging.every", recipe.logging.every, 1),

@@ -16,7 +16,7 @@ from mindspeed_vita.data.media.video import VideoHeader
 _TYPES = {
     "file_ids": "<i4", "offsets": "<i8", "sizes": "<i4", "places": "<i4", "source_ids": "<i4", "num_tokens": "<i4", "num_tiles": "<i4",
     "num_messages": "<i4", "media_cu": "<i8", "media": "<i4", "media_fps": "<f8", "draws": "<u4",
-    "digests": "<u8",
+    "digests": "<u8", "groups": "<u4",
 }  # fmt: skip
 _META = "columns.json"
 
@@ -49,6 +49,8 @@ class SampleIndex:
     """float64[m], frame rate of a video, 0 for a picture."""
     draws: np.ndarray
     """uint32[E], samples of an epoch; a ratio above 1 repeats some."""
+    groups: np.ndarray
+    """uint32[E], group of each drawn sample, ascending; the samples of a group are in the order of their rows. Empty with data.group=1."""
     digests: np.ndarray
     """uint64[n], first eight bytes of each row's digest (rows.row_digest). Empty where an older version wrote the columns."""
 
@@ -75,7 +77,7 @@ class SampleIndex:
     @classmethod
     def open(cls, folder: Path) -> SampleIndex:
         """Maps the columns that a ColumnWriter wrote; nothing is read until it is looked at."""
-        shapes = {"digests": [0], **json.loads((folder / _META).read_text())}
+        shapes = {"digests": [0], "groups": [0], **json.loads((folder / _META).read_text())}
         return cls(**{field.name: map_array(folder / field.name, _TYPES[field.name], shapes[field.name]) for field in fields(cls)})
 
 
@@ -94,6 +96,8 @@ class ColumnWriter:
         self._folder = folder
         self._files = {name: open(folder / name, "wb") for name in _TYPES}  # noqa: SIM115 - closed by __exit__
         self._sizes = dict.fromkeys(_TYPES, 0)
+        self.num_groups = 0
+        """Groups of drawn samples so far, with data.group above 1."""
         self.append(media_cu=np.zeros(1))
 
     @property

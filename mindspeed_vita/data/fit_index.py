@@ -43,6 +43,8 @@ class FitSettings:
     seq_length: int
     max_images: int
     limits: MediaLimits
+    group: int = 1
+    """Drawn rows that stay together (data.group)."""
 
 
 def fit_file(
@@ -62,7 +64,7 @@ def fit_file(
         writer: takes the columns.
         parquet: index of the file.
         head: its head.
-        rows: int64, drawn rows, repeats allowed.
+        rows: int64, drawn rows, group by group, repeats allowed.
         source_id: entry of the mixture.
         source: its name.
         file_id: of the file.
@@ -85,6 +87,10 @@ def fit_file(
         first += len(table)
     drawn = sample_of_row[rows]
     writer.append(draws=drawn[drawn >= 0])
+    if settings.group > 1:
+        numbers = writer.num_groups + np.arange(len(rows)) // settings.group
+        writer.append(groups=numbers[drawn >= 0])
+        writer.num_groups += len(rows) // settings.group
     return skipped
 
 

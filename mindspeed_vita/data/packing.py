@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +85,26 @@ def plan_packs(
     draws = np.lexsort((within, pack_of))
     pack_cu = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=num_packs))])
     return Packing(draws.astype(np.int64), pack_cu.astype(np.int64))
+
+
+def plan_grouped_packs(lengths: np.ndarray, source_ids: np.ndarray, groups: np.ndarray, **settings: Any) -> Packing:
+    """Packs every drawn sample exactly once, and those of a group side by side in one pack, in their order.
+
+    Args:
+        lengths: int[E], tokens of each drawn sample. Those of a group add up to at most the capacity.
+        source_ids: int[E], source of each drawn sample, the same in a group.
+        groups: int[E], group of each drawn sample, ascending.
+        settings: the remaining arguments of plan_packs.
+
+    Raises:
+        ValueError: as plan_packs.
+    """
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    counts = np.diff(starts, append=len(groups))
+    plan = plan_packs(np.add.reduceat(lengths, starts, dtype=np.int64), source_ids[starts], **settings)
+    ends = np.concatenate([[0], np.cumsum(counts[plan.draws])])
+    shifts = np.repeat(starts[plan.draws] - ends[:-1], counts[plan.draws])
+    return Packing(np.arange(len(groups)) + shifts, ends[plan.pack_cu])
 
 
 def _best_fit(lengths: np.ndarray, capacity: int, lookahead: int, open_packs: int) -> tuple[np.ndarray, int]:

@@ -25,7 +25,7 @@ from mindspeed_vita.data.index_file import IndexHead, read_batches
 from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, OnProgress, index_files
 from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
-from mindspeed_vita.data.packing import plan_packs
+from mindspeed_vita.data.packing import plan_grouped_packs, plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
 from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
@@ -42,6 +42,10 @@ _NOT_IN_FINGERPRINT = {
     "loader_seconds",
     *("video_reader", "decode_seconds", "decode_memory", "max_media_bytes", "max_pixels", "max_video_frames", "max_video_seconds"),
 }
+
+_UNGROUPED = ("group", 1)
+"""As if the setting were not there, so that runs that began before it was can go on."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -166,14 +170,12 @@ def plan_epoch(prepared: Prepared, data: DataConfig, epoch: int) -> EpochPlan:
         return found
     index = prepared.index
     lengths = np.asarray(index.num_tokens)[index.draws]
-    packs = plan_packs(
-        lengths,
-        np.asarray(index.source_ids)[index.draws],
-        capacity=data.seq_length,
-        mode=data.packing,
-        seed=data.seed,
-        epoch=epoch,
-    )
+    sources = np.asarray(index.source_ids)[index.draws]
+    settings: dict[str, Any] = {"capacity": data.seq_length, "mode": data.packing, "seed": data.seed, "epoch": epoch}
+    if data.group == 1:
+        packs = plan_packs(lengths, sources, **settings)
+    else:
+        packs = plan_grouped_packs(lengths, sources, np.asarray(index.groups, dtype=np.int64), **settings)
     return measure_packs(packs, lengths, np.asarray(index.num_tiles)[index.draws])
 
 
@@ -197,7 +199,7 @@ def _fingerprint(
         "format": _FORMAT,
         "sources": [(spec.name, spec.ratio, spec.num, [head.digest for _, head in files]) for spec, files in indexed],
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "settings": {key: value for key, value in asdict(data).items() if key not in _NOT_IN_FINGERPRINT},
+        "settings": {key: value for key, value in asdict(data).items() if key not in _NOT_IN_FINGERPRINT and (key, value) != _UNGROUPED},
         "limits": asdict(limits),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -210,7 +212,8 @@ def _write(
     fingerprint: str,
     indexed: Sequence[tuple[SourceSpec, list[tuple[Path, IndexHead]]]],
 ) -> None:
-    settings = FitSettings(seq_length=data.seq_length, max_images=data.max_images, limits=limits)
+    share = data.seq_length // data.group
+    settings = FitSettings(seq_length=share, max_images=data.max_images, limits=limits, group=data.group)
     temporary = temporary_beside(folder)
     files: list[dict[str, Any]] = []
     skipped: list[SkippedSample] = []
@@ -219,7 +222,7 @@ def _write(
             for source_id, (spec, indexes) in enumerate(indexed):
                 num_rows, num_before, here = 0, writer.num_draws, []
                 for place, (parquet, head) in enumerate(indexes):
-                    rows = spec.draw(place, head.num_rows, data.seed)
+                    rows = _drawn_rows(spec, place, head, data)
                     num_rows += min(len(rows), head.num_rows)  # repeats come only after every row was drawn
                     here += fit_file(
                         writer, parquet, head, rows, source_id=source_id, source=spec.name, file_id=len(files), settings=settings
@@ -234,6 +237,23 @@ def _write(
         publish_folder(temporary, folder, _META)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _drawn_rows(spec: SourceSpec, place: int, head: IndexHead, data: DataConfig) -> np.ndarray:
+    """Rows of a file that an epoch draws, group by group: int64.
+
+    Raises:
+        ValueError: the file has no whole number of groups.
+    """
+    if data.group == 1:
+        return spec.draw(place, head.num_rows, data.seed)
+    if head.num_rows % data.group:
+        raise ValueError(
+            f"{head.path} has {head.num_rows:,} rows, and data.group={data.group} takes {data.group} consecutive ones together: "
+            "complete the last group, or set data.group to 1"
+        )
+    groups = spec.draw(place, head.num_rows // data.group, data.seed)
+    return (groups[:, None] * data.group + np.arange(data.group)).reshape(-1)
 
 
 def _describe(

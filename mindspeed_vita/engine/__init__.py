@@ -1,1 +1,1 @@
-"""The built-in engine: loop, step, optimizer, feed, faults and metrics."""
+"""The built-in engine: loop, step, objective, optimizer, feed, faults and metrics."""

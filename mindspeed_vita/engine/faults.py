@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.budget import FailureBudget, kind_of
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
+
+if TYPE_CHECKING:
+    from mindspeed_vita.data.dataset import PackDataset
 
 MOST_EMPTY_STEPS = 5
 """Steps in a row that may pass without a supervised token before the run stops."""
@@ -159,6 +164,32 @@ class FailedSamples:
         ]
         if entries:
             metrics.append(self.quarantine, entries)
+
+
+def open_failed_samples(recipe: Recipe, dataset: PackDataset, *, step: int, known: tuple[int, ...] = ()) -> FailedSamples:
+    """The record of a run's failed samples, with its quarantine file ready. Collective over the world.
+
+    Args:
+        recipe: the run.
+        dataset: its packs.
+        step: optimizer steps done; what the file says of later ones goes. At 0 it takes down what the index left out.
+        known: samples that had failed by then.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    directory = recipe.checkpoint.directory
+    quarantine = Path(recipe.data.quarantine or Path(directory) / "quarantine.jsonl")
+    run = os.path.abspath(directory)  # tells this run's lines apart in a file that runs share
+    leads = dist.get_rank() == 0
+    if leads:
+        quarantine.parent.mkdir(parents=True, exist_ok=True)
+        metrics.truncate(quarantine, step, run=run)
+    dist.barrier()  # nobody adds to the file before it was truncated
+    failed = FailedSamples(quarantine, known, run=run, budget=dataset.failure_budget())
+    if leads and step == 0:
+        failed.note_skipped(dataset.skipped)
+    return failed
 
 
 def _now() -> str:

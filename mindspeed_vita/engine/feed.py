@@ -83,7 +83,7 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
     from mindspeed_vita.data.loader import PackLoader
     from mindspeed_vita.parallel.shard import route_arguments
 
-    routing = route_arguments(layout, tokens_per_tile=recipe.model.tokens_per_tile, vision_parallel=recipe.parallel.vision_parallel)
+    routing = route_arguments(recipe, layout)
     return PackLoader(
         dataset,
         start_pack=start_pack,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,8 +17,9 @@ from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine import optimizer as optim
-from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
+from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
@@ -91,12 +91,12 @@ class _Run:
 
         self.recipe, self.platform, self.layout, self.lock = recipe, platform, layout, lock
         self.directory = Path(recipe.checkpoint.directory)
-        self.run = os.path.abspath(self.directory)  # tells this run's lines apart in a quarantine file that runs share
         self.leads = dist.get_rank() == 0
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         resume_from = self._resume_from()
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
+        self.objective = build_objective(recipe, layout, self.dataset)
         self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
             self.start = f"starting from the weights of {native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)}"
@@ -116,11 +116,11 @@ class _Run:
                 note = optim.describe_new_length(self.schedule, recipe.train, steps_before=steps_before, step=state.step)
                 self.start = f"{self.start}; {note}"
             set_random_state(platform, native.load_rng(resume_from, self.sizes))
-        quarantine = Path(recipe.data.quarantine) if recipe.data.quarantine else self.directory / "quarantine.jsonl"
-        self._open_files(quarantine)
-        self.failed = FailedSamples(quarantine, known, run=self.run, budget=self.dataset.failure_budget())
-        if self.leads and self.step == 0:
-            self.failed.note_skipped(self.dataset.skipped)
+        self.log: Optional[metrics.MetricsLog] = None
+        if self.leads:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=recipe.logging.tensorboard)
+        self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
 
     def _resume_from(self) -> Optional[Path]:
         newest = native.latest(self.directory)
@@ -137,15 +137,6 @@ class _Run:
             )
         return newest
 
-    def _open_files(self, quarantine: Path) -> None:
-        self.log: Optional[metrics.MetricsLog] = None
-        if self.leads:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            quarantine.parent.mkdir(parents=True, exist_ok=True)
-            metrics.truncate(quarantine, self.step, run=self.run)
-            self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=self.recipe.logging.tensorboard)
-        dist.barrier()  # nobody adds to the quarantine before it was truncated
-
     def train(self, last: int, stop: StopRequest) -> TrainResult:
         """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
         recipe, last = self.recipe, min(last, self.recipe.train.steps)
@@ -159,6 +150,7 @@ class _Run:
             optimizer=self.optimizer,
             batches=iter(batches),
             failed=self.failed,
+            objective=self.objective,
             stop=stop,
         )
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
@@ -195,9 +187,10 @@ class _Run:
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
         entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
         entry.update(data_seconds=waited, packs=self.packs, memory=self.platform.memory().peak)
+        entry = metrics.with_report(entry, entry.pop("report"))
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
-        progress.update(entry)
+        progress.update(entry, result.report)
         if not result.supervised:
             progress.line(f"{self.recipe.name} step {self.step}: no token was supervised, nothing was learnt")
 

@@ -64,7 +64,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
 
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" font-size="12">']
     parts.append(f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>')
-    parts.append(f'<text x="{_LEFT}" y="20">loss per supervised token; thick: mean of {window} steps that were logged</text>')
+    parts.append(f'<text x="{_LEFT}" y="20">loss; thick: mean of {window} steps that were logged</text>')
     for share in range(5):
         value = low + (high - low) * share / 4
         loss = 10**value if scale is math.log10 else value

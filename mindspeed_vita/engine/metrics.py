@@ -80,6 +80,18 @@ def _advice(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"cannot be written ({error.strerror}){advice}", str(path)) from error
 
 
+def with_report(entry: Mapping[str, Any], report: Mapping[str, float]) -> dict[str, Any]:
+    """A step's entry with the averages of the objective's report, each under its own name.
+
+    Raises:
+        ValueError: a name is one of the entry's.
+    """
+    taken = sorted(set(entry) & set(report))
+    if taken:
+        raise ValueError(f"the objective reports {', '.join(taken)}, which metrics.jsonl has already; choose another name")
+    return {**entry, **report}
+
+
 class MetricsLog:
     """Curves of one run, on the rank that writes.
 

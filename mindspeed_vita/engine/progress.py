@@ -9,6 +9,9 @@ from typing import Any, Mapping, Optional
 _LONGEST = 15.0
 """Seconds without a plain line, where steps are that quick."""
 
+_SHOWN = 3
+"""Most averages of a report that a line shows."""
+
 
 class Progress:
     """Progress of a run on standard error.
@@ -30,14 +33,15 @@ class Progress:
             self._bar.start()
             self._task = self._bar.add_task(name, total=steps, completed=done, loss="-", speed="-")
 
-    def update(self, entry: Mapping[str, Any]) -> None:
-        """Show one step's metrics."""
+    def update(self, entry: Mapping[str, Any], report: Optional[Mapping[str, float]] = None) -> None:
+        """Show one step's metrics, and in brackets the averages of the objective's report."""
         step, speed = entry["step"], f"{entry['tokens_per_second']:,.0f} tok/s"
+        loss = f"{entry['loss']:.4f}{_brief(report or {})}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, loss=f"{entry['loss']:.4f}", speed=speed)
+            self._bar.update(self._task, completed=step, loss=loss, speed=speed)
         elif step % self.every == 0 or step in (1, self.steps) or time.monotonic() - self._said > _LONGEST:
             left = (self.steps - step) * entry["seconds"]
-            self.line(f"{self.name} step {step}/{self.steps} loss {entry['loss']:.4f} lr {entry['lr']:.2e} {speed} {_clock(left)} left")
+            self.line(f"{self.name} step {step}/{self.steps} loss {loss} lr {entry['lr']:.2e} {speed} {_clock(left)} left")
 
     def line(self, text: str) -> None:
         """Print a line without breaking the bar."""
@@ -61,11 +65,19 @@ def _rich_bar() -> Any:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("loss {task.fields[loss]}", markup=False),  # names of sources may hold square brackets
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+def _brief(report: Mapping[str, float]) -> str:
+    """The largest few averages, in brackets: a mixture may have dozens of sources."""
+    shown = sorted(report, key=lambda name: -report[name])
+    parts = [f"{name.removeprefix('loss/')} {report[name]:.3f}" for name in shown[:_SHOWN]]
+    more = [f"{len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+    return f" ({', '.join([*parts, *more])})" if parts else ""
 
 
 def _clock(seconds: float) -> str:

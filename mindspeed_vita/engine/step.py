@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Iterator, Optional
 
 import torch
@@ -11,8 +11,10 @@ import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform, megatron_compat
 
 
@@ -21,14 +23,16 @@ class StepResult:
     """What one step did, the same on every rank."""
 
     loss: float
-    """Weighted sum over supervised tokens / their number (of samples with data.loss_weighting=sample), over all packs; 0 if none."""
+    """The objective's sum / its count, over all packs; 0 if the count is 0."""
     grad_norm: float
     """Before clipping."""
     supervised: int
-    """What the loss was divided by: supervised tokens, or samples that have some (data.loss_weighting)."""
+    """What the loss was divided by: supervised tokens, samples that have some (data.loss_weighting), or what the objective counts."""
     samples: int
     failed: int
     """Samples that failed to decode for the first time."""
+    report: dict[str, float] = field(default_factory=dict)
+    """Further averages of the objective, such as the loss of each source that the step met."""
 
 
 class Stepper:
@@ -42,6 +46,7 @@ class Stepper:
         optimizer: DistributedOptimizer over it.
         batches: endless packs of this data-parallel rank.
         failed: record of failed samples.
+        objective: what is optimised (objective.build_objective).
         stop: what the ranks agree on at the end of each step; None: they are not asked.
     """
 
@@ -55,13 +60,15 @@ class Stepper:
         optimizer: Any,
         batches: Iterator[Any],
         failed: FailedSamples,
+        objective: Objective,
         stop: Optional[StopRequest] = None,
     ) -> None:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        self.recipe, self.layout, self.platform = recipe, layout, platform
+        self.recipe, self.layout = recipe, layout
         self.model, self.optimizer, self.batches, self.failed = model, optimizer, batches, failed
-        self.stop = stop
+        self.objective, self.stop = objective, stop
+        self.shard = Sharder(recipe, layout, platform)
         self.micro_batches = recipe.train.global_batch // layout.dp_size
         self._schedule = get_forward_backward_func()
         self._samples = 0
@@ -90,15 +97,17 @@ class Stepper:
             micro_batch_size=1,
             forward_only=False,
         )
-        loss_sum, supervised, samples = self._sum(reports)
-        loss = loss_sum / max(supervised, 1)
+        sums, counts, samples = self._sum(reports)
+        supervised = int(counts[0])
+        loss = sums[0] / max(supervised, 1)
         self._check(step, "loss", loss)
         set_learning_rate()
         _, grad_norm, _ = self.optimizer.step()
         norm = float(grad_norm)
         self._check(step, "gradient norm", norm)
         failed = self.failed.settle(learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
-        return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed)
+        report = averages(self.objective.names, sums[1:], counts[1:])
+        return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed, report=report)
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         agreed = (self.failed.agree(next(self.batches), self.layout, step) for _ in range(self.micro_batches))
@@ -108,40 +117,30 @@ class Stepper:
         return iter(list(agreed))
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-        from mindspeed_vita.parallel.shard import shard_batch
-
         batch = next(batches)
         self._samples += len(batch.sample_ids)
-        inputs = shard_batch(
-            batch,
-            self.layout,
-            self.platform.device,
-            tokens_per_tile=self.recipe.model.tokens_per_tile,
-            vision_parallel=self.recipe.parallel.vision_parallel,
-            pinned_memory=self.platform.capabilities.pinned_memory,
-        )
-        supervised = inputs.loss_count
+        inputs = self.shard(batch)
 
-        def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            total = losses_T.sum()
-            # clones: the schedule divides and accumulates the tensors it is given in place
-            return total, supervised.clone(), {"loss": total.detach().clone(), "supervised": supervised.clone()}
+        def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            result = self.objective(losses_T, inputs)
+            # the report is made first, and the count cloned: the schedule divides and accumulates the tensors it is given in place
+            return result.sum, result.count.clone(), report_table(result, self.objective.names)
 
         return model(inputs), loss_func
 
-    def _sum(self, reports: list[dict[str, torch.Tensor]]) -> tuple[float, int, int]:
-        """Loss sum, supervised tokens and samples of the step over dp x cp, from the last stage to all."""
-        layout = self.layout
-        totals = torch.zeros(3, dtype=torch.float64)
-        for report in reports if layout.is_last_stage else ():
-            totals[0] += report["loss"].double().cpu()
-            totals[1] += report["supervised"].double().cpu()
-        totals[2] = self._samples if layout.cp_rank == 0 else 0
+    def _sum(self, reports: list[torch.Tensor]) -> tuple[list[float], list[float], int]:
+        """Sums and counts of the loss and of each reported name, and samples, of the step over dp x cp, from the last stage to all."""
+        layout, num_rows = self.layout, 1 + len(self.objective.names)
+        totals = torch.zeros(2 * num_rows + 1, dtype=torch.float64)
+        for table in torch.stack(reports).cpu().double() if layout.is_last_stage else ():
+            totals[:-1] += table.flatten()
+        totals[-1] = self._samples if layout.cp_rank == 0 else 0
         if layout.dp_size * layout.cp_size > 1:
             dist.all_reduce(totals, group=layout.dp_cp_group)
         if layout.pp_size > 1:
             dist.broadcast(totals, src=dist.get_global_rank(layout.pp_group, layout.pp_size - 1), group=layout.pp_group)
-        return float(totals[0]), int(totals[1]), int(totals[2])
+        rows = totals[:-1].view(num_rows, 2)
+        return rows[:, 0].tolist(), rows[:, 1].tolist(), int(totals[-1])
 
     def _check(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):

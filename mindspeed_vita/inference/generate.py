@@ -32,7 +32,7 @@ from mindspeed_vita.hf.token_layout import ReservedText
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
-from mindspeed_vita.parallel.shard import shard_batch
+from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import get_platform
 from mindspeed_vita.sharding import index
 
@@ -53,6 +53,7 @@ class NativeGenerator:
 
     def __init__(self, model: VitaModel, layout: ParallelLayout, recipe: Recipe, tokenizer: Any, device: torch.device) -> None:
         self.model, self.layout, self.recipe, self.tokenizer, self.device = model.eval(), layout, recipe, tokenizer, device
+        self._shard = Sharder(recipe, layout, get_platform())
         self.ids = vision_token_ids(tokenizer)
         vision, tokens_per_tile = recipe.model.vision, recipe.model.tokens_per_tile
         self.limits = media_limits(recipe.data, tokens_per_tile=tokens_per_tile, tile_size=vision.tile_size)
@@ -120,9 +121,7 @@ class NativeGenerator:
 
     def inputs(self, batch: PackedBatch) -> ModelInputs:
         """This rank's share of a pack with its tiles encoded. Collective over tp and cp."""
-        mode = self.recipe.parallel.vision_parallel
-        inputs = shard_batch(batch, self.layout, self.device, tokens_per_tile=self.limits.tokens_per_tile, vision_parallel=mode)
-        return self.model.encode_tiles(inputs)
+        return self.model.encode_tiles(self._shard(batch))
 
     @torch.no_grad()
     def logits(self, inputs: ModelInputs, rows: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""One rank's view of a pack: what VitaModel.forward takes. parallel/shard.py makes it from a PackedBatch.
+"""One rank's view of a pack: what VitaModel.forward and the objective take. parallel/shard.py makes it from a PackedBatch.
 
-Shapes: T tokens of this context-parallel rank, N tiles that this rank encodes.
+Shapes: T tokens of this context-parallel rank, Q supervised tokens among them, N tiles that this rank encodes, n samples of the pack.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class ModelInputs:
         weights_T: float32 factor on each token's loss.
         supervised_Q: int64, the tokens whose label is not -100; found on the host, where nothing waits for it. On an NPU some
             unsupervised tokens follow, so that there are few distinct lengths (ops.shape_buckets).
-        loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
+        sample_Q: int64, the sample of each token in supervised_Q: a place in sample_ids.
+        source_Q: int64, the source of each token in supervised_Q: an entry of the mixture.
+        sample_ids: the samples of the whole pack, in pack order: rows of the sample index. On the host, equal on all ranks of the pack.
+        source_ids: the source of each of those samples. On the host as well.
+        loss_count: this rank's part of the loss's divisor (int32 scalar, PackedBatch.loss_count). Sum it over cp and dp.
         positions_T: int64 positions for the rotary embedding.
         longest_document: tokens of the longest document, over all ranks; LongRoPE chooses by it. While an answer grows, those there are.
         cp_plan: owners and documents of the whole pack.
@@ -53,6 +57,10 @@ class ModelInputs:
     labels_T: torch.Tensor
     weights_T: torch.Tensor
     supervised_Q: torch.Tensor
+    sample_Q: torch.Tensor
+    source_Q: torch.Tensor
+    sample_ids: tuple[int, ...]
+    source_ids: tuple[int, ...]
     loss_count: torch.Tensor
     positions_T: torch.Tensor
     longest_document: int

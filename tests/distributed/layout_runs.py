@@ -15,6 +15,41 @@ def run(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None) -> 
     return train(recipe_from_dict(_under(layout, content)), stop_at_step=stop).step
 
 
+def preference(layout: Any, *, path: str, name: str = "run", prepare: bool = False, steps: int = 5) -> None:
+    """Trains docs/add_an_objective.md's recipe, with the module next to it, under the layout of the pool's call.
+
+    Args:
+        layout: the pool's.
+        path: the recipe.
+        name: of the run's folder, next to the recipe. Where there is no reference in it, that of the folder "run" is taken.
+        prepare: write the reference first, and the start if there is none.
+        steps: to train.
+    """
+    import shutil
+    import sys
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from mindspeed_vita.config import load_recipe
+    from mindspeed_vita.engine.loop import train
+    from tests.preference_page import write_start
+
+    sizes = [f"parallel.{axis}={getattr(layout, f'{axis}_size')}" for axis in ("tp", "pp", "cp")]
+    folder = Path(path).parent / name
+    recipe = load_recipe(path, [*sizes, f"checkpoint.directory={folder}", "model.language.num_layers=4"])  # 3 do not divide by pp 2
+    if not Path(recipe.checkpoint.init_from).is_dir():
+        write_start(recipe)
+    if prepare:
+        sys.modules["my_dpo"].write_reference(recipe)
+    elif dist.get_rank() == 0:
+        folder.mkdir()
+        shutil.copy(folder.with_name("run") / "reference.json", folder)
+    dist.barrier()
+    if steps:
+        train(recipe, stop_at_step=steps)
+
+
 def core_line(layout: Any) -> tuple[int, int]:
     """The line of megatron-core that this worker imports."""
     from mindspeed_vita.platform.megatron_compat import core_version

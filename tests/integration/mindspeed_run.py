@@ -46,6 +46,7 @@ class MindSpeed:
 
     upstream: Path
     folder: Path
+    """Plugins lie here too."""
     rows: list[str] = field(default_factory=list)
     """Of the table of results: what, ranks, steps, largest relative difference of a loss."""
 
@@ -56,7 +57,7 @@ class MindSpeed:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Of a process that runs MindSpeed-LLM."""
-        path = [ROOT, EMULATED, *(self.upstream / name for name in PROJECTS)]
+        path = [ROOT, EMULATED, self.folder, *(self.upstream / name for name in PROJECTS)]
         keep = {name: value for name, value in os.environ.items() if name not in ("DEVICE", "CUDA_VISIBLE_DEVICES")}
         binaries = os.pathsep.join([str(Path(self.python).parent), keep.get("PATH", "")])  # Megatron compiles with what `python3` it finds
         python_path = os.pathsep.join(map(str, path))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from mindspeed_vita.checkpoint import mindspeed_files
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checks.parity.full_tensors import take_slice
-from mindspeed_vita.config import MODULES, Recipe
+from mindspeed_vita.config import MODULES, Recipe, load_recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from tests.integration.conftest import save_fresh_weights
 from tests.integration.mindspeed_run import MindSpeed, Printed
+from tests.preference_page import write_page, write_start
 from tests.tiny_data import TinyData, read_metrics
 
 STEPS = 10
@@ -95,6 +98,47 @@ def test_a_layout_trains_the_curve_of_one_rank(mindspeed: MindSpeed, recipe: Any
     printed = mindspeed.train(told, world, name)
     assert mindspeed.off_by(f"fp32, {name.replace('_', ', head ')}", world, printed, one_rank.losses) <= LOSS
     assert_same_norms(printed, one_rank.norms, STEPS)
+
+
+def test_losses_by_source_are_those_of_the_built_in_engine(mindspeed: MindSpeed, recipe: Any, tiny: TinyData):
+    """Packs of one source each: a step of four packs does not always meet both."""
+    from mindspeed_vita.engine.loop import train
+
+    settings: dict[str, Any] = {"data": {"mixture": tiny.two_sources}, "train": {"steps": 5, "global_batch": 2}}
+    own = recipe("sources_built_in", **settings)
+    train(own)
+    lines = [json.loads(line) for line in (Path(own.checkpoint.directory) / "metrics.jsonl").read_text().splitlines()]
+    expected = {line["step"]: {key: value for key, value in line.items() if key.startswith("loss/")} for line in lines}
+    assert {len(sources) for sources in expected.values()} == {1, 2}, "not every step meets both sources"
+    for world, parallel in ((1, {}), (4, {"pp": 2, "cp": 2})):
+        printed = mindspeed.train(recipe(f"sources_{world}", parallel=parallel, **settings), world, f"sources_{world}")
+        assert printed.status == 0, printed.text[-3000:]
+        found = {
+            int(line[1]): {name: float(loss) for name, loss in re.findall(r"(loss/\w+): (\S+)", line[0])}
+            for line in re.finditer(r"iteration +(\d+)/.*lm loss.*", printed.text)
+        }
+        assert found == {step: pytest.approx(sources, rel=LOSS) for step, sources in expected.items()}
+
+
+def test_an_objective_of_a_plugin_trains_the_built_in_engines_curve(mindspeed: MindSpeed, tiny: TinyData, monkeypatch: pytest.MonkeyPatch):
+    """docs/add_an_objective.md's preference loss: each pair's answers are spread over the context-parallel ranks."""
+    from mindspeed_vita.engine.loop import train
+
+    monkeypatch.syspath_prepend(str(mindspeed.folder))
+    path = write_page(tiny, mindspeed.folder)
+    own = load_recipe(path, ["train.steps=4", "checkpoint.directory=" + str(mindspeed.folder / "preference_built_in")])
+    write_start(own)
+    sys.modules["my_dpo"].write_reference(own)
+    train(own)
+    directory = Path(own.checkpoint.directory)
+    told = replace(own, parallel=replace(own.parallel, cp=2))
+    told = replace(told, checkpoint=replace(own.checkpoint, directory=str(mindspeed.folder / "preference_cp2")))
+    Path(told.checkpoint.directory).mkdir()
+    shutil.copy(directory / "reference.json", told.checkpoint.directory)
+    printed = mindspeed.train(told, 2, "preference_cp2")
+    what = "fp32, cp2, preference loss of a plugin, built-in engine's curve"
+    assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= LOSS
+    assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 4)
 
 
 def test_another_decoder_family_trains_the_built_in_engines_curve(mindspeed: MindSpeed, recipe: Any, tmp_path: Path):

@@ -13,7 +13,7 @@ from mindspeed_vita.cli.main import COMMANDS
 from mindspeed_vita.config import recipe_from_dict
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "docs" / "finetune.md"]
+GUIDES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "docs" / "finetune.md", *sorted((ROOT / "docs").glob("add_*.md"))]
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)

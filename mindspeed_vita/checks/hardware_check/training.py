@@ -108,6 +108,7 @@ def _steps(
 ) -> Iterator[tuple[float, float]]:
     """Loss and seconds of each step; `draw` replaces the initial weights."""
     from mindspeed_vita.engine import optimizer as optim
+    from mindspeed_vita.engine.objective import build_objective
     from mindspeed_vita.engine.step import Stepper
     from mindspeed_vita.parallel.build import build_model
 
@@ -119,7 +120,8 @@ def _steps(
     schedule = optim.build_schedule(optimizer, recipe.train)
     with TemporaryDirectory() as folder:
         failed = FailedSamples(Path(folder) / "quarantine.jsonl", ())
-        stepper = Stepper(recipe, layout, platform, model=wrapped, optimizer=optimizer, batches=packs, failed=failed)
+        parts: dict[str, Any] = {"model": wrapped, "optimizer": optimizer, "batches": packs, "failed": failed}
+        stepper = Stepper(recipe, layout, platform, **parts, objective=build_objective(recipe, layout))
         for step in range(1, steps + 1):
             started = time.perf_counter()
             result = stepper.run(step, lambda: schedule.step(increment=1))

@@ -94,6 +94,7 @@ def loss_and_gradients(
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     from mindspeed_vita.engine.faults import FailedSamples
+    from mindspeed_vita.engine.objective import build_objective
     from mindspeed_vita.engine.step import Stepper
     from mindspeed_vita.parallel.build import build_model
     from mindspeed_vita.platform import get_platform
@@ -115,6 +116,7 @@ def loss_and_gradients(
         optimizer=_GradientReader(),
         batches=iter(mine),
         failed=FailedSamples(Path(folder) / "quarantine.jsonl", ()),
+        objective=build_objective(recipe, layout),
     )
     result = stepper.run(1, lambda: None)
     return _gather(result.loss, model, layout, recipe)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -12,9 +10,9 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
-from mindspeed_vita.engine import metrics
-from mindspeed_vita.engine.faults import FailedSamples
+from mindspeed_vita.engine.faults import open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
+from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments, running_recipe
 from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
@@ -79,20 +77,14 @@ class MindSpeedRun:
         arguments, recipe = megatron_arguments(), self.recipe
         dataset = open_dataset(recipe, self.layout)
         known = resumed_failures(self.built.loaded_state, dataset.fingerprint, arguments.load) if arguments.iteration else ()
-        quarantine = Path(recipe.data.quarantine or Path(recipe.checkpoint.directory) / "quarantine.jsonl")
-        run = os.path.abspath(recipe.checkpoint.directory)
         if dist.get_rank() == 0:
-            quarantine.parent.mkdir(parents=True, exist_ok=True)
-            metrics.truncate(quarantine, arguments.iteration, run=run)
             print(f"{recipe.name}: {dataset.describe()}", flush=True)
-        dist.barrier()  # nobody adds to the quarantine before it was truncated
-        failed = FailedSamples(quarantine, known, run=run, budget=dataset.failure_budget())
-        if dist.get_rank() == 0 and not arguments.iteration:
-            failed.note_skipped(dataset.skipped)
+        failed = open_failed_samples(recipe, dataset, step=arguments.iteration, known=known)
         state = {"fingerprint": dataset.fingerprint, "recipe": recipe_to_dict(recipe)}
         self.built.run_state = lambda: {**state, "failed_samples": sorted(failed.ids)}
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
-        self.forward_step.open(recipe, self.layout, loader, failed, arguments.iteration)
+        objective = build_objective(recipe, self.layout, dataset)
+        self.forward_step.open(recipe, self.layout, loader, failed=failed, objective=objective, step=arguments.iteration)
         return PackNumbers(samples[0]), None, None
 
     datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron then asks every tensor-parallel rank

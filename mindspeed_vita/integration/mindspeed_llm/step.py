@@ -14,9 +14,14 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
+from mindspeed_vita.engine.objective import Objective, report_table
+from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
-from mindspeed_vita.parallel.shard import shard_batch
+from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
+
+LOSS = "lm loss"
+"""Under which Megatron prints the loss."""
 
 
 class ForwardStep:
@@ -32,7 +37,16 @@ class ForwardStep:
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
 
-    def open(self, recipe: Recipe, layout: ParallelLayout, loader: PackLoader, failed: FailedSamples, step: int) -> None:
+    def open(
+        self,
+        recipe: Recipe,
+        layout: ParallelLayout,
+        loader: PackLoader,
+        *,
+        failed: FailedSamples,
+        objective: Objective,
+        step: int,
+    ) -> None:
         """Starts reading. Collective over the world.
 
         Args:
@@ -40,9 +54,13 @@ class ForwardStep:
             layout: this rank's place.
             loader: this rank's packs, from the first that was not consumed.
             failed: record of failed samples.
+            objective: what is optimised.
             step: optimizer steps done.
         """
         self.recipe, self.layout, self.failed, self.done = recipe, layout, failed, step
+        self._objective, self._shard = objective, Sharder(recipe, layout, self.platform)
+        # Megatron divides what it prints by all steps since the last line, also where a source was absent from some of them
+        self.reported = objective.names if recipe.logging.every == 1 else ()
         self._host = _host_groups(layout)
         self._micro_batches = loader.micro_batches
         self._numbers, self._loaded = loader.counted(), iter(loader)
@@ -70,29 +88,25 @@ class ForwardStep:
         dealt, expected = int(next(numbers)), next(self._numbers)
         assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"
         batch = next(self._packs)
-        inputs = shard_batch(
-            batch,
-            self.layout,
-            self.platform.device,
-            tokens_per_tile=self.recipe.model.tokens_per_tile,
-            vision_parallel=self.recipe.parallel.vision_parallel,
-            pinned_memory=self.platform.capabilities.pinned_memory,
-        )
-        supervised = batch.loss_count
-        self._learnt += supervised
-        return model(inputs), partial(self._loss, supervised)
+        inputs = self._shard(batch)
+        self._learnt += batch.loss_count
+        return model(inputs), partial(self._loss, inputs)
 
-    def _loss(self, supervised: int, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """(sum to differentiate, tokens it is divided by, report).
+    def _loss(self, inputs: ModelInputs, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """(sum to differentiate, what it is divided by, report): Megatron's loss function.
 
-        core 0.12 sums the tokens over data parallelism only, so each context-parallel rank names those of the whole pack.
+        core 0.12 sums the divisor over data parallelism only, so each context-parallel rank gives that of the whole pack.
         """
-        total = losses_T.sum()
-        report = torch.stack([total.detach().float(), total.new_tensor(supervised / self.layout.cp_size, dtype=torch.float32)])
-        dist.all_reduce(report, group=self.layout.dp_cp_group)
-        tokens = torch.tensor(supervised, dtype=torch.int32, device=total.device)
+        result = self._objective(losses_T, inputs)
+        table = report_table(result, self._objective.names)
+        dist.all_reduce(table, group=self.layout.dp_cp_group)
+        count = result.count.clone()
+        if self.layout.cp_size > 1:
+            dist.all_reduce(count, group=self.layout.cp_group)
         # a step without a supervised token reports 0, not 0 / 0
-        return total, tokens, {"lm loss": (report[0], report[1].clamp_min(1e-6))}
+        report = {LOSS: (table[0, 0], table[0, 1].clamp_min(1e-6))}
+        parts = {name: (row[0], row[1]) for name, row in zip(self._objective.names, table[1:])}
+        return result.sum, count, {**report, **{name: parts[name] for name in self.reported}}
 
 
 def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,11 +121,25 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
             forward_step_func.start_step()
             look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
         result = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
-        if isinstance(forward_step_func, ForwardStep):
-            forward_step_func.finish_step()
-        return result
+        if not isinstance(forward_step_func, ForwardStep):
+            return result
+        forward_step_func.finish_step()
+        losses, *rest = result
+        return (present(losses), *rest)
 
     return step
+
+
+def present(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Megatron's averages of a step without those of sources that the step did not meet, which are 0 / 0.
+
+    Waits for the device, once a step, where more than the loss itself is reported.
+    """
+    further = [name for name in losses if name != LOSS]
+    if not further:
+        return losses
+    absent = torch.stack([losses[name] for name in further]).isnan().tolist()
+    return {name: value for name, value in losses.items() if name == LOSS or not absent[further.index(name)]}
 
 
 def look_ahead(scheduler: Any, samples: int) -> None:

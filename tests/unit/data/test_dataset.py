@@ -295,6 +295,40 @@ def test_ratio_above_one_repeats_and_below_one_draws_a_part(world, say):
     assert len({sample for sample in drawn if sample >= 10}) == 3
 
 
+def test_rows_of_a_group_share_a_pack(world, say):
+    answers = [("good", "bad, and far longer " * (number % 4 + 1)) for number in range(9)]
+    pairs = [{"messages": say(f"{number}?", answer)} for number, both in enumerate(answers) for answer in both]
+    one, two = world.rows("a.jsonl", pairs), world.rows("b.jsonl", pairs[:6])
+    pairs[7] = {"messages": say("<image>What?", "A cat."), "images": ["gone.png"]}
+    world.rows("a.jsonl", pairs)
+    (world.folder / "b.jsonl").write_text((world.folder / "b.jsonl").read_text().replace("\n", "\n\n"))  # empty lines are no rows
+    world.mixture(a={"data_paths": [one]}, b={"ratio": 2, "num": 4, "data_paths": [two]})
+    data = world.build(group=2, packing="cross_source")
+    rows = [(source, place - 1 if source == 0 else (place - 1) // 2) for source, place in zip(data.index.source_ids, data.index.places)]
+    together, alone = [], []
+    for number in range(data.num_packs(0)):
+        left = [rows[sample] for sample in data.samples_of(number)]
+        assert data[number].sample_cu[-1] <= 256
+        while left:
+            source, row = left.pop(0)
+            assert row % 2 == 0, "the first of a pair comes first"
+            if left[:1] == [(source, row + 1)]:
+                together.append((source, row))
+                left.pop(0)
+            else:
+                alone.append((source, row))
+    assert alone == [(0, 6)], "the other one of this pair was skipped"
+    assert sorted(pair for pair in together if pair[0] == 0) == [(0, row) for row in range(0, 18, 2) if row != 6]
+    assert len([pair for pair in together if pair[0] == 1]) == 4 and len({pair for pair in together if pair[0] == 1}) == 3
+    assert int(data.index.num_tokens.max()) <= 128, "each row has half a pack"
+    assert data.fingerprint != world.build(packing="cross_source").fingerprint
+
+
+def test_a_file_without_whole_groups_is_refused(world, say):
+    with pytest.raises(ValueError, match=r"data.jsonl has 3 rows, and data.group=2 takes 2 consecutive ones together: complete the last"):
+        world.build([{"messages": say("A?", "B.")}] * 3, group=2)
+
+
 def test_gzip_array_and_plain_rows_give_the_same_packs(world, say):
     import gzip
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_vita.data.packing import plan_packs
+from mindspeed_vita.data.packing import plan_grouped_packs, plan_packs
 
 CASES = st.fixed_dictionaries(
     {
@@ -47,6 +47,30 @@ def test_every_sample_once_no_pack_over_capacity_none_empty(case):
 def test_the_same_inputs_give_the_same_plan(case):
     first, second = plan(case)[0], plan(case)[0]
     assert np.array_equal(first.draws, second.draws) and np.array_equal(first.pack_cu, second.pack_cu)
+
+
+@given(CASES, st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_groups_stay_side_by_side_and_in_order(case, size):
+    lengths = np.maximum(np.array(case["lengths"]) // size, 1)
+    groups = np.arange(len(lengths)) // size * 3
+    keep = np.random.default_rng(1).random(len(lengths)) < 0.8  # rows that the index left out: some groups are incomplete
+    keep[0] = True
+    lengths, groups = lengths[keep], groups[keep]
+    sources = groups % case["sources"]
+    keys = ("mode", "seed", "epoch", "lookahead", "open_packs")
+    packs = plan_grouped_packs(lengths, sources, groups, capacity=64, **{key: case[key] for key in keys})
+    assert sorted(packs.draws.tolist()) == list(range(len(lengths)))
+    seen = []
+    for number in range(len(packs)):
+        members = packs.pack(number)
+        assert len(members) and lengths[members].sum() <= 64
+        steps = np.flatnonzero(np.diff(groups[members], prepend=-1))
+        for first, last in zip(steps, [*steps[1:], len(members)]):
+            seen.append(int(groups[members[first]]))
+            assert members[first:last].tolist() == np.flatnonzero(groups == seen[-1]).tolist()
+        assert case["mode"] == "cross_source" or len(set(sources[members].tolist())) == 1
+    assert sorted(seen) == sorted(set(groups.tolist()))
 
 
 def test_epochs_and_seeds_differ():

@@ -15,3 +15,10 @@ def test_slow_steps_are_shown_before_their_turn(monkeypatch, capsys):
         shown.update({"step": step, "loss": 1.0, "lr": 1e-3, "seconds": 1.0, "tokens_per_second": 5.0})
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in lines] == ["1/100", "6/100", "10/100"]
+
+
+def test_a_line_shows_the_largest_losses_by_source(capsys):
+    shown = Progress("run", steps=1, done=0, bar=False, every=1)
+    report = {"loss/pets": 1.0, "loss/text": 3.0, "margin": 0.5, "loss/charts": 2.0, "loss/films": 0.25}
+    shown.update({"step": 1, "loss": 1.5, "lr": 1e-3, "seconds": 1.0, "tokens_per_second": 5.0}, report)
+    assert "loss 1.5000 (text 3.000, charts 2.000, pets 1.000, 2 more) lr" in capsys.readouterr().err

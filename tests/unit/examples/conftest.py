@@ -1,5 +1,5 @@
-"""The tiny data set."""
+"""The tiny data set and the curve reader."""
 
-from tests.tiny_data import tiny
+from tests.tiny_data import curve, tiny
 
-__all__ = ["tiny"]
+__all__ = ["curve", "tiny"]

@@ -12,11 +12,9 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine import session
-from mindspeed_vita.inference import generate
 from mindspeed_vita.inference.generate import NativeGenerator, load_native
 from mindspeed_vita.inference.hf_generate import load_processor
 from mindspeed_vita.inference.request import ask
-from mindspeed_vita.parallel.shard import shard_batch
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 
@@ -60,8 +58,8 @@ def test_each_token_is_the_best_after_the_whole_sequence(generator: NativeGenera
 def test_tiles_are_encoded_once_for_all_tokens(generator: NativeGenerator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
     hook = generator.model.vision.register_forward_hook(lambda module, arguments, output: encoded.append(len(output)))
-    shared = []
-    monkeypatch.setattr(generate, "shard_batch", lambda *a, **k: shared.append(1) or shard_batch(*a, **k))
+    shared, shard = [], generator._shard
+    monkeypatch.setattr(generator, "_shard", lambda batch: shared.append(1) or shard(batch))
     answer = generator.generate(ask("What?", [str(folder / "wide.png")]), max_new_tokens=4)
     hook.remove()
     assert len(answer.token_ids) == 4 and encoded == [3] and len(shared) == 1

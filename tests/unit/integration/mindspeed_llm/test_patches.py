@@ -9,7 +9,7 @@ import torch
 
 from mindspeed_vita.config import TrainConfig
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
-from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep, train_step_wrapper
+from mindspeed_vita.integration.mindspeed_llm.step import LOSS, ForwardStep, train_step_wrapper
 
 RATES = {"lr": 9.0, "min_lr": 0.9, "decoupled_lr": None, "decoupled_min_lr": None}
 """Upstream's arguments; the model's own settings count."""
@@ -111,11 +111,14 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     def train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config):
         seen.append([group["lr"] for group in optimizer.param_groups])
         opt_param_scheduler.step(increment=2)  # as Megatron does, after the update
-        return "result"
+        return dict(losses), 0, None
 
+    losses = {LOSS: torch.tensor(1.0), "loss/pets": torch.tensor(2.0), "loss/text": torch.tensor(float("nan"))}
+    kept = [LOSS, "loss/pets"] if ours else list(losses)  # no token of text in this step
     forward_step = Steps(seen) if ours else object()
     for _ in range(3):
-        assert train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, None) == "result"
+        found, *rest = train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, None)
+        assert list(found) == kept and rest == [0, None]
     assert scheduler.num_steps == 6
     rates = [entry for entry in seen if isinstance(entry, list)]
     third = 1.0 - 0.9 * (6 - 4) / (16 - 4)
