@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe
 
 _EPILOG = """
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("builtin", "mindspeed-llm"),
+        choices=ENGINES,
         default="builtin",
         help="builtin (default), or MindSpeed-LLM's pretrain on Ascend; what stands after -- is passed on to the latter",
     )

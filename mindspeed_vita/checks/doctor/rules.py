@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, Optional
 
 from mindspeed_vita.checks.doctor import matrix
-from mindspeed_vita.checks.doctor.device import Seen
+from mindspeed_vita.checks.doctor.device import BACKENDS, Seen
 from mindspeed_vita.checks.doctor.disk import DiskSpeed
 from mindspeed_vita.checks.doctor.installation import Installation
 from mindspeed_vita.checks.doctor.matrix import ASCEND, line, numbers
 from mindspeed_vita.checks.doctor.tested_sets import closest
+from mindspeed_vita.choices import VIDEO_READERS
 
 Status = Literal["ok", "note", "problem"]
 _SET_ENV = "source set_env.sh of CANN (/usr/local/Ascend/cann/set_env.sh unless it was installed elsewhere)"
@@ -258,7 +259,7 @@ def _devices(here: Installation, seen: Seen, kind: str) -> Iterator[Finding]:
 
 
 def _collectives(seen: Seen, kind: str) -> Finding:
-    backend = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
+    backend = BACKENDS[kind]
     if seen.backend:
         return Finding(name="collectives", status="ok", found=f"{seen.backend} (one process; `vita doctor --parity` runs several)")
     remedy = "solve the problems above" if kind != "cpu" else "reinstall torch: " + matrix.PACKAGES[0].text
@@ -266,7 +267,7 @@ def _collectives(seen: Seen, kind: str) -> Finding:
 
 
 def _media(here: Installation) -> Iterator[Finding]:
-    for name in ("decord", "torchcodec"):
+    for name in VIDEO_READERS[1:]:  # the first is PyAV, which is required
         version = here.packages.get(name)
         if version:
             yield Finding(name=name, status="ok", found=f"{version} (optional; data.video_reader={name})")

@@ -1,5 +1,9 @@
 """Recipes: order of defaults, overrides, and a clear refusal of every wrong key or value."""
 
+import dataclasses
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,42 @@ def test_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, overrides: l
         load_recipe(write(tmp_path, text), overrides)
 
 
+def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
+    text = "stage: 9\ntrain: {lr: fast, precision: FP32, epochs: 2, modules: [vision, tower]}\n"
+    text += "data: {mixture: '${VITA_NOT_SET}', resets: 1}\n"
+    with pytest.raises(ValueError) as error:
+        load_recipe(write(tmp_path, text), ["parallel.tp=0", "data.packing=samesource"])
+    assert str(error.value).startswith(f"{tmp_path / 'recipe.yaml'}: 9 problems: (1) ")
+    for message in (
+        "stage=9; expected one of 1, 2, 3, 4",
+        "train.lr='fast'; expected a number, found str",
+        "train.precision='FP32'; expected one of bf16, fp32; did you mean fp32?",
+        "unknown key train.epochs; here it is train.steps",
+        "train.modules[1]='tower'; expected one of vision, projector, language",
+        "data.mixture='${VITA_NOT_SET}' needs the environment variable VITA_NOT_SET; set it or override data.mixture",
+        "data.resets=1; expected true or false, found int",
+        "parallel.tp=0; expected at least 1 (said on the command line)",
+        "data.packing='samesource'; expected one of same_source, cross_source; did you mean same_source? (said on the command line)",
+    ):
+        assert message in str(error.value)
+
+
+def test_the_sections_stay_plain_frozen_dataclasses() -> None:
+    """What other code does with them: replace, compare, hash, pickle; and a type that the loader refuses is not looked at here."""
+    recipe = recipe_from_dict({"stage": 2})
+    assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipe_from_dict({"stage": 2}))
+    assert dataclasses.replace(recipe, name="b") != recipe and dataclasses.asdict(recipe)["train"]["modules"] == recipe.train.modules
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.name = "b"  # type: ignore[misc]
+    assert not hasattr(type(recipe), "__pydantic_validator__")
+
+
+def test_importing_the_configuration_does_not_import_pydantic() -> None:
+    code = "import sys, mindspeed_vita.config; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_missing_recipe_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml: no such file"):
         load_recipe(tmp_path / "nowhere.yaml")
@@ -73,10 +113,10 @@ def test_every_field_is_documented() -> None:
     """The recipe is the user's reference: a line of documentation stands under each field."""
     import ast
 
-    import mindspeed_vita.config.recipe as module
+    from mindspeed_vita.config import model, recipe
 
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    for node in (item for item in tree.body if isinstance(item, ast.ClassDef)):
+    trees = [ast.parse(Path(module.__file__).read_text(encoding="utf-8")) for module in (model, recipe)]
+    for node in (item for tree in trees for item in tree.body if isinstance(item, ast.ClassDef)):
         for field, after in zip(node.body, [*node.body[1:], None]):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{node.name}.{ast.unparse(field.target)}"

@@ -65,7 +65,8 @@ STAGE: list[tuple[Any, Any]] = [
     (0, REFUSED), (5, REFUSED), (True, REFUSED), (2.5, REFUSED), ("two", REFUSED), ("", REFUSED), ([1], REFUSED), ({}, REFUSED),
 ]  # fmt: skip
 PRESET: list[tuple[Any, Any]] = [
-    ("7b", "7b"), ("${VITA_SEVEN}b", "7b"), ("9b", REFUSED), (7, REFUSED), (None, REFUSED), (["7b"], REFUSED), (True, REFUSED), ({}, REFUSED),
+    ("7b", "7b"), ("${VITA_SEVEN}b", "7b"), ("9b", REFUSED), (7, REFUSED),
+    (None, REFUSED), (["7b"], REFUSED), (True, REFUSED), ({}, REFUSED),
 ]  # fmt: skip
 FAMILY: list[tuple[Any, Any]] = [("qwen3", "qwen3"), ("qwen9", REFUSED), (3, REFUSED), (["qwen3"], REFUSED)]
 TOWER_PRESET: list[tuple[Any, Any]] = [("clip_l", "clip_l"), ("", ""), (None, ""), ("vit_g", REFUSED), (3, REFUSED)]
