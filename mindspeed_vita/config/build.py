@@ -48,10 +48,10 @@ def build(
         built = _adapter(cls).validate_python(content)
     except ValidationError as error:
         # what has a problem already is not looked at again: an unset variable has no type
-        for key, problem in _problems(error.errors(include_url=False), cls, prefix, root):
+        for key, problem in _problems(error.errors(include_url=False), cls, prefix, root, overridden):
             problems.setdefault(key, problem)
     if problems or built is None:
-        raise ValueError(listed(where, [text + _origin(key, overridden) for key, text in problems.items()]))
+        raise ValueError(listed(where, list(problems.values())))
     return built
 
 
@@ -80,22 +80,25 @@ def _adapter(cls: type[_T]) -> TypeAdapter[_T]:
 
 
 def _origin(key: str, overridden: Collection[str]) -> str:
-    return " (said on the command line)" if any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in overridden) else ""
+    return " (from the command line)" if any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in overridden) else ""
 
 
-def _problems(errors: typing.Sequence[ErrorDetails], cls: type, prefix: str, root: type) -> Iterator[tuple[str, str]]:
+def _problems(
+    errors: typing.Sequence[ErrorDetails], cls: type, prefix: str, root: type, overridden: Collection[str]
+) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it) of each error."""
     for error in errors:
         loc, kind = error["loc"], error["type"]
         key = prefix + _dotted(loc)
+        origin = _origin(key, overridden)
         if kind in _UNKNOWN_KEY:
             section = prefix + "".join(f"{part}." for part in loc[:-1])
             fields = {item.name for item in dataclasses.fields(_annotation(cls, loc[:-1]))}
-            yield key, f"unknown key {key}{hint(str(loc[-1]), section, fields, root)}"
+            yield key, f"unknown key {key}{origin}{hint(str(loc[-1]), section, fields, root)}"
         elif kind == "section":
-            yield key, f"{key.rstrip('.')} must be a section, found {error['input']!r}"
+            yield key, f"{key.rstrip('.')} must be a section, found {error['input']!r}{origin}"
         else:
-            yield key, f"{key}={error['input']!r}; expected {_expected(error, _annotation(cls, loc))}"
+            yield key, f"{key}={error['input']!r}{origin}; expected {_expected(error, _annotation(cls, loc))}"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
@@ -121,7 +124,7 @@ def _expected(error: ErrorDetails, annotation: Any) -> str:
     if kind == "literal_error":
         return _one_of(value, typing.get_args(bare))
     if kind == "one_of":
-        return _one_of(value, context["names"]) + (", or one that a module in plugins registers" if context["plugins"] else "")
+        return _one_of(value, context["names"], ", or one that a module in plugins registers" if context["plugins"] else "")
     if kind == "list":
         return "a list"
     if kind == "too_short":
@@ -131,7 +134,7 @@ def _expected(error: ErrorDetails, annotation: Any) -> str:
     return f"{_TYPES.get(bare, str(bare))}, found {type(value).__name__}"
 
 
-def _one_of(value: Any, names: Collection[Any]) -> str:
-    text = f"one of {', '.join(str(name) for name in names)}"
+def _one_of(value: Any, names: Collection[Any], more: str = "") -> str:
+    text = f"one of {', '.join(str(name) for name in names)}{more}"
     close = difflib.get_close_matches(value.lower(), [str(name) for name in names], n=1) if isinstance(value, str) else []
     return f"{text}; did you mean {close[0]}?" if close else text

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 WHOLE_TEXT = r"[-+]?\d+"
+VARIABLE = r"\$\{\w+(:-[^}]*)?\}"
+"""${VAR} or ${VAR:-default}, which load.py expands before any value is read."""
 NUMBER_TEXT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 """YAML 1.1 reads 1e-3 as text, because it has no dot."""
 
@@ -125,7 +127,7 @@ class OneOf:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         names = {"enum": [*([""] if self.empty else []), *self.names()]}
-        return {"anyOf": [names, handler(schema)]} if self.plugins else names
+        return {"anyOf": [names, handler(schema) if self.plugins else {"type": "string", "pattern": VARIABLE}]}
 
     def _check(self, value: Any) -> Any:
         if value in self.names() or (self.empty and value == ""):

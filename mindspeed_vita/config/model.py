@@ -40,7 +40,7 @@ class VisionConfig(Section):
     qk_norm: Flag = False
     """RMSNorm over the queries, and over the keys, of all heads together (InternViT-6B)."""
     norm: Norm = "layer_norm"
-    """layer_norm | rms_norm (InternViT-6B)."""
+    """The norms inside the tower: layer_norm | rms_norm (InternViT-6B)."""
     norm_eps: Real = 1e-6
     """Epsilon of the norms inside the tower."""
     layer_scale_init: Real = 1.0
@@ -62,7 +62,8 @@ class ProjectorConfig(Section):
     """From tower features to language embeddings: pixel shuffle, LayerNorm, two linear layers."""
 
     kind: ProjectorName = "mlp"
-    """Name in the projector registry: mlp | mlp_stride (the shuffle need not divide the grid) | mlp_newline (a learned newline a row)."""
+    """Name in the projector registry: mlp | mlp_stride (the shuffle need not divide the grid) | mlp_newline (a learned newline after
+    each row)."""
     pixel_shuffle: Size = 2
     """Side of the square of patches merged into one token."""
     hidden_size: Size = 1024

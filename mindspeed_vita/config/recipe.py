@@ -63,7 +63,7 @@ class DataConfig(Section):
     resets: Flag = True
     """Isolate the samples of a pack: positions restart and attention stays inside each sample."""
     packing: Packing = "same_source"
-    """same_source | cross_source."""
+    """The samples of a pack come from one source (same_source) or from any (cross_source)."""
     tiling: Tiling = "dynamic"
     """dynamic (stretched over the closest grid, as published) | anyres (padded to the grid that keeps most pixels) | fixed (one tile)."""
     pixels: Pixels = "shown"
@@ -82,7 +82,7 @@ class DataConfig(Section):
     """uniform (by frame number) | time (by the moment a frame is shown: for clips whose frames are not spaced evenly) | legacy (the
     released sampler, which can cut off a folder's tail)."""
     index: Text = ""
-    """Folder for the index and the packing plans, on a file system that all hosts share; empty: vita_index beside the mixture."""
+    """Folder for the index and the packing plans, on a file system that all hosts share; empty: vita_index next to the mixture."""
     index_processes: Count = 0
     """Processes that index; 0: one for each CPU core this process may use."""
     num_workers: Count = 0
@@ -96,7 +96,8 @@ class DataConfig(Section):
     quarantine: Text = ""
     """JSONL file for samples that failed to decode; empty: quarantine.jsonl in the checkpoint folder."""
     failure_budget: Share = 0.01
-    """Share of a source's rows, each counted once, that may be faulty or have unusable media before the run stops; ten may always."""
+    """Share of a source's rows, each counted once, that may be faulty or have unusable media before the run stops. Up to ten are
+    always tolerated."""
     video_reader: VideoReader = "pyav"
     """pyav | decord (x86-64) | torchcodec (where its FFmpeg libraries are). The last two are refused for containers of which they
     take other frames."""

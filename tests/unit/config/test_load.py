@@ -82,8 +82,8 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
         "train.modules[1]='tower'; expected one of vision, projector, language",
         "data.mixture='${VITA_NOT_SET}' needs the environment variable VITA_NOT_SET; set it or override data.mixture",
         "data.resets=1; expected true or false, found int",
-        "parallel.tp=0; expected at least 1 (said on the command line)",
-        "data.packing='samesource'; expected one of same_source, cross_source; did you mean same_source? (said on the command line)",
+        "parallel.tp=0 (from the command line); expected at least 1",
+        "data.packing='samesource' (from the command line); expected one of same_source, cross_source; did you mean same_source?",
     ):
         assert message in str(error.value)
 
