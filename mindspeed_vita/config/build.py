@@ -47,9 +47,10 @@ def build(
     try:
         built = _adapter(cls).validate_python(content)
     except ValidationError as error:
-        # what has a problem already is not looked at again: an unset variable has no type
         for key, problem in _problems(error.errors(include_url=False), cls, prefix, root, overridden):
-            problems.setdefault(key, problem)
+            # what has a problem already is not looked at again: an unset variable has no type
+            if key.partition("[")[0] not in (known or {}):
+                problems[key] = problem
     if problems or built is None:
         raise ValueError(listed(where, list(problems.values())))
     return built
@@ -89,12 +90,14 @@ def _problems(
     """(key, what is wrong with it) of each error."""
     for error in errors:
         loc, kind = error["loc"], error["type"]
+        if kind in _UNKNOWN_KEY:
+            *sections, name = map(str, loc)  # a key may be a number
+            loc = tuple(sections) + (name,)
         key = prefix + _dotted(loc)
         origin = _origin(key, overridden)
         if kind in _UNKNOWN_KEY:
-            section = prefix + "".join(f"{part}." for part in loc[:-1])
             fields = {item.name for item in dataclasses.fields(_annotation(cls, loc[:-1]))}
-            yield key, f"unknown key {key}{origin}{hint(str(loc[-1]), section, fields, root)}"
+            yield key, f"unknown key {key}{origin}{hint(name, key.removesuffix(name), fields, root)}"
         elif kind == "section":
             yield key, f"{key.rstrip('.')} must be a section, found {error['input']!r}{origin}"
         else:

@@ -142,8 +142,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def model_config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
     """The model section of a saved recipe."""
-    content, unset = _expanded(content, "model.")
-    return build(ModelConfig, content, "model section", prefix="model.", root=Recipe, known=unset)
+    expanded, unset = _expanded(content, "model.") if isinstance(content, Mapping) else (content, {})
+    return build(ModelConfig, expanded, "model section", prefix="model.", root=Recipe, known=unset)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -88,8 +89,33 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
         assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": {1: 2}}, "recipe: unknown key train.1; known keys: beta1, "),
+        ({3: 4}, "recipe: unknown key 3; known keys: checkpoint, "),
+        ({"train": {"modules": ["${VITA_NOT_SET}"]}}, "recipe: train.modules='${VITA_NOT_SET}' needs the environment variable VITA_"),
+        ({"train": {"modules": []}}, "recipe: train.modules=[]; expected at least one of vision, projector, language"),
+        ({"data": {"max_fps": float("inf")}}, "recipe: data.max_fps=inf; expected more than 0 and finite"),
+        ({"data": {"decode_memory": 7}}, "recipe: data.decode_memory=7; expected at least 268435456"),
+        ({"model": {"vision": {"preset": "vit"}}}, "recipe: model.vision.preset='vit'; expected one of intern_vit_300m, intern_vit_6b, "),
+        ({"plugins": None}, "recipe: plugins=None; expected a list"),
+        ({"plugins": [7]}, "recipe: plugins: '7' cannot be imported"),
+    ],
+)
+def test_one_problem_is_one_sentence(content: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        recipe_from_dict(content)
+    assert str(error.value).startswith(message)
+
+
+def test_a_saved_model_section_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model section: model must be a section, found \['tiny'\]$"):
+        model_config_from_dict(["tiny"])  # type: ignore[arg-type]
+
+
 def test_the_sections_stay_plain_frozen_dataclasses() -> None:
-    """What other code does with them: replace, compare, hash, pickle; and a type that the loader refuses is not looked at here."""
+    """What other code does with them: replace, compare, hash, pickle."""
     recipe = recipe_from_dict({"stage": 2})
     assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipe_from_dict({"stage": 2}))
     assert dataclasses.replace(recipe, name="b") != recipe and dataclasses.asdict(recipe)["train"]["modules"] == recipe.train.modules
