@@ -56,7 +56,7 @@ def _choose(arguments: argparse.Namespace, here: Installation) -> tuple[str, str
     asked = arguments.device or os.environ.get("DEVICE") or "auto"
     kind = here.kind if asked == "auto" else asked
     if kind not in DEVICES:
-        raise ValueError(f"DEVICE={kind!r} is not known; expected one of auto, {', '.join(DEVICES)}")
+        raise ValueError(f"DEVICE={kind!r} is not known; use one of auto, {', '.join(DEVICES)}")
     engine = arguments.engine
     if engine == "auto":
         engine = "mindspeed-llm" if kind == "npu" else "builtin"

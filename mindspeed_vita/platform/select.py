@@ -6,7 +6,6 @@ import os
 import sys
 from typing import Callable, Optional
 
-from mindspeed_vita.choices import DEVICES
 from mindspeed_vita.platform import cpu, cuda, npu
 from mindspeed_vita.platform.base import Platform
 
@@ -37,7 +36,7 @@ def get_platform(override: Optional[str] = None, *, local_rank: Optional[int] = 
     if choice == "auto":
         choice = next(name for name, missing in _MISSING.items() if missing() is None)
     elif choice not in _FACTORIES:
-        raise ValueError(f"DEVICE={choice!r} is not known; expected one of auto, {', '.join(DEVICES)}")
+        raise ValueError(f"DEVICE={choice!r} is not known; use auto, npu, cuda or cpu")
     else:
         reason = _MISSING[choice]()
         if reason is not None:

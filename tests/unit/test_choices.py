@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,13 +47,14 @@ def test_the_search_finds_a_list_in_another_order(tmp_path: Path, monkeypatch: p
 
 
 def test_tables_have_a_row_for_every_choice() -> None:
-    from mindspeed_vita.checks.doctor.device import BACKENDS
     from mindspeed_vita.hf.tiling import NORMALIZATIONS
     from mindspeed_vita.models.vision.vit import _ACTIVATIONS
     from mindspeed_vita.parallel.build import DTYPES
-    from mindspeed_vita.platform import select
+    from mindspeed_vita.platform import get_platform
 
-    assert tuple(select._FACTORIES) == tuple(select._MISSING) == choices.DEVICES == tuple(BACKENDS)
+    with pytest.raises(ValueError, match="DEVICE='tpu' is not known") as error:
+        get_platform("tpu")
+    assert re.findall(r"\b(?:auto|npu|cuda|cpu)\b", str(error.value)) == ["auto", *choices.DEVICES]
     assert tuple(NORMALIZATIONS) == LISTS["Normalization"]
     assert set(DTYPES) == set(choices.PRECISIONS)
     assert set(_ACTIVATIONS) == set(choices.ACTIVATIONS)

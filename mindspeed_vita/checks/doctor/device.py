@@ -9,12 +9,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Optional
 
-BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
-"""Of torch.distributed, by kind of device."""
 _TIMEOUT = 180
 _SCRIPT = """
 import json, os, sys
-kind, backend = sys.argv[1:]
+kind = sys.argv[1]
 found = {"torch": None, "cuda": None, "devices": [], "backend": None, "error": None}
 try:
     import torch
@@ -27,6 +25,7 @@ try:
         free, total = device.mem_get_info(number)
         found["devices"].append({"name": device.get_device_name(number), "free": free, "total": total})
     if device is None or found["devices"]:
+        backend = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
         store = dist.TCPStore("127.0.0.1", 0, 1, True)  # as torchrun's; port 0: a free one
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         value = torch.full((4,), 3.0, device=kind)
@@ -64,8 +63,9 @@ def look(kind: str) -> Seen:
     # without this, `import torch` itself fails where torch_npu is installed and CANN is not found
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     try:
-        command = [sys.executable, "-c", _SCRIPT, kind, BACKENDS[kind]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment, errors="replace")
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT, kind], capture_output=True, text=True, timeout=_TIMEOUT, env=environment, errors="replace"
+        )
     except subprocess.TimeoutExpired:
         return Seen(error=f"no answer within {_TIMEOUT} s")
     answer = next((row for row in reversed(done.stdout.splitlines()) if row.startswith("FOUND ")), None)

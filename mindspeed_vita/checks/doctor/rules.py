@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Optional
 
 from mindspeed_vita.checks.doctor import matrix
-from mindspeed_vita.checks.doctor.device import BACKENDS, Seen
+from mindspeed_vita.checks.doctor.device import Seen
 from mindspeed_vita.checks.doctor.disk import DiskSpeed
 from mindspeed_vita.checks.doctor.installation import Installation
 from mindspeed_vita.checks.doctor.matrix import ASCEND, line, numbers
@@ -259,7 +259,7 @@ def _devices(here: Installation, seen: Seen, kind: str) -> Iterator[Finding]:
 
 
 def _collectives(seen: Seen, kind: str) -> Finding:
-    backend = BACKENDS[kind]
+    backend = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}[kind]
     if seen.backend:
         return Finding(name="collectives", status="ok", found=f"{seen.backend} (one process; `vita doctor --parity` runs several)")
     remedy = "solve the problems above" if kind != "cpu" else "reinstall torch: " + matrix.PACKAGES[0].text

@@ -4,8 +4,10 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pytest
 import yaml
@@ -147,6 +149,21 @@ def test_every_field_is_documented() -> None:
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{node.name}.{ast.unparse(field.target)}"
     assert Recipe().name == "run"
+
+
+def test_every_field_has_a_kind_or_choices() -> None:
+    """A bare int would be read by pydantic's own rules, which take true for 1."""
+
+    def bare(cls: Any, prefix: str) -> Iterator[str]:
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            if typing.get_origin(hint) is Union:  # Optional
+                hint = typing.get_args(hint)[0]
+            if dataclasses.is_dataclass(hint):
+                yield from bare(hint, f"{prefix}{name}.")
+            elif typing.get_origin(hint) is not typing.Literal and not hasattr(hint, "__metadata__") and name != "__pydantic_config__":
+                yield f"{prefix}{name}"
+
+    assert list(bare(Recipe, "")) == []
 
 
 def test_a_key_given_twice_is_refused_and_a_merge_may_be_overruled(tmp_path):

@@ -43,7 +43,7 @@ def test_a_missing_device_is_an_error_with_its_reason(machine):
 
 def test_an_unknown_device_is_an_error(machine):
     machine("cpu")
-    with pytest.raises(ValueError, match="expected one of auto, npu, cuda, cpu"):
+    with pytest.raises(ValueError, match="use auto, npu, cuda or cpu"):
         get_platform("tpu")
 
 
