@@ -88,8 +88,11 @@ def _problems(
     errors: typing.Sequence[ErrorDetails], cls: type, prefix: str, root: type, overridden: Collection[str]
 ) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it) of each error."""
+    with_wrong_items = {error["loc"][:-1] for error in errors if error["loc"] and isinstance(error["loc"][-1], int)}
     for error in errors:
         loc, kind = error["loc"], error["type"]
+        if kind == "too_short" and loc in with_wrong_items:
+            continue  # pydantic counts the right items only
         if kind in _UNKNOWN_KEY:
             *sections, name = map(str, loc)  # a key may be a number
             loc = tuple(sections) + (name,)

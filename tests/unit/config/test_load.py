@@ -97,6 +97,7 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
         ({"train": {1: 2}}, "recipe: unknown key train.1; known keys: beta1, "),
         ({3: 4}, "recipe: unknown key 3; known keys: checkpoint, "),
         ({"train": {"modules": ["${VITA_NOT_SET}"]}}, "recipe: train.modules='${VITA_NOT_SET}' needs the environment variable VITA_"),
+        ({"train": {"modules": ["tower"]}}, "recipe: train.modules[0]='tower'; expected one of vision, projector, language"),
         ({"train": {"modules": []}}, "recipe: train.modules=[]; expected at least one of vision, projector, language"),
         ({"data": {"max_fps": float("inf")}}, "recipe: data.max_fps=inf; expected more than 0 and finite"),
         ({"data": {"decode_memory": 7}}, "recipe: data.decode_memory=7; expected at least 268435456"),

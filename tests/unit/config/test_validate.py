@@ -50,7 +50,7 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"train": {"beta1": 2}}, 1, "train.beta1=2; expected at least 0 and less than 1"),
         ({"train": {"lr": float("inf")}}, 1, "expected 0 <= min_lr <= lr"),
         ({"train": {"precision": "fp8"}}, 1, r"train.precision='fp8'; expected one of bf16, fp32"),
-        ({"train": {"modules": ["tower"]}}, 1, r"train.modules=\['tower'\]; expected at least one of vision"),
+        ({"train": {"modules": ["tower"]}}, 1, r"train.modules\[0\]='tower'; expected one of vision"),
         ({"train": {"min_lr": 1.0}}, 1, "expected 0 <= min_lr <= lr"),
         ({"data": {"min_tiles": 5, "max_tiles": 2}}, 1, "expected 1 <= min_tiles <= max_tiles"),
         ({"model": {"vision": {"tower": "eva"}}}, 1, "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
