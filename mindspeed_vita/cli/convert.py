@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
+from mindspeed_vita.choices import PRECISIONS, Precision
 
 _EPILOG = """
 examples:
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the source names or holds none")
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
                         " Hugging Face folder; may be repeated")  # fmt: skip
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), help="type to store; default: as in the source")
+    parser.add_argument("--dtype", choices=PRECISIONS, help="type to store; default: as in the source")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)")
 
 
@@ -167,5 +168,5 @@ def _write_native(output: Path, weights: Mapping[str, Any], recipe: Any, dtype: 
 
     tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in weights.items()}
     stored = tensors["language.embedding.word_embeddings.weight"].dtype
-    precision = "fp32" if stored is torch.float32 else "bf16"
+    precision: Precision = "fp32" if stored is torch.float32 else "bf16"
     return native.save_full_weights(output, tensors, replace(recipe, train=replace(recipe.train, precision=precision)))

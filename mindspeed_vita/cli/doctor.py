@@ -11,6 +11,7 @@ from mindspeed_vita.checks.doctor.disk import read_speed
 from mindspeed_vita.checks.doctor.installation import Installation, inspect, versions
 from mindspeed_vita.checks.doctor.report import as_json, as_text
 from mindspeed_vita.checks.doctor.rules import Finding, judge, judge_disk
+from mindspeed_vita.choices import DEVICES, ENGINES
 
 _EPILOG = """
 Exit status: 0 nothing is wrong (notes may remain), 1 there is a problem, or with --parity a layout differs.
@@ -22,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     parser.epilog = _EPILOG
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), help="what to judge for (default: DEVICE, else what is found)")
+    parser.add_argument("--device", choices=("auto", *DEVICES), help="what to judge for (default: DEVICE, else what is found)")
     parser.add_argument(
-        "--engine", choices=("auto", "builtin", "mindspeed-llm"), default="auto", help="what to judge for (auto: mindspeed-llm on NPUs)"
+        "--engine", choices=("auto", *ENGINES), default="auto", help="what to judge for (auto: mindspeed-llm on NPUs)"
     )
     parser.add_argument("--data", metavar="DIR", help="folder whose reading speed is measured (default: DATA_ROOT, if it is set)")
     parser.add_argument(
@@ -54,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _choose(arguments: argparse.Namespace, here: Installation) -> tuple[str, str]:
     asked = arguments.device or os.environ.get("DEVICE") or "auto"
     kind = here.kind if asked == "auto" else asked
-    if kind not in ("npu", "cuda", "cpu"):
-        raise ValueError(f"DEVICE={kind!r} is not known; use auto, npu, cuda or cpu")
+    if kind not in DEVICES:
+        raise ValueError(f"DEVICE={kind!r} is not known; use one of auto, {', '.join(DEVICES)}")
     engine = arguments.engine
     if engine == "auto":
         engine = "mindspeed-llm" if kind == "npu" else "builtin"

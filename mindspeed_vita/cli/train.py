@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe
 
 _EPILOG = """
@@ -25,8 +26,8 @@ send SIGTERM to the process that run.lock in the run's folder names. Inside Mind
 exit status: 0 trained to the last step; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its message says how to mend; 1 a fault of
 vita's own. torchrun ends with 1 whenever a process of its run does not end with 0.
 
-Every recipe key, with its default and one line of
-documentation, stands in mindspeed_vita/config/recipe.py; `--print-recipe` shows the recipe with all defaults filled in.
+docs/recipe_keys.md, made from mindspeed_vita/config/recipe.py, documents every recipe key. `vita schema` prints the same as a JSON schema,
+for editors. `--print-recipe` shows the recipe with all defaults filled in.
 """
 
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("builtin", "mindspeed-llm"),
+        choices=ENGINES,
         default="builtin",
         help="builtin (default), or MindSpeed-LLM's pretrain on Ascend; what stands after -- is passed on to the latter",
     )

@@ -7,17 +7,19 @@ import difflib
 import typing
 from typing import Iterator
 
+from mindspeed_vita.choices import MODULES, PRECISIONS, RECOMPUTES
+
 _STEPS = (
     "train.steps, which counts optimizer steps; `vita data stats RECIPE` prints the steps of one epoch"
 )
 _BATCH = "train.global_batch, the packs of one optimizer step over all ranks; each pack holds data.seq_length tokens and is one micro-batch"
 _ACCUMULATION = "train.global_batch: each data-parallel rank accumulates global_batch / dp packs per step"
 _WARMUP = "train.warmup_fraction, a share of train.steps (0.03 is 3%)"
-_PRECISION = "train.precision (bf16 or fp32)"
-_MODULES = "train.modules, the list of what trains: vision, projector, language"
+_PRECISION = f"train.precision ({' or '.join(PRECISIONS)})"
+_MODULES = f"train.modules, the list of what trains: {', '.join(MODULES)}"
 _WEIGHTS = "checkpoint.init_from, a native folder (`vita convert --to native` makes one from Hugging Face weights)"
 _DATA = "data.mixture, a YAML file that names the data files (`vita data import` makes one from CSV, LLaVA JSON or a folder)"
-_RECOMPUTE = "train.recompute (none, selective or full)"
+_RECOMPUTE = f"train.recompute ({', '.join(RECOMPUTES)})"
 
 ALIASES = {
     **dict.fromkeys(("epochs", "epoch", "num_epochs", "num_train_epochs", "max_epochs", "n_epochs", "train_epochs"), _STEPS),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from mindspeed_vita.config.kinds import Line, OneOf
 from mindspeed_vita.config.presets import MODELS
 
 
@@ -111,3 +112,6 @@ def register_language(name: str, traits: LanguageTraits, presets: Mapping[str, M
             raise ValueError(f"model.preset {preset!r} is registered already, with other sizes; choose another name")
     _TRAITS[name] = traits
     MODELS.update(models)
+
+
+FamilyName = Annotated[str, Line(), OneOf(names=language_names)]

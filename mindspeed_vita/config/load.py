@@ -7,25 +7,23 @@ import importlib
 import os
 import re
 import sys
-import types
-import typing
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, TypeVar
+from typing import Any, Optional
 
 import yaml
 
-from mindspeed_vita.config.aliases import hint
-from mindspeed_vita.config.languages import RELEASED, family_defaults
+from mindspeed_vita.config.build import build
+from mindspeed_vita.config.kinds import read_list, read_text, read_whole
+from mindspeed_vita.config.languages import RELEASED, family_defaults, language_names
 from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
 from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-_T = TypeVar("_T")
 
 
-def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Later wins: field defaults, the decoder family's, the stage's settings, the model preset, the file, the overrides.
@@ -35,7 +33,7 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
         overrides: "section.key=value" strings; values are YAML.
 
     Raises:
-        ValueError: the file is missing or not a mapping, or a key is unknown or has a value of the wrong type.
+        ValueError: the file is missing or not a mapping, or keys are unknown or have wrong values. One message lists all of those.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +48,7 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
         raise ValueError(f"recipe {path}: expected a mapping of sections, found {type(content).__name__}")
     for override in overrides:
         _apply_override(content, override)
-    return recipe_from_dict(content, where=str(path), folder=path.parent)
+    return _recipe(content, str(path), path.parent, [override.partition("=")[0] for override in overrides])
 
 
 def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe", folder: Optional[Path] = None) -> Recipe:
@@ -60,42 +58,45 @@ def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe", folder: 
         content: the sections.
         where: file, for messages.
         folder: folder of that file, where plugins are looked for first; None: on Python's path alone.
+
+    Raises:
+        ValueError: as load_recipe.
     """
-    import_plugins(_convert(tuple[str, ...], content.get("plugins") or (), where, "plugins"), f"{where}: plugins", folder)
-    model = content.get("model") or {}
-    named = model.get("preset", ModelConfig.preset) if isinstance(model, Mapping) else ModelConfig.preset
-    preset = _convert(str, named, where, "model.preset")
-    if preset not in MODELS:
-        raise ValueError(f"{where}: model.preset={preset!r}; expected one of {sorted(MODELS)}")
-    merged = family_defaults(_family(preset, model, where))
-    stage = _convert(Optional[int], content.get("stage"), where, "stage")
-    if stage is not None:
-        if stage not in STAGES:
-            raise ValueError(f"{where}: stage={stage!r}; expected one of {sorted(STAGES)}")
-        merged = _merge(merged, STAGES[stage])
-    merged = _merge(merged, {"model": _with_tower(MODELS[preset], model, where)})
-    return _build(Recipe, _merge(merged, content), where, "")
+    return _recipe(content, where, folder, ())
 
 
-def _family(preset: str, model: Any, where: str) -> str:
-    """The decoder family that the model's section names, else its preset's."""
-    section = model.get("language") if isinstance(model, Mapping) else None
-    named = section.get("family") if isinstance(section, Mapping) else None
-    return _convert(str, named or MODELS[preset]["language"].get("family", RELEASED), where, "model.language.family")
+def _recipe(content: Mapping[str, Any], where: str, folder: Optional[Path], overridden: Collection[str]) -> Recipe:
+    content, unset = _expanded(content)
+    if "plugins" not in unset and isinstance(content.get("plugins"), (str, list)):
+        names = [read_text(name) for name in read_list(content["plugins"])]
+        import_plugins([name for name in names if isinstance(name, str)], f"{where}: plugins", folder)
+    merged = _merge(_defaults(content), content)
+    return build(Recipe, merged, where, root=Recipe, known=unset, overridden=overridden)
 
 
-def _with_tower(preset: Mapping[str, Any], model: Any, where: str) -> Mapping[str, Any]:
-    """The model's preset with its tower replaced by the one that model.vision.preset names."""
-    section = model.get("vision") if isinstance(model, Mapping) else None
-    name = section.get("preset") if isinstance(section, Mapping) else None
-    if not name:
-        return preset
-    if name not in TOWERS:
-        raise ValueError(f"{where}: model.vision.preset={name!r}; expected one of {', '.join(TOWERS)}")
-    return {**preset, "vision": TOWERS[name]}
+def _defaults(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the decoder's family, the stage and the model's preset say. A name that is none says nothing here, and is refused afterwards."""
+    model = _section(content, "model")
+    preset = MODELS.get(_name(model.get("preset", ModelConfig.preset)), {})
+    tower = TOWERS.get(_name(_section(model, "vision").get("preset")))
+    family = _name(_section(model, "language").get("family") or _section(preset, "language").get("family", RELEASED))
+    stage = read_whole(content.get("stage"))
+    merged = family_defaults(family) if family in language_names() else {}
+    merged = _merge(merged, STAGES.get(stage, {}) if isinstance(stage, int) else {})
+    return _merge(merged, {"model": preset if tower is None else {**preset, "vision": tower}})
 
 
-def import_plugins(names: typing.Sequence[str], where: str, folder: Optional[Path] = None) -> None:
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _name(value: Any) -> str:
+    text = read_text(value)
+    return text if isinstance(text, str) else ""
+
+
+def import_plugins(names: Sequence[str], where: str, folder: Optional[Path] = None) -> None:
     """Imports the modules that register decoders, towers, projectors or formats. One that lies in the folder is taken from there.
 
     The folder stays on Python's path: a plugin may import its neighbours, and processes that are started later inherit the path.
@@ -141,7 +142,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def model_config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
     """The model section of a saved recipe."""
-    return _build(ModelConfig, content, "model section", "model.")
+    expanded, unset = _expanded(content, "model.") if isinstance(content, Mapping) else (content, {})
+    return build(ModelConfig, expanded, "model section", prefix="model.", root=Recipe, known=unset)
 
 
 def _plain(value: Any) -> Any:
@@ -181,65 +183,25 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
 
 
-def _build(cls: type[_T], content: Any, where: str, prefix: str) -> _T:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where}: {prefix.rstrip('.')} must be a section, found {content!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values = {}
-    for key, value in content.items():
-        if key not in fields:
-            raise ValueError(f"{where}: unknown key {prefix}{key}{hint(str(key), prefix, fields, Recipe)}")
-        values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
-    return cls(**values)
+def _expanded(content: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """Nested values with their variables expanded, and by key what is wrong where a variable is not set."""
+    problems: dict[str, str] = {}
 
-
-def _convert(hint: Any, value: Any, where: str, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, {} if value is None else value, where, f"{name}.")  # type: ignore[arg-type]
-    if isinstance(value, str):
-        value = expand_variables(value, where, name)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(item for item in typing.get_args(hint) if item is not type(None))
-    if typing.get_origin(hint) is tuple:
-        items = value.replace(",", " ").split() if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise ValueError(f"{where}: {name}={value!r}; expected a list")
-        return tuple(_convert(typing.get_args(hint)[0], item, where, name) for item in items)
-    return _convert_scalar(hint, value, where, name)
-
-
-def _convert_scalar(hint: Any, value: Any, where: str, name: str) -> Any:
-    if hint is float:
-        # YAML 1.1 reads 1e-3 as text, because it has no dot
-        if isinstance(value, str) and _NUMBER.fullmatch(value):
-            return float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif hint is int:
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value):
-            return int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
+    def expand(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            section, below = _expanded(value, f"{name}.")
+            problems.update(below)
+            return section
+        if isinstance(value, (list, tuple)):
+            return [expand(item, name) for item in value]
+        if not isinstance(value, str):
             return value
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-    elif hint is str:
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
-        if value is None:
-            return ""
-    raise ValueError(f"{where}: {name}={value!r}; expected {_type_name(hint)}, found {type(value).__name__}")
+        text, unset = _substituted(value)
+        if unset:
+            problems[name] = _needs(name, value, unset)
+        return text
 
-
-def _type_name(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    return {key: expand(value, f"{prefix}{key}") for key, value in content.items()}, problems
 
 
 def expand_variables(text: str, where: str, name: str) -> str:
@@ -253,11 +215,25 @@ def expand_variables(text: str, where: str, name: str) -> str:
     Raises:
         ValueError: a variable without default is not set.
     """
+    expanded, unset = _substituted(text)
+    if unset:
+        raise ValueError(f"{where}: {_needs(name, text, unset)}")
+    return expanded
+
+
+def _substituted(text: str) -> tuple[str, list[str]]:
+    """The text with the values of its variables, and the names of those that have none."""
+    unset: list[str] = []
 
     def replace(match: re.Match[str]) -> str:
         value: Optional[str] = os.environ.get(match.group(1), match.group(2))
         if value is None:
-            raise ValueError(f"{where}: {name}={text!r} needs the environment variable {match.group(1)}; set it or override {name}")
-        return value
+            unset.append(match.group(1))
+        return value or ""
 
-    return _VARIABLE.sub(replace, text)
+    return _VARIABLE.sub(replace, text), unset
+
+
+def _needs(name: str, text: str, unset: Sequence[str]) -> str:
+    variables = f"the environment variable{'s' if len(unset) > 1 else ''} {', '.join(dict.fromkeys(unset))}"
+    return f"{name}={text!r} needs {variables}; set {'them' if len(unset) > 1 else 'it'} or override {name}"

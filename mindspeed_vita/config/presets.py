@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from mindspeed_vita.choices import MODULES
+from mindspeed_vita.config.kinds import Line, OneOf, Whole
 
 _QWEN25 = {"vocab_size": 152064, "rope_base": 1e6, "norm_eps": 1e-6}
 _QWEN25_SMALL = {**_QWEN25, "vocab_size": 151936, "tie_embeddings": True}
@@ -102,7 +105,7 @@ STAGES: dict[int, dict[str, Any]] = {
     2: {
         "data": {"seq_length": 16384, "resets": True, "packing": "same_source", "max_images": 64, "max_frames": 64},
         "train": {
-            "steps": 5000, "global_batch": 528, "modules": ["vision", "projector", "language"], "lr": 1e-5, "min_lr": 1e-7,
+            "steps": 5000, "global_batch": 528, "modules": list(MODULES), "lr": 1e-5, "min_lr": 1e-7,
             "vision_lr_mult": 0.1, "vision_layer_decay": 0.9,
         },
     },
@@ -116,3 +119,7 @@ STAGES: dict[int, dict[str, Any]] = {
     },
 }  # fmt: skip
 """The paper's four stages (Table 2)."""
+
+ModelPreset = Annotated[str, Line(), OneOf(names=lambda: MODELS)]
+TowerPreset = Annotated[str, Line(), OneOf(names=lambda: TOWERS, plugins=False, empty=True)]
+Stage = Annotated[int, Whole(), OneOf(names=lambda: STAGES, plugins=False)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from mindspeed_vita.config.kinds import Line, OneOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +59,6 @@ def register_projector_traits(kind: str, traits: ProjectorTraits) -> None:
     if _TRAITS.get(kind, traits) != traits:
         raise ValueError(f"model.projector.kind {kind!r} is registered already, as {_TRAITS[kind]}")
     _TRAITS[kind] = traits
+
+
+ProjectorName = Annotated[str, Line(), OneOf(names=projector_names)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+from mindspeed_vita.choices import ACTIVATIONS, Activation
+from mindspeed_vita.config.kinds import Line, OneOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class TowerTraits:
     """A norm after the last layer."""
     layer_scale: bool = False
     """A learned vector scales what each attention and each MLP adds."""
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     """gelu (exact) | gelu_tanh | quick_gelu (x * sigmoid(1.702 x))."""
 
 
@@ -59,3 +61,6 @@ def register_traits(name: str, traits: TowerTraits) -> None:
     if traits.activation not in ACTIVATIONS:
         raise ValueError(f"tower {name!r} has activation {traits.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
     _TRAITS[name] = traits
+
+
+TowerName = Annotated[str, Line(), OneOf(names=tower_names)]

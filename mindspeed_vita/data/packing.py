@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-MODES = ("same_source", "cross_source")
+from mindspeed_vita.choices import PACKINGS
+
 LOOKAHEAD = 4096
 """Shuffled samples that are placed together, longest first."""
 OPEN_PACKS = 64
@@ -64,8 +65,8 @@ def plan_packs(
     Raises:
         ValueError: no samples, or the mode is unknown.
     """
-    if mode not in MODES:
-        raise ValueError(f"data.packing={mode!r} is unknown; expected one of {', '.join(MODES)}")
+    if mode not in PACKINGS:
+        raise ValueError(f"data.packing={mode!r} is unknown; expected one of {', '.join(PACKINGS)}")
     if not len(lengths):
         raise ValueError("found no samples to pack; expected at least one")
     assert lengths.min() > 0 and lengths.max() <= capacity, "samples are fitted to the pack when they are indexed"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Optional
 import transformers
 from transformers import PretrainedConfig, Qwen2Config
 
+from .choices import NORMS
+
 # Ids of the released tokenizer; the defaults serve checkpoints whose config.json does not name them.
 RELEASED_IMAGE_CONTEXT_ID = 151667
 RELEASED_VIDEO_CONTEXT_ID = 151670
@@ -56,8 +58,8 @@ class LongVitaVisionConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if norm_type not in ("layer_norm", "rms_norm"):
-            raise ValueError(f"visual.norm_type is {norm_type!r}; this modelling code knows layer_norm and rms_norm")
+        if norm_type not in NORMS:
+            raise ValueError(f"visual.norm_type is {norm_type!r}; this modelling code knows {' and '.join(NORMS)}")
         self.qk_normalization = qk_normalization
         self.norm_type = norm_type
         self.class_token = class_token

@@ -9,8 +9,8 @@ import math
 import os
 import re
 
-SAMPLERS = ("uniform", "legacy", "time")
-"""uniform and legacy take frames of a file by number, time by the moment at which a frame is shown."""
+from .choices import SAMPLERS
+
 FRAME_SUFFIXES = (".png", ".jpeg", ".jpg")
 _CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 

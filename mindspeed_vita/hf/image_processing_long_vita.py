@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .pixels import PIXELS, open_picture, to_rgb
-from .tiling import NORMALIZATIONS, PICTURE_ERRORS, TILINGS, background, frame_tile, image_tiles, normalize
+from .choices import PIXELS, TILINGS
+from .pixels import open_picture, to_rgb
+from .tiling import NORMALIZATIONS, PICTURE_ERRORS, background, frame_tile, image_tiles, normalize
 
 URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 64 * 2**20

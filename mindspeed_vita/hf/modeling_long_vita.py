@@ -17,6 +17,7 @@ import transformers
 from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen2Model, Qwen2PreTrainedModel
 
+from .choices import NORMS  # noqa: F401
 from .configuration_long_vita import LongVitaConfig, config_class
 from .generation_long_vita import LongVitaGenerationPart, Part
 from .tile_positions import CACHE_NAME, cached_length, check_positions, context_indices, one_cache

@@ -13,10 +13,6 @@ from PIL import Image, UnidentifiedImageError, features
 
 from .tiling import PICTURE_ERRORS
 
-PIXELS = ("shown", "published")
-"""shown: turned as the EXIF tag says, transparency on white, 16-bit grey scaled to 8 bits; what has no defined range is refused.
-published: as the published code did it, by Pillow's convert("RGB") alone. Pictures of 8-bit colours without a tag are the same."""
-
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Pillow's plugins that may open a picture, whatever it is called, where this Pillow has them. Of the others, EPS starts Ghostscript."""
 
@@ -90,7 +86,7 @@ def to_rgb(image: Image.Image, pixels: str = "shown") -> Image.Image:
 
     Args:
         image: opened by open_picture, or any other PIL picture.
-        pixels: one of PIXELS.
+        pixels: one of choices.PIXELS.
 
     Raises:
         ValueError: its values have no defined range (float, 32-bit), or its tag came after its pixels.

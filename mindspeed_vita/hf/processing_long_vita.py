@@ -16,11 +16,12 @@ from transformers import BatchFeature, ProcessorMixin
 # transformers 4.57 and 5.0 copy only what this file itself imports, not what its neighbours import: name every neighbour here.
 from .chat_messages import answer_mask, answer_spans, media, texts_of, with_parts
 from .chat_template import CHAT_TEMPLATES
+from .choices import SAMPLERS
 from .film import CONTAINERS  # noqa: F401
-from .frames import SAMPLERS
+from .frames import sample_file_frames  # noqa: F401
 from .image_processing_long_vita import LongVitaImageProcessor
-from .pixels import PIXELS  # noqa: F401
-from .tiling import TILINGS  # noqa: F401
+from .pixels import to_rgb  # noqa: F401
+from .tiling import normalize  # noqa: F401
 from .token_layout import MediaLayout, ReservedText, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
 from .video_file import decode_file_frames  # noqa: F401
 from .video_reading import read_video

@@ -13,10 +13,6 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-TILINGS = ("dynamic", "anyres", "fixed")
-"""dynamic: a picture is stretched over the grid of the closest aspect ratio. anyres: it keeps its own ratio and is padded to the grid that
-holds most of its pixels. fixed: one tile, padded to a square. Frames of videos are always padded squares."""
-
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -65,7 +61,7 @@ def choose_grid(
         tile_size: side of a tile, in pixels.
         min_tiles: fewest tiles, thumbnail not counted.
         max_tiles: most tiles, thumbnail not counted.
-        tiling: one of TILINGS; a fixed picture has one tile whatever min_tiles says.
+        tiling: one of choices.TILINGS; a fixed picture has one tile whatever min_tiles says.
 
     Returns:
         (columns, rows).
@@ -146,7 +142,7 @@ def cut_tiles(
         grid: (columns, rows).
         tile_size: side of a tile, in pixels.
         wanted: tiles to make, all if None. Others cost nothing beyond the shared resize.
-        tiling: one of TILINGS.
+        tiling: one of choices.TILINGS.
         colour: around what anyres and fixed pad to a square: the thumbnail, or the only tile.
 
     Returns:

@@ -24,6 +24,7 @@ with packages_needed():
     import numpy as np
     from length_mix import draw
 
+    from mindspeed_vita.choices import PACKINGS
     from mindspeed_vita.config import recipe_from_dict
     from mindspeed_vita.data.dealing import deal, relative_work
     from mindspeed_vita.data.packing import plan_packs
@@ -84,7 +85,7 @@ def show_fill(num_samples: int) -> None:
         packs = [scheme(lengths[short], sources[short], capacity) for scheme in (one_bin_a_source, two_bins)]
         old, older = (f"{np.mean(used) / capacity:.2%}" for used in packs)
         fitted = np.minimum(lengths, capacity)
-        for mode in ("same_source", "cross_source"):
+        for mode in PACKINGS:
             start = time.process_time()
             plan = measure_packs(plan_packs(fitted, sources, capacity=capacity, mode=mode, seed=0, epoch=0), fitted, tiles)
             each = (time.process_time() - start) / num_samples * 1e6

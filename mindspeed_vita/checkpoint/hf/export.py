@@ -31,6 +31,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 CODE_FILES = (
     "chat_messages.py",
     "chat_template.py",
+    "choices.py",
     "configuration_long_vita.py",
     "film.py",
     "frames.py",

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from mindspeed_vita.config import VisionConfig, tower_traits
+from mindspeed_vita.hf.choices import NORMS, Normalization
+from mindspeed_vita.hf.tiling import NORMALIZATIONS
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 """Our names, transformers' names."""
-_CONTRASTIVE = {"siglip": "siglip", "siglip_vision_model": "siglip", "clip": "clip", "clip_vision_model": "clip"}
-"""model_type -> tower."""
+_CONTRASTIVE: dict[str, Normalization] = {"siglip": "siglip", "siglip_vision_model": "siglip", "clip": "clip", "clip_vision_model": "clip"}
+"""model_type -> tower, and whose normalization it has."""
 
 
 def visual_section(vision: VisionConfig) -> dict[str, Any]:
@@ -53,8 +55,11 @@ def vision_config(config: Mapping[str, Any]) -> VisionConfig:
     traits = tower_traits(tower)
     only(config, "the tower", hidden_act=_ACTIVATIONS[traits.activation])
     norm = config.get("norm_type", "layer_norm")
-    if norm not in ("layer_norm", "rms_norm"):
-        raise ValueError(f"the tower has norm_type {norm!r}; expected 'layer_norm' or 'rms_norm'")
+    if norm not in NORMS:
+        raise ValueError(f"the tower has norm_type {norm!r}; expected one of {', '.join(NORMS)}")
+    normalization = config.get("normalization", "imagenet")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"the tower has normalization {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
     for key, value in asdict(traits).items():
         if key != "activation" and tower != "intern_vit":
             only(config, f"the tower {tower!r}", **{key: value})
@@ -70,7 +75,7 @@ def vision_config(config: Mapping[str, Any]) -> VisionConfig:
         qk_norm=bool(config.get("qk_normalization", config.get("use_qk_norm", False))),
         norm=norm,
         norm_eps=config.get("layer_norm_eps", 1e-6),
-        normalization=config.get("normalization", "imagenet"),
+        normalization=normalization,
         layer_scale_init=config.get("initializer_factor", config.get("layer_scale_init_value", 1.0)),
     )
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Optional
 
 from mindspeed_vita.checks.doctor.matrix import ASCEND, FLASH_ATTN, PACKAGES, VIDEO_CODECS
+from mindspeed_vita.choices import VIDEO_READERS
 
 _DRIVER_INFO = "/usr/local/Ascend/driver/version.info"  # where Ascend's driver always writes it
-_OPTIONAL = ("torch_npu", FLASH_ATTN.name, "decord", "torchcodec", "triton", "triton-ascend")
+_OPTIONAL = ("torch_npu", FLASH_ATTN.name, *VIDEO_READERS[1:], "triton", "triton-ascend")
 
 
 @dataclass(frozen=True, kw_only=True)

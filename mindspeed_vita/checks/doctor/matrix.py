@@ -58,6 +58,7 @@ PACKAGES = tuple(
             "av>=12.0",
             "numpy>=1.26,<3",
             "pyarrow>=15",
+            "pydantic>=2.10,<3",
             "pyyaml>=6.0",
             "rich>=13.0",
             "tensorboard>=2.14",

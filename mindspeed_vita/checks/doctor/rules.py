@@ -12,6 +12,7 @@ from mindspeed_vita.checks.doctor.disk import DiskSpeed
 from mindspeed_vita.checks.doctor.installation import Installation
 from mindspeed_vita.checks.doctor.matrix import ASCEND, line, numbers
 from mindspeed_vita.checks.doctor.tested_sets import closest
+from mindspeed_vita.choices import VIDEO_READERS
 
 Status = Literal["ok", "note", "problem"]
 _SET_ENV = "source set_env.sh of CANN (/usr/local/Ascend/cann/set_env.sh unless it was installed elsewhere)"
@@ -266,7 +267,7 @@ def _collectives(seen: Seen, kind: str) -> Finding:
 
 
 def _media(here: Installation) -> Iterator[Finding]:
-    for name in ("decord", "torchcodec"):
+    for name in VIDEO_READERS[1:]:  # the first is PyAV, which is required
         version = here.packages.get(name)
         if version:
             yield Finding(name=name, status="ok", found=f"{version} (optional; data.video_reader={name})")

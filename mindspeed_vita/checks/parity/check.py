@@ -9,12 +9,13 @@ from typing import Any, Callable
 import torch
 
 from mindspeed_vita.checks.parity.pool import LayoutPool
+from mindspeed_vita.choices import VISION_PARALLELS
 from mindspeed_vita.config import MODULES
 
 RUN = "mindspeed_vita.checks.parity.step:loss_and_gradients"
 LAYOUTS = ((2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (2, 1, 2, 1), (2, 2, 1, 1), (1, 2, 2, 1), (1, 1, 4, 1))
 """(tp, pp, cp, dp), each axis alone and their products."""
-CASES = [(layout, vision) for layout in LAYOUTS for vision in ("balanced", "tensor") if vision == "balanced" or layout[0] > 1]
+CASES = [(layout, vision) for layout in LAYOUTS for vision in VISION_PARALLELS if vision == "balanced" or layout[0] > 1]
 """Layouts, and how their ranks share the tower (ParallelConfig.vision_parallel)."""
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 2e-5
 """Relative, and relative to each gradient's largest entry: fp32 sums in another order. Worst seen on a CPU: 5e-8 and 9e-6."""

@@ -7,15 +7,15 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mindspeed_vita.choices import Resize, VideoReader
 from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.hf.choices import Pixels, Tiling
 from mindspeed_vita.hf.tiling import BACKGROUND, choose_grid
 
 if TYPE_CHECKING:
     from mindspeed_vita.config.recipe import DataConfig
     from mindspeed_vita.data.media.video import VideoHeader
 
-READERS = ("pyav", "decord", "torchcodec")
-RESIZES = ("exact", "fast")
 FRAME_SECONDS = 0.25
 """What a video's deadline grows by for each frame that is taken; 4,096 frames of a film were measured to take 69 to 110 seconds."""
 
@@ -79,13 +79,13 @@ class DecodeSettings:
     """Longest video."""
     memory: int = 4 << 30
     """Bytes that the decoder process may allocate."""
-    reader: str = "pyav"
-    """One of READERS."""
-    resize: str = "exact"
+    reader: VideoReader = "pyav"
+    """What opens video files."""
+    resize: Resize = "exact"
     """exact (Pillow, as published) | fast (torch, antialiased bicubic on uint8: pictures at most 2/255 off)."""
-    tiling: str = "dynamic"
+    tiling: Tiling = "dynamic"
     """How a picture is laid over its grid, see hf/tiling.py."""
-    pixels: str = "shown"
+    pixels: Pixels = "shown"
     """How a picture becomes RGB, see hf/pixels.py."""
     colour: tuple[int, int, int] = BACKGROUND
     """Around what is padded to a square."""

@@ -124,5 +124,5 @@ VITA = {
 }
 """Keys that Megatron has no flag for."""
 
-TEXT = frozenset(key for key, hint in leaves() if hint is str)
+TEXT = frozenset(key for key, hint in leaves() if hint is str or typing.get_origin(hint) is typing.Literal)
 """Keys whose value is taken as it is written; the others are YAML."""

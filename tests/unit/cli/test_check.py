@@ -49,7 +49,7 @@ def test_every_problem_is_listed(recipe, capsys, tmp_path):
     assert main(["check", "--processes", "2", file]) == 2
     out = capsys.readouterr().out
     assert out.count("PROBLEM") == 4 and "FAIL: 4 of 6 topics" in out
-    expected = ("PROBLEM: recipe 'tiny': tp*pp*cp=3", "media_root nowhere: no such folder", "tokenizer folder 'gone'", "lost does")
+    expected = ("PROBLEM: recipe 'tiny': 6 problems: (1) tp*pp*cp=3", "nowhere: no such folder", "tokenizer folder 'gone'", "lost does")
     assert all(words in out for words in expected), out
 
 
@@ -58,14 +58,26 @@ def test_every_problem_is_listed(recipe, capsys, tmp_path):
     [
         ("data.template=llama3", "data.template='llama3' needs <|begin_of_text|>, "),
         ("data.template=chatml", "data.template='chatml' is unknown; expected one of qwen2, llama3, mistral, vicuna"),
-        ("model.projector.kind=mlp_newlin", "model.projector.kind='mlp_newlin'; expected one of mlp, mlp_stride, mlp_newline"),
-        ("model.vision.tower=eva", "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
         ("model.projector.pixel_shuffle=3", "model.projector.pixel_shuffle=3 does not divide the patch grid=4; use a divisor, or"),
     ],
 )
 def test_what_does_not_go_together_is_told_when_the_recipe_is_read(recipe, capsys, override, message):
     assert main(["check", recipe(), override]) == 2
     assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.projector.kind=mlp_newlin", "='mlp_newlin' (from the command line); expected one of mlp, mlp_stride, mlp_newline, or one"),
+        ("model.vision.tower=eva", "model.vision.tower='eva' (from the command line); expected one of intern_vit, siglip, clip"),
+        ("data.video_reader=opencv", "data.video_reader='opencv' (from the command line); expected one of pyav, decord, torchcodec"),
+    ],
+)
+def test_a_value_that_does_not_exist_is_one_line_before_anything_is_looked_at(recipe, capsys, override, message):
+    assert main(["check", recipe(), override]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not said.out
 
 
 def test_a_checkpoint_to_continue_from_is_named_and_compared(recipe, tmp_path, capsys):

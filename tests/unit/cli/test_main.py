@@ -79,7 +79,7 @@ def test_print_recipe_fills_in_the_defaults(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "override, part",
-    [("train.lrr=1", "unknown key train.lrr; did you mean train.lr?"), ("parallel.tp=2", "does not divide the 1 processes")],
+    [("train.lrr=1", "train.lrr (from the command line); did you mean train.lr?"), ("parallel.tp=2", "does not divide the 1 processes")],
 )
 def test_a_recipe_that_cannot_run_is_one_line(tmp_path, capsys, override, part):
     path = tmp_path / "recipe.yaml"

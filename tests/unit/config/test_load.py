@@ -1,6 +1,13 @@
 """Recipes: order of defaults, overrides, and a clear refusal of every wrong key or value."""
 
+import dataclasses
+import pickle
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Union
 
 import pytest
 import yaml
@@ -64,6 +71,68 @@ def test_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, overrides: l
         load_recipe(write(tmp_path, text), overrides)
 
 
+def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
+    text = "stage: 9\ntrain: {lr: fast, precision: FP32, epochs: 2, modules: [vision, tower]}\n"
+    text += "data: {mixture: '${VITA_NOT_SET}', resets: 1}\n"
+    with pytest.raises(ValueError) as error:
+        load_recipe(write(tmp_path, text), ["parallel.tp=0", "data.packing=samesource"])
+    assert str(error.value).startswith(f"{tmp_path / 'recipe.yaml'}: 9 problems: (1) ")
+    for message in (
+        "stage=9; expected one of 1, 2, 3, 4",
+        "train.lr='fast'; expected a number, found str",
+        "train.precision='FP32'; expected one of bf16, fp32; did you mean fp32?",
+        "unknown key train.epochs; here it is train.steps",
+        "train.modules[1]='tower'; expected one of vision, projector, language",
+        "data.mixture='${VITA_NOT_SET}' needs the environment variable VITA_NOT_SET; set it or override data.mixture",
+        "data.resets=1; expected true or false, found int",
+        "parallel.tp=0 (from the command line); expected at least 1",
+        "data.packing='samesource' (from the command line); expected one of same_source, cross_source; did you mean same_source?",
+    ):
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": {1: 2}}, "recipe: unknown key train.1; known keys: beta1, "),
+        ({3: 4}, "recipe: unknown key 3; known keys: checkpoint, "),
+        ({"train": {"modules": ["${VITA_NOT_SET}"]}}, "recipe: train.modules='${VITA_NOT_SET}' needs the environment variable VITA_"),
+        ({"train": {"modules": ["tower"]}}, "recipe: train.modules[0]='tower'; expected one of vision, projector, language"),
+        ({"train": {"modules": []}}, "recipe: train.modules=[]; expected at least one of vision, projector, language"),
+        ({"data": {"max_fps": float("inf")}}, "recipe: data.max_fps=inf; expected more than 0 and finite"),
+        ({"data": {"decode_memory": 7}}, "recipe: data.decode_memory=7; expected at least 268435456"),
+        ({"model": {"vision": {"preset": "vit"}}}, "recipe: model.vision.preset='vit'; expected one of intern_vit_300m, intern_vit_6b, "),
+        ({"plugins": None}, "recipe: plugins=None; expected a list"),
+        ({"plugins": [7]}, "recipe: plugins: '7' cannot be imported"),
+    ],
+)
+def test_one_problem_is_one_sentence(content: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        recipe_from_dict(content)
+    assert str(error.value).startswith(message)
+
+
+def test_a_saved_model_section_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model section: model must be a section, found \['tiny'\]$"):
+        model_config_from_dict(["tiny"])  # type: ignore[arg-type]
+
+
+def test_the_sections_stay_plain_frozen_dataclasses() -> None:
+    """What other code does with them: replace, compare, hash, pickle."""
+    recipe = recipe_from_dict({"stage": 2})
+    assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipe_from_dict({"stage": 2}))
+    assert dataclasses.replace(recipe, name="b") != recipe and dataclasses.asdict(recipe)["train"]["modules"] == recipe.train.modules
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.name = "b"  # type: ignore[misc]
+    assert not hasattr(type(recipe), "__pydantic_validator__")
+
+
+def test_importing_the_configuration_does_not_import_pydantic() -> None:
+    code = "import sys, mindspeed_vita.config; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_missing_recipe_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml: no such file"):
         load_recipe(tmp_path / "nowhere.yaml")
@@ -73,14 +142,29 @@ def test_every_field_is_documented() -> None:
     """The recipe is the user's reference: a line of documentation stands under each field."""
     import ast
 
-    import mindspeed_vita.config.recipe as module
+    from mindspeed_vita.config import model, recipe
 
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    for node in (item for item in tree.body if isinstance(item, ast.ClassDef)):
+    trees = [ast.parse(Path(module.__file__).read_text(encoding="utf-8")) for module in (model, recipe)]
+    for node in (item for tree in trees for item in tree.body if isinstance(item, ast.ClassDef)):
         for field, after in zip(node.body, [*node.body[1:], None]):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{node.name}.{ast.unparse(field.target)}"
     assert Recipe().name == "run"
+
+
+def test_every_field_has_a_kind_or_choices() -> None:
+    """A bare int would be read by pydantic's own rules, which take true for 1."""
+
+    def bare(cls: Any, prefix: str) -> Iterator[str]:
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            if typing.get_origin(hint) is Union:  # Optional
+                hint = typing.get_args(hint)[0]
+            if dataclasses.is_dataclass(hint):
+                yield from bare(hint, f"{prefix}{name}.")
+            elif typing.get_origin(hint) is not typing.Literal and not hasattr(hint, "__metadata__") and name != "__pydantic_config__":
+                yield f"{prefix}{name}"
+
+    assert list(bare(Recipe, "")) == []
 
 
 def test_a_key_given_twice_is_refused_and_a_merge_may_be_overruled(tmp_path):

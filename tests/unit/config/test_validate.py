@@ -1,10 +1,20 @@
 """Cross-field checks happen before anything is built, and say what to change."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mindspeed_vita.config import LanguageConfig, ModelConfig, ProjectorConfig, model_config_from_dict, recipe_from_dict, validate
+from mindspeed_vita.config import (
+    LanguageConfig,
+    ModelConfig,
+    ProjectorConfig,
+    Recipe,
+    TrainConfig,
+    model_config_from_dict,
+    recipe_from_dict,
+    validate,
+)
 from mindspeed_vita.config.presets import MODELS
 
 
@@ -37,10 +47,10 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"model": {"language": {"num_layers": -2}}}, 1, "model.language.num_layers=-2; expected at least 1"),
         ({"model": {"language": {"hidden_size": 132}}}, 1, "width of a head=33; rotary positions need an even one"),
         ({"data": {"num_workers": -1}}, 1, "data.num_workers=-1; expected at least 0"),
-        ({"train": {"beta1": 2}}, 1, "train.beta1=2.0; expected at least 0 and less than 1"),
+        ({"train": {"beta1": 2}}, 1, "train.beta1=2; expected at least 0 and less than 1"),
         ({"train": {"lr": float("inf")}}, 1, "expected 0 <= min_lr <= lr"),
         ({"train": {"precision": "fp8"}}, 1, r"train.precision='fp8'; expected one of bf16, fp32"),
-        ({"train": {"modules": ["tower"]}}, 1, r"train.modules=\['tower'\]; expected at least one of vision"),
+        ({"train": {"modules": ["tower"]}}, 1, r"train.modules\[0\]='tower'; expected one of vision"),
         ({"train": {"min_lr": 1.0}}, 1, "expected 0 <= min_lr <= lr"),
         ({"data": {"min_tiles": 5, "max_tiles": 2}}, 1, "expected 1 <= min_tiles <= max_tiles"),
         ({"model": {"vision": {"tower": "eva"}}}, 1, "model.vision.tower='eva'; expected one of intern_vit, siglip, clip"),
@@ -117,12 +127,20 @@ def test_an_unknown_family_in_a_built_config_is_one_message() -> None:
     from mindspeed_vita.config import validate_model
 
     model = ModelConfig(language=LanguageConfig(family="qwen9"), projector=ProjectorConfig(kind="mlp2"))
-    with pytest.raises(ValueError, match="family='qwen9'; expected one of qwen2, qwen3.*kind='mlp2'; expected one of mlp, mlp_stride"):
+    with pytest.raises(ValueError, match="kind='mlp2'; expected one of mlp, mlp_stride.*family='qwen9'; expected one of qwen2, qwen3"):
         validate_model(model)
 
 
 def test_all_problems_come_in_one_message() -> None:
-    recipe = recipe_from_dict({"train": {"steps": 0, "precision": "fp8"}, "data": {"packing": "none"}})
     with pytest.raises(ValueError) as error:
-        validate(recipe)
-    assert all(word in str(error.value) for word in ("train.steps=0", "fp8", "data.packing"))
+        recipe_from_dict({"train": {"steps": 0, "precision": "fp8"}, "data": {"packing": "none"}})
+    assert all(word in str(error.value) for word in ("3 problems", "train.steps=0", "fp8", "data.packing"))
+    with pytest.raises(ValueError) as error:
+        validate(recipe_from_dict({"train": {"min_lr": 1.0}, "data": {"min_tiles": 5, "max_tiles": 2}}))
+    assert all(word in str(error.value) for word in ("2 problems", "train.min_lr=1.0", "data.min_tiles=5"))
+
+
+def test_a_recipe_that_code_put_together_is_checked_like_one_that_was_loaded() -> None:
+    train = replace(TrainConfig(), precision="fp8", steps=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'run': 2 problems: .*steps=0; expected at least 1.*precision='fp8'; expected one"):
+        validate(replace(Recipe(), train=train))

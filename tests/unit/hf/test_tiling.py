@@ -68,7 +68,8 @@ def test_the_resize_does_the_width_first_whatever_pillow_does(size, target):
 TILE_HASHES = """
 import hashlib, numpy as np, PIL
 from PIL import Image
-from mindspeed_vita.hf.tiling import TILINGS, frame_tile, image_tiles
+from mindspeed_vita.hf.choices import TILINGS
+from mindspeed_vita.hf.tiling import frame_tile, image_tiles
 found = hashlib.sha256()
 for size in ((30, 90), (90, 30), (48, 64), (64, 48), (7, 900)):
     image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))

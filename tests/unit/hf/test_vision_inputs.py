@@ -23,7 +23,8 @@ from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import vision_token_ids
-from mindspeed_vita.hf.tiling import BACKGROUND, NORMALIZATIONS, TILINGS, background, cut_tiles, image_tiles, normalize
+from mindspeed_vita.hf.choices import TILINGS
+from mindspeed_vita.hf.tiling import BACKGROUND, NORMALIZATIONS, background, cut_tiles, image_tiles, normalize
 from mindspeed_vita.inference.hf_generate import load_processor
 from mindspeed_vita.ops.normalize import normalize_tiles
 from tests.tiny_checkpoint import TINY, random_weights, tiny_recipe

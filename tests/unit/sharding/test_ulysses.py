@@ -33,13 +33,11 @@ def test_shares_are_equal_stretches_of_the_rings(ring: int, ulysses: int, data: 
     ],
 )
 def test_what_does_not_divide_is_refused_with_the_reason(heads, kv_heads, tp, cp, ulysses, message) -> None:
-    recipe = recipe_from_dict(
-        {
-            "model": {"preset": "tiny", "language": {"num_heads": heads, "num_kv_heads": kv_heads, "hidden_size": 24 * heads}},
-            "parallel": {"tp": tp, "cp": cp, "ulysses": ulysses},
-            "data": {"seq_length": 48},
-            "train": {"global_batch": 1},
-        }
-    )
+    content = {
+        "model": {"preset": "tiny", "language": {"num_heads": heads, "num_kv_heads": kv_heads, "hidden_size": 24 * heads}},
+        "parallel": {"tp": tp, "cp": cp, "ulysses": ulysses},
+        "data": {"seq_length": 48},
+        "train": {"global_batch": 1},
+    }
     with pytest.raises(ValueError, match=message):
-        validate(recipe, tp * cp)
+        validate(recipe_from_dict(content), tp * cp)

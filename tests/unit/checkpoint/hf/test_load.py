@@ -166,8 +166,10 @@ def test_towers_of_another_kind_are_refused() -> None:
         vision_config({"model_type": "clip_vision_model", "hidden_act": "gelu"})
     with pytest.raises(ValueError, match="the tower has hidden_act 'quick_gelu'; expected 'gelu'"):
         vision_config({**RELEASED["visual"], "hidden_act": "quick_gelu"})
-    with pytest.raises(ValueError, match="the tower has norm_type 'batch_norm'; expected 'layer_norm' or 'rms_norm'"):
+    with pytest.raises(ValueError, match="the tower has norm_type 'batch_norm'; expected one of layer_norm, rms_norm"):
         vision_config({**RELEASED["visual"], "norm_type": "batch_norm"})
+    with pytest.raises(ValueError, match="the tower has normalization 'inception'; expected one of imagenet, clip, siglip"):
+        vision_config({**RELEASED["visual"], "normalization": "inception"})
 
 
 def test_folders_without_weights_say_what_they_hold(tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_flags_alone_make_a_recipe():
     assert recipe.data.mixture == "mixture.yaml" and recipe.parallel.tp == 4 and recipe.train.precision == "bf16"
 
 
+def test_flags_with_wrong_values_are_refused_together():
+    line = "--vita-stage 7 --vita-data-packing same --vita-data-num-workers -1 --vita-train-vision-lr-mult high --global-batch-size 0"
+    with pytest.raises(ValueError) as error:
+        recipe_from_arguments(parse(line.split()))
+    assert str(error.value).startswith("command line: 5 problems: ")
+    for message in (
+        "stage=7; expected one of 1, 2, 3, 4",
+        "data.packing='same'; expected one of same_source, cross_source",
+        "data.num_workers=-1; expected at least 0",
+        "train.vision_lr_mult='high'; expected a number, found str",
+        "train.global_batch=0; expected at least 1",
+    ):
+        assert message in str(error.value)
+
+
 def test_flags_say_what_they_carry():
     line = arguments_from_recipe(recipe_from_dict({"stage": 2, "model": {"preset": "14b"}, "parallel": {"tp": 8}}))
     text = " ".join(line)
