@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-
-from mindspeed_vita.sharding import CPPlan
 
 
 @dataclass
@@ -16,10 +14,11 @@ class PackedContext(PackedSeqParams):
     """Packed-sequence parameters with the context-parallel plan and the rotary tables of this rank's tokens.
 
     megatron's attention hands the object through to the core attention untouched; qkv_format "thd" makes it pass queries,
-    keys and values as [tokens, heads, width].
+    keys and values as [tokens, heads, width]. The plan is what the injected attention takes: a CPPlan in training, a step's plan in
+    inference.
     """
 
     qkv_format: str = "thd"
-    plan: Optional[CPPlan] = None
+    plan: Any = None
     cos_TD: Optional[torch.Tensor] = None
     sin_TD: Optional[torch.Tensor] = None

@@ -1,0 +1,157 @@
+"""Executes steps on one rank: prefill chunks in one forward pass, decode rows in another, then one head for all rows that need logits.
+
+It keeps the prompts of running sequences and the cache's tensors. It decides nothing: every rank gets the same steps.
+Shapes: T tokens of this rank, R rows with logits, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.data.assemble import EncodedSample
+from mindspeed_vita.data.batch import MediaFailure
+from mindspeed_vita.inference.cached_attention import CachedAttention
+from mindspeed_vita.inference.plans import PrefillPlan, plan_decode, plan_prefill
+from mindspeed_vita.inference.steps import DecodeRow, PrefillChunk, Step
+from mindspeed_vita.inference.tile_feed import TileFeed, tiles_of, without_labels
+from mindspeed_vita.models.inputs import ModelInputs
+from mindspeed_vita.parallel.layout import ParallelLayout
+
+if TYPE_CHECKING:
+    from mindspeed_vita.models.vita import VitaModel
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave; the same on every rank."""
+
+    logits: torch.Tensor
+    """fp32 [R, vocabulary], one row for each of step.sampled."""
+    failures: dict[int, MediaFailure]
+    """Sequences of which a picture or video could not be decoded; what the model says of them means nothing."""
+
+
+class ModelRunner:
+    """One rank's model with its cache.
+
+    Args:
+        model: this rank's part, built without sequence parallelism; one pipeline stage.
+        layout: this rank's place.
+        attention: installed in the model.
+        feed: encodes tiles.
+        device: where the model is.
+    """
+
+    def __init__(self, model: VitaModel, layout: ParallelLayout, attention: CachedAttention, feed: TileFeed, device: torch.device) -> None:
+        self.model, self.layout, self.attention, self.feed, self.device = model.eval(), layout, attention, feed, device
+        self.block_size = attention.cache.block_size
+        self.prompts: dict[int, EncodedSample] = {}
+        self._longest: dict[int, int] = {}
+        attention.install(model.language)
+
+    def add(self, sequence: int, prompt: EncodedSample, *, longest: int) -> None:
+        """Makes a sequence known, before its first chunk. On every rank.
+
+        Args:
+            sequence: its number.
+            prompt: its tokens and media.
+            longest: tokens that it may grow to; LongRoPE chooses its frequencies by it.
+        """
+        self.prompts[sequence] = without_labels(prompt)
+        self._longest[sequence] = longest
+
+    def forget(self, sequence: int) -> None:
+        """Drops what is kept for a sequence."""
+        self.prompts.pop(sequence, None)
+        self._longest.pop(sequence, None)
+
+    @torch.no_grad()
+    def run(self, step: Step) -> StepResult:
+        """Executes one step. Collective over tp and cp."""
+        for sequence in step.ended:
+            self.forget(sequence)
+        hidden: list[torch.Tensor] = []
+        failures: dict[int, MediaFailure] = {}
+        if step.prefill:
+            rows_RH, failures = self._prefill(step.prefill)
+            hidden.append(rows_RH)
+        if step.decode:
+            hidden.append(self._decode(step.decode))
+        hidden_RH = torch.cat(hidden)
+        logits = self.model.head_logits(hidden_RH.unsqueeze(1), torch.arange(len(hidden_RH), device=self.device))
+        return StepResult(logits, failures)
+
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> tuple[torch.Tensor, dict[int, MediaFailure]]:
+        """Final hidden states of the last tokens of the chunks that end their sequence's prefill, and what failed."""
+        layout = self.layout
+        plan = plan_prefill(chunks, rank=layout.cp_rank, size=layout.cp_size, block_size=self.block_size, device=self.device)
+        prompts = [self.prompts[chunk.sequence] for chunk in plan.chunks]
+        tokens = np.concatenate([_tokens(prompt, chunk) for prompt, chunk in zip(prompts, plan.chunks)])
+        own = np.append(tokens[plan.places[: plan.num_real]], 0)
+        vision: dict[str, Any] = {"num_tiles": 0, "route": None}
+        failures: dict[int, MediaFailure] = {}
+        needed = tiles_of(plan, prompts, self.feed.tokens_per_tile)
+        if needed:
+            rows_RH, route, failed = self.feed.rows(plan, needed, self.device)
+            vision = {"num_tiles": sum(len(part.wanted) for part in needed), "route": route, "vision_rows_RH": rows_RH}
+            failures = self._known_to_all(failed)
+        longest = max(self._longest[chunk.sequence] for chunk in plan.chunks)
+        inputs = self._inputs(torch.from_numpy(own), torch.from_numpy(plan.positions), plan, longest, **vision)
+        return self._last_rows(self.model.hidden(inputs), plan, chunks), failures
+
+    def _last_rows(self, hidden_T1H: torch.Tensor, plan: PrefillPlan, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        """Rows of the chunks that need logits, in the order of the step. Each has one owner among the context-parallel ranks."""
+        places = {chunk.sequence: place for chunk, place in zip(plan.chunks, plan.last)}
+        wanted = [places[chunk.sequence] for chunk in chunks if chunk.last]
+        rows_RH = hidden_T1H.new_zeros(len(wanted), hidden_T1H.shape[-1])
+        for number, (rank, place) in enumerate(wanted):
+            if rank == self.layout.cp_rank:
+                rows_RH[number] = hidden_T1H[place, 0]
+        if self.layout.cp_size > 1 and wanted:
+            dist.all_reduce(rows_RH, group=self.layout.cp_group)
+        return rows_RH
+
+    def _decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
+        """Final hidden states of all rows, on every rank."""
+        plan = plan_decode(rows, rank=self.layout.cp_rank, block_size=self.block_size, device=self.device)
+        tokens, positions = torch.tensor([row.token for row in rows]), torch.tensor([row.position for row in rows])
+        longest = max(self._longest[row.sequence] for row in rows)
+        return self.model.hidden(self._inputs(tokens, positions, plan, longest, num_tiles=0, route=None)).squeeze(1)
+
+    def _inputs(self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: Any, longest: int, **vision: Any) -> ModelInputs:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return ModelInputs(
+            tokens_T=tokens_T.to(self.device),
+            labels_T=nothing,
+            weights_T=nothing.float(),
+            supervised_Q=nothing,
+            loss_count=nothing,
+            positions_T=positions_T.to(self.device),
+            longest_document=longest,
+            plan=plan,
+            tiles_NCHW=nothing.to(torch.uint8),
+            **vision,
+        )
+
+    def _known_to_all(self, failures: list[tuple[int, MediaFailure]]) -> dict[int, MediaFailure]:
+        """The first failure of each sequence on any rank that shares the tiles."""
+        found: list[Any] = [failures]
+        if self.layout.tile_group_size > 1:
+            found = [None] * self.layout.tile_group_size
+            dist.all_gather_object(found, failures, group=self.layout.tp_cp_group)
+        merged: dict[int, MediaFailure] = {}
+        for sequence, failure in (pair for part in found for pair in part):
+            merged.setdefault(sequence, failure)
+        return merged
+
+
+def _tokens(prompt: EncodedSample, chunk: PrefillChunk) -> np.ndarray:
+    """The chunk's token ids: the prompt's, then those of the answer that is computed again."""
+    stop = chunk.stop - len(chunk.answer)
+    return np.concatenate([prompt.tokens_T[chunk.start : stop], np.array(chunk.answer, dtype=np.int64)])
