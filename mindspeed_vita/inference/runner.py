@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import torch
@@ -70,6 +70,11 @@ class ModelRunner:
         """Drops what is kept for a sequence."""
         self.prompts.pop(sequence, None)
         self._longest.pop(sequence, None)
+
+    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], Optional[MediaFailure]]:
+        """Digests of a prompt's tiles (TileFeed.digests), and the first of its media that failed; the same on every rank. Collective."""
+        found, failed = self.feed.digests(prompt, settings)
+        return found, self._known_to_all([(0, failure) for failure in failed]).get(0)
 
     @torch.no_grad()
     def run(self, step: Step) -> StepResult:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from mindspeed_vita.data.assemble import EncodedSample, decode_tiles
 from mindspeed_vita.data.batch import MediaFailure
 from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.inference.block_names import tile_digest
 from mindspeed_vita.inference.plans import PrefillPlan
 from mindspeed_vita.models.inputs import VisionRoute
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -107,6 +109,24 @@ class TileFeed:
         rows_RH = torch.cat(encoded) if encoded else self.model.tile_rows(self._no_tiles().to(device))
         route = self._route(plan, chunks, device)
         return self.model.exchange(rows_RH, route), route, failures
+
+    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], list[MediaFailure]]:
+        """tile_digest of each of a prompt's tiles, and what failed on this rank; the same digests on every rank. Collective over tp x cp.
+
+        Args:
+            prompt: whose tiles.
+            settings: what happens to pixels before the tower sees them, for tile_digest.
+        """
+        layout, num_tiles = self.layout, len(prompt.tile_starts_N)
+        whole = ChunkTiles(0, prompt, range(num_tiles), prompt.tile_starts_N, (0, 0))
+        failures: list[tuple[int, MediaFailure]] = []
+        own = tile_owner(num_tiles, layout.tile_group_size)[layout.tile_rank]
+        found = [tile_digest(tile, settings) for tiles in self._decoded([whole], own, failures) for tile in tiles.numpy()]
+        parts: list[list[bytes]] = [found]
+        if layout.tile_group_size > 1:
+            parts = [[] for _ in range(layout.tile_group_size)]
+            dist.all_gather_object(parts, found, group=layout.tp_cp_group)
+        return [digest for part in parts for digest in part], [failure for _, failure in failures]
 
     def _decoded(self, chunks: Sequence[ChunkTiles], own: range, failures: list[tuple[int, MediaFailure]]) -> Iterator[torch.Tensor]:
         """This rank's tiles in order, a few at a time; the next ones are decoded meanwhile."""

@@ -21,6 +21,8 @@ __all__ = ["blocks_backward", "blocks_forward", "merge_", "paged_forward", "refu
 
 _OLDEST = (2, 7)
 _WIDEST = 256
+_PAGE = 256
+"""The call for caches takes blocks of a multiple of this many tokens."""
 
 
 def refuse(heads: Heads) -> Optional[str]:
@@ -58,7 +60,7 @@ def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scal
 def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
     """See registry.Backend. Decoding takes the package's call for caches, which splits long keys over the device."""
     sequences = paged.sequences
-    if len(sequences.tables) == len(paged.q_TND):
+    if len(sequences.tables) == len(paged.q_TND) and not paged.k_BSGD.shape[1] % _PAGE:
         from flash_attn import flash_attn_with_kvcache
 
         out_B1ND, lse_BN1 = flash_attn_with_kvcache(
