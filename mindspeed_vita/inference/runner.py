@@ -51,6 +51,7 @@ class ModelRunner:
     def __init__(self, model: VitaModel, layout: ParallelLayout, attention: CachedAttention, feed: TileFeed, device: torch.device) -> None:
         self.model, self.layout, self.attention, self.feed, self.device = model.eval(), layout, attention, feed, device
         self.block_size = attention.cache.block_size
+        self.vocab_size = model.language.vocab_size
         self.prompts: dict[int, EncodedSample] = {}
         self._longest: dict[int, int] = {}
         attention.install(model.language)
@@ -81,6 +82,8 @@ class ModelRunner:
         """Executes one step. Collective over tp and cp."""
         for sequence in step.ended:
             self.forget(sequence)
+        if step.empty:
+            return StepResult(torch.zeros(0, self.vocab_size, device=self.device), {})
         hidden: list[torch.Tensor] = []
         failures: dict[int, MediaFailure] = {}
         if step.prefill:

@@ -194,6 +194,8 @@ class Scheduler:
     ) -> int:
         """A chunk of a sequence, if its blocks can be had; returns the tokens spent."""
         blocks = min(budget // self.block_size, -(-state.pending // self.block_size))
+        if not blocks:  # what is left of the budget is less than a block
+            return 0
         zigzag = 2 * self.pool.cp
         if blocks * self.block_size < state.pending and blocks > zigzag:
             blocks -= blocks % zigzag  # a chunk in the middle of a prompt: whole zigzags make the ring even

@@ -9,13 +9,16 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.data.assemble import EncodedSample
+from mindspeed_vita.data.batch import MediaFailure
 from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.inference.cached_attention import CachedAttention
 from mindspeed_vita.inference.kv_cache import KVCache, blocks_in, bytes_per_block
 from mindspeed_vita.inference.loading import LoadedModel, load_model
 from mindspeed_vita.inference.prompt import PromptEncoder
+from mindspeed_vita.inference.ranks import Ranks
 from mindspeed_vita.inference.runner import ModelRunner, StepResult
-from mindspeed_vita.inference.steps import BLOCK_SIZE, Step
+from mindspeed_vita.inference.steps import BLOCK_SIZE, Step, decode_step, encode_step
 from mindspeed_vita.inference.tile_feed import TileFeed
 
 
@@ -51,6 +54,7 @@ class InferenceSession:
         if settings.block_size < 1:
             raise ValueError(f"block_size is {settings.block_size}; expected at least 1")
         self.loaded, self.settings = loaded, settings
+        self.ranks = Ranks(loaded.layout.tp_cp_group, loaded.layout.tile_group_size, loaded.layout.tile_rank)
         self.prompts = PromptEncoder(loaded.recipe, loaded.tokenizer)
         model, layout, recipe, device = loaded.model, loaded.layout, loaded.recipe, loaded.device
         language = recipe.model.language
@@ -85,6 +89,54 @@ class InferenceSession:
     def run(self, step: Step) -> StepResult:
         """Executes one step on this rank. Collective over tp and cp: every rank is given the same step."""
         return self.runner.run(step)
+
+    # What the first rank has all ranks do
+
+    def add(self, number: int, prompt: EncodedSample, *, longest: int) -> None:
+        """ModelRunner.add on every rank. First rank only."""
+        self.ranks.tell(("add", number, prompt, longest))
+        self.runner.add(number, prompt, longest=longest)
+
+    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], Optional[MediaFailure]]:
+        """ModelRunner.digests on every rank. First rank only."""
+        self.ranks.tell(("digests", prompt, settings))
+        return self.runner.digests(prompt, settings)
+
+    def execute(self, step: Step) -> StepResult:
+        """ModelRunner.run on every rank. First rank only."""
+        self.ranks.tell(("step", encode_step(step)))
+        return self.runner.run(step)
+
+    def dismiss(self, result: Any = None, problem: str = "") -> None:
+        """Lets the other ranks return from `serve`. First rank only.
+
+        Args:
+            result: what `serve` returns there.
+            problem: what `serve` raises there as a ValueError; empty: it returns.
+        """
+        self.ranks.tell(("end", result, problem))
+
+    def serve(self) -> Any:
+        """Does what the first rank says, until it lets go; returns its result. Not on the first rank.
+
+        Raises:
+            ValueError: the first rank ended with an error, which is given again.
+        """
+        while True:
+            kind, *arguments = self.ranks.hear()
+            if kind == "step":
+                self.runner.run(decode_step(arguments[0]))
+            elif kind == "add":
+                number, prompt, longest = arguments
+                self.runner.add(number, prompt, longest=longest)
+            elif kind == "digests":
+                self.runner.digests(*arguments)
+            else:
+                assert kind == "end", kind
+                result, problem = arguments
+                if problem:
+                    raise ValueError(problem)
+                return result
 
 
 def load_session(path: str | Path, *, settings: SessionSettings = SessionSettings(), **options: Any) -> InferenceSession:
