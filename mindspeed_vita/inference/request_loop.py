@@ -19,6 +19,7 @@ from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, Samp
 from mindspeed_vita.inference.scheduler import Budgets, Scheduler
 from mindspeed_vita.inference.sequence import Ended, NewSequence
 from mindspeed_vita.inference.session import InferenceSession
+from mindspeed_vita.inference.steps import Step
 from mindspeed_vita.inference.text_stream import TextStream
 from mindspeed_vita.inference.tile_memo import TileMemo
 
@@ -112,11 +113,15 @@ class RequestLoop:
     def step(self) -> list[Update]:
         """Computes one step and returns what it brought. Collective: the other ranks must be in InferenceSession.serve."""
         step = self.scheduler.schedule()
+        updates = self._updates({}) if step.empty and not step.ended else self._execute(step)
+        if self.idle:  # no later step will tell the ranks what they need not keep
+            last = self.scheduler.schedule()
+            if last.ended:
+                self.session.execute(last)
+        return updates
+
+    def _execute(self, step: Step) -> list[Update]:
         pieces: dict[int, str] = {}
-        if step.empty:
-            if step.ended:
-                self.session.execute(step)
-            return self._updates(pieces)
         result = self.session.execute(step)
         for number, failure in result.failures.items():
             self.scheduler.end(number, "error", f"{failure.path} {failure.reason}")
@@ -124,7 +129,8 @@ class RequestLoop:
         for number, token in chosen.items():
             if number not in result.failures and token.token not in self._stops:
                 pieces[number] = self._take(number, token)
-        self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
+        if not step.empty:
+            self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
         return self._updates(pieces)
 
     def _take(self, number: int, token: SampledToken) -> str:
