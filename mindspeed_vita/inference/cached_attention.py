@@ -1,4 +1,4 @@
-"""Attention of the language model over a cache whose blocks are spread over context-parallel ranks. It stands in for training's.
+"""Attention of the language model over a cache whose blocks are spread over context-parallel ranks.
 
 A prefill chunk attends to itself over the ring, as in training. For the tokens before it, either the queries travel to the cached keys
 (pass-Q) or the cached keys to the queries (pass-KV); bytes decide (arXiv 2411.01783). Decoding is pass-Q with one query per sequence.
@@ -7,7 +7,6 @@ Partial results merge by log-sum-exp in fp32. Shapes: T tokens of this rank, N q
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Optional, Union
 
 import torch
@@ -57,11 +56,6 @@ class CachedAttention:
             raise ValueError(f"travels={travels!r}; expected one of {', '.join(PASSES)}")
         self.cache, self.backend, self.group, self.rank, self.size, self.travels = cache, backend, group, rank, size, travels
         self.exchange = GroupExchange(group)
-
-    def install(self, language_model: Any) -> None:
-        """Takes the place of training's attention in every layer of a language model."""
-        for number, layer in enumerate(language_model.decoder.layers):
-            layer.self_attention.core_attention.attend = partial(self.attend, number)
 
     def attend(
         self,
@@ -113,7 +107,9 @@ class CachedAttention:
     def _decode(
         self, layer: int, q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: DecodePlan, scale: float
     ) -> torch.Tensor:
-        if len(plan.written):
+        if len(plan.slots) == len(plan.rows):
+            self.cache.write(layer, plan.slots, k_TGD, v_TGD)
+        elif len(plan.slots):
             self.cache.write(layer, plan.slots, k_TGD[plan.written], v_TGD[plan.written])
         if self.size == 1:
             assert plan.sequences is not None

@@ -48,8 +48,9 @@ class KVCache:
             slots_T: int64, block * S + place in the block, of each token.
             k_TGD, v_TGD: rotated keys, and values.
         """
-        for stored_BSGD, new_TGD in zip(self.layer(number), (k_TGD, v_TGD)):
-            stored_BSGD.flatten(0, 1).index_copy_(0, slots_T, new_TGD)
+        stored_2TGD = self.tensor[number].flatten(1, 2)
+        stored_2TGD[0].index_copy_(0, slots_T, k_TGD)
+        stored_2TGD[1].index_copy_(0, slots_T, v_TGD)
 
 
 def bytes_per_block(*, num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.config import LanguageConfig
 from mindspeed_vita.data.assemble import EncodedSample
 from mindspeed_vita.data.batch import MediaFailure
 from mindspeed_vita.inference.cached_attention import CachedAttention
+from mindspeed_vita.inference.decoder import Decoder
 from mindspeed_vita.inference.plans import PrefillPlan, plan_decode, plan_prefill
 from mindspeed_vita.inference.steps import DecodeRow, PrefillChunk, Step
 from mindspeed_vita.inference.tile_feed import TileFeed, tiles_of, without_labels
-from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 if TYPE_CHECKING:
@@ -42,19 +43,29 @@ class ModelRunner:
 
     Args:
         model: this rank's part, built without sequence parallelism; one pipeline stage.
+        config: the language model's sizes.
         layout: this rank's place.
-        attention: installed in the model.
+        attention: of all layers, over the cache.
         feed: encodes tiles.
         device: where the model is.
     """
 
-    def __init__(self, model: VitaModel, layout: ParallelLayout, attention: CachedAttention, feed: TileFeed, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: VitaModel,
+        config: LanguageConfig,
+        layout: ParallelLayout,
+        attention: CachedAttention,
+        feed: TileFeed,
+        device: torch.device,
+    ) -> None:
         self.model, self.layout, self.attention, self.feed, self.device = model.eval(), layout, attention, feed, device
+        self.decoder = Decoder(model.language, config, layout, attention)
+        self._no_rows = torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         self.block_size = attention.cache.block_size
         self.vocab_size = model.language.vocab_size
         self.prompts: dict[int, EncodedSample] = {}
         self._longest: dict[int, int] = {}
-        attention.install(model.language)
 
     def add(self, sequence: int, prompt: EncodedSample, *, longest: int) -> None:
         """Makes a sequence known, before its first chunk. On every rank.
@@ -101,26 +112,25 @@ class ModelRunner:
         plan = plan_prefill(chunks, rank=layout.cp_rank, size=layout.cp_size, block_size=self.block_size, device=self.device)
         prompts = [self.prompts[chunk.sequence] for chunk in plan.chunks]
         tokens = np.concatenate([_tokens(prompt, chunk) for prompt, chunk in zip(prompts, plan.chunks)])
-        own = np.append(tokens[plan.places[: plan.num_real]], 0)
-        vision: dict[str, Any] = {"num_tiles": 0, "route": None}
+        own = torch.from_numpy(np.append(tokens[plan.places[: plan.num_real]], 0))
+        vision = self._no_rows
         failures: dict[int, MediaFailure] = {}
         needed = tiles_of(plan, prompts, self.feed.tokens_per_tile)
         if needed:
             rows_RH, route, failed = self.feed.rows(plan, needed, self.device)
-            vision = {"num_tiles": sum(len(part.wanted) for part in needed), "route": route, "vision_rows_RH": rows_RH}
-            failures = self._known_to_all(failed)
-        longest = max(self._longest[chunk.sequence] for chunk in plan.chunks)
-        inputs = self._inputs(torch.from_numpy(own), torch.from_numpy(plan.positions), plan, longest, **vision)
-        return self._last_rows(self.model.hidden(inputs), plan, chunks), failures
+            vision, failures = (rows_RH, route.places), self._known_to_all(failed)
+        embeddings_TH = self.model.embed(own.to(self.device), *vision).squeeze(1)
+        hidden_TH = self.decoder(embeddings_TH, plan, *self._rotary(plan.positions, [chunk.sequence for chunk in plan.chunks]))
+        return self._last_rows(hidden_TH, plan, chunks), failures
 
-    def _last_rows(self, hidden_T1H: torch.Tensor, plan: PrefillPlan, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+    def _last_rows(self, hidden_TH: torch.Tensor, plan: PrefillPlan, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
         """Rows of the chunks that need logits, in the order of the step. Each has one owner among the context-parallel ranks."""
         places = {chunk.sequence: place for chunk, place in zip(plan.chunks, plan.last)}
         wanted = [places[chunk.sequence] for chunk in chunks if chunk.last]
-        rows_RH = hidden_T1H.new_zeros(len(wanted), hidden_T1H.shape[-1])
+        rows_RH = hidden_TH.new_zeros(len(wanted), hidden_TH.shape[-1])
         for number, (rank, place) in enumerate(wanted):
             if rank == self.layout.cp_rank:
-                rows_RH[number] = hidden_T1H[place, 0]
+                rows_RH[number] = hidden_TH[place]
         if self.layout.cp_size > 1 and wanted:
             dist.all_reduce(rows_RH, group=self.layout.cp_group)
         return rows_RH
@@ -128,24 +138,13 @@ class ModelRunner:
     def _decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
         """Final hidden states of all rows, on every rank."""
         plan = plan_decode(rows, rank=self.layout.cp_rank, block_size=self.block_size, device=self.device)
-        tokens, positions = torch.tensor([row.token for row in rows]), torch.tensor([row.position for row in rows])
-        longest = max(self._longest[row.sequence] for row in rows)
-        return self.model.hidden(self._inputs(tokens, positions, plan, longest, num_tiles=0, route=None)).squeeze(1)
+        embeddings_TH = self.model.embed(torch.tensor([row.token for row in rows], device=self.device), *self._no_rows).squeeze(1)
+        tables = self._rotary(np.array([row.position for row in rows]), [row.sequence for row in rows])
+        return self.decoder(embeddings_TH, plan, *tables)
 
-    def _inputs(self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: Any, longest: int, **vision: Any) -> ModelInputs:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return ModelInputs(
-            tokens_T=tokens_T.to(self.device),
-            labels_T=nothing,
-            weights_T=nothing.float(),
-            supervised_Q=nothing,
-            loss_count=nothing,
-            positions_T=positions_T.to(self.device),
-            longest_document=longest,
-            plan=plan,
-            tiles_NCHW=nothing.to(torch.uint8),
-            **vision,
-        )
+    def _rotary(self, positions_T: np.ndarray, sequences: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(self._longest[sequence] for sequence in sequences)
+        return self.model.rotary(torch.from_numpy(positions_T).to(self.device), longest=longest)
 
     def _known_to_all(self, failures: list[tuple[int, MediaFailure]]) -> dict[int, MediaFailure]:
         """The first failure of each sequence on any rank that shares the tiles."""

@@ -84,7 +84,7 @@ class InferenceSession:
             decoding=decode_settings(recipe.data, recipe.model.vision.normalization),
             tiles_in_flight=settings.tiles_in_flight,
         )
-        self.runner = ModelRunner(model, layout, attention, feed, device)
+        self.runner = ModelRunner(model, language, layout, attention, feed, device)
 
     def run(self, step: Step) -> StepResult:
         """Executes one step on this rank. Collective over tp and cp: every rank is given the same step."""

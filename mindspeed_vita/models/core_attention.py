@@ -10,13 +10,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.ops.tokenwise import apply_rotary
+from mindspeed_vita.sharding import CPPlan
 
 
 class Attend(Protocol):
-    """Causal attention over this rank's tokens: shapes [T, heads, width]. Training's plan is a CPPlan, inference has plans of its own."""
+    """Causal attention inside each document of a plan, over this rank's tokens: shapes [T, heads, width]."""
 
     def __call__(
-        self, q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: Any, *, scale: float
+        self, q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: CPPlan, *, scale: float
     ) -> torch.Tensor: ...
 
 

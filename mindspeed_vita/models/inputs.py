@@ -6,9 +6,11 @@ Shapes: T tokens of this context-parallel rank, N tiles that this rank encodes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 import torch
+
+from mindspeed_vita.sharding import CPPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class ModelInputs:
         loss_count: int32 scalar, added up over context and data parallelism what the loss is divided by (PackedBatch.loss_count).
         positions_T: int64 positions for the rotary embedding.
         longest_document: tokens of the longest document, over all ranks; LongRoPE chooses by it. While an answer grows, those there are.
-        plan: owners and documents of the whole pack; in inference, the plan of a step that its attention takes.
+        plan: owners and documents of the whole pack.
         tiles_NCHW: uint8, tiles that this rank encodes.
         num_tiles: tiles of the whole pack, over all ranks.
         route: exchange of vision rows; None where there is nothing to exchange (no tiles, or not the first pipeline stage).
@@ -54,7 +56,7 @@ class ModelInputs:
     loss_count: torch.Tensor
     positions_T: torch.Tensor
     longest_document: int
-    plan: Any
+    plan: CPPlan
     tiles_NCHW: torch.Tensor
     num_tiles: int
     route: Optional[VisionRoute]

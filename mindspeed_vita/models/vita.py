@@ -143,11 +143,12 @@ class VitaModel(MegatronModule):
 
     def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""
-        return self.head_logits(self.hidden(inputs), rows_R)
+        return self.head_logits(self._decode(inputs), rows_R)
 
-    def hidden(self, inputs: ModelInputs) -> torch.Tensor:
-        """Hidden states of this rank's tokens [L, 1, H]; on the last stage the final ones."""
-        return self._decode(inputs)
+    def embed(self, tokens_T: torch.Tensor, rows_RH: torch.Tensor, places_R: torch.Tensor) -> torch.Tensor:
+        """Embeddings of this rank's tokens [L, 1, H], with vision rows that are encoded already at their places. First pipeline stage."""
+        embeddings_L1H = self.language.embedding(input_ids=tokens_T.unsqueeze(0), position_ids=None)
+        return splice(embeddings_L1H, rows_RH, places_R) if len(places_R) else embeddings_L1H
 
     def head_logits(self, hidden_L1H: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen rows of final hidden states, fp32 [R, vocabulary]; last pipeline stage only."""

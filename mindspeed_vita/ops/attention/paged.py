@@ -41,6 +41,11 @@ class PagedSequences:
         return np.diff(self.query_ends, prepend=0)
 
     @cached_property
+    def places(self) -> list[tuple[int, int]]:
+        """Start and stop of each sequence's queries."""
+        return list(zip((self.query_ends - self.query_counts).tolist(), self.query_ends.tolist()))
+
+    @cached_property
     def block_table(self) -> torch.Tensor:
         """int32[n, most blocks] on the device; entries past a sequence's last block are 0."""
         table = np.zeros((len(self.tables), max(len(row) for row in self.tables)), dtype=np.int32)

@@ -61,6 +61,12 @@ def test_on_a_cpu(backend: ModuleType, dtype: torch.dtype, queries: tuple[int, .
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
+def test_decoding_sequence_by_sequence_equals_one_padded_call(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_native, "_LONGEST_PADDED", 0)
+    check(torch_native, call(dtype, (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
 def test_torchs_cuda_kernels_over_copied_keys(dtype: torch.dtype) -> None:
     with EmulatedCudaKernels():
         check(torch_cuda, call(dtype, (3, 1, 20, 2)))
