@@ -119,8 +119,10 @@ class ModelRunner:
         if needed:
             rows_RH, route, failed = self.feed.rows(plan, needed, self.device)
             vision, failures = (rows_RH, route.places), self._known_to_all(failed)
+        longest = np.repeat([self._longest[chunk.sequence] for chunk in plan.chunks], [chunk.stop - chunk.start for chunk in plan.chunks])
+        longest_T = np.append(longest[plan.places[: plan.num_real]], 0)
         embeddings_TH = self.model.embed(own.to(self.device), *vision).squeeze(1)
-        hidden_TH = self.decoder(embeddings_TH, plan, *self._rotary(plan.positions, [chunk.sequence for chunk in plan.chunks]))
+        hidden_TH = self.decoder(embeddings_TH, plan, *self._rotary(plan.positions, longest_T))
         return self._last_rows(hidden_TH, plan, chunks), failures
 
     def _last_rows(self, hidden_TH: torch.Tensor, plan: PrefillPlan, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
@@ -139,12 +141,12 @@ class ModelRunner:
         """Final hidden states of all rows, on every rank."""
         plan = plan_decode(rows, rank=self.layout.cp_rank, block_size=self.block_size, device=self.device)
         embeddings_TH = self.model.embed(torch.tensor([row.token for row in rows], device=self.device), *self._no_rows).squeeze(1)
-        tables = self._rotary(np.array([row.position for row in rows]), [row.sequence for row in rows])
+        tables = self._rotary(np.array([row.position for row in rows]), np.array([self._longest[row.sequence] for row in rows]))
         return self.decoder(embeddings_TH, plan, *tables)
 
-    def _rotary(self, positions_T: np.ndarray, sequences: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(self._longest[sequence] for sequence in sequences)
-        return self.model.rotary(torch.from_numpy(positions_T).to(self.device), longest=longest)
+    def _rotary(self, positions_T: np.ndarray, longest_T: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, longest = (torch.from_numpy(values).to(self.device) for values in (positions_T, longest_T))
+        return self.model.rotary(positions, longest=longest)
 
     def _known_to_all(self, failures: list[tuple[int, MediaFailure]]) -> dict[int, MediaFailure]:
         """The first failure of each sequence on any rank that shares the tiles."""
