@@ -59,6 +59,16 @@ count_devices() { # DEVICE
     esac
 }
 
+find_python() { # the one of PYTHON, else of .venv, else the shell's
+    local python="${PYTHON:-$VITA_ROOT/.venv/bin/python}"
+    if [ -z "${PYTHON:-}" ] && [ ! -x "$python" ]; then
+        python=python3
+        "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2>/dev/null \
+            || stop "$(command -v python3 || echo python3) has no torch; run: bash scripts/setup_env.sh (it makes .venv), or name another Python in PYTHON"
+    fi
+    echo "$python"
+}
+
 gloo_interface() { # the interface that HCCL or NCCL was told, where it is the whole name of one; their =eth0, ^lo and prefixes mean nothing to gloo
     local name
     for name in "${HCCL_SOCKET_IFNAME:-}" "${NCCL_SOCKET_IFNAME:-}"; do
@@ -127,12 +137,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
         require NODE_RANK "this node's number, from 0 to NNODES-1" MASTER_ADDR "address of node 0"
         where=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-34567}" --rdzv_conf timeout=7200)
     fi
-    python="${PYTHON:-$VITA_ROOT/.venv/bin/python}"
-    if [ -z "${PYTHON:-}" ] && [ ! -x "$python" ]; then
-        python=python3
-        "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2>/dev/null \
-            || stop "$(command -v python3 || echo python3) has no torch; run: bash scripts/setup_env.sh (it makes .venv), or name another Python in PYTHON"
-    fi
+    python="$(find_python)" || exit
 
     settings=("DEVICE=$device" "PYTHONPATH=$VITA_ROOT${PYTHONPATH:+:$PYTHONPATH}" "CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}")
     for name in DATA_ROOT TOKENIZER BASE_WEIGHTS INIT_FROM OUTPUT_ROOT MIXTURE; do

@@ -1,75 +1,151 @@
-"""`vita generate CHECKPOINT --prompt TEXT --image FILE ...`"""
+"""`vita generate CHECKPOINT --prompt TEXT --image FILE ...`, and many requests by `--batch FILE --output FILE`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mindspeed_vita.cli.answering import add_checkpoint_arguments, add_sampling_arguments, check_checkpoint, open_session, sampling
+
+if TYPE_CHECKING:
+    from mindspeed_vita.inference.request import Answer, Generator, Request
+    from mindspeed_vita.inference.sampling import SamplingParams
+    from mindspeed_vita.inference.session import InferenceSession
 
 _EPILOG = """
 examples:
   vita generate runs/stage2 --prompt "What is it?" --image photo.jpg
   vita generate exported --prompt "Compare <image> with <image>." --image a.png --image b.png
-  vita generate exported --prompt "What happens?" --video clip.mp4
+  vita generate exported --prompt "What happens?" --video clip.mp4 --temperature 0.7 --top-p 0.9
+  vita generate exported --batch questions.jsonl --output answers.jsonl
   torchrun --nproc_per_node 4 -m mindspeed_vita.cli.main generate runs/stage4 --tp 2 --cp 2 --prompt "What happens?" --video film.mp4
 
-CHECKPOINT is a native run or step folder, or a Hugging Face folder (exported, or released Long-VITA weights).
-Media without a tag in the prompt are put before it. Decoding is greedy.
+Media without a tag in the prompt are put before it. A line of a batch file is {"prompt": TEXT} or {"messages": [...]}, with "images" and
+"videos"; the same command goes on where a stop left off. --decode fixed recomputes the whole sequence for each token: slow, and greedy.
 """
+_CACHED_ONLY = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "batch", "cache_memory", "recipe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     parser.epilog = _EPILOG
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="native run or step folder, or Hugging Face folder")
-    parser.add_argument("--prompt", required=True, help="the question; <image> and <video> say where the media stand")
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--prompt", help="the question; <image> and <video> say where the media stand")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video file or a folder of frames; may be repeated")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (default 256)")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="most frames taken from a video; default: as in training")
-    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel size, under torchrun (default 1)")
-    parser.add_argument("--cp", type=int, default=1, metavar="N", help="context parallel size, under torchrun (default 1)")
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
-                        " Hugging Face folder; may be repeated")  # fmt: skip
-    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the checkpoint's own is missing")
+    parser.add_argument("--batch", metavar="FILE", help="requests, a line of JSON each, in place of --prompt")
+    parser.add_argument("--output", metavar="FILE", help="with --batch: where the answers go; those that are there are not asked again")
+    add_sampling_arguments(parser)
+    parser.add_argument("--decode", choices=("cached", "fixed"), default="cached", help="cached (default): keys and values are computed"
+                        " once | fixed: everything is computed anew for each token, as a baseline")  # fmt: skip
+    parser.set_defaults(defaults={name: parser.get_default(name) for name in _CACHED_ONLY})
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the answer."""
+    """Print the answer, or write those of a batch."""
     from mindspeed_vita.config import import_plugins
-    from mindspeed_vita.engine.session import rank
-    from mindspeed_vita.inference.request import Generator, ask
+    from mindspeed_vita.engine.session import rank, shutdown
+    from mindspeed_vita.inference.request import ask
 
     import_plugins(arguments.plugin, "--plugin")
-    if arguments.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens is {arguments.max_new_tokens}; expected at least 1")
-    if arguments.max_frames is not None and arguments.max_frames < 1:
-        raise ValueError(f"--max-frames is {arguments.max_frames}; expected at least 1")
-    checkpoint = Path(arguments.checkpoint)
-    if not checkpoint.is_dir():
-        raise ValueError(f"checkpoint {checkpoint}: no such folder; expected a native run or step folder, or a Hugging Face folder")
+    params, checkpoint = sampling(arguments), check_checkpoint(arguments)
+    if (arguments.prompt is None) == (arguments.batch is None):
+        raise ValueError("give either --prompt TEXT or --batch FILE")
+    if (arguments.batch is None) != (arguments.output is None):
+        raise ValueError("--batch FILE and --output FILE go together")
+    if arguments.batch is not None:
+        if arguments.image or arguments.video:
+            raise ValueError("--image and --video go with --prompt; the lines of a batch file name their own media")
+        return _batch(arguments, params)
     request = ask(arguments.prompt, arguments.image, arguments.video)
     if rank() == 0:
         print(f"loading {checkpoint}", file=sys.stderr, flush=True)
-    options = {"tokenizer": arguments.tokenizer, "max_frames": arguments.max_frames}
-    generator: Generator
-    if (checkpoint / "config.json").is_file():
-        from mindspeed_vita.inference.hf_generate import load_hf
-
-        if (arguments.tp, arguments.cp) != (1, 1):
-            raise ValueError(f"{checkpoint} is a Hugging Face folder, which runs in one process; --tp and --cp need a native checkpoint")
-        generator = load_hf(checkpoint, **options)
+    if arguments.decode == "fixed":
+        _refuse_without_cache(arguments)
+        answer = _fixed(arguments, checkpoint).generate(request, max_new_tokens=arguments.max_new_tokens)
+        if rank() == 0:
+            print(answer.text, end="", flush=True)
     else:
-        from mindspeed_vita.engine.session import shutdown
-        from mindspeed_vita.inference.generate import load_native
-
-        generator = load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp)
-    answer = generator.generate(request, max_new_tokens=arguments.max_new_tokens)
+        answer = _cached(open_session(arguments), request, params, arguments.prefill_chunk)
     speaks = rank() == 0
-    if not (checkpoint / "config.json").is_file():
-        shutdown()
+    shutdown()
     if not speaks:
         return 0
+    print(flush=True)
     print(f"{answer.prompt_tokens} prompt tokens, {len(answer.token_ids)} generated", file=sys.stderr)
-    print(answer.text, flush=True)
+    return 0
+
+
+def _refuse_without_cache(arguments: argparse.Namespace) -> None:
+    unused = [name for name in _CACHED_ONLY if getattr(arguments, name) != arguments.defaults[name]]
+    if unused:
+        names = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise ValueError(f"--decode fixed is greedy and has no cache; leave {names} out")
+
+
+def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
+    options: dict[str, Any] = {"tokenizer": arguments.tokenizer, "max_frames": arguments.max_frames}
+    if not (checkpoint / "config.json").is_file():
+        from mindspeed_vita.inference.generate import load_native
+
+        return load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp)
+    from mindspeed_vita.inference.hf_generate import load_hf
+
+    if (arguments.tp, arguments.cp) != (1, 1):
+        raise ValueError(f"{checkpoint} is a Hugging Face folder; --decode fixed reads it in one process, without --tp and --cp")
+    return load_hf(checkpoint, **options)
+
+
+def _cached(session: InferenceSession, request: Request, params: SamplingParams, prefill_chunk: int) -> Answer:
+    """The answer, on every rank; the first one prints it as it comes."""
+    if not session.ranks.first:
+        found: Answer = session.serve()
+        return found
+    from mindspeed_vita.inference.request_loop import RequestLoop
+
+    try:
+        loop = RequestLoop(session, prefill_tokens=prefill_chunk)
+        loop.add(request, params)
+        while True:
+            for update in loop.step():
+                print(update.text, end="", flush=True)
+                if update.answer is not None:
+                    if update.answer.reason == "error":
+                        raise ValueError(update.answer.message)
+                    session.dismiss(update.answer)
+                    return update.answer
+    except ValueError as error:
+        session.dismiss(problem=str(error))
+        raise
+
+
+def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
+    from mindspeed_vita.engine.session import rank, shutdown
+    from mindspeed_vita.inference.batch_file import BatchFile, answer_file
+
+    batch = BatchFile(Path(arguments.batch), Path(arguments.output))
+    if not batch.left:
+        if rank() == 0:
+            print(f"{batch.output}: all {len(batch.lines)} lines of {batch.path} have a record", file=sys.stderr)
+        return 0
+    session = open_session(arguments)
+    if session.ranks.first:
+        from mindspeed_vita.inference.batch_progress import BatchProgress
+        from mindspeed_vita.inference.request_loop import RequestLoop
+
+        try:
+            loop = RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
+            with BatchProgress(batch.path.name, len(batch.lines), len(batch.done)) as progress:
+                for problem in answer_file(loop, batch, params, at_once=2 * loop.scheduler.budgets.sequences, said=progress.done):
+                    progress.line(problem)
+        except (ValueError, OSError) as error:
+            session.dismiss(problem=str(error))
+            raise
+        session.dismiss()
+        print(f"{batch.output}: {len(batch.done)} of {len(batch.lines)} lines have a record", file=sys.stderr)
+    else:
+        session.serve()
+    shutdown()
     return 0

@@ -20,6 +20,7 @@ COMMANDS = {
     "data": ("mindspeed_vita.cli.data", "index, plan, count, check and look at the data of a recipe"),
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints between native and Hugging Face format"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
+    "chat": ("mindspeed_vita.cli.chat", "talk with a checkpoint in the terminal, over several turns"),
     "doctor": ("mindspeed_vita.cli.doctor", "say what this machine has; --parity: check that every parallel layout is exact on it"),
     "patches": ("mindspeed_vita.cli.patches", "the patches of upstream code: list them, compare them with upstream's sources"),
     "completion": ("mindspeed_vita.cli.completion", "print a script that lets bash, zsh or fish complete vita's arguments"),

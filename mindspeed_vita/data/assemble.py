@@ -169,7 +169,7 @@ def assemble_pack(
     if ring_size > 1:
         cp_plan.steps(group_rank * ring_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
     tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)
-    tiles, failures = _decode(samples, tile_range, tile_size, decoding or DecodeSettings())
+    tiles, failures = decode_tiles(samples, tile_range, tile_size, decoding or DecodeSettings())
     failed_ids = {failure.sample_id for failure in failures}
     batch = PackedBatch(
         tokens_T=torch.from_numpy(tokens),
@@ -203,9 +203,20 @@ def _weights(labels_S: np.ndarray, sample_cu: np.ndarray, loss_weighting: str) -
     return weights
 
 
-def _decode(
+def decode_tiles(
     samples: Sequence[EncodedSample], wanted: range, tile_size: int, decoding: DecodeSettings
 ) -> tuple[torch.Tensor, list[MediaFailure]]:
+    """Some of the tiles of some samples, counted over all of them, and what could not be decoded: blank in the tiles.
+
+    Args:
+        samples: whose tiles.
+        wanted: which tiles.
+        tile_size: side of a tile, in pixels.
+        decoding: caps and choices.
+
+    Returns:
+        uint8[len(wanted), 3, tile_size, tile_size], and why media failed.
+    """
     tiles_NCHW = _empty_tiles(len(wanted), tile_size)
     tiles = tiles_NCHW.numpy()
     jobs, owners = [], []

@@ -5,30 +5,24 @@ Tiles are encoded once; every token recomputes the whole sequence: exact and sim
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict
-from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
+from mindspeed_vita.config import Recipe, recipe_from_dict
+from mindspeed_vita.data.assemble import assemble_pack
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
-from mindspeed_vita.data.media.image import probe_picture
-from mindspeed_vita.data.media.limits import media_limits
-from mindspeed_vita.data.media.paths import MediaError
-from mindspeed_vita.data.media.video import probe_video
 from mindspeed_vita.data.prepare import decode_settings
-from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
-from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
+from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.session import init_distributed, world_size
-from mindspeed_vita.hf.token_layout import ReservedText
+from mindspeed_vita.inference.loading import inference_recipe
+from mindspeed_vita.inference.prompt import PromptEncoder
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -54,9 +48,8 @@ class NativeGenerator:
     def __init__(self, model: VitaModel, layout: ParallelLayout, recipe: Recipe, tokenizer: Any, device: torch.device) -> None:
         self.model, self.layout, self.recipe, self.tokenizer, self.device = model.eval(), layout, recipe, tokenizer, device
         self._shard = Sharder(recipe, layout, get_platform())
-        self.ids = vision_token_ids(tokenizer)
-        vision, tokens_per_tile = recipe.model.vision, recipe.model.tokens_per_tile
-        self.limits = media_limits(recipe.data, tokens_per_tile=tokens_per_tile, tile_size=vision.tile_size)
+        self.prompts = PromptEncoder(recipe, tokenizer)
+        self.ids, self.limits = self.prompts.ids, self.prompts.limits
 
     def prompt(self, request: Request, *, room: int = 0) -> PackedBatch:
         """The request as a pack of one document, up to where the answer begins; the same code as in training makes it.
@@ -68,29 +61,7 @@ class NativeGenerator:
         Raises:
             ValueError: tags and media disagree, or a medium cannot be used.
         """
-        reserved = ReservedText(self.tokenizer)
-        for message in request.messages:
-            problem = reserved.problem(message.content)
-            if problem is not None:
-                raise ValueError(problem)
-        template = get_template(self.recipe.data.template)
-        # An empty answer gives its header; what training would supervise after it is what remains to be generated.
-        messages = (*request.messages, Message("assistant", ""))
-        supervised = template.encode(messages, self.tokenizer)[1]
-        tail = len(supervised) - len(np.trim_zeros(np.logical_not(supervised), "b"))
-        encoded = encode_sample(
-            Sample(messages, request.images, request.videos),
-            [*map(self._picture, request.images), *map(self._video, request.videos)],
-            tokenizer=self.tokenizer,
-            template=template,
-            ids=self.ids,
-            limits=self.limits,
-            sample_id=0,
-            source_id=0,
-            source="prompt",
-            root=os.sep,
-        )
-        encoded = _without_tail(encoded, tail)
+        encoded = self.prompts.encode(request)
         share = 2 * self.layout.tile_group_size if self.layout.tile_group_size > 1 else 1
         length = -(-(len(encoded.tokens_T) + room) // share) * share
         batch = assemble_pack(
@@ -176,23 +147,6 @@ class NativeGenerator:
         text = self.tokenizer.decode(answer, skip_special_tokens=True)
         return Answer(text=text, token_ids=tuple(answer), prompt_tokens=prompt_tokens)
 
-    def _picture(self, path: str) -> Medium:
-        path = os.path.abspath(path)
-        try:
-            size = probe_picture(path, decode_settings(self.recipe.data))
-            grid = self.limits.grid(size, self.limits.max_tiles)
-        except MediaError as error:
-            raise ValueError(f"image {error.path} {error.reason}") from error
-        return Medium(path, grid, None, ())
-
-    def _video(self, path: str) -> Medium:
-        path = os.path.abspath(path)
-        try:
-            header = probe_video(path)
-        except MediaError as error:
-            raise ValueError(f"video {error.path} {error.reason}") from error
-        return Medium(path, None, header, tuple(self.limits.frames(header, self.limits.max_frames)))
-
 
 def load_native(
     path: str | Path, *, tokenizer: Optional[str | Path] = None, tp: int = 1, cp: int = 1, max_frames: Optional[int] = None
@@ -224,18 +178,3 @@ def load_native(
     model = build_model(recipe, layout, platform.device)
     native.load_weights(folder, model, config=recipe.model)
     return NativeGenerator(model, layout, recipe, loaded, platform.device)
-
-
-def inference_recipe(recipe: Recipe, tp: int, cp: int) -> Recipe:
-    """The recipe under another layout and without what only training needs."""
-    return replace(
-        recipe,
-        parallel=ParallelConfig(tp=tp, cp=cp),
-        train=replace(recipe.train, recompute="none", global_batch=1),
-        data=replace(recipe.data, seq_length=2 * tp * cp),
-    )
-
-
-def _without_tail(sample: EncodedSample, tail: int) -> EncodedSample:
-    keep = len(sample.tokens_T) - tail
-    return replace(sample, tokens_T=sample.tokens_T[:keep], labels_T=sample.labels_T[:keep])

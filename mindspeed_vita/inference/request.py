@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from mindspeed_vita.data.sample import Message
+from mindspeed_vita.inference.sampling import SampledToken
+from mindspeed_vita.inference.sequence import FinishReason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,12 @@ class Answer:
     """As generated, the stop token left out."""
     prompt_tokens: int
     """Length of the prompt, media included."""
+    reason: FinishReason = "stop"
+    """Why it ended."""
+    message: str = ""
+    """For reason "error": what happened."""
+    tokens: tuple[SampledToken, ...] = ()
+    """The tokens with their log-probabilities, where those were asked for."""
 
 
 class Generator(Protocol):

@@ -34,6 +34,7 @@ def language_transformer_config(
     cp: int,
     recompute: str,
     init_on_cpu: bool,
+    sequence_parallel: bool = True,
 ) -> TransformerConfig:
     """megatron's configuration of the decoder.
 
@@ -41,9 +42,11 @@ def language_transformer_config(
         config: family and sizes.
         init_std: of the initial weights.
         dtype: of parameters and activations.
-        tp, pp, cp: sizes of the parallel axes; tp > 1 always uses sequence parallel.
+        tp, pp, cp: sizes of the parallel axes.
         recompute: none | selective | full.
         init_on_cpu: draw full weights on the host, so that they do not depend on tp.
+        sequence_parallel: tp ranks share out the tokens between linear layers. Training always does. In inference one new token does
+            not divide by tp, so each tp rank holds all tokens.
     """
     traits = language_traits(config.family)
     settings: dict[str, dict[str, Any]] = {
@@ -74,7 +77,7 @@ def language_transformer_config(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         context_parallel_size=cp,
-        sequence_parallel=tp > 1,
+        sequence_parallel=sequence_parallel and tp > 1,
         calculate_per_token_loss=True,
         use_cpu_initialization=init_on_cpu,
         # fused kernels of apex and TransformerEngine, which are CUDA only

@@ -143,7 +143,21 @@ class VitaModel(MegatronModule):
 
     def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""
-        return self.head.logits(self._decode(inputs), self._output_weight(), rows_R)
+        return self.head_logits(self._decode(inputs), rows_R)
+
+    def embed(self, tokens_T: torch.Tensor, rows_RH: torch.Tensor, places_R: torch.Tensor) -> torch.Tensor:
+        """Embeddings of this rank's tokens [L, 1, H], with vision rows that are encoded already at their places. First pipeline stage."""
+        embeddings_L1H = self.language.embedding(input_ids=tokens_T.unsqueeze(0), position_ids=None)
+        return splice(embeddings_L1H, rows_RH, places_R) if len(places_R) else embeddings_L1H
+
+    def head_logits(self, hidden_L1H: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
+        """Logits of chosen rows of final hidden states, fp32 [R, vocabulary]; last pipeline stage only."""
+        return self.head.logits(hidden_L1H, self._output_weight(), rows_R)
+
+    def tile_rows(self, tiles_NCHW: torch.Tensor) -> torch.Tensor:
+        """Vision rows [N * rows of a tile, H] of some tiles, without gradients. First pipeline stage."""
+        with torch.no_grad():
+            return self._encode(tiles_NCHW, False, self.language.embedding.word_embeddings.weight)
 
     @torch.no_grad()
     def encode_tiles(self, inputs: ModelInputs) -> ModelInputs:
@@ -153,7 +167,7 @@ class VitaModel(MegatronModule):
         """
         if inputs.route is None:
             return inputs
-        rows_RH = self._encode(inputs.tiles_NCHW, False, self.language.embedding.word_embeddings.weight)
+        rows_RH = self.tile_rows(inputs.tiles_NCHW)
         return replace(inputs, tiles_NCHW=inputs.tiles_NCHW[:0], vision_rows_RH=self.exchange(rows_RH, inputs.route))
 
     def _decode(self, inputs: ModelInputs) -> torch.Tensor:

@@ -6,6 +6,7 @@ Shapes: T tokens, D width of a head, F = D / 2 frequencies.
 from __future__ import annotations
 
 import math
+from typing import Union
 
 import torch
 
@@ -30,13 +31,21 @@ class RotaryTables:
         self._frequencies_F = _frequencies(self._periods_F, config)
         self._on_device: dict[tuple[bool, torch.device], torch.Tensor] = {}
 
-    def __call__(self, positions_T: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, positions_T: torch.Tensor, longest: Union[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """cos_TD and sin_TD in fp32, both halves alike.
 
         Args:
             positions_T: positions of this rank's tokens.
-            longest: tokens of the pack's longest document, over all ranks: LongRoPE has other frequencies for long documents.
+            longest: tokens of the pack's longest document, over all ranks: LongRoPE has other frequencies for long documents. Or, for
+                each token, int64[T] on the device: what its own sequence may grow to.
         """
+        if isinstance(longest, torch.Tensor):
+            if self.scaling.kind != "longrope":
+                return self(positions_T, 0)
+            is_long_T1 = (longest > self.scaling.original_positions).unsqueeze(1)
+            tables = (self(positions_T, self.scaling.original_positions + int(beyond)) for beyond in (True, False))
+            (long_cos, long_sin), (cos, sin) = tables
+            return torch.where(is_long_T1, long_cos, cos), torch.where(is_long_T1, long_sin, sin)
         long = self.scaling.kind == "longrope" and longest > self.scaling.original_positions
         key = (long, positions_T.device)
         if key not in self._on_device:  # copied once: the host waits for every such copy

@@ -23,10 +23,18 @@ from mindspeed_vita.parallel.ulysses import ulysses_attention
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | str = "cpu") -> VitaModel:
+def build_model(
+    recipe: Recipe, layout: ParallelLayout, device: torch.device | str = "cpu", *, sequence_parallel: bool = True
+) -> VitaModel:
     """The part of the model that lives on this rank, with frozen modules frozen, on the given device.
 
     The platform must have been chosen and megatron's parallel state initialised.
+
+    Args:
+        recipe: architecture, precision and what trains.
+        layout: this rank's place.
+        device: where the parameters go.
+        sequence_parallel: as training has it; False for inference, where each tp rank holds all tokens (language_transformer_config).
     """
     model = recipe.model
     on_cpu = torch.device(device).type == "cpu"
@@ -40,11 +48,15 @@ def build_model(recipe: Recipe, layout: ParallelLayout, device: torch.device | s
         cp=layout.cp_size,
         recompute=recipe.train.recompute,
         init_on_cpu=on_cpu,
+        sequence_parallel=sequence_parallel,
     )
-    return VitaModel(model, transformer_config, **model_arguments(recipe, layout, torch.device(device))).to(device)
+    arguments = model_arguments(recipe, layout, torch.device(device), sequence_parallel=sequence_parallel)
+    return VitaModel(model, transformer_config, **arguments).to(device)
 
 
-def model_arguments(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> dict[str, Any]:
+def model_arguments(
+    recipe: Recipe, layout: ParallelLayout, device: torch.device, *, sequence_parallel: bool = True
+) -> dict[str, Any]:
     """What VitaModel is given in addition to its two configurations, whoever made them.
 
     Raises:
@@ -57,7 +69,12 @@ def model_arguments(recipe: Recipe, layout: ParallelLayout, device: torch.device
         "attend_tiles": _attend_tiles(recipe, layout, device) if layout.is_first_stage else None,
         "exchange": _row_exchange(layout, tensor),
         "head": LanguageHead(
-            mode=model.lm_head, chunk=model.lm_head_chunk, tp_rank=layout.tp_rank, tp_size=layout.tp_size, tp_group=layout.tp_group
+            mode=model.lm_head,
+            chunk=model.lm_head_chunk,
+            tp_rank=layout.tp_rank,
+            tp_size=layout.tp_size,
+            tp_group=layout.tp_group,
+            sequence_parallel=sequence_parallel,
         ),
         "pre_process": layout.is_first_stage,
         "post_process": layout.is_last_stage,
@@ -74,9 +91,18 @@ def _row_exchange(layout: ParallelLayout, tensor: bool) -> GroupRowExchange:
 
 
 def _attend(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> Attend:
+    return attend_over(layout, language_backend(recipe, layout, device))
+
+
+def language_backend(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> Backend:
+    """The attention kernels for the language model's heads on this rank.
+
+    Raises:
+        ValueError: no backend serves them on the device.
+    """
     language, dtype = recipe.model.language, DTYPES[recipe.train.precision]
     num_heads = language.num_heads // (layout.tp_size * layout.ulysses_size)
-    return attend_over(layout, choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device)))
+    return choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device))
 
 
 def attend_over(layout: ParallelLayout, backend: Backend) -> Attend:

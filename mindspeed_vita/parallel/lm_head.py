@@ -25,12 +25,16 @@ class LanguageHead:
         mode: masked (supervised rows only, in chunks) | chunked (all rows, in chunks) | original (all rows at once).
         chunk: rows of logits that exist at a time.
         tp_rank, tp_size, tp_group: the tensor-parallel group and this rank in it; the vocabulary is split over it.
+        sequence_parallel: hidden states are shared out over the group. Without it each rank has all of them, and only logits are served.
     """
 
-    def __init__(self, *, mode: str, chunk: int, tp_rank: int = 0, tp_size: int = 1, tp_group: Any = None) -> None:
+    def __init__(
+        self, *, mode: str, chunk: int, tp_rank: int = 0, tp_size: int = 1, tp_group: Any = None, sequence_parallel: bool = True
+    ) -> None:
         assert tp_size == 1 or tp_group is not None
         self.mode, self.chunk = mode, chunk
         self.tp_rank, self.tp_size, self.tp_group = tp_rank, tp_size, tp_group if tp_size > 1 else None
+        self.shared_out = sequence_parallel and tp_size > 1
 
     def losses(
         self,
@@ -50,6 +54,7 @@ class LanguageHead:
             supervised_Q: int64, the tokens whose label is not -100: the host knows them, finding them on the device would wait for it.
                 Unsupervised tokens among them cost logits and change nothing.
         """
+        assert self.shared_out or self.tp_size == 1
         if self.mode == "masked":
             # one row at least keeps the graph, and so the collectives of its backward pass, the same on every rank
             rows_Q = supervised_Q if len(supervised_Q) else torch.zeros_like(labels_T[:1])
@@ -77,7 +82,7 @@ class LanguageHead:
 
     def _take(self, hidden_LH: torch.Tensor, rows_Q: torch.Tensor) -> torch.Tensor:
         """Chosen rows of the whole sequence, on every rank of the group: [Q, H]."""
-        if self.tp_size == 1:
+        if not self.shared_out:
             return hidden_LH.index_select(0, rows_Q)
         return _RowsOfGroup.apply(hidden_LH, rows_Q - self.tp_rank * len(hidden_LH), self.tp_group)
 

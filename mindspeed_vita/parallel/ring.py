@@ -184,13 +184,14 @@ class GroupKeyExchange:
         if distance >= len(steps.ring):
             return Transfer(kv_2TGD[:, :0])
         step = steps.ring[distance]
-        return self._swap(kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device)), step.num_received, distance)
+        return self.swap(kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device)), step.num_received, distance)
 
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
         """See KeyExchange."""
-        return self._swap(dkv, len(step.send), -distance)
+        return self.swap(dkv, len(step.send), -distance)
 
-    def _swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:
+    def swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:
+        """Sends keys and values [2, num_outgoing, G, D] to rank + distance, and receives num_incoming of them from rank - distance."""
         ranks, rank = dist.get_process_group_ranks(self.group), dist.get_rank(self.group)
         incoming = outgoing.new_empty((2, num_incoming, *outgoing.shape[2:]))
         operations = []

@@ -31,6 +31,17 @@ def _merge(width: int = 64, **changes: Any) -> Any:
     )
 
 
+def _cached(**changes: Any) -> Any:
+    """Three queries of two sequences over blocks of 128 tokens, changed."""
+    import torch_npu
+
+    call = {"query": _rows(3, 4, 64).half(), "key": _rows(3, 128, 128).half(), "value": _rows(3, 128, 128).half()}
+    call.update({"num_heads": 4, "num_key_value_heads": 2, "input_layout": "TND", "scale": 0.125, "softmax_lse_flag": True})
+    call.update({"block_table": torch.tensor([[2, 0], [1, 0]], dtype=torch.int32).npu(), "block_size": 128})
+    call.update({"actual_seq_lengths": [1, 3], "actual_seq_lengths_kv": [130, 7]})
+    return torch_npu.npu_fused_infer_attention_score(**{**call, **changes})
+
+
 def _rows(tokens: int, heads: int, width: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(tokens + heads)
     return torch.randn(tokens, heads, width, generator=generator).npu()
@@ -68,6 +79,14 @@ BAD: dict[str, Callable[[], Any]] = {
     "merge: bounds on the host": lambda: _merge(actual_seq_qlen=torch.tensor([0, 5])),
     "merge: 32-bit bounds": lambda: _merge(actual_seq_qlen=torch.tensor([0, 5], dtype=torch.int32).npu()),
     "merge: width 80": lambda: _merge(width=80),
+    "cached: lengths of each query": lambda: _cached(actual_seq_lengths=[1, 2]),
+    "cached: more keys than blocks": lambda: _cached(actual_seq_lengths_kv=[130, 300]),
+    "cached: no keys": lambda: _cached(actual_seq_lengths_kv=[130, 0]),
+    "cached: a table on the host": lambda: _cached(block_table=torch.tensor([[2, 0], [1, 0]], dtype=torch.int32)),
+    "cached: a 64-bit table": lambda: _cached(block_table=torch.tensor([[2, 0], [1, 0]]).npu()),
+    "cached: a block that is none": lambda: _cached(block_table=torch.tensor([[3, 0], [1, 0]], dtype=torch.int32).npu()),
+    "cached: small blocks": lambda: _cached(block_size=64),
+    "cached: fp32": lambda: _cached(query=_rows(3, 4, 64), key=_rows(3, 128, 128), value=_rows(3, 128, 128)),
     "merge: strided outputs": lambda: _merge(prev_attn_out=_rows(4, 5, 64).transpose(0, 1)),
 }
 
@@ -76,6 +95,7 @@ def accepted(layout: Any) -> list[str]:
     """Bad calls that nothing refused. The calls they were made from are fine."""
     _attention()
     _merge()
+    _cached()
     found = []
     for name, call in BAD.items():
         try:

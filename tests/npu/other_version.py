@@ -12,6 +12,7 @@ from typing import Any, Callable
 import torch
 
 import tests.npu.simulator.attention
+import tests.npu.simulator.infer_attention
 import tests.npu.simulator.rows  # noqa: F401
 from mindspeed_vita.checks.hardware_check.ascend import schemas
 from tests.npu.simulator.device import KERNELS
@@ -42,7 +43,8 @@ def torch_npu(version: str, bound: list[str]) -> ModuleType:
     chip: Any = SimpleNamespace(honours_softmax_layout=True)
     for name, text in schemas()[version].items():
         schema = torch._C.parse_schema(text)
-        setattr(module, name, _operator(name, schema, signature(torch._C.parse_schema(schemas()[_LATEST][name])), chip, bound))
+        latest = signature(torch._C.parse_schema(schemas()[_LATEST].get(name, text)))
+        setattr(module, name, _operator(name, schema, latest, chip, bound))
     return module
 
 

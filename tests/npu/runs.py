@@ -126,6 +126,17 @@ def _blocks(report: Any) -> None:
     check_blocks(report, torch.device("npu", 0), dtypes=(torch.float32,), widths=(64,))
 
 
+def _paged(report: Any) -> None:
+    """The fused kernel over blocks in bf16, which must have been called; and in fp32, which it does not take."""
+    from mindspeed_vita.checks.hardware_check.kernels import check_paged
+
+    chip = enter()
+    before = len(chip.calls)
+    check_paged(report, torch.device("npu", 0), dtypes=(torch.bfloat16, torch.float32), widths=(64, 80))
+    called = sum(call.name == "npu_fused_infer_attention_score" for call in chip.calls[before:])
+    report.check("calls of the fused kernel other than those wanted", abs(called - 4), 0, f"{called} calls")
+
+
 def _tower(report: Any) -> None:
     from mindspeed_vita.checks.hardware_check.kernels import check_tower
 
@@ -161,6 +172,7 @@ def _modes(report: Any) -> None:
 
 _SECTIONS: dict[str, Callable[[Any], None]] = {
     "blocks": _blocks,
+    "paged": _paged,
     "tower": _tower,
     "tokenwise": _tokenwise,
     "merge": _merge,

@@ -10,7 +10,7 @@ import torch
 
 from mindspeed_vita.checks.hardware_check.ascend import schemas
 from mindspeed_vita.checks.hardware_check.exact import random_tensors, relative_error
-from mindspeed_vita.ops.attention import Blocks, Upstream, npu, reference
+from mindspeed_vita.ops.attention import Blocks, Paged, PagedSequences, Upstream, npu, reference
 from mindspeed_vita.ops.tokenwise import native
 from mindspeed_vita.ops.tokenwise import npu as tokenwise
 from tests.npu.other_version import torch_npu
@@ -45,6 +45,17 @@ def test_blocks(version: str, causal: bool) -> None:
         kernels.blocks_backward(blocks, Upstream(grad_TND=grad, out_TND=out, lse_TN=lse), dq_TND=dq, dkv_2SGD=dkv)
         results.append((out, lse, dq, dkv))
     assert max(relative_error(*pair) for pair in zip(*results)) < 1e-6
+
+
+def test_cached_keys_where_the_operator_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[str] = []
+    monkeypatch.setitem(sys.modules, "torch_npu", torch_npu("2.13.0", bound))
+    query, keys, values = (x.bfloat16() for x in random_tensors([(3, 4, 64), *[(3, 128, 2, 64)] * 2], torch.float32))
+    tables = (np.array([2, 0]), np.array([1]))
+    sequences = PagedSequences(np.array([1, 3]), tables, np.array([130, 7]), torch.device("cpu"))
+    paged = Paged(q_TND=query, k_BSGD=keys, v_BSGD=values, sequences=sequences, scale=0.125)
+    assert max(relative_error(*pair) for pair in zip(npu.paged_forward(paged), reference.paged_forward(paged))) < 2e-3
+    assert bound == ["npu_fused_infer_attention_score"]
 
 
 def test_tower_and_tokens(version: str, request: pytest.FixtureRequest) -> None:

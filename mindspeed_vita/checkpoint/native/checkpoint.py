@@ -23,6 +23,7 @@ from mindspeed_vita.checkpoint.native.step_folder import (
     load_state,
     saved_recipe,
 )
+from mindspeed_vita.checkpoint.native.whole_weights import WholeTensors
 from mindspeed_vita.checkpoint.native.writer import Digests, StepWriter
 from mindspeed_vita.config import ModelConfig, Recipe
 from mindspeed_vita.platform import megatron_compat
@@ -34,6 +35,7 @@ __all__ = [
     "find",
     "latest",
     "load",
+    "load_full_weights",
     "load_rng",
     "load_state",
     "load_weights",
@@ -178,6 +180,20 @@ def load_weights(path: str | Path, model: torch.nn.Module, *, config: Optional[M
     return folder
 
 
+def load_full_weights(tensors: Mapping[str, torch.Tensor], model: torch.nn.Module, *, source: str) -> None:
+    """Full tensors by native name into a model under any layout; each rank takes its part. Collective.
+
+    Args:
+        tensors: the same on every rank.
+        model: with or without its DDP wrapper.
+        source: what to call the tensors in messages.
+
+    Raises:
+        ValueError: names or shapes that are not the model's.
+    """
+    _copy_weights(WholeTensors(tensors, source), model, source)
+
+
 def read_full_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Full, unsharded weights by name and the recipe, in one process, without building a model.
 
@@ -203,7 +219,10 @@ def load_rng(folder: str | Path, layout: Mapping[str, int]) -> dict[str, torch.T
 
 
 def _load_weights(folder: Path, model: torch.nn.Module) -> None:
-    reader = shards.Reader(folder / "weights")
+    _copy_weights(shards.Reader(folder / "weights"), model, str(folder))
+
+
+def _copy_weights(reader: shards.Reader, model: torch.nn.Module, source: str) -> None:
     module = unwrap(model)
     loaded = shards.read(reader, _sharded_weights(module))
     targets: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -213,7 +232,7 @@ def _load_weights(folder: Path, model: torch.nn.Module) -> None:
     left = set.intersection(*gather(reader.unread()))
     if left:
         names = ", ".join(sorted(left)[:5])
-        raise ValueError(f"{folder} holds weights that this model does not have: {names}; use the recipe it was trained with")
+        raise ValueError(f"{source} holds weights that this model does not have: {names}; use the recipe it was trained with")
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:

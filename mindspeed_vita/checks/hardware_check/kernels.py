@@ -11,7 +11,7 @@ import torch
 from mindspeed_vita.checks.hardware_check.exact import block_attention, random_tensors, relative_error
 from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.ops import tokenwise
-from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, backend_names, choose, tile_attention
+from mindspeed_vita.ops.attention import Blocks, Heads, Paged, PagedSequences, Upstream, backend_names, choose, tile_attention
 from mindspeed_vita.ops.tokenwise import native
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
@@ -78,6 +78,47 @@ def block_errors(
     kernels.blocks_backward(blocks, Upstream(grad_TND=grad, out_TND=out_TND, lse_TN=lse_TN), dq_TND=dq, dkv_2SGD=dkv)
     wanted = block_attention(tensors, segments, causal=causal, scale=scale)
     return {name: relative_error(*pair) for name, *pair in zip(NAMES, (out_QND, lse_QN, dq, dkv[0], dkv[1]), wanted)}
+
+
+PAGE = 256
+"""Tokens of a block of the cache."""
+QUERY_COUNTS, KEY_COUNTS = (1, 1, 7, 130), (1, 700, 256, 511)
+"""Sequences with one new token, as in decoding, and with many, as where queries travel; their cached keys."""
+
+
+def check_paged(
+    report: Report, device: torch.device, *, dtypes: Sequence[torch.dtype] = DTYPES, widths: Sequence[int] = WIDTHS
+) -> None:
+    """Attention over cached keys in blocks that lie in no order, by every backend: one query per sequence, and several."""
+    for dtype in dtypes:
+        for width in widths:
+            for backend in serving(dtype, width, device):
+                for heads, kv_heads in ((5, 1), (4, 4)):
+                    for kind, queries in (("decoding", (1,) * len(KEY_COUNTS)), ("several queries", QUERY_COUNTS)):
+                        errors = paged_errors(backend, dtype, width, heads, kv_heads, queries, device)
+                        name = f"{backend} {kind} over blocks, {_name(dtype)}, width {width}, {heads}/{kv_heads} heads"
+                        report.check(name, max(errors), LIMITS[dtype], f"out {errors[0]:.1e}, lse {errors[1]:.1e}")
+
+
+def paged_errors(
+    backend: str, dtype: torch.dtype, width: int, heads: int, kv_heads: int, queries: Sequence[int], device: torch.device
+) -> tuple[float, float]:
+    """Errors of one backend's output and log-sum-exp over a cache, against fp64 over the keys laid one after the other."""
+    numbers = np.random.default_rng(0).permutation(12)
+    needed = [-(-keys // PAGE) for keys in KEY_COUNTS]
+    tables = tuple(np.split(numbers[: sum(needed)].astype(np.int64), np.cumsum(needed)[:-1]))
+    query, keys, values = random_tensors([(sum(queries), heads, width), *[(len(numbers), PAGE, kv_heads, width)] * 2], dtype)
+    sequences = PagedSequences(np.cumsum(queries), tables, np.array(KEY_COUNTS, dtype=np.int64), device)
+    paged = Paged(
+        q_TND=query.to(device), k_BSGD=keys.to(device), v_BSGD=values.to(device), sequences=sequences, scale=width**-0.5
+    )
+    found = choose(Heads.of(paged.q_TND), backend).paged_forward(paged)
+    laid_out = [
+        torch.cat([stored[torch.from_numpy(table)].flatten(0, 1)[:count] for table, count in zip(tables, KEY_COUNTS)])
+        for stored in (keys, values)
+    ]
+    wanted = block_attention([query, *laid_out, query], sequences.segments, causal=False, scale=width**-0.5)
+    return relative_error(found[0], wanted[0]), relative_error(found[1], wanted[1])
 
 
 def check_tower(report: Report, device: torch.device, *, dtypes: Sequence[torch.dtype] = DTYPES) -> None:

@@ -68,6 +68,7 @@ def sections_for(platform: Platform, layout: ParallelLayout, size: Optional[str]
         sections["statistics"] = partial(ascend.check_statistics, device=device)
         sections["merge"] = partial(ascend.check_merge, device=device)
     sections["blocks"] = partial(kernels.check_blocks, device=device)
+    sections["paged"] = partial(kernels.check_paged, device=device)
     sections["tower"] = partial(kernels.check_tower, device=device)
     sections["tokenwise"] = partial(kernels.check_tokenwise, device=device)
     sections["rings"] = partial(rings.check_rings, device=device)

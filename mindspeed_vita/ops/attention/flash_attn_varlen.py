@@ -13,13 +13,16 @@ import torch
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments, merge_
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
+from mindspeed_vita.ops.attention.paged import Paged, gathered
 from mindspeed_vita.ops.attention.torch_cuda import refuse_old_device
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 
-__all__ = ["blocks_backward", "blocks_forward", "merge_", "refuse", "tiles"]
+__all__ = ["blocks_backward", "blocks_forward", "merge_", "paged_forward", "refuse", "tiles"]
 
 _OLDEST = (2, 7)
 _WIDEST = 256
+_PAGE = 256
+"""The call for caches takes blocks of a multiple of this many tokens."""
 
 
 def refuse(heads: Heads) -> Optional[str]:
@@ -52,6 +55,26 @@ def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scal
     from flash_attn import flash_attn_func
 
     return flash_attn_func(q_BPND, k_BPND, v_BPND, softmax_scale=scale, causal=False)
+
+
+def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
+    """See registry.Backend. Decoding takes the package's call for caches, which splits long keys over the device."""
+    sequences = paged.sequences
+    if len(sequences.tables) == len(paged.q_TND) and not paged.k_BSGD.shape[1] % _PAGE:
+        from flash_attn import flash_attn_with_kvcache
+
+        out_B1ND, lse_BN1 = flash_attn_with_kvcache(
+            paged.q_TND.unsqueeze(1).contiguous(),
+            paged.k_BSGD,
+            paged.v_BSGD,
+            cache_seqlens=sequences.lengths_on_device,
+            block_table=sequences.block_table,
+            softmax_scale=paged.scale,
+            causal=False,
+            return_softmax_lse=True,
+        )
+        return out_B1ND.squeeze(1), lse_BN1.squeeze(-1)
+    return blocks_forward(gathered(paged))
 
 
 class _FlashAttn:

@@ -1,4 +1,5 @@
-"""Attention on Ascend by npu_fusion_attention, and its merge by npu_ring_attention_update. Not run on Ascend hardware so far.
+"""Attention on Ascend by npu_fusion_attention, over cached keys by npu_fused_infer_attention_score, and the merge by
+npu_ring_attention_update. Not run on Ascend hardware so far.
 
 torch_npu is imported by the calls only. Shapes as in registry.py.
 """
@@ -13,6 +14,7 @@ import torch
 from mindspeed_vita.ops.attention import blocks
 from mindspeed_vita.ops.attention.blocks import PackedSegments
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Rows, Upstream
+from mindspeed_vita.ops.attention.paged import Paged, gathered
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -24,6 +26,11 @@ _MASK_SIZE = 2048
 """Side of the mask that stands for causal attention of any length."""
 _FULL, _CAUSAL_FROM_BOTTOM_RIGHT = 0, 3
 """Sparse modes. Without a mask every mode means full attention."""
+_PAGED_DTYPES = (torch.bfloat16, torch.float16)
+_PAGED_WIDTHS = (64, 128)
+"""Widths of heads that layout TND of npu_fused_infer_attention_score takes over blocks."""
+_PAGE, _LARGEST_PAGE = 128, 512
+"""A block of the cache has a multiple of this many tokens, and at most so many."""
 _COPIES = 8
 """Softmax statistics come, and are wanted, eight times."""
 
@@ -101,6 +108,37 @@ class _Fusion:
 
 blocks_forward = partial(varlen_forward, _Fusion())
 blocks_backward = partial(varlen_backward, _Fusion())
+
+
+def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
+    """See registry.Backend. What the fused kernel does not take goes to npu_fusion_attention, over a copy of the keys."""
+    if not reads_pages(paged):
+        return blocks_forward(gathered(paged))
+    import torch_npu
+
+    sequences = paged.sequences
+    out_TND, lse_TN1 = torch_npu.npu_fused_infer_attention_score(
+        paged.q_TND.contiguous(),
+        paged.k_BSGD.flatten(2),
+        paged.v_BSGD.flatten(2),
+        num_heads=paged.q_TND.shape[1],
+        num_key_value_heads=paged.k_BSGD.shape[2],
+        input_layout="TND",
+        scale=paged.scale,
+        block_table=sequences.block_table,
+        block_size=paged.k_BSGD.shape[1],
+        actual_seq_lengths=sequences.query_ends.tolist(),  # cumulative, without a leading 0
+        actual_seq_lengths_kv=sequences.lengths.tolist(),  # over blocks these are not cumulative
+        softmax_lse_flag=True,
+    )
+    return out_TND, lse_TN1.squeeze(-1)
+
+
+def reads_pages(paged: Paged) -> bool:
+    """Whether npu_fused_infer_attention_score takes a call: bf16 and fp16, blocks of 128 to 512 tokens, heads of its widths."""
+    page, width = paged.k_BSGD.shape[1], paged.q_TND.shape[2]
+    fits = not page % _PAGE and page <= _LARGEST_PAGE and width in _PAGED_WIDTHS
+    return fits and paged.q_TND.dtype in _PAGED_DTYPES
 
 
 def merge_(out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor) -> None:

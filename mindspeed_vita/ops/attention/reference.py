@@ -11,8 +11,9 @@ import torch
 
 from mindspeed_vita.ops.attention.blocks import merge_
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
+from mindspeed_vita.ops.attention.paged import Paged
 
-__all__ = ["blocks_backward", "blocks_forward", "masked", "merge_", "refuse", "tiles"]
+__all__ = ["blocks_backward", "blocks_forward", "masked", "merge_", "paged_forward", "refuse", "tiles"]
 
 
 def refuse(heads: Heads) -> Optional[str]:
@@ -65,6 +66,20 @@ def blocks_backward(blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor,
         dq_TND[q0:q1] += (dscores_NQS @ k_NSD).transpose(0, 1)
         dkv_2SGD[0, k0:k1] += fold(dscores_NQS.transpose(1, 2) @ q_NQD)
         dkv_2SGD[1, k0:k1] += fold(weights_NQS.transpose(1, 2) @ grad_NQD)
+
+
+def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
+    """See registry.Backend. Written out sequence by sequence, so that it shares nothing with what it is compared with."""
+    sequences, heads = paged.sequences, paged.q_TND.shape[1]
+    outs, lses, start = [], [], 0
+    for stop, table, length in zip(sequences.query_ends.tolist(), sequences.tables, sequences.lengths.tolist()):
+        blocks = torch.from_numpy(table).to(paged.k_BSGD.device)
+        k_NKD, v_NKD = (_per_head(x[blocks].flatten(0, 1)[:length], heads) for x in (paged.k_BSGD, paged.v_BSGD))
+        scores_NQK = _per_head(paged.q_TND[start:stop], heads) @ k_NKD.transpose(1, 2) * paged.scale
+        lses.append(scores_NQK.logsumexp(-1).T)
+        outs.append((scores_NQK.softmax(-1) @ v_NKD).transpose(0, 1).to(paged.q_TND.dtype))
+        start = stop
+    return torch.cat(outs), torch.cat(lses)
 
 
 def _per_head(x_SGD: torch.Tensor, heads: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Optional, Protocol, cast
 import torch
 
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Rows, Upstream
+from mindspeed_vita.ops.attention.paged import Paged
 from mindspeed_vita.ops.say_once import say_once
 
 
@@ -27,6 +28,9 @@ class Backend(Protocol):
 
     def blocks_backward(self, blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor, dkv_2SGD: torch.Tensor) -> None:
         """Adds the gradients of the call to dq and dkv, both fp32."""
+
+    def paged_forward(self, paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
+        """out_TND in the dtype of the queries and its log-sum-exp, fp32 [T, N], of attention over cached keys. Has no gradient."""
 
     def merge_(
         self, out_TND: torch.Tensor, lse_TN: torch.Tensor, rows: Rows, block_out_QND: torch.Tensor, block_lse_QN: torch.Tensor

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments, merge_
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
+from mindspeed_vita.ops.attention.paged import Paged, gathered
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 
-__all__ = ["blocks_backward", "blocks_forward", "merge_", "refuse", "tiles"]
+__all__ = ["blocks_backward", "blocks_forward", "merge_", "paged_forward", "refuse", "tiles"]
 
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _OLDEST_FLASH = (8, 0)
@@ -78,6 +79,11 @@ def blocks_backward(blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor,
         dq_TND[q0:q1] += dq
         dkv_2SGD[0, k0:k1] += dk
         dkv_2SGD[1, k0:k1] += dv
+
+
+def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
+    """See registry.Backend. torch has no kernel over blocks: the keys are copied together first."""
+    return blocks_forward(gathered(paged))
 
 
 class _Flash:

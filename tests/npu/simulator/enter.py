@@ -48,6 +48,7 @@ def enter() -> Ascend:
         import torch_npu  # noqa: F401
 
         import tests.npu.simulator.attention
+        import tests.npu.simulator.infer_attention
         import tests.npu.simulator.rows  # noqa: F401
 
         _chip.append(Ascend())

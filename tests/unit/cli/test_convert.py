@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from pathlib import Path
 
@@ -55,6 +57,31 @@ def test_both_formats_give_the_same_answer(run: Path, exported: Path, capsys: py
     assert said[0] == said[1] == said[2]
 
 
+def test_the_baseline_gives_the_same_answer(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for checkpoint, decode in ((exported, "cached"), (exported, "fixed"), (run / "run", "fixed")):
+        question = ["--prompt", "What?", "--image", str(run / "wide.png"), "--max-new-tokens", "5", "--decode", decode]
+        assert main(["generate", str(checkpoint), *question]) == 0
+        said.append(capsys.readouterr())
+    assert len({each.out for each in said}) == 1 and all("prompt tokens, 5 generated" in each.err for each in said)
+
+
+def test_a_file_of_requests_and_a_conversation(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    questions.write_text(f'{{"prompt": "What?", "images": ["{run / "wide.png"}"]}}\n{{"prompt": 3}}\n')
+    command = ["generate", str(exported), "--batch", str(questions), "--output", str(answers), "--max-new-tokens", "5"]
+    assert main(command) == 0 and "2 of 2 lines have a record" in capsys.readouterr().err
+    assert main(command) == 0 and "all 2 lines of" in capsys.readouterr().err
+    first, second = map(json.loads, sorted(answers.read_text().splitlines(), key=lambda line: json.loads(line)["line"]))
+    assert second["error"] == "has a prompt of type int; expected a text"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/image {run / 'wide.png'}\nWhat?\nAnd then?\n/nothing\n"))
+    assert main(["chat", str(exported), "--max-new-tokens", "5"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(first["answer"] + "\n") and said.endswith("unknown command /nothing; /help lists them\n")
+
+
 def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "frames").mkdir()
     for number in range(4):
@@ -83,8 +110,17 @@ def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, caps
         ("generate {full} --prompt x", "holds no whole checkpoint"),
         ("generate {hf} --prompt x --image {gone}", "image {gone}: no such file"),
         ("generate {hf} --prompt <image><image> --image {full}/notes.txt", "2 <image> tags for 1 images"),
-        ("generate {hf} --prompt x --image {full}/notes.txt", "notes.txt' cannot be read"),
+        ("generate {hf} --prompt x --image {full}/notes.txt", "notes.txt cannot be read as a picture"),
         ("generate {hf} --prompt x --max-new-tokens 0", "--max-new-tokens is 0"),
+        ("generate {hf} --prompt x --decode fixed --temperature 1 --stop y", "has no cache; leave --temperature, --stop out"),
+        ("generate {hf} --prompt x --decode fixed --cp 2", "--decode fixed reads it in one process, without --tp and --cp"),
+        ("generate {hf} --prompt x --cp 2", "tp=1 and cp=2 need 2 processes, 1 were started"),
+        ("generate {hf} --prompt x --top-p 2", "top_p=2.0; expected a number from 0 to 1"),
+        ("generate {hf} --prompt x --cache-memory some", "--cache-memory is 'some'; expected something like 5GB"),
+        ("generate {hf} --prompt x --cache-memory 1KB", "the cache has 1,000 bytes, one block takes 65,536"),
+        ("generate {hf}", "give either --prompt TEXT or --batch FILE"),
+        ("generate {hf} --batch {full}/notes.txt", "--batch FILE and --output FILE go together"),
+        ("generate {hf} --batch {gone} --output {new}", "batch file {gone}: no such file"),
         ("generate {hf} --prompt x --max-frames 0", "--max-frames is 0"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, flash_attn_varlen, reference, torch_cuda
+from mindspeed_vita.ops.attention import Blocks, Heads, Paged, PagedSequences, Upstream, flash_attn_varlen, reference, torch_cuda
 from tests.unit.ops.emulated_cuda import EmulatedCudaKernels, flash_backward, flash_forward
 from tests.unit.ops.tower_attention import check_bidirectional
 
@@ -51,9 +51,27 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
         return torch.einsum("bnqk,bknd->bqnd", scores.softmax(-1), v.float()).to(q.dtype)
 
+    def flash_attn_with_kvcache(
+        q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
+        cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+        rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
+    ):  # fmt: skip
+        calls.append("kvcache")
+        assert k is v is None and not causal and return_softmax_lse and q.shape[1] == 1
+        assert k_cache.shape[1] % 256 == 0, "blocks of the cache hold a multiple of 256 tokens"
+        for numbers in (cache_seqlens, block_table):
+            assert numbers.dtype == torch.int32 and len(numbers) == len(q)
+        tables = tuple(row[: -(-int(n) // k_cache.shape[1])].numpy() for row, n in zip(block_table, cache_seqlens))
+        lengths = cache_seqlens.numpy().astype(np.int64)
+        sequences = PagedSequences(np.arange(1, len(q) + 1), tables, lengths, q.device)
+        paged = Paged(q_TND=q[:, 0], k_BSGD=k_cache, v_BSGD=v_cache, sequences=sequences, scale=softmax_scale)
+        out, lse = reference.paged_forward(paged)
+        return out.unsqueeze(1), lse.unsqueeze(-1)
+
     package, interface = ModuleType("flash_attn"), ModuleType("flash_attn.flash_attn_interface")
     interface._flash_attn_varlen_forward = _flash_attn_varlen_forward
     interface._flash_attn_varlen_backward = _flash_attn_varlen_backward
+    package.flash_attn_with_kvcache = flash_attn_with_kvcache
     package.flash_attn_interface, package.flash_attn_func = interface, flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)
@@ -104,6 +122,21 @@ def test_the_flash_attn_package(flash_attn: list[str], dtype: torch.dtype, segme
     assert flash_attn_varlen.refuse(heads(dtype)) is None
     compare(flash_attn_varlen, dtype, 64, segments, causal)
     assert flash_attn == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("size, queries, wanted", [(256, (1, 1), "kvcache"), (256, (1, 3), "forward"), (128, (1, 1), "forward")])
+def test_cached_keys_by_flash_attn(flash_attn: list[str], size: int, queries: tuple[int, ...], wanted: str) -> None:
+    """Decoding takes the package's call for caches, where its blocks are of a size that the call takes."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((sum(queries), 6), *[(4, size, 2)] * 2)
+    query, keys, values = (torch.randn(*shape, 64, generator=generator).bfloat16() for shape in shapes)
+    tables = (np.array([3, 0]), np.array([1]))
+    sequences = PagedSequences(np.cumsum(queries), tables, np.array([size + 5, 7]), torch.device("cpu"))
+    paged = Paged(q_TND=query, k_BSGD=keys, v_BSGD=values, sequences=sequences, scale=0.2)
+    for found, expected in zip(flash_attn_varlen.paged_forward(paged), reference.paged_forward(paged)):
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=2e-2)
+    assert flash_attn == [wanted]
 
 
 @pytest.mark.parametrize("width", [64, 72, 80, 128])

@@ -89,3 +89,15 @@ def test_frequencies_go_to_a_device_once(kind: str, monkeypatch: pytest.MonkeyPa
     again = [tables(torch.arange(4), longest)[0] for longest in (50, 200)]
     assert len(copies) == 2, "more than the positions were converted or copied"
     assert all(torch.equal(*pair) for pair in zip(first, again)) and torch.equal(*first) == (kind == "none")
+
+
+def test_sequences_of_both_lengths_side_by_side() -> None:
+    """In a step of inference each token follows what its own sequence may grow to."""
+    tables = RotaryTables(language(kind="longrope", original_positions=100, short_factor=(1.0,) * 8, long_factor=FACTORS))
+    positions, longest = torch.tensor([3, 3, 90]), torch.tensor([100, 101, 4000])
+    mixed = tables(positions, longest)
+    for place, reach in enumerate(longest.tolist()):
+        for found, wanted in zip(mixed, tables(positions, reach)):
+            assert torch.equal(found[place], wanted[place])
+    plain = RotaryTables(language())
+    assert torch.equal(plain(positions, longest)[0], plain(positions, 4000)[0])

@@ -1,0 +1,83 @@
+"""What `vita generate` and `vita chat` have in common: which checkpoint, how its tokens are chosen, how much memory the cache gets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mindspeed_vita.inference.sampling import SamplingParams
+    from mindspeed_vita.inference.session import InferenceSession
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and on how many processes."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="native run or step folder, Hugging Face folder or MindSpeed-LLM folder")
+    parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where CHECKPOINT is a MindSpeed-LLM folder without them")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="most frames taken from a video; default: as in training")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel size, under torchrun (default 1)")
+    parser.add_argument("--cp", type=int, default=1, metavar="N", help="context parallel size, under torchrun (default 1)")
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
+                        " Hugging Face folder; may be repeated")  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the checkpoint's own is missing")
+    parser.add_argument("--cache-memory", metavar="SIZE", help="memory of the key-value cache on each process, such as 20GB; default: 80%%"
+                        " of what the device has free, on a CPU a quarter")  # fmt: skip
+    parser.add_argument("--prefill-chunk", type=int, default=8192, metavar="N", help="most prompt tokens computed at a time (default 8192)")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen."""
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="the likeliest tokens that together have this probability")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="tokens with this share of the likeliest one's probability")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: fewer repeated tokens")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="text that ends the answer; may be repeated")
+
+
+def sampling(arguments: argparse.Namespace) -> SamplingParams:
+    """The settings of sampling.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    from mindspeed_vita.inference.sampling import SamplingParams
+
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens is {arguments.max_new_tokens}; expected at least 1")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    settings: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    return SamplingParams(max_tokens=arguments.max_new_tokens, stop=tuple(arguments.stop), **settings)
+
+
+def check_checkpoint(arguments: argparse.Namespace) -> Path:
+    """The checkpoint's folder, after a look at what was asked.
+
+    Raises:
+        ValueError: no folder, or a number out of range.
+    """
+    if arguments.max_frames is not None and arguments.max_frames < 1:
+        raise ValueError(f"--max-frames is {arguments.max_frames}; expected at least 1")
+    if arguments.prefill_chunk < 1:
+        raise ValueError(f"--prefill-chunk is {arguments.prefill_chunk}; expected at least 1")
+    checkpoint = Path(arguments.checkpoint)
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint {checkpoint}: no such folder; expected a native run or step folder, or a Hugging Face folder")
+    return checkpoint
+
+
+def open_session(arguments: argparse.Namespace) -> InferenceSession:
+    """The session that the arguments ask for. Collective.
+
+    Raises:
+        ValueError: as load_session.
+    """
+    from mindspeed_vita.cli.convert import parse_size
+    from mindspeed_vita.inference.session import SessionSettings, load_session
+
+    memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")
+    options = {name: getattr(arguments, name) for name in ("tokenizer", "recipe", "tp", "cp", "max_frames")}
+    return load_session(arguments.checkpoint, settings=SessionSettings(cache_memory=memory), **options)

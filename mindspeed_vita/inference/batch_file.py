@@ -1,0 +1,183 @@
+"""Answers to the requests of a JSONL file: many at a time, a record as soon as each is answered, and on from there after a stop.
+
+A line is {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}, with "images", "videos", "id" and settings of sampling such as
+"max_tokens" where they are wanted. Paths are relative to the file's folder. A line that cannot be answered gets a record with "error".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mindspeed_vita.data.sample import Message
+from mindspeed_vita.inference.request import Answer, Request, ask
+from mindspeed_vita.inference.request_loop import RequestLoop
+from mindspeed_vita.inference.sampling import SamplingParams
+
+_SAMPLING = tuple(field.name for field in fields(SamplingParams))
+_KEYS = ("id", "prompt", "messages", "images", "videos", *_SAMPLING)
+_ROLES = ("system", "user", "assistant")
+
+
+def read_request(text: str, folder: Path, params: SamplingParams) -> tuple[Request, SamplingParams]:
+    """A line of a batch file as a request.
+
+    Args:
+        text: the line.
+        folder: relative paths begin there.
+        params: what the line does not set.
+
+    Raises:
+        ValueError: what is wrong with the line.
+    """
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"is a JSON {type(row).__name__}; expected an object")
+    unknown = sorted(set(row) - set(_KEYS))
+    if unknown:
+        raise ValueError(f"has unknown keys {', '.join(unknown)}; expected some of {', '.join(_KEYS)}")
+    if ("prompt" in row) == ("messages" in row):
+        raise ValueError("needs either prompt or messages")
+    images, videos = (_paths(row, key, folder) for key in ("images", "videos"))
+    settings: dict[str, Any] = {key: row[key] for key in _SAMPLING if key in row}
+    if isinstance(settings.get("stop"), list):
+        settings["stop"] = tuple(settings["stop"])
+    chosen = replace(params, **settings)
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str):
+            raise ValueError(f"has a prompt of type {type(row['prompt']).__name__}; expected a text")
+        return ask(row["prompt"], images, videos), chosen
+    return Request(messages=_messages(row["messages"]), images=tuple(images), videos=tuple(videos)), chosen
+
+
+def _paths(row: dict[str, Any], key: str, folder: Path) -> list[str]:
+    paths = row.get(key, [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"has {key} that are no list of paths")
+    return [str(folder / path) for path in paths]
+
+
+def _messages(messages: Any) -> tuple[Message, ...]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("has messages that are no list of turns")
+    for message in messages:
+        if not isinstance(message, dict) or set(message) != {"role", "content"} or not isinstance(message["content"], str):
+            raise ValueError('has a turn that is not {"role": ..., "content": TEXT}')
+        if message["role"] not in _ROLES:
+            raise ValueError(f"has a turn of role {message['role']!r}; expected one of {', '.join(_ROLES)}")
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"ends with a turn of the {messages[-1]['role']}; expected the user's")
+    return tuple(Message(message["role"], message["content"]) for message in messages)
+
+
+class BatchFile:
+    """A file of requests and the file of its records.
+
+    Args:
+        path: requests, one a line; empty lines count but ask nothing.
+        output: records, appended to. What is there already is not asked again.
+
+    Raises:
+        ValueError: no such file, or an output that belongs to another file.
+    """
+
+    def __init__(self, path: Path, output: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"batch file {path}: no such file")
+        self.path, self.output = path, output
+        self.lines = {number: line for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()}
+        self.done = self._read_done()
+
+    @property
+    def left(self) -> list[int]:
+        """Numbers of the lines without a record."""
+        return [number for number in self.lines if number not in self.done]
+
+    def _read_done(self) -> set[int]:
+        """Lines that have a record. A record that a stop cut off is removed from the file."""
+        if not self.output.exists():
+            return set()
+        content = self.output.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.output.open("r+b") as file:
+                file.truncate(len(whole))
+        done = set()
+        for number, text in enumerate(whole.decode().splitlines(), 1):
+            try:
+                record = json.loads(text)
+                line, digest = record["line"], record["sha256"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.output} line {number} is no record of a batch; choose another --output") from error
+            if line not in self.lines or _digest(self.lines[line]) != digest:
+                raise ValueError(f"{self.output} line {number} answers another line {line} than {self.path} has; choose another --output")
+            done.add(line)
+        return done
+
+    def write(self, number: int, record: dict[str, Any]) -> None:
+        """Appends the record of a line."""
+        head = {"line": number, "sha256": _digest(self.lines[number])}
+        identity = _id_of(self.lines[number])
+        text = json.dumps({**head, **identity, **record}, ensure_ascii=False)
+        with self.output.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        self.done.add(number)
+
+
+def _digest(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def _id_of(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return {"id": row["id"]} if isinstance(row, dict) and "id" in row else {}
+
+
+def answer_file(loop: RequestLoop, batch: BatchFile, params: SamplingParams, *, at_once: int, said: Callable[[int], None]) -> Iterator[str]:
+    """Answers the lines without a record; yields a line of text for each that could not be answered. First rank only.
+
+    Args:
+        loop: of the session.
+        batch: the file.
+        params: what lines do not set themselves.
+        at_once: most requests that are read ahead.
+        said: called with the number of lines that have a record, whenever it grows.
+    """
+    waiting, folder, more = iter(batch.left), batch.path.parent, True
+    running: dict[int, int] = {}
+    while more or running:
+        while more and len(running) < at_once:
+            number = next(waiting, None)
+            if number is None:
+                more = False
+                break
+            try:
+                request, chosen = read_request(batch.lines[number], folder, params)
+                running[loop.add(request, chosen)] = number
+            except (ValueError, OSError) as error:
+                batch.write(number, {"error": str(error)})
+                yield f"{batch.path}:{number} {error}"
+        for update in loop.step() if running else ():
+            if update.answer is not None:
+                number = running.pop(update.number)
+                batch.write(number, _record(update.answer))
+                if update.answer.reason == "error":
+                    yield f"{batch.path}:{number} {update.answer.message}"
+        said(len(batch.done))
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    if answer.reason == "error":
+        return {"error": answer.message}
+    found = {"answer": answer.text, "reason": answer.reason, "prompt_tokens": answer.prompt_tokens, "tokens": len(answer.token_ids)}
+    return {**found, "logprobs": [asdict(token) for token in answer.tokens]} if answer.tokens else found

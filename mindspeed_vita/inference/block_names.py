@@ -1,0 +1,112 @@
+"""Names of cache blocks: equal names mean equal keys and values, whoever asks.
+
+A name is a SHA-256 over the name of the block before, this block's token ids, and the digests of the tiles whose rows replace some of these
+tokens. The chain's root is the identity of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_TILE_PART = struct.Struct("<qqq32s")
+
+
+@dataclass(frozen=True)
+class TileSpan:
+    """Tokens [start, stop) of a sequence that the rows of one tile replace."""
+
+    start: int
+    """First token."""
+    stop: int
+    """One past the last token."""
+    digest: bytes
+    """tile_digest of the tile."""
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings as one text, the same for equal settings in any order.
+
+    Raises:
+        TypeError: a value that JSON cannot hold.
+    """
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def tile_digest(pixels: np.ndarray, settings: str) -> bytes:
+    """The digest of one tile: 32 bytes.
+
+    Args:
+        pixels: the tile, of any shape and type.
+        settings: settings_text of what happens to the pixels before the tower sees them, such as normalization.
+    """
+    held = np.ascontiguousarray(pixels)
+    digest = hashlib.sha256(f"{held.dtype.str} {held.shape} {settings}\n".encode())
+    digest.update(held.data)
+    return digest.digest()
+
+
+def root_name(identity: str) -> bytes:
+    """The root of the chain for one model.
+
+    Args:
+        identity: what keys and values depend on besides tokens and pixels: the weights, the precision, the rotary scaling.
+    """
+    return hashlib.sha256(b"mindspeed_vita cache\n" + identity.encode()).digest()
+
+
+class BlockNames:
+    """The names of one sequence's full blocks, in order. They grow with the sequence.
+
+    Args:
+        root: see root_name.
+        tokens: the prompt's token ids.
+        tiles: the prompt's tiles, ascending and without overlap.
+        block_size: tokens of a block.
+
+    Raises:
+        ValueError: a tile that is not inside the prompt, overlaps another, or has a digest that is no SHA-256.
+    """
+
+    def __init__(self, root: bytes, tokens: Sequence[int] | np.ndarray, tiles: Sequence[TileSpan], block_size: int) -> None:
+        self._block_size, self._tiles, self._next_tile = block_size, tiles, 0
+        self.names: list[bytes] = []
+        self._last, self._rest = root, np.empty(0, dtype=np.int64)
+        at = 0
+        for tile in tiles:
+            where = f"the tile at tokens [{tile.start}, {tile.stop})"
+            if not at <= tile.start < tile.stop <= len(tokens):
+                raise ValueError(f"{where} does not fit: expected one after the tile before, which ends at {at}, in {len(tokens)} tokens")
+            if len(tile.digest) != hashlib.sha256().digest_size:
+                raise ValueError(f"{where} has a digest of {len(tile.digest)} bytes; expected tile_digest's 32")
+            at = tile.stop
+        self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int] | np.ndarray) -> None:
+        """Goes on with the sequence's next tokens; every block that becomes full gets its name."""
+        rest = np.concatenate([self._rest, np.asarray(tokens, dtype=np.int64)])
+        full = len(rest) // self._block_size
+        for block in rest[: full * self._block_size].reshape(full, self._block_size):
+            self._last = hashlib.sha256(self._last + block.astype("<i8").tobytes() + self._tile_parts()).digest()
+            self.names.append(self._last)
+        self._rest = rest[full * self._block_size :]
+
+    def _tile_parts(self) -> bytes:
+        """Which part of which tile is at which place of the next block."""
+        start = len(self.names) * self._block_size
+        stop = start + self._block_size
+        parts = []
+        while self._next_tile < len(self._tiles) and self._tiles[self._next_tile].start < stop:
+            tile = self._tiles[self._next_tile]
+            first, last = max(start, tile.start), min(stop, tile.stop)
+            parts.append(_TILE_PART.pack(first - start, first - tile.start, last - first, tile.digest))
+            if tile.stop > stop:
+                break
+            self._next_tile += 1
+        return b"".join(parts)

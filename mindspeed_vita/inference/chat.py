@@ -1,0 +1,120 @@
+"""A conversation in the terminal: the user's lines, the model's answers as they come, and a few commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mindspeed_vita.data.sample import Message
+from mindspeed_vita.inference.request import Request, ask
+from mindspeed_vita.inference.request_loop import RequestLoop
+from mindspeed_vita.inference.sampling import SamplingParams
+
+HELP = """/image FILE   show a picture with the next question
+/video FILE   show a video, or a folder of frames, with the next question
+/reset        forget the conversation
+/save FILE    write the conversation as a line of JSON, as training reads it
+/quit         end (as Ctrl-D)"""
+
+
+@dataclass
+class Conversation:
+    """The turns so far, and media that wait for the next one."""
+
+    messages: list[Message] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
+    next_images: list[str] = field(default_factory=list)
+    next_videos: list[str] = field(default_factory=list)
+
+    def request(self, text: str) -> Request:
+        """The conversation with one more question.
+
+        Raises:
+            ValueError: the question's tags and the media for it disagree, or a file is missing.
+        """
+        asked = ask(text, self.next_images, self.next_videos)
+        return Request(
+            messages=(*self.messages, *asked.messages), images=(*self.images, *asked.images), videos=(*self.videos, *asked.videos)
+        )
+
+    def take(self, request: Request, answer: str) -> None:
+        """Goes on from a request that was answered."""
+        self.messages = [*request.messages, Message("assistant", answer)]
+        self.images, self.videos = list(request.images), list(request.videos)
+        self.next_images, self.next_videos = [], []
+
+    def row(self) -> str:
+        """The conversation as a row of training data."""
+        content = {
+            "messages": [{"role": message.role, "content": message.content} for message in self.messages],
+            "images": self.images,
+            "videos": self.videos,
+        }
+        return json.dumps({key: value for key, value in content.items() if value}, ensure_ascii=False)
+
+
+class Chat:
+    """Reads lines and answers them. First rank only.
+
+    Args:
+        loop: of the session.
+        params: how tokens are chosen.
+        show: takes text as it comes.
+    """
+
+    def __init__(self, loop: RequestLoop, params: SamplingParams, show: Callable[[str], None]) -> None:
+        self.loop, self.params, self.show = loop, params, show
+        self.conversation = Conversation()
+
+    def line(self, text: str) -> bool:
+        """Does what a line says; returns whether the conversation goes on. What is wrong is shown, and changes nothing."""
+        text = text.strip()
+        try:
+            if text.startswith("/"):
+                return self._command(text)
+            if text:
+                self._answer(text)
+        except (ValueError, OSError) as error:
+            self.show(f"{error}\n")
+        return True
+
+    def _command(self, text: str) -> bool:
+        name, _, argument = text.partition(" ")
+        argument = argument.strip()
+        if name in ("/image", "/video", "/save") and not argument:
+            raise ValueError(f"{name} needs a file: {name} FILE")
+        if name in ("/image", "/video"):
+            if not Path(argument).exists():
+                raise ValueError(f"{argument}: no such file")
+            (self.conversation.next_images if name == "/image" else self.conversation.next_videos).append(argument)
+        elif name == "/reset":
+            self.conversation = Conversation()
+        elif name == "/save":
+            Path(argument).write_text(self.conversation.row() + "\n", encoding="utf-8")
+            self.show(f"{argument}: {len(self.conversation.messages)} turns\n")
+        elif name == "/help":
+            self.show(HELP + "\n")
+        elif name != "/quit":
+            raise ValueError(f"unknown command {name}; /help lists them")
+        return name != "/quit"
+
+    def _answer(self, text: str) -> None:
+        request = self.conversation.request(text)
+        number = self.loop.add(request, self.params)
+        try:
+            while True:
+                for update in self.loop.step():
+                    self.show(update.text)
+                    if update.answer is not None:
+                        self.show("\n")
+                        if update.answer.reason == "error":
+                            raise ValueError(update.answer.message)
+                        self.conversation.take(request, update.answer.text)
+                        return
+        except KeyboardInterrupt:  # the answer so far is dropped, the conversation stays as it was
+            self.loop.cancel(number)
+            self.loop.step()
+            self.show("\n(stopped)\n")

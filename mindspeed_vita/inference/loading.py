@@ -1,0 +1,142 @@
+"""A model ready to answer, from any folder that holds Long-VITA weights: a native run, a Hugging Face folder, MindSpeed-LLM's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+
+from mindspeed_vita.checkpoint import mindspeed_files
+from mindspeed_vita.checkpoint.hf.load import import_hf
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import check_names
+from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.choices import Precision
+from mindspeed_vita.config import ParallelConfig, Recipe, load_recipe, recipe_from_dict
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import load_tokenizer
+from mindspeed_vita.engine.session import init_distributed, world_size
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.platform import get_platform
+
+if TYPE_CHECKING:
+    from mindspeed_vita.models.vita import VitaModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """One rank's part of a model."""
+
+    model: VitaModel
+    """Without gradients and without sequence parallelism."""
+    layout: ParallelLayout
+    """This rank's place."""
+    recipe: Recipe
+    """Architecture, and how prompts are made."""
+    tokenizer: Any
+    """With the vision tokens."""
+    device: torch.device
+    """Where the model is."""
+    identity: str
+    """Which weights these are: folder and, for a native run, step."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    recipe: Recipe
+    weights: Optional[Mapping[str, torch.Tensor]]
+    """Full tensors; None for a native folder, whose shards are read directly."""
+    folder: Path
+
+
+def load_model(
+    path: str | Path,
+    *,
+    tokenizer: Optional[str | Path] = None,
+    recipe: Optional[str | Path] = None,
+    tp: int = 1,
+    cp: int = 1,
+    max_frames: Optional[int] = None,
+    precision: Optional[Precision] = None,
+) -> LoadedModel:
+    """Load a checkpoint on the best device, in one process or under torchrun with tp * cp processes. Collective.
+
+    Args:
+        path: native run or step folder, Hugging Face folder (exported or released), or MindSpeed-LLM's folder.
+        tokenizer: folder; None takes the checkpoint's own.
+        recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
+        tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
+        max_frames: most frames taken from a video; None takes the checkpoint's setting.
+        precision: bf16 | fp32; None takes that of the weights.
+
+    Raises:
+        ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
+    """
+    source = _find(Path(path), recipe)
+    wanted = inference_recipe(source.recipe, tp, cp)
+    if max_frames is not None:
+        wanted = replace(wanted, data=replace(wanted.data, max_frames=max_frames))
+    if precision is not None:
+        wanted = replace(wanted, train=replace(wanted.train, precision=precision))
+    if world_size() != tp * cp:
+        found = world_size()
+        raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
+    loaded = load_tokenizer(tokenizer or wanted.data.tokenizer, get_template(wanted.data.template))
+    platform = get_platform()
+    layout = init_distributed(wanted, platform)
+    # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
+    from mindspeed_vita.parallel.build import build_model
+
+    model = build_model(wanted, layout, platform.device, sequence_parallel=False)
+    model.requires_grad_(False)
+    if source.weights is None:
+        native.load_weights(source.folder, model, config=wanted.model)
+    else:
+        native.load_full_weights(source.weights, model, source=str(source.folder))
+    return LoadedModel(
+        model=model.eval(), layout=layout, recipe=wanted, tokenizer=loaded, device=platform.device, identity=str(source.folder.resolve())
+    )
+
+
+def inference_recipe(recipe: Recipe, tp: int, cp: int) -> Recipe:
+    """The recipe under another layout and without what only training needs."""
+    return replace(
+        recipe,
+        parallel=ParallelConfig(tp=tp, cp=cp),
+        train=replace(recipe.train, recompute="none", global_batch=1),
+        data=replace(recipe.data, seq_length=2 * tp * cp),
+    )
+
+
+def _find(path: Path, recipe: Optional[str | Path]) -> _Source:
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {path}: no such folder; expected a native run or step, Hugging Face or MindSpeed-LLM folder")
+    if mindspeed_files.is_mindspeed(path):
+        return _mindspeed(path, recipe)
+    if recipe is not None:
+        raise ValueError(f"{path} says its sizes itself; leave the recipe out")
+    if (path / "config.json").is_file():
+        found = import_hf(path)
+        stored = found.weights["language.embedding.word_embeddings.weight"].dtype
+        made = Recipe(name=path.name, model=found.model, data=replace(found.data, tokenizer=str(path)))
+        return _Source(_with_precision(made, stored), found.weights, path)
+    folder = native.find(path)
+    return _Source(recipe_from_dict(native.saved_recipe(folder), where=str(folder)), None, folder)
+
+
+def _mindspeed(path: Path, recipe: Optional[str | Path]) -> _Source:
+    content = mindspeed_files.saved_recipe(path)
+    if content is None and recipe is None:
+        raise ValueError(f"{path} does not say its sizes; give a recipe of the same architecture")
+    made = load_recipe(recipe) if recipe is not None else recipe_from_dict(content or {}, where=str(path))
+    weights = mindspeed_files.read_full_weights(path)
+    check_names(weights, (rule.native for rule in family_rules("long_vita", made.model)), side="MindSpeed-LLM")
+    stored = weights["language.embedding.word_embeddings.weight"].dtype
+    return _Source(_with_precision(made, stored), weights, path)
+
+
+def _with_precision(recipe: Recipe, dtype: torch.dtype) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, precision="fp32" if dtype is torch.float32 else "bf16"))

@@ -1,0 +1,85 @@
+"""From a request to the tokens of its prompt, up to where the answer begins; the same code as in training makes them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.data.assemble import EncodedSample, Medium, encode_sample
+from mindspeed_vita.data.media.image import probe_picture
+from mindspeed_vita.data.media.limits import media_limits
+from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.video import probe_video
+from mindspeed_vita.data.prepare import decode_settings
+from mindspeed_vita.data.sample import Message, Sample
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import vision_token_ids
+from mindspeed_vita.hf.token_layout import ReservedText
+from mindspeed_vita.inference.request import Request
+
+
+class PromptEncoder:
+    """Turns requests into tokens and media.
+
+    Args:
+        recipe: settings of the data section and the architecture.
+        tokenizer: with the vision tokens.
+    """
+
+    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+        self.recipe, self.tokenizer = recipe, tokenizer
+        self.ids = vision_token_ids(tokenizer)
+        model = recipe.model
+        self.limits = media_limits(recipe.data, tokens_per_tile=model.tokens_per_tile, tile_size=model.vision.tile_size)
+
+    def encode(self, request: Request) -> EncodedSample:
+        """The prompt's tokens, and its media ready to be cut.
+
+        Raises:
+            ValueError: tags and media disagree, a medium cannot be used, or the text holds a reserved token.
+        """
+        reserved = ReservedText(self.tokenizer)
+        for message in request.messages:
+            problem = reserved.problem(message.content)
+            if problem is not None:
+                raise ValueError(problem)
+        template = get_template(self.recipe.data.template)
+        # An empty answer gives its header; what training would supervise after it is what remains to be generated.
+        messages = (*request.messages, Message("assistant", ""))
+        supervised = template.encode(messages, self.tokenizer)[1]
+        tail = len(supervised) - len(np.trim_zeros(np.logical_not(supervised), "b"))
+        encoded = encode_sample(
+            Sample(messages, request.images, request.videos),
+            [*map(self._picture, request.images), *map(self._video, request.videos)],
+            tokenizer=self.tokenizer,
+            template=template,
+            ids=self.ids,
+            limits=self.limits,
+            sample_id=0,
+            source_id=0,
+            source="prompt",
+            root=os.sep,
+        )
+        keep = len(encoded.tokens_T) - tail
+        return replace(encoded, tokens_T=encoded.tokens_T[:keep], labels_T=encoded.labels_T[:keep])
+
+    def _picture(self, path: str) -> Medium:
+        path = os.path.abspath(path)
+        try:
+            size = probe_picture(path, decode_settings(self.recipe.data))
+            grid = self.limits.grid(size, self.limits.max_tiles)
+        except MediaError as error:
+            raise ValueError(f"image {error.path} {error.reason}") from error
+        return Medium(path, grid, None, ())
+
+    def _video(self, path: str) -> Medium:
+        path = os.path.abspath(path)
+        try:
+            header = probe_video(path)
+        except MediaError as error:
+            raise ValueError(f"video {error.path} {error.reason}") from error
+        return Medium(path, None, header, tuple(self.limits.frames(header, self.limits.max_frames)))

@@ -1,0 +1,189 @@
+"""Requests to answers on rank 0: prompts go to the scheduler, its steps to all ranks, logits to tokens, tokens to text.
+
+One call of `step` is one step of the model. Whoever calls it decides when: `generate` until all is answered, a server as long as it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Optional
+
+import numpy as np
+
+from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
+from mindspeed_vita.data.assemble import EncodedSample, Medium
+from mindspeed_vita.inference.block_names import TileSpan, root_name, settings_text
+from mindspeed_vita.inference.block_pool import BlockCounts, BlockPool
+from mindspeed_vita.inference.request import Answer, Request
+from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, sample
+from mindspeed_vita.inference.scheduler import Budgets, Scheduler
+from mindspeed_vita.inference.sequence import Ended, NewSequence
+from mindspeed_vita.inference.session import InferenceSession
+from mindspeed_vita.inference.steps import Step
+from mindspeed_vita.inference.text_stream import TextStream
+from mindspeed_vita.inference.tile_memo import TileMemo
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step brought one request."""
+
+    number: int
+    """The request."""
+    text: str
+    """Text that can be shown now; the pieces of all updates together are the answer's text."""
+    answer: Optional[Answer] = None
+    """The whole answer, once it has ended."""
+
+
+@dataclass
+class _Active:
+    """A request that waits or runs."""
+
+    prompt_tokens: int
+    row: SamplingRow
+    stream: TextStream
+    tokens: list[SampledToken] = field(default_factory=list)
+
+
+class RequestLoop:
+    """The side of a session that decides. First rank only; the others call InferenceSession.serve.
+
+    Args:
+        session: the loaded model.
+        prefill_tokens: most prompt tokens of a step; activations grow with it.
+        sequences: most requests that are computed at once.
+
+    Raises:
+        ValueError: budgets in which nothing could be computed.
+    """
+
+    def __init__(self, session: InferenceSession, *, prefill_tokens: int = 8192, sequences: int = 64) -> None:
+        recipe, layout, size = session.loaded.recipe, session.loaded.layout, session.settings.block_size
+        self.session = session
+        self.pool = BlockPool(session.cache.num_blocks, layout.cp_size)
+        budgets = Budgets(
+            prefill_tokens=max(size, prefill_tokens // size * size), sequences=sequences, max_length=recipe.model.language.max_positions
+        )
+        self.scheduler = Scheduler(self.pool, budgets, root=root_name(session.loaded.identity), block_size=size)
+        self.memo = TileMemo()
+        tokenizer = session.loaded.tokenizer
+        self._stops = frozenset(stop_ids(tokenizer, recipe.data.template, recipe.model.language.family))
+        self._banned = frozenset(session.prompts.ids.placeholders)
+        self._pixels = settings_text({"normalization": recipe.model.vision.normalization})
+        self._active: dict[int, _Active] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self._active
+
+    def counts(self) -> list[BlockCounts]:
+        """Blocks of each context-parallel rank."""
+        return self.pool.counts()
+
+    def add(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
+        """Takes a request; returns its number.
+
+        Args:
+            request: what is asked.
+            params: how tokens are chosen.
+            time_limit: seconds until it is ended with an error, waiting included.
+
+        Raises:
+            ValueError: a medium cannot be used, or prompt and answer fit neither the model nor the cache. Nothing is kept of it.
+        """
+        prompt = self.session.prompts.encode(request)
+        length, room = len(prompt.tokens_T), self.scheduler.room()
+        most = max(1, room - length) if params.max_tokens is None else params.max_tokens
+        params = replace(params.seeded(), max_tokens=most)
+        tiles = self._tile_spans(prompt) if length + most <= room else ()  # what the scheduler will refuse need not be decoded
+        new = NewSequence(tokens=prompt.tokens_T, tiles=tiles, max_tokens=most, stop_ids=self._stops, time_limit=time_limit)
+        number = self.scheduler.add(new)
+        self.session.add(number, prompt, longest=length + most)
+        row = SamplingRow(params=params, stop_ids=self._stops, banned_ids=self._banned, prompt=prompt.tokens_T.tolist())
+        stream = TextStream(self.session.loaded.tokenizer, params.stop, min_tokens=params.min_tokens)
+        self._active[number] = _Active(length, row, stream)
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ends a request; its blocks are free from the next step on. One that has ended is left alone."""
+        self.scheduler.end(number)
+
+    def step(self) -> list[Update]:
+        """Computes one step and returns what it brought. Collective: the other ranks must be in InferenceSession.serve."""
+        step = self.scheduler.schedule()
+        updates = self._updates({}) if step.empty and not step.ended else self._execute(step)
+        if self.idle:  # no later step will tell the ranks what they need not keep
+            last = self.scheduler.schedule()
+            if last.ended:
+                self.session.execute(last)
+        return updates
+
+    def _execute(self, step: Step) -> list[Update]:
+        pieces: dict[int, str] = {}
+        result = self.session.execute(step)
+        for number, failure in result.failures.items():
+            self.scheduler.end(number, "error", f"{failure.path} {failure.reason}")
+        chosen = dict(zip(step.sampled, sample(result.logits, [self._active[number].row for number in step.sampled])))
+        for number, token in chosen.items():
+            if number not in result.failures and token.token not in self._stops:
+                pieces[number] = self._take(number, token)
+        if not step.empty:
+            self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
+        return self._updates(pieces)
+
+    def _take(self, number: int, token: SampledToken) -> str:
+        """Adds a token to an answer; returns the text that can be shown. A stop string ends the request."""
+        active = self._active[number]
+        active.row.add(token.token)
+        active.tokens.append(token)
+        piece = active.stream.push(token.token)
+        if active.stream.stopped_by is not None:
+            self.scheduler.end(number, "stop")
+        return piece
+
+    def _updates(self, pieces: dict[int, str]) -> list[Update]:
+        ended = {one.sequence: one for one in self.scheduler.take_ended()}
+        found = [Update(number, piece) for number, piece in pieces.items() if piece and number not in ended]
+        return [*found, *(self._finish(one, pieces.get(number, "")) for number, one in ended.items())]
+
+    def _finish(self, ended: Ended, piece: str) -> Update:
+        active = self._active.pop(ended.sequence)
+        piece += active.stream.finish()
+        reason = "stop" if active.stream.stopped_by is not None else ended.reason
+        answer = Answer(
+            text=active.stream.text,
+            token_ids=tuple(token.token for token in active.tokens),
+            prompt_tokens=active.prompt_tokens,
+            reason=reason,
+            message=ended.message,
+            tokens=tuple(active.tokens) if active.row.params.logprobs is not None else (),
+        )
+        return Update(ended.sequence, piece, answer)
+
+    def _tile_spans(self, prompt: EncodedSample) -> tuple[TileSpan, ...]:
+        """Where tiles stand in a prompt, with the digests of their pixels. Media that are remembered are not decoded."""
+        length = self.session.loaded.recipe.model.tokens_per_tile
+        digests: list[bytes] = []
+        for medium in prompt.media:
+            digests += self._digests(prompt, medium)
+        starts = prompt.tile_starts_N.tolist()
+        return tuple(TileSpan(start, start + length, digest) for start, digest in zip(starts, digests, strict=True))
+
+    def _digests(self, prompt: EncodedSample, medium: Medium) -> tuple[bytes, ...]:
+        settings = settings_text({**self._media_settings(), "grid": medium.grid, "numbers": medium.numbers})
+        key = self.memo.key(medium.path, settings)
+        found = self.memo.find(key)
+        if found is None:
+            alone = replace(prompt, media=(medium,), tile_starts_N=np.zeros(medium.num_tiles, dtype=np.int64), tokens_T=prompt.tokens_T[:0])
+            made, failure = self.session.digests(alone, self._pixels)
+            if failure is not None:
+                raise ValueError(f"{failure.path} {failure.reason}")
+            found = tuple(made)
+            self.memo.remember(key, medium.path, settings, found)
+        return found
+
+    def _media_settings(self) -> dict[str, Any]:
+        feed = self.session.runner.feed
+        return {"tile_size": feed.tile_size, "decoding": asdict(feed.decoding), "pixels": self._pixels}

@@ -1,0 +1,172 @@
+"""A loaded model with its cache: executes steps, on this rank's device and together with the other ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.data.assemble import EncodedSample
+from mindspeed_vita.data.batch import MediaFailure
+from mindspeed_vita.data.prepare import decode_settings
+from mindspeed_vita.inference.cached_attention import CachedAttention
+from mindspeed_vita.inference.kv_cache import KVCache, blocks_in, bytes_per_block
+from mindspeed_vita.inference.loading import LoadedModel, load_model
+from mindspeed_vita.inference.prompt import PromptEncoder
+from mindspeed_vita.inference.ranks import Ranks
+from mindspeed_vita.inference.runner import ModelRunner, StepResult
+from mindspeed_vita.inference.steps import BLOCK_SIZE, Step, decode_step, encode_step
+from mindspeed_vita.inference.tile_feed import TileFeed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """Sizes of a session; the same on every rank."""
+
+    cache_memory: Optional[int] = None
+    """Bytes of the cache on each rank; None takes a share of what is free (see free_share)."""
+    block_size: int = BLOCK_SIZE
+    """Tokens of a block."""
+    tiles_in_flight: int = 64
+    """Most tiles that a rank holds as pixels at a time."""
+    travels: str = "auto"
+    """What moves between context-parallel ranks for cached tokens before a chunk: auto | queries | keys."""
+
+
+class InferenceSession:
+    """One rank's part of a session.
+
+    Args:
+        loaded: model, layout, recipe and tokenizer.
+        settings: sizes.
+
+    Raises:
+        ValueError: the memory holds no block, or a setting is out of range.
+    """
+
+    def __init__(self, loaded: LoadedModel, settings: SessionSettings = SessionSettings()) -> None:
+        # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
+        from mindspeed_vita.parallel.build import DTYPES, language_backend
+
+        if settings.block_size < 1:
+            raise ValueError(f"block_size is {settings.block_size}; expected at least 1")
+        self.loaded, self.settings = loaded, settings
+        self.ranks = Ranks(loaded.layout.tp_cp_group, loaded.layout.tile_group_size, loaded.layout.tile_rank)
+        self.prompts = PromptEncoder(loaded.recipe, loaded.tokenizer)
+        model, layout, recipe, device = loaded.model, loaded.layout, loaded.recipe, loaded.device
+        language = recipe.model.language
+        sizes: dict[str, Any] = {
+            "num_layers": language.num_layers,
+            "block_size": settings.block_size,
+            "kv_heads": language.num_kv_heads // layout.tp_size,
+            "head_dim": language.head_dim,
+            "dtype": DTYPES[recipe.train.precision],
+        }
+        budget = free_share(device) if settings.cache_memory is None else settings.cache_memory
+        num_blocks = _least(blocks_in(budget, bytes_per_block(**sizes)), layout.tp_cp_group, layout.tile_group_size)
+        self.cache = KVCache(num_blocks=num_blocks, device=device, **sizes)
+        attention = CachedAttention(
+            self.cache,
+            language_backend(recipe, layout, device),
+            group=layout.cp_group if layout.cp_size > 1 else None,
+            rank=layout.cp_rank,
+            size=layout.cp_size,
+            travels=settings.travels,
+        )
+        feed = TileFeed(
+            model,
+            layout,
+            tile_size=recipe.model.vision.tile_size,
+            tokens_per_tile=recipe.model.tokens_per_tile,
+            decoding=decode_settings(recipe.data, recipe.model.vision.normalization),
+            tiles_in_flight=settings.tiles_in_flight,
+        )
+        self.runner = ModelRunner(model, language, layout, attention, feed, device)
+
+    def run(self, step: Step) -> StepResult:
+        """Executes one step on this rank. Collective over tp and cp: every rank is given the same step."""
+        return self.runner.run(step)
+
+    # What the first rank has all ranks do
+
+    def add(self, number: int, prompt: EncodedSample, *, longest: int) -> None:
+        """ModelRunner.add on every rank. First rank only."""
+        self.ranks.tell(("add", number, prompt, longest))
+        self.runner.add(number, prompt, longest=longest)
+
+    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], Optional[MediaFailure]]:
+        """ModelRunner.digests on every rank. First rank only."""
+        self.ranks.tell(("digests", prompt, settings))
+        return self.runner.digests(prompt, settings)
+
+    def execute(self, step: Step) -> StepResult:
+        """ModelRunner.run on every rank. First rank only."""
+        self.ranks.tell(("step", encode_step(step)))
+        return self.runner.run(step)
+
+    def dismiss(self, result: Any = None, problem: str = "") -> None:
+        """Lets the other ranks return from `serve`. First rank only.
+
+        Args:
+            result: what `serve` returns there.
+            problem: what `serve` raises there as a ValueError; empty: it returns.
+        """
+        self.ranks.tell(("end", result, problem))
+
+    def serve(self) -> Any:
+        """Does what the first rank says, until it lets go; returns its result. Not on the first rank.
+
+        Raises:
+            ValueError: the first rank ended with an error, which is given again.
+        """
+        while True:
+            kind, *arguments = self.ranks.hear()
+            if kind == "step":
+                self.runner.run(decode_step(arguments[0]))
+            elif kind == "add":
+                number, prompt, longest = arguments
+                self.runner.add(number, prompt, longest=longest)
+            elif kind == "digests":
+                self.runner.digests(*arguments)
+            else:
+                assert kind == "end", kind
+                result, problem = arguments
+                if problem:
+                    raise ValueError(problem)
+                return result
+
+
+def load_session(path: str | Path, *, settings: SessionSettings = SessionSettings(), **options: Any) -> InferenceSession:
+    """Loads a checkpoint and makes its cache. Collective.
+
+    Args:
+        path: see loading.load_model.
+        settings: sizes.
+        options: of loading.load_model.
+
+    Raises:
+        ValueError: as load_model and InferenceSession.
+    """
+    return InferenceSession(load_model(path, **options), settings)
+
+
+def free_share(device: torch.device) -> int:
+    """Bytes for the cache where none are asked for: 80% of what an accelerator has free, a quarter of what a host has free."""
+    if device.type != "cpu":
+        free, _ = torch.get_device_module(device).mem_get_info(device)
+        return int(free * 0.8)
+    with open("/proc/meminfo", encoding="ascii") as file:
+        kib = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    return kib * 1024 // 4
+
+
+def _least(value: int, group: Any, size: int) -> int:
+    """The smallest of all ranks' values: ranks may find different amounts of memory free."""
+    if size == 1:
+        return value
+    least = torch.tensor([value])
+    dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
+    return int(least)

@@ -1,0 +1,184 @@
+"""The vision rows of a step's prefill chunks: tiles are decoded and encoded in a pipeline of bounded depth, shared out over tp x cp.
+
+Only tiles whose tokens a chunk computes are decoded, so a film is never in memory as tiles. A tile that two chunks share is decoded twice.
+Shapes: N tiles, R vision rows, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.data.assemble import EncodedSample, decode_tiles
+from mindspeed_vita.data.batch import MediaFailure
+from mindspeed_vita.data.media.limits import DecodeSettings
+from mindspeed_vita.inference.block_names import tile_digest
+from mindspeed_vita.inference.plans import PrefillPlan
+from mindspeed_vita.models.inputs import VisionRoute
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.sharding import tile_owner
+
+if TYPE_CHECKING:
+    from mindspeed_vita.models.vita import VitaModel
+
+
+@dataclass(frozen=True)
+class ChunkTiles:
+    """The tiles that one chunk needs."""
+
+    sequence: int
+    """Whose tiles."""
+    prompt: EncodedSample
+    """The sequence's."""
+    wanted: range
+    """Which of the prompt's tiles."""
+    first_rows: np.ndarray
+    """int64[len(wanted)], where each tile's first row stands among the tokens of all chunks, laid one after the other; may lie outside
+    the chunk, where the tile is cut by its edge."""
+    bounds: tuple[int, int]
+    """Where the chunk lies among those tokens."""
+
+
+def tiles_of(plan: PrefillPlan, prompts: Sequence[EncodedSample], tokens_per_tile: int) -> list[ChunkTiles]:
+    """The tiles that the chunks of a plan need, in the order of the chunks.
+
+    Args:
+        plan: of any rank.
+        prompts: of each chunk's sequence.
+        tokens_per_tile: rows of a tile.
+    """
+    found, base = [], 0
+    for chunk, prompt in zip(plan.chunks, prompts):
+        starts = prompt.tile_starts_N
+        first = int(np.searchsorted(starts, chunk.start - tokens_per_tile, side="right"))
+        last = int(np.searchsorted(starts, chunk.stop))
+        bounds = base, base + chunk.stop - chunk.start
+        if last > first:
+            found.append(ChunkTiles(chunk.sequence, prompt, range(first, last), starts[first:last] - chunk.start + base, bounds))
+        base = bounds[1]
+    return found
+
+
+class TileFeed:
+    """Encodes tiles for one rank of the tp x cp group.
+
+    Args:
+        model: with the tower.
+        layout: this rank's place.
+        tile_size: side of a tile, in pixels.
+        tokens_per_tile: rows of a tile.
+        decoding: caps and choices of decoding.
+        tiles_in_flight: most tiles that this rank holds as pixels at a time: half of them are decoded while the other half is encoded.
+    """
+
+    def __init__(
+        self,
+        model: VitaModel,
+        layout: ParallelLayout,
+        *,
+        tile_size: int,
+        tokens_per_tile: int,
+        decoding: DecodeSettings,
+        tiles_in_flight: int,
+    ) -> None:
+        if tiles_in_flight < 2:
+            raise ValueError(f"tiles_in_flight is {tiles_in_flight}; expected at least 2: one is encoded while the next is decoded")
+        self.model, self.layout, self.decoding = model, layout, decoding
+        self.tile_size, self.tokens_per_tile, self.at_once = tile_size, tokens_per_tile, tiles_in_flight // 2
+
+    def rows(
+        self, plan: PrefillPlan, chunks: Sequence[ChunkTiles], device: torch.device
+    ) -> tuple[torch.Tensor, VisionRoute, list[tuple[int, MediaFailure]]]:
+        """Rows for this rank's tokens, where they belong, and which sequences' media failed on this rank. Collective over tp x cp.
+
+        Args:
+            plan: this rank's.
+            chunks: what tiles_of returns.
+            device: where the model is.
+        """
+        group = self.layout.tile_group_size
+        own = tile_owner(sum(len(chunk.wanted) for chunk in chunks), group)[self.layout.tile_rank]
+        failures: list[tuple[int, MediaFailure]] = []
+        encoded = [self.model.tile_rows(tiles.to(device)) for tiles in self._decoded(chunks, own, failures)]
+        rows_RH = torch.cat(encoded) if encoded else self.model.tile_rows(self._no_tiles().to(device))
+        route = self._route(plan, chunks, device)
+        return self.model.exchange(rows_RH, route), route, failures
+
+    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], list[MediaFailure]]:
+        """tile_digest of each of a prompt's tiles, and what failed on this rank; the same digests on every rank. Collective over tp x cp.
+
+        Args:
+            prompt: whose tiles.
+            settings: what happens to pixels before the tower sees them, for tile_digest.
+        """
+        layout, num_tiles = self.layout, len(prompt.tile_starts_N)
+        whole = ChunkTiles(0, prompt, range(num_tiles), prompt.tile_starts_N, (0, 0))
+        failures: list[tuple[int, MediaFailure]] = []
+        own = tile_owner(num_tiles, layout.tile_group_size)[layout.tile_rank]
+        found = [tile_digest(tile, settings) for tiles in self._decoded([whole], own, failures) for tile in tiles.numpy()]
+        parts: list[list[bytes]] = [found]
+        if layout.tile_group_size > 1:
+            parts = [[] for _ in range(layout.tile_group_size)]
+            dist.all_gather_object(parts, found, group=layout.tp_cp_group)
+        return [digest for part in parts for digest in part], [failure for _, failure in failures]
+
+    def _decoded(self, chunks: Sequence[ChunkTiles], own: range, failures: list[tuple[int, MediaFailure]]) -> Iterator[torch.Tensor]:
+        """This rank's tiles in order, a few at a time; the next ones are decoded meanwhile."""
+        jobs, base = [], 0
+        for chunk in chunks:
+            here = range(max(own.start, base), min(own.stop, base + len(chunk.wanted)))
+            for start in range(here.start, here.stop, self.at_once):
+                stop = min(start + self.at_once, here.stop)
+                jobs.append((chunk.sequence, chunk.prompt, chunk.wanted[start - base : stop - base]))
+            base += len(chunk.wanted)
+        if not jobs:
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="tiles") as pool:
+            coming = pool.submit(self._decode, *jobs[0][1:])
+            for place, (sequence, *_) in enumerate(jobs):
+                tiles, failed = coming.result()
+                if place + 1 < len(jobs):
+                    coming = pool.submit(self._decode, *jobs[place + 1][1:])
+                failures += [(sequence, failure) for failure in failed]
+                yield tiles
+
+    def _decode(self, prompt: EncodedSample, wanted: range) -> tuple[torch.Tensor, list[MediaFailure]]:
+        return decode_tiles([prompt], wanted, self.tile_size, self.decoding)
+
+    def _no_tiles(self) -> torch.Tensor:
+        return torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8)
+
+    def _route(self, plan: PrefillPlan, chunks: Sequence[ChunkTiles], device: torch.device) -> VisionRoute:
+        """Every row goes to all tensor-parallel ranks of the rank that computes its token: without sequence parallelism each needs it."""
+        rows, real = [], []
+        for chunk in chunks:
+            tokens = (chunk.first_rows[:, None] + np.arange(self.tokens_per_tile)).reshape(-1)
+            rows.append(tokens)
+            real.append((tokens >= chunk.bounds[0]) & (tokens < chunk.bounds[1]))
+        tokens, inside = np.concatenate(rows), np.concatenate(real)
+        layout, group = self.layout, self.layout.tile_group_size
+        piece = np.searchsorted(plan.ring.edges, np.where(inside, tokens, 0), side="right") - 1
+        owner = np.where(inside, plan.ring.owners[piece], -1)
+        counts = [len(tiles) * self.tokens_per_tile for tiles in tile_owner(len(tokens) // self.tokens_per_tile, group)]
+        encoder = np.repeat(np.arange(group), counts)
+        mine = np.flatnonzero(encoder == layout.tile_rank)
+        first = int(mine[0]) if len(mine) else 0
+        send = [mine[owner[mine] == other // layout.tp_size] - first for other in range(group)]
+        wanted = np.flatnonzero(owner == layout.cp_rank)
+        return VisionRoute(
+            send_rows=torch.from_numpy(np.concatenate(send)).to(device),
+            send_counts=tuple(map(len, send)),
+            recv_counts=tuple(np.bincount(encoder[wanted], minlength=group).tolist()),
+            targets=torch.from_numpy(np.searchsorted(plan.places, tokens[wanted])).to(device),
+        )
+
+
+def without_labels(sample: EncodedSample) -> EncodedSample:
+    """A prompt without what only training needs."""
+    return replace(sample, labels_T=sample.labels_T[:0])

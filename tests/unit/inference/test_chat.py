@@ -1,0 +1,86 @@
+"""A conversation: turns add up, commands do what they say, and a mistake changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mindspeed_vita.inference.chat import Chat
+from mindspeed_vita.inference.request import Answer, Request
+from mindspeed_vita.inference.request_loop import Update
+from mindspeed_vita.inference.sampling import SamplingParams
+
+
+class Loop:
+    """Answers in two pieces; a question "stop me" is interrupted, "break" ends with an error."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.cancelled: list[int] = []
+        self.pieces: list[Update] = []
+
+    def add(self, request: Request, params: SamplingParams) -> int:
+        self.asked.append(request)
+        number, question = len(self.asked), request.messages[-1].content
+        failed = {"reason": "error", "message": "it broke"} if question == "break" else {}
+        answer = Answer(text=f"To {question}.", token_ids=(1,), prompt_tokens=2, **failed)
+        self.pieces = [Update(number, "To "), Update(number, f"{question}.", answer)]
+        return number
+
+    def step(self) -> list[Update]:
+        if self.asked[-1].messages[-1].content == "stop me" and not self.cancelled:
+            raise KeyboardInterrupt
+        return [self.pieces.pop(0)] if self.pieces else []
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+
+
+@pytest.fixture
+def chat() -> Chat:
+    shown: list[str] = []
+    chat = Chat(Loop(), SamplingParams(), shown.append)  # type: ignore[arg-type]
+    chat.shown = shown  # type: ignore[attr-defined]
+    return chat
+
+
+def said(chat: Chat) -> str:
+    text = "".join(chat.shown)  # type: ignore[attr-defined]
+    chat.shown.clear()  # type: ignore[attr-defined]
+    return text
+
+
+def test_turns_add_up_with_their_media(chat: Chat, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.touch()
+    assert chat.line(f"/image {picture}") and chat.line("What is it?\n") and said(chat) == "To <image>\nWhat is it?.\n"
+    assert chat.line("And then?") and said(chat) == "To And then?.\n"
+    last = chat.loop.asked[-1]  # type: ignore[attr-defined]
+    assert [message.role for message in last.messages] == ["user", "assistant", "user"] and last.images == (str(picture),)
+    assert last.messages[1].content == "To <image>\nWhat is it?."
+    chat.line(f"/save {tmp_path / 'talk.json'}")
+    row = json.loads((tmp_path / "talk.json").read_text())
+    assert len(row["messages"]) == 4 and row["images"] == [str(picture)] and "videos" not in row
+    assert chat.line("/reset") and chat.line("Hi") and len(chat.loop.asked[-1].messages) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/image", "/image needs a file: /image FILE"),
+        ("/video gone.mp4", "gone.mp4: no such file"),
+        ("/colour", "unknown command /colour; /help lists them"),
+        ("break", "it broke"),
+        ("Is <image> it?", "1 <image> tags for 0 images"),
+        ("stop me", "(stopped)"),
+    ],
+)
+def test_a_mistake_is_said_and_changes_nothing(chat: Chat, line: str, message: str) -> None:
+    chat.line("Hi")
+    before = list(chat.conversation.messages)
+    said(chat)
+    assert chat.line(line) and message in said(chat)
+    assert chat.conversation.messages == before
+    assert chat.line("") and said(chat) == "" and not chat.line("/quit")
