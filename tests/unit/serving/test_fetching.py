@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +25,7 @@ class Net:
 
     def __init__(self, answers: dict[str, bytes], addresses: dict[str, list[str]] | None = None, drip: float = 0.0) -> None:
         self.answers, self.addresses, self.drip = answers, addresses or {}, drip
+        self.tls: ssl.SSLContext | None = None
         self.looked_up: list[str] = []
         self.connected: list[tuple[str, int]] = []
         self.asked: list[str] = []
@@ -40,6 +45,11 @@ class Net:
         return ours
 
     def _serve(self, connection: socket.socket) -> None:
+        if self.tls is not None:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                return  # the fetcher does not trust us
         with connection:
             text = b""
             while b"\r\n\r\n" not in text:
@@ -202,3 +212,29 @@ def test_a_host_without_address_or_that_cannot_be_reached_says_so():
     fetcher = Fetcher(["host"], max_bytes=9, seconds=1, resolve=Net({}).resolve, connect=broken)
     with refused("host cannot be reached (refused)"):
         fetcher.fetch("http://host/", io.BytesIO())
+
+
+def test_https_verifies_the_hosts_name_and_is_cut_off_in_time_too(tmp_path: Path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed; it makes the certificate of this test")
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=host", "-addext", "subjectAltName=DNS:host", "-keyout", str(key), "-out", str(made)]
+    subprocess.run(command, check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(made, key)
+    client = ssl.create_default_context(cafile=str(made))
+
+    def over_tls(net: Net, url: str, tls: ssl.SSLContext | None = client, seconds: float = 20.0) -> bytes:
+        net.tls, target = server, io.BytesIO()
+        hosts = ("host", "other")
+        Fetcher(hosts, max_bytes=100, seconds=seconds, resolve=net.resolve, connect=net.connect, tls=tls).fetch(url, target)
+        return target.getvalue()
+
+    net = Net({"host/a": answer(), "other/a": answer()})
+    assert over_tls(net, "https://host/a") == b"pixels" and net.connected == [(PUBLIC, 443)]
+    for url, tls in (("https://other/a", client), ("https://host/a", None)):
+        with refused("gave no usable answer (" if tls is None else "certificate verify failed"):
+            over_tls(net, url, tls)
+    with refused("did not arrive within 0.5 seconds"):
+        over_tls(Net({"host/a": answer(b"x" * 90)}, drip=0.05), "https://host/a", seconds=0.5)
