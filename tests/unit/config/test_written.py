@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from enum import Enum
 from functools import reduce
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 
 from mindspeed_vita.config import recipe_from_dict, validate
 
-REFUSED = object()
+
+class Outcome(Enum):
+    """An enumeration, so that the names of the tests are the same in every process."""
+
+    REFUSED = "refused"
+
+
+REFUSED = Outcome.REFUSED
 
 # key of the type -> (what is written, what is read)
 WHOLE: list[tuple[Any, Any]] = [
