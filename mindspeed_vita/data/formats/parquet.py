@@ -33,13 +33,27 @@ def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
             unread = [name for name in names if name not in wanted]
             number = 0
             for batch in file.iter_batches(batch_size=64, columns=wanted):
-                for row in batch.to_pylist():
+                for row in _rows(batch, path, number):
                     number += 1
                     yield _sample(path, {**row, "unknown_keys": unread}, pictures, number)
     except pa.ArrowException as error:
         raise ValueError(f"{path}: cannot be read as Parquet ({error}); copy it again") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check data_paths in the mixture") from error
+
+
+def _rows(batch: pa.RecordBatch, path: str, before: int) -> list[dict[str, Any]]:
+    """The rows of a batch, before which so many were read."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # Parquet's readers do not look at what is called text
+        for place in range(len(batch)):
+            try:
+                batch.slice(place, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                found = f"bytes that are not UTF-8 ({error.reason} at byte {error.start} of a text)"
+                raise ValueError(f"{path}: item {before + place + 1}: found {found}; write the file again") from error
+        raise
 
 
 def _sample(path: str, row: dict[str, Any], column: str | None, number: int) -> dict[str, Any]:
