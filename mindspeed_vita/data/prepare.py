@@ -19,11 +19,12 @@ from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
+from mindspeed_vita.data.crew import Crew, IndexSettings
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
 from mindspeed_vita.data.fitting import MediaLimits
 from mindspeed_vita.data.formats import holds_media
 from mindspeed_vita.data.index_file import IndexHead, read_batches
-from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, Report, index_files
+from mindspeed_vita.data.indexing import FileToIndex, Report, index_files
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_packs
@@ -117,8 +118,8 @@ def index_mixture(
         ValueError: the mixture or a row is wrong.
         OSError: the folder cannot be written.
     """
-    settings = IndexSettings(tokenizer=data.tokenizer, template=data.template, decoding=decode_settings(data))
-    folder, key = index_folder(data), settings.key(tokenizer)
+    settings = IndexSettings(tokenizer=tokenizer, template=data.template, decoding=decode_settings(data))
+    folder, key = index_folder(data), settings.key()
     with Crew(settings, data.index_processes or len(os.sched_getaffinity(0))) as crew:
         specs = load_mixture(data.mixture)
         files = [FileToIndex(path, media_root(data, path, spec.format), spec.format) for spec in specs for path in spec.paths]
