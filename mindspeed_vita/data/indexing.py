@@ -98,7 +98,8 @@ def _index(target: Path, file: FileToIndex, crew: Crew, report: Report | None) -
     before = os.stat(source) if os.path.exists(source) else None
     content = content_hash()
     reader = part_reader(source, file.format_name)
-    if before is not None and reader is not None and crew.processes > 1 and before.st_size >= _ALONE:
+    large = before is not None and crew.processes > 1 and before.st_size >= _ALONE
+    if reader is not None and large and len(reader.sizes(source)) >= crew.processes:
         rows_path, is_array = str(copy), True
         batches = measured_parts(crew, reader, source, file.root, copy, partial(report or _silent, source))
     else:

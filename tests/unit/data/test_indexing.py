@@ -15,6 +15,7 @@ import pytest
 from mindspeed_vita.data import indexing, row_batches
 from mindspeed_vita.data.columns import SampleIndex
 from mindspeed_vita.data.crew import Crew
+from mindspeed_vita.data.index_parts import Part
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.prepare import index_folder, index_mixture
 from mindspeed_vita.data.rows import Row
@@ -254,7 +255,8 @@ def test_the_row_groups_of_a_parquet_file_are_shared_out_and_the_index_has_the_s
         Crew, "together", lambda self, work, jobs, *rest, **more: together(self, work, seen.extend(jobs) or seen, *rest, **more)
     )
     assert indexed_bytes(world, processes) == alone
-    assert [number for part in seen for number in part.numbers] == list(range(-(-45 // group)))
+    parts = [number for part in seen if isinstance(part, Part) for number in part.numbers]
+    assert parts == (list(range(-(-45 // group))) if group < 1000 else []), "one row group is measured by all, and read by one"
     assert len(pq.ParquetFile(io.BytesIO(alone[".parquet"])).read()) == 45
 
 
