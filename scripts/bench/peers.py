@@ -23,12 +23,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-from PIL import Image
+try:
+    import numpy as np
+    from PIL import Image
 
-from mindspeed_vita.hf.tiling import choose_grid, cut_tiles
+    from mindspeed_vita.hf.tiling import choose_grid, cut_tiles
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 GRID = choose_grid(640, 480)
+TILE = 448
 
 
 def bare(content: bytes) -> np.ndarray:
