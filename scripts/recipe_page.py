@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pages import ROOT, write_or_check
+from project_environment import packages_needed
 
-try:
+with packages_needed():
     from mindspeed_vita.config.schema import recipe_schema
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 HEADER = """# Every key of a recipe
 

@@ -5,6 +5,7 @@ What fits as it is, nearly all, is fitted by the column; only what exceeds a pac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,9 @@ from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader
 from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.hf.token_layout import image_tile_count, image_token_count, video_token_count
+
+_AT_A_TIME = 1 << 16
+"""Rows that are fitted together, at least, where there are as many."""
 
 
 @dataclass(frozen=True)
@@ -47,64 +51,101 @@ class FitSettings:
     """Drawn rows that stay together (data.group)."""
 
 
-def fit_file(
-    writer: ColumnWriter,
-    parquet: Path,
-    head: IndexHead,
-    rows: np.ndarray,
-    *,
-    source_id: int,
-    source: str,
-    file_id: int,
-    settings: FitSettings,
-) -> list[SkippedSample]:
-    """Appends the drawn rows of one file, each once, and its draws.
+@dataclass(frozen=True)
+class DrawnFile:
+    """A file of samples and what is drawn of it."""
 
-    Args:
-        writer: takes the columns.
-        parquet: index of the file.
-        head: its head.
-        rows: int64, drawn rows, group by group, repeats allowed.
-        source_id: entry of the mixture.
-        source: its name.
-        file_id: of the file.
-        settings: of the stage.
+    parquet: Path
+    """Its index."""
+    head: IndexHead
+    rows: np.ndarray
+    """int64, drawn rows, group by group, repeats allowed."""
+    source_id: int
+    """Entry of the mixture."""
+    source: str
+    """Name of that entry."""
+    file_id: int
 
-    Returns:
-        The drawn rows that cannot be used.
-    """
-    wanted = np.zeros(head.num_rows, dtype=bool)
-    wanted[rows] = True
-    sample_of_row = np.full(head.num_rows, -1, dtype=np.int64)
-    skipped: list[SkippedSample] = []
-    first = 0
-    for table in read_batches(parquet) if len(rows) else ():
-        places = np.flatnonzero(wanted[first : first + len(table)])
-        part = table if len(places) == len(table) else table.take(pa.array(places))
-        if len(places):
-            kept = _fit_part(writer, part.combine_chunks(), source_id, file_id, settings, skipped, head, source)
-            sample_of_row[first + places[kept]] = writer.num_samples - len(kept) + np.arange(len(kept))
-        first += len(table)
-    drawn = sample_of_row[rows]
-    writer.append(draws=drawn[drawn >= 0])
-    if settings.group > 1:
-        numbers = writer.num_groups + np.arange(len(rows)) // settings.group
-        writer.append(groups=numbers[drawn >= 0])
-        writer.num_groups += len(rows) // settings.group
-    return skipped
+
+class Fitter:
+    """Appends the drawn rows of files, each once, and their draws. Rows of small files are fitted together: each part costs the same."""
+
+    def __init__(self, writer: ColumnWriter, settings: FitSettings) -> None:
+        self._writer = writer
+        self._settings = settings
+        self._waiting: list[_Part] = []
+        self._unfinished: list[tuple[np.ndarray, np.ndarray]] = []
+        self._skipped: list[SkippedSample] = []
+
+    def add(self, file: DrawnFile) -> None:
+        """Takes a file; some of its rows may wait for flush()."""
+        wanted = np.zeros(file.head.num_rows, dtype=bool)
+        wanted[file.rows] = True
+        sample_of_row = np.full(file.head.num_rows, -1, dtype=np.int64)
+        first = 0
+        for table in read_batches(file.parquet) if len(file.rows) else ():
+            places = np.flatnonzero(wanted[first : first + len(table)])
+            if len(places):
+                part = table if len(places) == len(table) else table.take(pa.array(places))
+                self._waiting.append(_Part(file, part, first + places, sample_of_row))
+            first += len(table)
+            if sum(len(part.table) for part in self._waiting) >= _AT_A_TIME:
+                self._fit()
+        self._unfinished.append((file.rows, sample_of_row))
+
+    def flush(self) -> list[SkippedSample]:
+        """Writes all that waits; returns the drawn rows that cannot be used, since the last call."""
+        self._fit()
+        skipped, self._skipped = self._skipped, []
+        return skipped
+
+    def _fit(self) -> None:
+        parts, self._waiting = self._waiting, []
+        if parts:
+            self._fit_together(parts)
+        for rows, sample_of_row in self._unfinished:
+            drawn = sample_of_row[rows]
+            self._writer.append(draws=drawn[drawn >= 0])
+            self._number_groups(drawn)
+        self._unfinished = []
+
+    def _number_groups(self, drawn: np.ndarray) -> None:
+        """Says which of a file's draws stay together. A row that cannot be used leaves the rest of its group."""
+        size = self._settings.group
+        if size > 1:
+            numbers = self._writer.num_groups + np.arange(len(drawn)) // size
+            self._writer.append(groups=numbers[drawn >= 0])
+            self._writer.num_groups += len(drawn) // size
+
+    def _fit_together(self, parts: Sequence[_Part]) -> None:
+        table = pa.concat_tables([part.table for part in parts]).combine_chunks()
+        before = self._writer.num_samples
+        kept = _fit_part(self._writer, table, parts, self._settings, self._skipped)
+        samples = np.full(len(table), -1, dtype=np.int64)
+        samples[kept] = before + np.arange(len(kept))
+        start = 0
+        for part in parts:
+            part.sample_of_row[part.rows] = samples[start : start + len(part.rows)]
+            start += len(part.rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Drawn rows of one file."""
+
+    file: DrawnFile
+    table: pa.Table
+    rows: np.ndarray
+    """int64, their numbers in the file."""
+    sample_of_row: np.ndarray
+    """int64 for each row of the file, filled when the part is fitted: its sample, or -1."""
 
 
 def _fit_part(
-    writer: ColumnWriter,
-    part: pa.Table,
-    source_id: int,
-    file_id: int,
-    settings: FitSettings,
-    skipped: list[SkippedSample],
-    head: IndexHead,
-    source: str,
+    writer: ColumnWriter, part: pa.Table, parts: Sequence[_Part], settings: FitSettings, skipped: list[SkippedSample]
 ) -> np.ndarray:
-    """Appends the usable rows of one table; returns their places in it."""
+    """Appends the usable rows of a table, which is the tables of the parts; returns their places in it."""
+    owners = np.repeat(np.arange(len(parts)), [len(one.table) for one in parts])
     full = _FullSize(part, settings)
     usable = full.usable.copy()
     replaced: dict[int, FittedSample] = {}
@@ -120,8 +161,9 @@ def _fit_part(
                 continue
             except MediaError as error:
                 reason = error.reason
-        where = row_place(head.path, row["place"], head.is_array)
-        skipped.append(SkippedSample(where, reason, source, bool(row["media_at_fault"]), at_fault))
+        file = parts[owners[place]].file
+        where = row_place(file.head.path, row["place"], file.head.is_array)
+        skipped.append(SkippedSample(where, reason, file.source, bool(row["media_at_fault"]), at_fault))
     kept = np.flatnonzero(usable)
     num_tokens, num_tiles, num_messages = full.num_tokens.copy(), full.num_tiles.copy(), full.num_turns.copy()
     for place, fitted in replaced.items():
@@ -129,11 +171,11 @@ def _fit_part(
     media, fps, counts = _media_columns(full, kept, replaced)
     start = writer.num_media
     writer.append(
-        file_ids=np.full(len(kept), file_id),
+        file_ids=np.array([one.file.file_id for one in parts])[owners[kept]],
         offsets=_numbers(part, "offset")[kept],
         sizes=_numbers(part, "size")[kept],
         places=_numbers(part, "place")[kept],
-        source_ids=np.full(len(kept), source_id),
+        source_ids=np.array([one.file.source_id for one in parts])[owners[kept]],
         num_tokens=num_tokens[kept],
         num_tiles=num_tiles[kept],
         num_messages=num_messages[kept],

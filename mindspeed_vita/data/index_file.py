@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _CLOCK_NS = 2_000_000_000
 """A file written less than this before it was indexed may change again without its time changing."""
 _GROUP = 1 << 16
 """Rows of a row group."""
+_SMALL = 1000
+"""Rows below which nothing is compressed: setting up the compression of each column would take longer than all else."""
 
 SCHEMA = pa.schema(
     [
@@ -115,8 +118,11 @@ def write_index(
     digests: dict[str, Any] = {}
     num_rows, num_skipped = 0, 0
     try:
-        with open(temporary, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-            for table in _grouped(batches):
+        groups = _grouped(batches)
+        first = next(groups, None)
+        codec = "zstd" if first is not None and len(first) >= _SMALL else "none"
+        with open(temporary, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression=codec) as writer:
+            for table in chain(() if first is None else (first,), groups):
                 writer.write_table(table, row_group_size=len(table))
                 num_rows += len(table)
                 num_skipped += len(table) - table.column("reason").null_count
@@ -144,15 +150,20 @@ def write_index(
 
 
 def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches put together to row groups: what reads them works by the column, and small groups cost as much as large ones."""
+    """Batches put together to row groups of _GROUP rows, however the rows came: what reads them works by the column, and small groups cost
+    as much as large ones."""
     waiting: list[pa.RecordBatch] = []
+    num_rows = 0
     for batch in batches:
-        waiting.append(batch)
-        if sum(map(len, waiting)) >= _GROUP:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
+        while num_rows + len(batch) >= _GROUP:
+            head = batch.slice(0, _GROUP - num_rows)
+            yield pa.Table.from_batches([*waiting, head]).combine_chunks()
+            waiting, num_rows, batch = [], 0, batch.slice(len(head))
+        if len(batch):
+            waiting.append(batch)
+            num_rows += len(batch)
     if waiting:
-        yield pa.Table.from_batches(waiting)
+        yield pa.Table.from_batches(waiting).combine_chunks()
 
 
 def _feed(digests: dict[str, Any], name: str, column: pa.Array) -> None:

@@ -48,6 +48,7 @@ class Measurer:
         self._ids = ids
         self._decoding = decoding
         self._size = len(tokenizer)
+        self._placeholders = frozenset(ids.placeholders)
         self._reserved = ReservedText(tokenizer)
 
     def measure(self, sample: Sample, root: str) -> Measured:
@@ -104,12 +105,12 @@ class Measurer:
         for kind, found, given in (("image", sum(images), sample.images), ("video", sum(videos), sample.videos)):
             if found != len(given):
                 return MediaError("", f"found {found} <{kind}> tags for {len(given)} {kind}s, expected one tag each")
-        outside = [token for turn, _ in turns for token in turn if not 0 <= token < self._size]
-        if outside:
-            return MediaError("", f"found the token {outside[0]}, the tokenizer has {self._size:,} from 0; tokenise with data.tokenizer")
-        if any(token in turn for token in ids.placeholders for turn, _ in turns):
+        if any(turn and not 0 <= min(turn) <= max(turn) < self._size for turn, _ in turns):
+            outside = next(token for turn, _ in turns for token in turn if not 0 <= token < self._size)
+            return MediaError("", f"found the token {outside}, the tokenizer has {self._size:,} from 0; tokenise with data.tokenizer")
+        if not all(self._placeholders.isdisjoint(turn) for turn, _ in turns):
             return MediaError("", f"the row holds a reserved token ({', '.join(PLACEHOLDERS)}); remove it")
-        answers = tuple(any(supervised) for _, supervised in turns)
+        answers = tuple(True in supervised for _, supervised in turns)
         if not any(answers):
             return MediaError("", NOTHING_TO_LEARN)
         if not has_answer(sample):

@@ -19,10 +19,11 @@ from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
-from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
+from mindspeed_vita.data.crew import Crew, IndexSettings
+from mindspeed_vita.data.fit_index import DrawnFile, FitSettings, Fitter, SkippedSample
 from mindspeed_vita.data.formats import holds_media
 from mindspeed_vita.data.index_file import IndexHead, read_batches
-from mindspeed_vita.data.indexing import Crew, FileToIndex, IndexSettings, OnProgress, index_files
+from mindspeed_vita.data.indexing import FileToIndex, OnProgress, index_files
 from mindspeed_vita.data.media.limits import DecodeSettings, MediaLimits
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
 from mindspeed_vita.data.packing import plan_grouped_packs, plan_packs
@@ -120,8 +121,8 @@ def index_mixture(
         ValueError: the mixture or a row is wrong.
         OSError: the folder cannot be written.
     """
-    settings = IndexSettings(tokenizer=data.tokenizer, template=data.template, decoding=decode_settings(data))
-    folder, key = index_folder(data), settings.key(tokenizer)
+    settings = IndexSettings(tokenizer=tokenizer, template=data.template, decoding=decode_settings(data))
+    folder, key = index_folder(data), settings.key()
     with Crew(settings, data.index_processes or len(os.sched_getaffinity(0))) as crew:
         specs = load_mixture(data.mixture)
         files = [FileToIndex(path, media_root(data, path, spec.format), spec.format) for spec in specs for path in spec.paths]
@@ -219,16 +220,16 @@ def _write(
     skipped: list[SkippedSample] = []
     try:
         with ColumnWriter(temporary) as writer:
+            fitter = Fitter(writer, settings)
             for source_id, (spec, indexes) in enumerate(indexed):
-                num_rows, num_before, here = 0, writer.num_draws, []
+                num_rows, num_before = 0, writer.num_draws
                 for place, (parquet, head) in enumerate(indexes):
                     rows = _drawn_rows(spec, place, head, data)
                     num_rows += min(len(rows), head.num_rows)  # repeats come only after every row was drawn
-                    here += fit_file(
-                        writer, parquet, head, rows, source_id=source_id, source=spec.name, file_id=len(files), settings=settings
-                    )
+                    fitter.add(DrawnFile(parquet, head, rows, source_id, spec.name, len(files)))
                     root = media_root(data, head.path, spec.format)
                     files.append({"path": head.path, "rows_path": head.rows_path, "is_array": head.is_array, "root": root})
+                here = fitter.flush()
                 skipped += here
                 if writer.num_draws == num_before:
                     raise ValueError(_why_empty(data, spec.name, [head for _, head in indexes], here))

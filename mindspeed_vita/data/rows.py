@@ -19,6 +19,8 @@ from mindspeed_vita.data.sample import Sample, parse_sample
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_HEAD = 1 << 12
+"""Bytes that are looked at for the first character."""
 _LONGEST_ROW = 256 << 20
 """Bytes of one row, decompressed; more is no sample but an archive made to fill the memory."""
 _LARGEST_ARRAY = 16 << 30
@@ -67,12 +69,11 @@ def iter_rows(path: str, copy: Path, adapter: Adapter | None = None, content: Ha
         ValueError: no such file, a damaged archive, or an array that is no JSON; a row that is too long only while iterating.
     """
     if adapter is not None:
-        _write_copy(copy, (_as_json(row, path, place) for place, row in enumerate(adapter(path), start=1)))
+        _write_copy(copy, (as_json(row, path, place) for place, row in enumerate(adapter(path), start=1)))
         return str(copy), True, _lines(str(copy), path)
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == _GZIP_MAGIC
-        if _starts_as_array(path, packed):
+        packed, is_array = _look_at(path)
+        if is_array:
             _write_copy(copy, _array_items(path, packed))
             return str(copy), True, _lines(str(copy), path)
         if packed:
@@ -86,7 +87,12 @@ def iter_rows(path: str, copy: Path, adapter: Adapter | None = None, content: Ha
     return path, False, _lines(path, path, content)
 
 
-def _as_json(row: Any, path: str, place: int) -> bytes:
+def as_json(row: Any, path: str, place: int) -> bytes:
+    """A row that an adapter gave as a line of JSON.
+
+    Raises:
+        ValueError: it is no JSON; names file and item.
+    """
     try:
         return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
@@ -98,12 +104,16 @@ def _open(path: str, packed: bool) -> Any:
     return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
-def _starts_as_array(path: str, packed: bool) -> bool:
-    with _open(path, packed) as file:
-        head = file.read(1 << 16)
+def _look_at(path: str) -> tuple[bool, bool]:
+    """(whether a file is gzipped, whether it is a JSON array)."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        content = gzip.GzipFile(fileobj=file) if packed else file
+        head = content.read(_HEAD)
         while head and not head.removeprefix(_BYTE_ORDER_MARK).strip():
-            head = file.read(1 << 16)
-    return bool(head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] == b"[")
+            head = content.read(_HEAD)
+    return packed, head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] == b"["
 
 
 def _array_items(path: str, packed: bool) -> Iterator[bytes]:

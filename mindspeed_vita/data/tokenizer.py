@@ -30,21 +30,46 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
-class _Bare:
-    """As much of transformers' tokenizer as templates use, without transformers."""
+class BareTokenizer:
+    """As much of transformers' tokenizer as templates and measuring use, without transformers, whose import takes a second or more."""
 
-    def __init__(self, file: Path) -> None:
-        from tokenizers import AddedToken, Tokenizer
+    def __init__(self, backend: Any) -> None:
+        self.backend_tokenizer = backend
+        """A tokenizers.Tokenizer."""
 
-        self.backend_tokenizer = Tokenizer.from_file(str(file))
-        held = self.get_vocab()
-        self.backend_tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in VISION_TOKENS if token not in held])
+    @classmethod
+    def from_text(cls, text: str) -> BareTokenizer:
+        """From what backend_tokenizer.to_str() gave, perhaps in another process."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_str(text))
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Added tokens by their ids."""
+        return self.backend_tokenizer.get_added_tokens_decoder()
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
     def get_vocab(self) -> dict[str, int]:
+        """Ids of all tokens."""
         return self.backend_tokenizer.get_vocab()
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Id of a token; None where there is no such token."""
         return self.backend_tokenizer.token_to_id(token)
+
+
+def _read_bare(file: Path) -> BareTokenizer:
+    """What tokenizer.json holds, and the vision tokens that it lacks."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = BareTokenizer(Tokenizer.from_file(str(file)))
+    held = tokenizer.get_vocab()
+    missing = [AddedToken(token, normalized=False) for token in VISION_TOKENS if token not in held]
+    tokenizer.backend_tokenizer.add_special_tokens(missing)
+    return tokenizer
 
 
 def check_tokenizer(folder: str | Path, template: str) -> Path:
@@ -57,7 +82,7 @@ def check_tokenizer(folder: str | Path, template: str) -> Path:
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
-            tokenizer = _Bare(file)
+            tokenizer = _read_bare(file)
         except Exception as error:
             raise ValueError(f"{file} does not load as a tokenizer ({error})") from error
         try:

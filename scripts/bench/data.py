@@ -1,6 +1,7 @@
 """Pictures, frames and video files per CPU-second, ours beside the original's way, in one run; host memory of a film; waiting for data.
 
-    OMP_NUM_THREADS=1 python scripts/bench/data.py [--parts tiles,frames,video,film,wait,index,files,members] [--video FILE] [--seconds 600]
+    OMP_NUM_THREADS=1 python scripts/bench/data.py [--parts tiles,frames,video,film,wait,index,files,members]
+        [--video FILE] [--seconds 600] [--rows 50000] [--files 5000] [--peers PYTHON]
 
 The original's way is written anew from its description: Pillow resizes the whole picture, every tile becomes float32 and is normalised
 on the CPU; a frame is padded to a square, resized and normalised; decord reads frame by frame. Without --video a 720p H.264 file of
@@ -215,7 +216,12 @@ def _cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _open_data(folder: Path, entry: str) -> Any:
+def _peak() -> float:
+    """Most memory that this process has had, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _open_data(folder: Path, entry: str, report: Any = None) -> Any:
     """The packs of a mixture of one entry, with a small tokenizer; tiles of 448 pixels."""
     import json
 
@@ -227,7 +233,7 @@ def _open_data(folder: Path, entry: str) -> Any:
         train_tokenizer(["What is in the picture? It is a cat and 12 dogs.\n"] * 8, 400, folder / "tokenizer")
     (folder / "mixture.yaml").write_text(json.dumps({"dataset": {"all": {"data_paths": [entry]}}}))
     settings = DataConfig(mixture=str(folder / "mixture.yaml"), tokenizer=str(folder / "tokenizer"), seq_length=16384)
-    data = build_data(settings, tokens_per_tile=256, tile_size=TILE, vocab_size=1000)
+    data = build_data(settings, tokens_per_tile=256, tile_size=TILE, vocab_size=1000, report=report)
     close_decoders()
     return data
 
@@ -252,15 +258,21 @@ def bench_index(folder: Path, num_rows: int) -> None:
                 (folder / "pictures" / f"{number}.jpg").write_bytes(content)
                 row["images"] = [f"pictures/{number}.jpg"]
             file.write(json.dumps(row) + "\n")
+    peaks: dict[int, float] = {}
+
+    def seen(path: str, done: int, total: int) -> None:
+        peaks.setdefault(10 * (10 * done // max(total, 1)), _peak())
+
     for name in ("made", "opened"):
         start, used = time.perf_counter(), _cpu_seconds()
-        data = _open_data(folder, "rows.jsonl")
-        spent, peak = _cpu_seconds() - used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        data = _open_data(folder, "rows.jsonl", seen)
+        spent = _cpu_seconds() - used
         print(
             f"index of {len(data.index):,} rows {name}: {spent:.1f} CPU-s ({spent / num_rows * 1e6:.0f} for a million), "
-            f"{time.perf_counter() - start:.1f} s, {peak:.0f} MiB at most",
+            f"{time.perf_counter() - start:.1f} s, {_peak():.0f} MiB at most",
             flush=True,
         )
+    print("peak MiB of this process: " + ", ".join(f"{peak:.0f} at {share}%" for share, peak in sorted(peaks.items())))
 
 
 def bench_files(folder: Path, num_files: int) -> None:
@@ -281,50 +293,12 @@ def bench_files(folder: Path, num_files: int) -> None:
         )
 
 
-def bench_members(folder: Path, num_pictures: int = 400) -> None:
-    """CPU-milliseconds that reading a picture takes beyond decoding it, at random, as a file, from a tar shard and from Parquet."""
-    import tarfile
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from mindspeed_vita.data.media.image import picture_tiles
-    from mindspeed_vita.data.media.members import parquet_reference, tar_reference
+def _bench_members(folder: Path, peers: str) -> None:
+    from members import bench_members
 
     file = io.BytesIO()
     photo(640, 480).save(file, "JPEG", quality=90)
-    contents = [file.getvalue() + number.to_bytes(4, "little") for number in range(num_pictures)]
-    ways: dict[str, list[str]] = {"files": []}
-    with tarfile.open(folder / "shard.tar", "w") as shard:
-        for number, content in enumerate(contents):
-            (folder / f"{number}.jpg").write_bytes(content)
-            ways["files"].append(str(folder / f"{number}.jpg"))
-            entry = tarfile.TarInfo(f"{number}.jpg")
-            entry.size = len(content)
-            shard.addfile(entry, io.BytesIO(content))
-    with tarfile.open(folder / "shard.tar") as shard:
-        ways["tar"] = [tar_reference(str(folder / "shard.tar"), member.offset_data, member.size, member.name) for member in shard]
-    for rows in (100, 1000):
-        path = folder / f"pictures{rows}.parquet"
-        table = pa.table({"image": [{"bytes": contents[number % num_pictures]} for number in range(2 * rows)]})
-        pq.write_table(table, path, row_group_size=rows)
-        ways[f"Parquet, groups of {rows}"] = [parquet_reference(str(path), "image", row, 0) for row in range(2 * rows)]
-    grid = choose_grid(640, 480)
-    count = grid[0] * grid[1] + 1
-
-    def bare(content: bytes) -> None:
-        cut_tiles(Image.open(io.BytesIO(content)).convert("RGB"), grid)
-
-    order = np.random.default_rng(0)
-    base = 1 / per_second(lambda: bare(contents[int(order.integers(num_pictures))]))
-    print(f"\n| picture of {count} tiles | CPU-ms | beyond bare decoding, CPU-ms a tile |\n|---|---|---|\n| bare | {1e3 * base:.1f} | |")
-    for name, references in ways.items():
-
-        def read(references: list[str] = references) -> None:
-            picture_tiles(references[int(order.integers(len(references)))], grid, tile_size=TILE, wanted=range(count))
-
-        spent = 1 / per_second(read)
-        print(f"| {name} | {1e3 * spent:.1f} | {1e3 * (spent - base) / count:.2f} |", flush=True)
+    bench_members(folder, peers, file.getvalue())
 
 
 def main() -> None:
@@ -335,6 +309,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--files", type=int, default=5_000)
+    parser.add_argument("--peers", default="", help="Python of an environment with other loaders; peers.py says how to make it")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     with tempfile.TemporaryDirectory() as folder:
@@ -355,7 +330,7 @@ def main() -> None:
         for name, part in (
             ("index", lambda place: bench_index(place, arguments.rows)),
             ("files", lambda place: bench_files(place, arguments.files)),
-            ("members", bench_members),
+            ("members", lambda place: _bench_members(place, arguments.peers)),
         ):
             if name in parts:
                 place = Path(folder) / name

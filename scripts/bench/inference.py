@@ -17,7 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Callable
 
-try:
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
     import numpy as np
     import torch
     from PIL import Image
@@ -30,8 +33,6 @@ try:
     from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
     from mindspeed_vita.data.tokenizer import load_tokenizer
     from mindspeed_vita.inference.request import ask
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.argv[0]}: {error.name} is missing in {sys.executable}; run: source .venv/bin/activate (scripts/setup_env.sh makes it)")
 
 TEXTS = ["What is in this picture? A photo of a cat on a table.", "How many? Two people and one dog.", "\n\nYes.\nNo.", "system user"]
 VISION = VisionConfig(tile_size=28, patch_size=7, hidden_size=16, num_layers=2, num_heads=2, ffn_hidden_size=32)

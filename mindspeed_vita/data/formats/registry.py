@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_vita.data.formats.parquet import parquet_rows
+from mindspeed_vita.data.formats.parquet import group_rows, group_sizes, parquet_rows
 from mindspeed_vita.data.formats.webdataset import webdataset_rows
 
 Adapter = Callable[[str], Iterator[dict[str, Any]]]
 """Path of a file -> its rows, in order. Raises ValueError naming file, row and field of what it cannot read."""
 
+
+@dataclass(frozen=True)
+class PartReader:
+    """What reads parts of a file apart from each other. Its functions are those of a module, so that processes find them."""
+
+    sizes: Callable[[str], list[int]]
+    """Path of a file -> bytes of each part."""
+    rows: Callable[[str, range], Iterator[tuple[int, dict[str, Any]]]]
+    """Path and numbers of consecutive parts -> their rows, each with its number in the file, from 1."""
+
+
 _ADAPTERS: dict[str, Adapter | None] = {"json": None, "webdataset": webdataset_rows, "parquet": parquet_rows}
+_PARTS = {"parquet": PartReader(group_sizes, group_rows)}
 _RULES = {"webdataset": "+2"}
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 """Files of JSON rows; each also with .gz after it."""
@@ -37,8 +51,9 @@ def register_format(name: str, adapter: Adapter) -> None:
 
 def suffix_of(path: str | Path) -> str:
     """Suffix of a file in lower case; of x.jsonl.gz, whose content is compressed, that is .jsonl."""
-    inner = Path(path).with_suffix("").suffix.lower()
-    return inner if Path(path).suffix.lower() == ".gz" and inner in JSON_SUFFIXES else Path(path).suffix.lower()
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    inner = os.path.splitext(stem)[1].lower()
+    return inner if suffix.lower() == ".gz" and inner in JSON_SUFFIXES else suffix.lower()
 
 
 def format_of(path: str, name: str = "") -> str:
@@ -66,6 +81,11 @@ def format_of(path: str, name: str = "") -> str:
 def adapter_for(path: str, name: str = "") -> Adapter | None:
     """What reads a file; None for JSONL and JSON arrays, plain or gzipped. Arguments and errors are those of format_of."""
     return _ADAPTERS[format_of(path, name)]
+
+
+def part_reader(path: str, name: str = "") -> PartReader | None:
+    """What reads parts of a file apart from each other; None where its format has no parts. Arguments and errors are those of format_of."""
+    return _PARTS.get(format_of(path, name))
 
 
 def holds_media(path: str, name: str = "") -> bool:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import atexit
 import fcntl
 import json
-import math
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
@@ -24,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_vita.data.media.decoder_process import DONE, REFUSED, TILE
+from mindspeed_vita.data.media.arena import SIZE, Arena, memory_to_share
+from mindspeed_vita.data.media.decoder_process import DONE, REFUSED, SHARED, TILE
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
+from mindspeed_vita.data.media.pipes import read_into, write_all
 from mindspeed_vita.data.media.video import VideoHeader
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
@@ -35,6 +36,8 @@ _START_SECONDS = 120.0
 _LONGEST_TEXT = 1 << 20
 _AHEAD = 16 << 10
 """Most bytes of requests that wait in the pipe, and a quarter of it at most: it has 64 KiB, less where the host's pipes are many."""
+_PLACE = 32
+"""Bytes that a request grows by, at most, when its place in the arena is added, with the line feed."""
 _PIPE = 256 << 10
 """Bytes of tiles that may wait to be read. What all pipes of a user may hold is limited too, usually to 64 MiB."""
 _SET_PIPE_SIZE, _GET_PIPE_SIZE = 1031, 1032
@@ -85,6 +88,9 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._ahead = _AHEAD
+        self._arena: Arena | None = None
+        self._places: deque[int | None] = deque()
+        """Where in the arena the tiles of each job that was sent go; None: through the pipe."""
 
     @property
     def pid(self) -> int | None:
@@ -153,6 +159,8 @@ class Decoder:
     def close(self) -> None:
         """Ends the child."""
         child, self._child = self._child, None
+        self._arena = None  # the next child has its own: whatever becomes of this one, it cannot write there
+        self._places.clear()
         if child is None:
             return
         assert child.stdin is not None and child.stdout is not None
@@ -179,7 +187,8 @@ class Decoder:
         died_at = -1
         # the child keeps the working directory that it was started in
         requests = [{**job.request, "root": os.path.abspath(job.request["root"])} for job in jobs]
-        lines = [json.dumps(request).encode() + b"\n" for request in requests]
+        lines = [json.dumps(request).encode() for request in requests]
+        sizes = [0 if job.into is None else job.into.nbytes for job in jobs]
         sent = 0
         while len(outcomes) < len(jobs):
             done = len(outcomes)
@@ -189,7 +198,7 @@ class Decoder:
             child = self._start()
             try:
                 deadline = time.monotonic() + seconds
-                sent = self._send(child, lines, done, sent, deadline)
+                sent = self._send(child, lines, sizes, done, sent, deadline)
                 outcomes.append(self._receive(child, job.into, deadline, path))
             except TimeoutError:
                 self.close()
@@ -204,33 +213,52 @@ class Decoder:
                 raise
         return outcomes
 
-    def _send(self, child: subprocess.Popen[bytes], lines: list[bytes], done: int, sent: int, deadline: float) -> int:
-        """Sends the next job, and those after it that the pipe surely has room for; returns how many are sent."""
+    def _send(
+        self, child: subprocess.Popen[bytes], lines: list[bytes], sizes: list[int], done: int, sent: int, deadline: float
+    ) -> int:
+        """Sends the next job, and those after it that pipe and arena surely have room for; returns how many are sent."""
         assert child.stdin is not None
-        waiting = sum(map(len, lines[done:sent]))
-        first = sent
-        while sent < len(lines) and (sent == done or waiting + len(lines[sent]) <= self._ahead):
-            waiting += len(lines[sent])
+        waiting = sum(len(line) + _PLACE for line in lines[done:sent])
+        content = b""
+        while sent < len(lines) and (sent == done or waiting + len(lines[sent]) + _PLACE <= self._ahead):
+            place = None
+            if self._arena is not None and 0 < sizes[sent] <= SIZE:
+                place = self._arena.take(sizes[sent])
+                if place is None:
+                    break
+            self._places.append(place)
+            waiting += len(lines[sent]) + _PLACE
+            content += lines[sent] if place is None else lines[sent][:-1] + b', "place": %d}' % place
+            content += b"\n"
             sent += 1
-        if sent > first:
-            _write(child.stdin.fileno(), b"".join(lines[first:sent]), deadline)
+        if content:
+            write_all(child.stdin.fileno(), content, deadline)
         return sent
 
     def _receive(self, child: subprocess.Popen[bytes], into: np.ndarray | None, deadline: float, path: str) -> Any:
         assert child.stdout is not None
         pipe, place = child.stdout.fileno(), 0
         while True:
-            tag = _read(pipe, bytearray(1), deadline)
+            tag = read_into(pipe, bytearray(1), deadline)
             if bytes(tag) == TILE:
                 assert into is not None and place < len(into), "more tiles than asked for"
-                _read(pipe, memoryview(into[place]).cast("B"), deadline)
+                read_into(pipe, memoryview(into[place]).cast("B"), deadline)
+                place += 1
+                continue
+            if bytes(tag) == SHARED:
+                start = self._places[0]
+                assert into is not None and place < len(into) and self._arena is not None and start is not None
+                self._arena.fetch(start + place * into[place].nbytes, into[place])
                 place += 1
                 continue
             assert bytes(tag) in (DONE, REFUSED), tag
-            length = int.from_bytes(_read(pipe, bytearray(4), deadline), "little")
+            length = int.from_bytes(read_into(pipe, bytearray(4), deadline), "little")
             assert length <= _LONGEST_TEXT, length
-            value = json.loads(bytes(_read(pipe, bytearray(length), deadline)))
+            value = json.loads(bytes(read_into(pipe, bytearray(length), deadline)))
             assert bytes(tag) == REFUSED or into is None or place == len(into), (place, len(into))
+            if self._places.popleft() is not None:
+                assert self._arena is not None
+                self._arena.free()
             return MediaError(value[0] or path, value[1]) if bytes(tag) == REFUSED else value
 
     def _obituary(self, child: subprocess.Popen[bytes]) -> str:
@@ -250,10 +278,23 @@ class Decoder:
         paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", _PROGRAM, json.dumps(asdict(self.settings))]
-        # its own session: Ctrl-C in the terminal is the run's to handle
-        self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
+        memory = memory_to_share()
+        shared = () if memory is None else (memory,)
+        try:
+            # its own session: Ctrl-C in the terminal is the run's to handle
+            self._child = subprocess.Popen(
+                [*command, *map(str, shared)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+                pass_fds=shared,
+            )
+            self._arena = None if memory is None else Arena(memory)
+        finally:
+            for descriptor in shared:
+                os.close(descriptor)
         self._owner = os.getpid()
         assert self._child.stdin is not None and self._child.stdout is not None
         with suppress(OSError):  # a limit of the host: then it stays as it is
@@ -265,10 +306,10 @@ class Decoder:
 
     def _wait_until_up(self, child: subprocess.Popen[bytes]) -> None:
         """A first answer, so that a file's deadline does not count the child's imports."""
-        line = json.dumps({"kind": "probe_picture", "path": "", "root": os.sep}).encode() + b"\n"
+        line = json.dumps({"kind": "probe_picture", "path": "", "root": os.sep}).encode()
         deadline = time.monotonic() + _START_SECONDS
         try:
-            self._send(child, [line], 0, 0, deadline)
+            self._send(child, [line], [0], 0, 0, deadline)
             self._receive(child, None, deadline, "")
         except (BrokenPipeError, EOFError, TimeoutError):
             reason = self._obituary(child) if child.poll() is not None else f"it did not answer within {_START_SECONDS:g} seconds"
@@ -276,49 +317,6 @@ class Decoder:
             raise RuntimeError(
                 f"the decoder process cannot be started: {reason}; run {sys.executable} -m {_PROGRAM} '{{}}' to see why"
             ) from None
-
-
-def _wait_for(pipe: int, event: int, seconds: float) -> bool:
-    """Waits until a pipe is ready or its other side is gone; False where neither comes in time."""
-    # not select.select, which refuses descriptors above 1,023
-    waiter = select.poll()
-    waiter.register(pipe, event)
-    return bool(waiter.poll(math.ceil(1000 * seconds)))
-
-
-def _read(pipe: int, into: Any, deadline: float) -> Any:
-    """Fills a buffer from a pipe.
-
-    Raises:
-        TimeoutError: the deadline passed.
-        EOFError: the other side is gone.
-    """
-    view, done = memoryview(into), 0
-    while done < len(view):
-        left = deadline - time.monotonic()
-        if left <= 0 or not _wait_for(pipe, select.POLLIN, left):
-            raise TimeoutError
-        count = os.readv(pipe, [view[done:]])
-        if not count:
-            raise EOFError
-        done += count
-    return into
-
-
-def _write(pipe: int, content: bytes, deadline: float) -> None:
-    """Writes all to a pipe that does not block.
-
-    Raises:
-        TimeoutError: the deadline passed.
-        BrokenPipeError: the other side is gone.
-    """
-    view = memoryview(content)
-    while view:
-        left = deadline - time.monotonic()
-        if left <= 0 or not _wait_for(pipe, select.POLLOUT, left):
-            raise TimeoutError
-        with suppress(BlockingIOError):
-            view = view[os.write(pipe, view) :]
 
 
 _decoders: dict[tuple[int, DecodeSettings], Decoder] = {}

@@ -6,6 +6,7 @@ Run as ``python -m mindspeed_vita.data.media.decoder_process SETTINGS`` by decod
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import resource
 import signal
@@ -23,8 +24,9 @@ from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve, split_frames
 from mindspeed_vita.data.media.video import VideoHeader, is_uneven, iter_video_tiles, probe_video
 
-TILE, DONE, REFUSED = b"T", b"D", b"E"
-"""What an answer is made of: tiles, then the end with a JSON value, or with [frame at fault or an empty text, reason]."""
+TILE, SHARED, DONE, REFUSED = b"T", b"S", b"D", b"E"
+"""What an answer is made of: tiles, each in the answer or in the shared memory, in order from the request's place; then the end with a JSON
+value, or with [frame at fault or an empty text, reason]."""
 
 
 def main() -> None:
@@ -36,8 +38,9 @@ def main() -> None:
     # what libraries print must not reach the answers
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    arena = np.frombuffer(mmap.mmap(int(sys.argv[2]), 0), np.uint8) if len(sys.argv) > 2 else None
     for line in sys.stdin.buffer:
-        _answer(json.loads(line), settings, out)
+        _answer(json.loads(line), settings, arena, out)
         out.flush()
 
 
@@ -52,12 +55,16 @@ def _restrict(memory: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _answer(request: dict[str, Any], settings: DecodeSettings, out: BinaryIO) -> None:
-    work = _WORK[request.pop("kind")]
+def _answer(request: dict[str, Any], settings: DecodeSettings, arena: np.ndarray | None, out: BinaryIO) -> None:
+    work, place = _WORK[request.pop("kind")], request.pop("place", None)
     try:
         value = None
         for item in work(settings=settings, **request):
-            if isinstance(item, np.ndarray):
+            if isinstance(item, np.ndarray) and arena is not None and place is not None:
+                arena[place : place + item.nbytes].reshape(item.shape)[:] = item
+                place += item.nbytes
+                out.write(SHARED)
+            elif isinstance(item, np.ndarray):
                 out.write(TILE)
                 out.write(np.ascontiguousarray(item).data)
             else:

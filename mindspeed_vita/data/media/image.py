@@ -11,7 +11,7 @@ from PIL import Image
 
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.members import read_member
-from mindspeed_vita.data.media.paths import MediaError, split_member
+from mindspeed_vita.data.media.paths import MediaError, split_member, what_failed
 from mindspeed_vita.hf.pixels import open_picture, shown_size, to_rgb
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS, cut_tiles, frame_tile, is_grid_of
 
@@ -92,4 +92,4 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except PICTURE_ERRORS as error:
-        raise MediaError(path, f"cannot be read as a picture ({type(error).__name__}: {error})") from error
+        raise MediaError(path, f"cannot be read as a picture ({what_failed(error)})") from error

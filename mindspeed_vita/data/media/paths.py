@@ -11,6 +11,9 @@ _MEMBER = re.compile(r"(.+?)!/(\d+\+\d+/.*|\w+/\d+/\d+)", re.DOTALL)
 """A reference as members.py writes them; what the container is called does not matter."""
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
 class MediaError(Exception):
     """A picture or video that cannot be used. Its sample is skipped (index) or masked (decoding), never the run stopped."""
 
@@ -18,6 +21,11 @@ class MediaError(Exception):
         super().__init__(path, reason)
         self.path = path
         self.reason = reason
+
+
+def what_failed(error: Exception) -> str:
+    """Kind and text of a library's error, without the addresses of objects: the same damage gives the same reason in every process."""
+    return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
 
 
 def resolve(path: str, root: str) -> str:

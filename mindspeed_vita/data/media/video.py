@@ -13,7 +13,7 @@ from mindspeed_vita.data.media.file_part import FilePart
 from mindspeed_vita.data.media.image import frame_picture, probe_picture, resize_frame
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.members import tar_part
-from mindspeed_vita.data.media.paths import MediaError, resolve, split_frames, split_member
+from mindspeed_vita.data.media.paths import MediaError, resolve, split_frames, split_member, what_failed
 from mindspeed_vita.data.media.readers import read_frames
 from mindspeed_vita.hf.frames import directory_fps, list_frames, sample_directory_frames, sample_file_frames, sample_file_times
 from mindspeed_vita.hf.tiling import PICTURE_ERRORS
@@ -151,4 +151,4 @@ def _reading(path: str, how: str) -> Iterator[None]:
     except StopIteration as error:
         raise MediaError(path, f"cannot be {how} (it ends before the last frame)") from error
     except (av.error.FFmpegError, *PICTURE_ERRORS) as error:
-        raise MediaError(path, f"cannot be {how} ({type(error).__name__}: {error})") from error
+        raise MediaError(path, f"cannot be {how} ({what_failed(error)})") from error

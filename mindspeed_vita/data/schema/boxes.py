@@ -71,6 +71,9 @@ def place_boxes(turns: list[dict[str, Any]], objects: Any, num_images: int, wher
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}: ref: found {shown(names)}, expected names")
     names = [whole_text(name, f"{where}: ref") for name in names]
+    marked = next((name for name in names if NAME in name or BOX in name), None)
+    if marked is not None:
+        raise ValueError(f"{where}: ref: found {shown(marked)}; a name holds neither {NAME} nor {BOX}")
     for tag, key, values in ((NAME, "ref", names), (BOX, "bbox", boxes)):
         tags = sum(turn["content"].count(tag) for turn in turns)
         if tags != len(values):
@@ -122,4 +125,10 @@ def _box(value: Any, owner: Any, num_images: int, where: str) -> Box:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that a float can hold; an integer of JSON may have hundreds of digits."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from mindspeed_vita.data.sample import Message
@@ -33,10 +34,10 @@ class Qwen2Template(ChatTemplate):
     def encode_chat(self, messages: Sequence[Message], tokenizer: Any) -> list[EncodedTurn]:
         """As ChatTemplate, but header and content are tokenised apart."""
         start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.special_tokens)
-        line_feed = _encode(tokenizer, "\n")
+        line_feed = _fixed(tokenizer.backend_tokenizer, "\n")
         turns = []
         for message in messages:
-            header = [start, *_encode(tokenizer, message.role), *line_feed]
+            header = [start, *_fixed(tokenizer.backend_tokenizer, message.role), *line_feed]
             body = [*_encode(tokenizer, message.content), end, *line_feed]
             turns.append((header + body, [False] * len(header) + [message.role == "assistant"] * len(body)))
         return turns
@@ -44,3 +45,9 @@ class Qwen2Template(ChatTemplate):
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@lru_cache(maxsize=64)
+def _fixed(backend: Any, text: str) -> list[int]:
+    """Tokens of a role or line feed, which every turn has."""
+    return backend.encode(text, add_special_tokens=False).ids

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
-from mindspeed_vita.data.fit_index import FitSettings, fit_file
+from mindspeed_vita.data.fit_index import DrawnFile, FitSettings, Fitter
 from mindspeed_vita.data.fitting import fit_sample
 from mindspeed_vita.data.index_file import SourceStamp, make_batch, row_columns, write_index
 from mindspeed_vita.data.measure import Measured
@@ -31,20 +31,32 @@ def draw(rng) -> Measured | tuple[str, bool]:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_row_as_if_it_were_alone(tmp_path, seed):
+@pytest.mark.parametrize(
+    ("seed", "at_a_time", "sizes"), [(0, 1 << 16, [120]), (1, 1, [120]), (2, 1 << 16, [40, 1, 79]), (3, 50, [40, 1, 79])]
+)
+def test_every_row_as_if_it_were_alone(tmp_path, monkeypatch, seed, at_a_time, sizes):
+    monkeypatch.setattr("mindspeed_vita.data.fit_index._AT_A_TIME", at_a_time)
     rng = np.random.default_rng(seed)
     found = [draw(rng) for _ in range(120)]
-    batch = make_batch(row_columns((100 * number, 90, number + 1), bytes(16), one) for number, one in enumerate(found))
-    def stamp():
-        return SourceStamp("d.jsonl", 0, 0, "")
-
-    head = write_index(tmp_path / "d.parquet", [batch], stamp, rows_path="d.jsonl", is_array=False)
-    rows = rng.permutation(120)[:100]
     settings = FitSettings(seq_length=300, max_images=3, limits=LIMITS)
+    drawn, first = [], 0
     with ColumnWriter(tmp_path / "columns") as writer:
-        skipped = fit_file(writer, tmp_path / "d.parquet", head, rows, source_id=2, source="s", file_id=1, settings=settings)
+        fitter = Fitter(writer, settings)
+        for file_id, size in enumerate(sizes):
+            numbers = range(first, first + size)
+            batch = make_batch(row_columns((100 * number, 90, number + 1), bytes(16), found[number]) for number in numbers)
+            head = write_index(
+                tmp_path / f"{file_id}.parquet", [batch], lambda: SourceStamp("d.jsonl", 0, 0, ""), rows_path="d.jsonl", is_array=False
+            )
+            rows = rng.permutation(size)[: max(1, size * 5 // 6)]
+            drawn.append((rows + first).tolist())
+            fitter.add(DrawnFile(tmp_path / f"{file_id}.parquet", head, rows, 2, "s", file_id))
+            first += size
+        skipped = fitter.flush()
+        assert not fitter.flush(), "each is returned once"
     index = SampleIndex.open(tmp_path / "columns")
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.concatenate(drawn)
     seen, reasons = 0, {int(item.where.rpartition(":")[2]) - 1: item.reason for item in skipped}
     shrunk = 0
     for row in sorted(rows.tolist()):
@@ -63,6 +75,7 @@ def test_every_row_as_if_it_were_alone(tmp_path, seed):
         assert index.num_messages[seen] == fitted.num_messages and tuple(index.grids(seen)) == fitted.media.grids
         kept = len(fitted.media.frame_limits)
         assert index.videos(seen) == list(zip(one.videos[:kept], fitted.media.frame_limits))
+        assert index.file_ids[seen] == owners[row]
         seen += 1
-    assert seen == len(index) and len(skipped) == 100 - seen and shrunk > 3 and 0 < seen < 100
+    assert seen == len(index) and len(skipped) == len(rows) - seen and shrunk > 3 and 0 < seen < len(rows)
     assert np.asarray(index.offsets)[index.draws].tolist() == [100 * row for row in rows if row not in reasons]

@@ -168,6 +168,15 @@ def test_a_bad_parquet_file_names_row_and_column(world, rows, message):
         one_source(world, write_parquet(world.folder / "b.parquet", rows))
 
 
+def test_text_of_a_parquet_file_that_is_not_utf_8_is_named_with_its_row(world):
+    rows = [{"texts": [{"user": "a", "assistant": "b"}]}, {"texts": [{"user": "marked", "assistant": "b"}]}]
+    path = write_parquet(world.folder / "b.parquet", rows, compression="none", use_dictionary=False)
+    content = (world.folder / "b.parquet").read_bytes()
+    (world.folder / "b.parquet").write_bytes(content.replace(b"marked", b"m\xffrked"))
+    with pytest.raises(ValueError, match=r"b\.parquet: item 2: found bytes that are not UTF-8 \(invalid start byte at byte 1 of a text"):
+        one_source(world, path)
+
+
 def test_files_that_are_none_are_named(world):
     (world.folder / "x.parquet").write_bytes(b"PAR1 not")
     with pytest.raises(ValueError, match=r"x\.parquet: cannot be read as Parquet"):

@@ -1,15 +1,21 @@
 """The index on disk: made once, over processes or alone, again only where a file changed, and never read half written."""
 
+import io
 import json
 import os
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mindspeed_vita.data import indexing
+from mindspeed_vita.data import indexing, row_batches
 from mindspeed_vita.data.columns import SampleIndex
+from mindspeed_vita.data.crew import Crew
+from mindspeed_vita.data.index_parts import Part
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.prepare import index_folder, index_mixture
 from mindspeed_vita.data.rows import Row
@@ -32,9 +38,7 @@ def files(world, picture, clip, say):
     talks = [{"messages": say("x" * (number % 9) + "?", "Yes." * (1 + number % 4))} for number in range(40)]
     media = [{"messages": say("<image>?", "A."), "images": ["p.png"]}, {"messages": say("<video>?", "A."), "videos": ["c.mp4"]}]
     media += [{"messages": say("<image>?", "A."), "images": ["later.png"]}]
-    world.mixture(
-        talks={"data_paths": [world.rows("talks.jsonl", talks)]}, media={"data_paths": [world.rows("media.jsonl", media)]}
-    )
+    world.mixture(talks={"data_paths": [world.rows("talks.jsonl", talks)]}, media={"data_paths": [world.rows("media.jsonl", media)]})
     return world
 
 
@@ -80,18 +84,18 @@ def test_a_picture_that_comes_later_is_found_when_the_index_is_asked_for(files, 
 def test_several_processes_measure_what_one_does(files, monkeypatch):
     alone = files.build(index=str(files.folder / "one"))
     monkeypatch.setattr(indexing, "_ALONE", 0)
-    monkeypatch.setattr(indexing, "_CHUNK", 7)
+    monkeypatch.setattr(row_batches, "_CHUNK", 7)
     together = files.build(index=str(files.folder / "two"), index_processes=2)
     assert together.fingerprint == alone.fingerprint
     assert all(np.array_equal(value, columns(together)[name]) for name, value in columns(alone).items())
 
 
 def test_a_chunk_ends_at_its_bytes_or_at_its_rows(monkeypatch):
-    monkeypatch.setattr(indexing, "_CHUNK", 4)
-    monkeypatch.setattr(indexing, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(row_batches, "_CHUNK", 4)
+    monkeypatch.setattr(row_batches, "_CHUNK_BYTES", 100)
     rows = [Row(0, place, b"x" * size) for place, size in enumerate([10] * 5 + [60, 60, 500, 1])]
-    chunks = [[row.place for row in chunk] for chunk in indexing._chunks(iter(rows))]
-    assert chunks == [[0, 1, 2, 3], [4, 5, 6], [7], [8]]
+    found = [[row.place for row in chunk.rows] for chunk in row_batches.chunks(rows, "d.jsonl", "", False)]
+    assert found == [[0, 1, 2, 3], [4, 5, 6], [7], [8]]
 
 
 def test_the_index_is_parquet_that_others_can_read(files):
@@ -187,7 +191,7 @@ def test_many_small_files_and_shards_are_indexed_over_processes_as_by_one(files,
     files.mixture(few={"data_paths": [str(files.folder / "media.jsonl")]}, many={"data_paths": names})
     alone = files.build(index=str(files.folder / "one"))
     monkeypatch.setattr(indexing, "_MANY", 2)
-    monkeypatch.setattr(indexing, "index_file", lambda *_, **__: pytest.fail("indexed in this process"))
+    monkeypatch.setattr(indexing, "_index", lambda *_: pytest.fail("indexed in this process"))
     reported = []
     indexed = index_mixture(
         files.config(index=str(files.folder / "two"), index_processes=2),
@@ -207,3 +211,82 @@ def test_many_small_files_and_shards_are_indexed_over_processes_as_by_one(files,
         file.write("[\n")
     with pytest.raises(ValueError, match=r"3\.jsonl:4: found no JSON"):
         files.build(index=str(files.folder / "two"), index_processes=2)
+
+
+def tables_of(world, picture, say, num_rows, group):
+    """A Parquet file with small pictures inside, some of them damaged, in row groups."""
+    content = io.BytesIO()
+    picture(40, 30).save(content, "PNG")
+    cells = [content.getvalue() if number % 5 else b"no picture" for number in range(num_rows)]
+    rows = [{"messages": say("<image>?", "A" * (number % 7 + 1)), "image": {"bytes": cell}} for number, cell in enumerate(cells)]
+    pq.write_table(pa.Table.from_pylist(rows), world.folder / "p.parquet", row_group_size=group)
+    world.mixture(only={"data_paths": [str(world.folder / "p.parquet")]})
+    return rows
+
+
+def indexed_bytes(world, processes):
+    """The files of a fresh index, by suffix."""
+    settings = world.config(index=str(world.folder / "index"), index_processes=processes)
+    shutil.rmtree(index_folder(settings), ignore_errors=True)
+    index_mixture(settings, load_tokenizer(world.tokenizer_folder))
+    found = {path.suffix: path.read_bytes() for path in (index_folder(settings) / "index").iterdir()}
+    assert len(found) == len(list((index_folder(settings) / "index").iterdir()))
+    return found
+
+
+@pytest.fixture
+def shared_out(monkeypatch):
+    """Every file is large, and what depends on the clock is not."""
+    monkeypatch.setattr(indexing, "_ALONE", 0)
+    monkeypatch.setattr("mindspeed_vita.data.index_file.time", SimpleNamespace(time_ns=lambda: 1 << 61))
+
+
+@pytest.mark.parametrize(("group", "processes"), [(1, 2), (7, 3), (1000, 2)])
+def test_the_row_groups_of_a_parquet_file_are_shared_out_and_the_index_has_the_same_bytes(
+    world, picture, say, shared_out, group, processes, monkeypatch
+):
+    tables_of(world, picture, say, 45, group)
+    monkeypatch.setattr("mindspeed_vita.data.index_file._GROUP", 16)
+    alone = indexed_bytes(world, 1)
+    assert set(alone) == {".parquet", ".rows"}
+    seen = []
+    together = Crew.together
+    monkeypatch.setattr(
+        Crew, "together", lambda self, work, jobs, *rest, **more: together(self, work, seen.extend(jobs) or seen, *rest, **more)
+    )
+    assert indexed_bytes(world, processes) == alone
+    parts = [number for part in seen if isinstance(part, Part) for number in part.numbers]
+    assert parts == (list(range(-(-45 // group))) if group < 1000 else []), "one row group is measured by all, and read by one"
+    assert len(pq.ParquetFile(io.BytesIO(alone[".parquet"])).read()) == 45
+
+
+def test_a_large_jsonl_file_is_shared_out_and_the_index_has_the_same_bytes(world, picture, say, shared_out, monkeypatch):
+    picture(60, 30).save(world.folder / "p.png")
+    rows = [
+        {"messages": say("<image>?", "A" * (number % 7 + 1)), "images": ["p.png" if number % 5 else "gone.png"]} for number in range(45)
+    ]
+    world.mixture(only={"data_paths": [world.rows("d.jsonl", rows)]})
+    monkeypatch.setattr("mindspeed_vita.data.index_file._GROUP", 16)
+    alone = indexed_bytes(world, 1)
+    monkeypatch.setattr(row_batches, "_CHUNK", 7)
+    assert indexed_bytes(world, 2) == alone
+
+
+def test_a_bad_row_in_a_later_row_group_is_named_and_leaves_nothing_behind(world, picture, say, shared_out):
+    rows = tables_of(world, picture, say, 20, 4)
+    rows[13]["messages"] = []
+    pq.write_table(pa.Table.from_pylist(rows), world.folder / "p.parquet", row_group_size=4)
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match=r"p\.parquet: item 14: found keys"):
+            indexed_bytes(world, processes)
+        assert not list((world.folder / "index").rglob("*.*"))
+
+
+def test_a_shard_larger_than_an_even_share_is_shared_out_where_it_has_parts(tmp_path, monkeypatch):
+    sizes = {"a.parquet": 1000, "b.parquet": 10, "c.tar": 1000, "d.tar": 10}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    files = [indexing.FileToIndex(str(tmp_path / name), str(tmp_path)) for name in sizes]
+    monkeypatch.setattr(indexing, "_ALONE", 20)
+    assert [os.path.basename(file.source) for file in indexing._whole_files(files, 3)] == ["b.parquet", "c.tar", "d.tar"]
+    assert indexing._whole_files(files, 1) == []

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mindspeed_vita.data import indexing
+from mindspeed_vita.data.crew import Crew
 
 PARENT = """
 import os, subprocess, sys, time
@@ -64,7 +64,7 @@ def test_a_pool_that_breaks_names_the_file() -> None:
     killed: list[str] = []
     process = SimpleNamespace(terminate=lambda: killed.append("terminated"))
     with pytest.raises(ValueError, match=r"photos\.jsonl: a process that measured its rows died .* data\.index_processes=1"):
-        with indexing.Crew(settings=None, processes=2) as crew:  # type: ignore[arg-type]
+        with Crew(settings=None, processes=2) as crew:
             crew._pool = SimpleNamespace(submit=lambda *_: broken, shutdown=lambda **_: None, _processes={os.getpid(): process})
-            list(crew.measure(iter([[]]), indexing._ALONE, "", "photos.jsonl", False))
+            list(crew.together(len, [[]], lambda _: "photos.jsonl"))
     assert killed == ["terminated"], "what is under way is not waited for"

@@ -185,6 +185,7 @@ def test_boxes_become_text_in_thousandths_of_their_picture():
         ({"bbox": [[1, 2, 3, 4]], "bbox_type": "yards"}, "bbox_type: found 'yards'"),
         ({"bbox": [[0, 0, 2, 1]], "bbox_type": "norm1"}, "lies outside the picture"),
         ({"category": [1]}, "objects: found dict"),
+        ({"bbox": [[1, 2, 3, 10**400]]}, r"objects: bbox\[0\]: found list"),
     ],
 )
 def test_boxes_that_do_not_fit_are_refused(objects, message):
@@ -196,6 +197,12 @@ def test_keys_that_nothing_uses_are_kept_by_name():
     row = {"messages": [{**TALK[0], "mood": "good", "name": "Ann"}, TALK[1]], "id": 3, "solution": "4", "empty": None, "prompt": "x"}
     assert plain_row(row, "f:1")["unknown_keys"] == ["messages[].mood", "prompt", "solution"]
     assert parse_sample(plain_row(row, "f:1"), "f:1").unknown_keys == ("messages[].mood", "prompt", "solution")
+
+
+@pytest.mark.parametrize("name", ["<bbox>", "a <ref-object>"])
+def test_a_name_that_holds_the_mark_of_a_box_or_name_is_refused(name):
+    with pytest.raises(ValueError, match="objects: ref: found .*a name holds neither <ref-object> nor <bbox>"):
+        plain_row(boxed("<ref-object><bbox>", {"ref": [name], "bbox": [[1, 2]]}), "f:1")
 
 
 def test_half_a_character_in_the_name_of_a_box_is_refused():

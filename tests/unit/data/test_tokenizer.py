@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mindspeed_vita.data.tiny_tokenizer import CHAT_TOKENS, train_tokenizer
-from mindspeed_vita.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vision_token_ids
-from mindspeed_vita.hf.token_layout import VISION_TOKENS
+from mindspeed_vita.data.tokenizer import BareTokenizer, load_tokenizer, tokenizer_fingerprint, vision_token_ids
+from mindspeed_vita.hf.token_layout import VISION_TOKENS, ReservedText
 
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
@@ -104,3 +104,13 @@ def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{broken")
     with pytest.raises(ValueError, match="does not load as a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_transformers_is_the_same_to_whoever_measures(tokenizer):
+    bare = BareTokenizer.from_text(tokenizer.backend_tokenizer.to_str())
+    assert len(bare) == len(tokenizer) and bare.get_vocab() == tokenizer.get_vocab()
+    assert vision_token_ids(bare) == vision_token_ids(tokenizer)
+    assert bare.convert_tokens_to_ids("<image>") == tokenizer.convert_tokens_to_ids("<image>")
+    assert ReservedText(bare)._pattern == ReservedText(tokenizer)._pattern
+    text = "It's 2,718 <image>\n\n<|im_end|> \tüber 你好 🎉"
+    assert bare.backend_tokenizer.encode(text, add_special_tokens=False).ids == tokenizer(text, add_special_tokens=False).input_ids
