@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -48,6 +48,17 @@ def pools() -> Iterator[Pools]:
 
 
 @pytest.fixture(scope="session", params=LINES)
-def layout_pool(request: pytest.FixtureRequest, pools: Pools) -> LayoutPool:
+def layout_pool(request: pytest.FixtureRequest, pools: Pools) -> Any:
     """Each test runs on every line."""
-    return pools(request.param)
+    pools(request.param)  # skips here where the line is missing
+    return _LinePool(pools, request.param)
+
+
+class _LinePool:
+    """A line's LayoutPool: the one that lives now, so that a test that failed and ended the workers fails alone."""
+
+    def __init__(self, pools: Pools, line: str) -> None:
+        self._pools, self._line = pools, line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pools(self._line), name)

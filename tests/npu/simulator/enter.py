@@ -74,6 +74,7 @@ if __name__ == "__main__":
     enter()
     del sys.argv[0]
     if sys.argv[0].endswith(".py"):
+        sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as Python does for a script
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

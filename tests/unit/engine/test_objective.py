@@ -107,12 +107,13 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_objectives_have_names(registered: None) -> None:
-    recipe = recipe_from_dict({"train": {"objective": "preference"}})
+    written = {"train": {"objective": "preference"}}
     with pytest.raises(ValueError, match="train.objective='preference'; expected one of supervised"):
-        validate(recipe)
+        recipe_from_dict(written)
     builder = lambda context: SupervisedCrossEntropy(("a", "b"))  # noqa: E731
     for _ in range(2):
         register_objective("preference", builder)
+    recipe = recipe_from_dict(written)
     validate(recipe)
     assert build_objective(recipe, alone()).names == ("loss/a", "loss/b")
     with pytest.raises(ValueError, match="train.objective 'supervised' is registered already; choose another name"):

@@ -114,7 +114,14 @@ def test_the_gradient_is_that_of_plain_pytorch_on_single_samples(page: Path, mon
             """Log-probability of one answer, in a pack of its own, from whole rows of logits."""
             encoded = dataset.encode(sample)
             length = len(encoded.tokens_T) + len(encoded.tokens_T) % 2
-            alone = assemble_pack([encoded], seq_length=length, resets=True, pad_id=0, tile_size=recipe.model.vision.tile_size)
+            alone = assemble_pack(
+                [encoded],
+                seq_length=length,
+                resets=True,
+                pad_id=0,
+                context_ids=pack.context_ids,
+                tile_size=recipe.model.vision.tile_size,
+            )
             rows = (alone.labels_T != -100).nonzero().squeeze(1)
             logits = model.logits(shard(alone), rows)
             return F.log_softmax(logits, dim=-1).gather(1, alone.labels_T[rows].unsqueeze(1)).sum()
