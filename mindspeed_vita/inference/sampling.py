@@ -162,6 +162,17 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledTok
 
 
 @torch.no_grad()
+def broken_rows(logits: torch.Tensor) -> list[int]:
+    """The rows that no token can be chosen from, because they hold NaN or infinity. Such a request is to be ended with an error.
+
+    Args:
+        logits: fp32[rows, vocabulary].
+    """
+    # the sum over a row is finite only if every number in it is; fp64 cannot overflow here
+    return torch.nonzero(~logits.sum(-1, dtype=torch.float64).isfinite())[:, 0].tolist()
+
+
+@torch.no_grad()
 def processed(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     """Logits after penalties, bans and, for rows that are drawn, temperature, top-k, top-p and min-p, in transformers' order.
 

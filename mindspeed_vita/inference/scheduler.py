@@ -240,7 +240,8 @@ class Scheduler:
         for ref in hits:
             self.pool.share(ref)
         state.table, state.computed = hits, len(hits) * self.block_size
-        state.reused = min(state.computed, len(state.prompt))
+        if state.cached_tokens is None:
+            state.cached_tokens = state.computed
         self.running.append(state)
         return True
 
@@ -274,7 +275,7 @@ class Scheduler:
             self._give_back(state)
         else:
             self.waiting.remove(state)
-        self._ended.append(Ended(state.number, reason, message))
+        self._ended.append(Ended(state.number, reason, message, state.cached_tokens or 0))
         self._ended_for_step.append(state.number)
 
     def _give_back(self, state: SequenceState) -> None:

@@ -39,6 +39,8 @@ class Ended:
     reason: FinishReason
     message: str = ""
     """For reason "error": what happened."""
+    cached_tokens: int = 0
+    """Prompt tokens that the cache had when the sequence was first admitted."""
 
 
 @dataclass(eq=False)
@@ -61,8 +63,8 @@ class SequenceState:
     """Its blocks; empty while it waits."""
     computed: int = 0
     """Tokens whose keys and values are in the blocks of the table."""
-    reused: int = 0
-    """Prompt tokens that the cache had when it was last admitted."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the cache had when it was first admitted; None before."""
 
     @property
     def length(self) -> int:

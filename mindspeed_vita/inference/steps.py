@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -123,5 +124,10 @@ def _pack(table: Iterable[BlockRef]) -> list[int]:
 
 
 def _unpack(packed: Iterable[int]) -> tuple[BlockRef, ...]:
-    mask = (1 << _RANK_SHIFT) - 1
-    return tuple(BlockRef(number >> _RANK_SHIFT, number & mask) for number in packed)
+    return tuple(map(_block_of, packed))
+
+
+@lru_cache(maxsize=1 << 20)
+def _block_of(packed: int) -> BlockRef:
+    """Kept, because every step names the same blocks again: making them anew takes most of the time of decode_step."""
+    return BlockRef(packed >> _RANK_SHIFT, packed & ((1 << _RANK_SHIFT) - 1))

@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, processed, sample
+from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, broken_rows, processed, sample
 
 WORDS = 50
 
@@ -173,6 +173,14 @@ def test_stop_tokens_are_chosen_only_after_min_tokens_and_never_if_the_end_is_ig
 def test_banned_tokens_are_never_chosen():
     row = SamplingRow(SamplingParams(), banned_ids=frozenset({0, 1}))
     assert sample(torch.tensor([[9.0, 8.0, 1.0]]), [row]) == [SampledToken(2)]
+
+
+def test_rows_that_are_no_numbers_are_found():
+    logits = logits_of(2, 5)
+    logits[1, 3], logits[2, 0], logits[4, 7] = math.nan, math.inf, -math.inf
+    assert broken_rows(logits) == [1, 2, 4]
+    assert broken_rows(torch.full((2, 9), torch.finfo(torch.float32).max)) == []
+    assert broken_rows(logits[:0]) == []
 
 
 def test_log_probabilities_are_the_models_own():

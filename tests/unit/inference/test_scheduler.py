@@ -201,7 +201,7 @@ def test_tokens_are_the_plain_ones_whatever_the_budgets(
     for number, one in zip(numbers, asked):
         answer, reason = plainly(one)
         assert trial.answers[number] == answer
-        assert trial.ended[number] == Ended(number, reason)
+        assert trial.ended[number].reason == reason
 
 
 @settings(max_examples=40, deadline=None)
@@ -288,6 +288,7 @@ def test_a_preempted_sequence_sends_its_answer_along_and_reuses_what_is_still_ca
         step = trial.step()
         again = next((chunk for chunk in step.prefill if chunk.sequence == number and chunk.answer), again)
     assert trial.scheduler.num_preempted > 0 and again is not None
+    assert again.start > 0 and trial.ended[number].cached_tokens == 0, "its own blocks are no one else's work"
     assert list(again.answer) == plainly(young)[0][max(again.start - 9, 0) : again.stop - 9]
     assert trial.answers[number] == plainly(young)[0]
 
@@ -338,6 +339,7 @@ def test_the_second_question_about_a_film_computes_its_own_tokens_only():
     second = trial.add(Asked((*film, 4, 5, 6), 3, film=1))
     trial.finish()
     assert [start for number, start in trial.ranks.written if number == second] == [20]
+    assert trial.ended[second].cached_tokens == 20
     assert trial.answers[second] == plainly(Asked((*film, 4, 5, 6), 3, film=1))[0]
     other = trial.add(Asked((*film, 4, 5, 6), 3, film=2))
     trial.finish()

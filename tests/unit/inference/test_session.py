@@ -133,10 +133,22 @@ def test_a_film_replaced_under_its_name_is_another_film(folder: Path, session: I
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(path)
         answers += answer_all(loop, [(ask("<image>\nWhat? A photo of a cat on a table. Two people.", [str(path)]), FOUR)])
     alone = answer_all(RequestLoop(session), [(ask("<image>\nWhat? A photo of a cat on a table. Two people.", [str(path)]), FOUR)])[0]
-    assert answers[0] == answers[2] == alone
-    # the digests name the blocks: other pixels share none of those with tiles
-    names = [loop.scheduler._root]
-    assert len(loop.memo) == 2 and names
+    assert answers[0].token_ids == answers[2].token_ids == alone.token_ids and len(loop.memo) == 2
+    assert [answer.cached_tokens for answer in answers] == [0, 0, (alone.prompt_tokens - 1) // 16 * 16]
+
+
+def test_scores_that_are_no_numbers_end_their_request_alone(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, run = RequestLoop(session), session.runner.run
+
+    def broken(step: Any) -> Any:
+        result = run(step)
+        result.logits[: len(step.prefill)][:1] = float("nan")
+        return result
+
+    monkeypatch.setattr(session.runner, "run", broken)
+    answers = answer_all(loop, [(ask("Hi?"), FOUR), (ask("Yes?"), FOUR)])
+    assert answers[0].reason == "error" and answers[0].message.startswith("the model's scores are no numbers")
+    assert answers[1].reason == "length"
 
 
 def test_the_answer_comes_in_pieces(folder: Path, session: InferenceSession) -> None:

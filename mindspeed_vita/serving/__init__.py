@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server over the inference room: schema, media rules and limits."""

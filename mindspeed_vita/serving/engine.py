@@ -1,0 +1,210 @@
+"""The bridge between the HTTP side, which never computes, and the loop that does: a thread of its own, and a stream for each request."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol
+
+from mindspeed_vita.inference.request import Request
+from mindspeed_vita.inference.sampling import SamplingParams
+from mindspeed_vita.serving.errors import ApiError
+
+
+class Progress(Protocol):
+    """What a step brought one request."""
+
+    @property
+    def number(self) -> int:
+        """The request."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The next piece of its text; may be empty."""
+        ...
+
+    @property
+    def answer(self) -> Optional[Any]:
+        """The whole answer, once it has ended."""
+        ...
+
+
+class Loop(Protocol):
+    """What computes. Only the engine's thread calls it."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        ...
+
+    def add(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
+        """Takes a request; returns its number. ValueError: it cannot be answered."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Ends a request."""
+        ...
+
+    def step(self) -> Iterable[Progress]:
+        """Computes one step."""
+        ...
+
+
+@dataclass(eq=False)
+class _Job:
+    """One request on its way: the event loop that waits for it, and the queue that it waits at."""
+
+    events: asyncio.AbstractEventLoop
+    arrived: asyncio.Queue[Progress | ApiError]
+    number: Optional[int] = None
+    gone: bool = False
+
+    def tell(self, what: Progress | ApiError) -> None:
+        """From the engine's thread. An event loop that was closed meanwhile has nobody who waits."""
+        try:
+            self.events.call_soon_threadsafe(self.arrived.put_nowait, what)
+        except RuntimeError:
+            if not self.events.is_closed():
+                raise
+
+
+class Engine:
+    """Runs a loop in a thread.
+
+    Args:
+        loop: what computes.
+        most: requests that wait or run at once; more are refused with 429.
+        time_limit: seconds that a request may wait and run; None sets no limit.
+    """
+
+    def __init__(self, loop: Loop, *, most: int = 256, time_limit: Optional[float] = None) -> None:
+        self._loop, self._most, self._time_limit = loop, most, time_limit
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: set[_Job] = set()
+        self._running: dict[int, _Job] = {}
+        self._lock = threading.Lock()
+        self._draining = self._stopping = False
+        self.failure: Optional[BaseException] = None
+        """What ended the thread, if it was not asked to end."""
+        self._thread = threading.Thread(target=self._work, name="vita-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be computed."""
+        return self._thread.is_alive() and self.failure is None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that wait or run."""
+        return len(self._jobs)
+
+    async def submit(self, request: Request, params: SamplingParams) -> AsyncIterator[Progress]:
+        """What each step brings a request; the last item has the answer. Leaving the iteration early cancels the request.
+
+        Raises:
+            ApiError: 400: it cannot be answered. 429: too many others wait. 503: the engine stopped, stops, or failed meanwhile.
+        """
+        job = _Job(asyncio.get_running_loop(), asyncio.Queue())
+        with self._lock:
+            if self.failure is not None or self._draining or not self._thread.is_alive():
+                raise self._unavailable()
+            if len(self._jobs) >= self._most:
+                raise ApiError(429, f"{self._most} requests wait or run already; try again later", code="queue_full", retry_after=1)
+            self._jobs.add(job)
+            self._orders.put(lambda: self._add(job, request, params))
+        try:
+            while True:
+                what = await job.arrived.get()
+                if isinstance(what, ApiError):
+                    raise what
+                yield what
+                if what.answer is not None:
+                    return
+        finally:
+            self._leave(job)
+
+    def drain(self, seconds: float) -> bool:
+        """Takes no new requests, waits for the running ones, then stops. Blocks.
+
+        Args:
+            seconds: how long to wait; requests that still run after that end with a 503.
+
+        Returns:
+            Whether all of them finished.
+        """
+        with self._lock:
+            self._draining = True
+        deadline = time.monotonic() + seconds
+        while self._jobs and self.alive and time.monotonic() < deadline:
+            time.sleep(0.02)
+        finished = not self._jobs
+        self._orders.put(self._stop)
+        self._thread.join()
+        return finished
+
+    # In the engine's thread
+
+    def _work(self) -> None:
+        try:
+            while not self._stopping:
+                if self._loop.idle:
+                    self._orders.get()()
+                while not self._stopping and not self._orders.empty():
+                    self._orders.get()()
+                if not self._stopping and not self._loop.idle:
+                    for progress in self._loop.step():
+                        self._tell(progress)
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            with self._lock:
+                self._draining = True
+                left, self._jobs = self._jobs, set()
+            for job in left:
+                job.tell(self._unavailable())
+
+    def _add(self, job: _Job, request: Request, params: SamplingParams) -> None:
+        if job.gone:
+            return
+        try:
+            job.number = self._loop.add(request, params, time_limit=self._time_limit)
+        except ValueError as error:
+            job.tell(ApiError(400, str(error)))
+            return
+        self._running[job.number] = job
+
+    def _tell(self, progress: Progress) -> None:
+        job = self._running[progress.number]
+        if progress.answer is not None:
+            del self._running[progress.number]
+        job.tell(progress)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for number in list(self._running):
+            self._loop.cancel(number)
+        if self._running:
+            self._loop.step()  # every rank lets go of them
+
+    def _leave(self, job: _Job) -> None:
+        """Nobody waits for the job any more. In the event loop's thread."""
+        with self._lock:
+            job.gone = True
+            self._jobs.discard(job)
+            self._orders.put(lambda: self._cancel(job))
+
+    def _cancel(self, job: _Job) -> None:
+        if job.number in self._running:
+            self._loop.cancel(job.number)
+
+    def _unavailable(self) -> ApiError:
+        if self.failure is not None:
+            return ApiError(503, "the model stopped working; the server's log says why", code="engine_failed")
+        return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=10)

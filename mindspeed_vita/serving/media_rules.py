@@ -1,0 +1,106 @@
+"""Where a request's media may come from: its own bytes, files below the media root, allowed hosts. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
+from urllib.parse import unquote, urlsplit
+
+from mindspeed_vita.data.media.paths import MediaError, resolve, split_frames, split_member
+from mindspeed_vita.serving.fetching import Fetcher, FetchError
+
+Kind = Literal["image", "video"]
+
+_DATA = re.compile(r"data:(?P<kind>[\w.+-]+)/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
+_SHOWN = 60
+
+
+class MediaRefused(ValueError):
+    """A medium that the rules do not allow, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaRules:
+    """Turns the URLs of a request into paths that the data room may read."""
+
+    root: Optional[Path] = None
+    """Folder below which requests may name files; None: none at all."""
+    fetcher: Optional[Fetcher] = None
+    """Fetches from the allowed hosts; None: nothing is fetched."""
+    max_bytes: int = 256 << 20
+    """Largest medium that a request may carry itself, decoded."""
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+        """The path of a medium.
+
+        Args:
+            url: a data: URL, an http(s) URL, a file: URL, or a path relative to the root.
+            kind: what the request calls it.
+            folder: where the bytes of a medium are written that has no file here.
+            number: the medium's place in the request; names its file.
+
+        Raises:
+            MediaRefused: not allowed, too large, or no such file.
+        """
+        where = f"{kind} {number}"
+        scheme = url[: url.find(":")].lower() if ":" in url else ""
+        if scheme == "data":
+            target = folder / f"{number}"
+            target.write_bytes(self._carried(url, kind, where))
+            return str(target)
+        if scheme in ("http", "https"):
+            if self.fetcher is None:
+                raise MediaRefused(f"{where}: this server fetches nothing; send the bytes as a data: URL, or start it with --allow-host")
+            target = folder / f"{number}"
+            try:
+                with open(target, "wb") as file:
+                    self.fetcher.fetch(url, file)
+            except FetchError as error:
+                raise MediaRefused(f"{where}: {error}") from error
+            return str(target)
+        return self._file(url, where)
+
+    def _carried(self, url: str, kind: Kind, where: str) -> bytes:
+        found = _DATA.match(url)
+        if found is None:
+            raise MediaRefused(f"{where}: found {_shown(url)}; expected data:{kind}/...;base64,...")
+        if found["kind"].lower() != kind:
+            raise MediaRefused(f"{where}: its data: URL holds {found['kind']}; expected {kind}/...")
+        size = (len(url) - found.end()) * 3 // 4
+        if size > self.max_bytes + 2:  # padding counts for up to two bytes
+            raise MediaRefused(f"{where}: has {size:,} bytes, the server allows {self.max_bytes:,}")
+        try:
+            held = base64.b64decode(url[found.end() :].encode("ascii"), validate=True)
+        except (binascii.Error, UnicodeEncodeError) as error:
+            raise MediaRefused(f"{where}: its data: URL is no base64 ({error})") from error
+        if not held or len(held) > self.max_bytes:
+            raise MediaRefused(f"{where}: has {len(held):,} bytes; expected from 1 to {self.max_bytes:,}")
+        return held
+
+    def _file(self, url: str, where: str) -> str:
+        if self.root is None:
+            raise MediaRefused(f"{where}: this server reads no files; send the bytes as a data: URL, or start it with --media-root")
+        path = url
+        if url[:5].lower() == "file:":
+            parts = urlsplit(url)
+            if parts.netloc not in ("", "localhost"):
+                raise MediaRefused(f"{where}: {_shown(url)} names a file of another machine")
+            path = unquote(parts.path)
+        if split_frames(path) is not None or split_member(path) is not None:
+            raise MediaRefused(f"{where}: {_shown(url)} is no path of a file")
+        try:
+            found = resolve(path, str(self.root))
+        except MediaError as error:
+            # neither the root nor what lies outside it is any of the client's business
+            raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root") from error
+        if not Path(found).is_file():
+            raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root")
+        return found
+
+
+def _shown(url: str) -> str:
+    return repr(url if len(url) <= _SHOWN else f"{url[:_SHOWN]}...")
