@@ -87,4 +87,4 @@ def test_gathered_keys_follow_the_tables() -> None:
 def test_the_table_is_padded_and_moved_once() -> None:
     sequences = call(torch.float32, (1, 1, 1, 1)).sequences
     assert sequences.block_table.tolist()[0] == [7, 0, 0, 0, 0, 0] and sequences.block_table.dtype == torch.int32
-    assert sequences.block_table is sequences.block_table and sequences.cu_queries.tolist() == [0, 1, 2, 3, 4]
+    assert sequences.block_table is sequences.block_table and sequences.places == [(0, 1), (1, 2), (2, 3), (3, 4)]
