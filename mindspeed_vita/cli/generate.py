@@ -140,6 +140,8 @@ def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
             with BatchProgress(batch.path.name, len(batch.lines), len(batch.done)) as progress:
                 for problem in answer_file(loop, batch, params, at_once=2 * loop.scheduler.budgets.sequences, said=progress.done):
                     progress.line(problem)
+        except ConnectionError:  # there is nobody left to tell
+            raise
         except (ValueError, OSError) as error:
             session.dismiss(problem=str(error))
             raise

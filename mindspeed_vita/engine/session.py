@@ -99,7 +99,10 @@ def first_to_report() -> bool:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10))
     else:
         return True
-    return bool(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
+    try:
+        return bool(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
+    except (dist.DistNetworkError, dist.DistStoreError):  # the process that keeps the store is gone, without having said why
+        return True
 
 
 def quiet_imports() -> None:

@@ -164,6 +164,8 @@ def answer_file(loop: RequestLoop, batch: BatchFile, params: SamplingParams, *, 
             try:
                 request, chosen = read_request(batch.lines[number], folder, params)
                 running[loop.add(request, chosen)] = number
+            except ConnectionError:  # another rank is gone
+                raise
             except (ValueError, OSError) as error:
                 batch.write(number, {"error": str(error)})
                 yield f"{batch.path}:{number} {error}"

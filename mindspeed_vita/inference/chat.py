@@ -77,6 +77,8 @@ class Chat:
                 return self._command(text)
             if text:
                 self._answer(text)
+        except ConnectionError:  # another rank is gone
+            raise
         except (ValueError, OSError) as error:
             self.show(f"{error}\n")
         return True

@@ -33,8 +33,10 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.block_size, self.num_blocks = block_size, num_blocks
-        # not zeroed: what no token was written to is never read
-        self.tensor = torch.empty(num_layers, 2, num_blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)
+        # What no token was written to is never attended to. But a fused kernel reads whole tiles and multiplies the rest by zero, and zero
+        # times NaN is NaN. On a CPU no such kernel is used, and memory that is not touched is not taken.
+        make = torch.empty if device.type == "cpu" else torch.zeros
+        self.tensor = make(num_layers, 2, num_blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)
 
     def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, counted from 0: two views [B, S, G, D]."""

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 
 from mindspeed_vita.checkpoint import mindspeed_files
-from mindspeed_vita.checkpoint.hf.load import import_hf
+from mindspeed_vita.checkpoint.hf.config import family_of, model_config
+from mindspeed_vita.checkpoint.hf.load import read_config
+from mindspeed_vita.checkpoint.hf.processor import read_processor
+from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import check_names
+from mindspeed_vita.checkpoint.mapping.rules import NativeView, check_names
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import ParallelConfig, Recipe, load_recipe, recipe_from_dict
@@ -119,12 +122,21 @@ def _find(path: Path, recipe: Optional[str | Path]) -> _Source:
     if recipe is not None:
         raise ValueError(f"{path} says its sizes itself; leave the recipe out")
     if (path / "config.json").is_file():
-        found = import_hf(path)
-        stored = found.weights["language.embedding.word_embeddings.weight"].dtype
-        made = Recipe(name=path.name, model=found.model, data=replace(found.data, tokenizer=str(path)))
-        return _Source(_with_precision(made, stored), found.weights, path)
+        return _hugging_face(path)
     folder = native.find(path)
     return _Source(recipe_from_dict(native.saved_recipe(folder), where=str(folder)), None, folder)
+
+
+def _hugging_face(path: Path) -> _Source:
+    config = read_config(path)
+    if family_of(config) is None:
+        found = config.get("model_type")
+        raise ValueError(f"{path} is no Long-VITA folder: expected a config.json with model_type 'long_vita', found {found!r}")
+    model = model_config(config)
+    weights = NativeView(open_weights(path, "long_vita", model), family_rules("long_vita", model))
+    stored = weights["language.embedding.word_embeddings.weight"].dtype
+    made = Recipe(name=path.name, model=model, data=replace(read_processor(path), tokenizer=str(path)))
+    return _Source(_with_precision(made, stored), weights, path)
 
 
 def _mindspeed(path: Path, recipe: Optional[str | Path]) -> _Source:

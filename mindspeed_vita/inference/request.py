@@ -34,6 +34,8 @@ class Answer:
     """As generated, the stop token left out."""
     prompt_tokens: int
     """Length of the prompt, media included."""
+    cached_tokens: int = 0
+    """Prompt tokens that the cache had when the request began to run."""
     reason: FinishReason = "stop"
     """Why it ended."""
     message: str = ""

@@ -15,7 +15,7 @@ from mindspeed_vita.data.assemble import EncodedSample, Medium
 from mindspeed_vita.inference.block_names import TileSpan, root_name, settings_text
 from mindspeed_vita.inference.block_pool import BlockCounts, BlockPool
 from mindspeed_vita.inference.request import Answer, Request
-from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, sample
+from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, broken_rows, sample
 from mindspeed_vita.inference.scheduler import Budgets, Scheduler
 from mindspeed_vita.inference.sequence import Ended, NewSequence
 from mindspeed_vita.inference.session import InferenceSession
@@ -125,9 +125,13 @@ class RequestLoop:
         result = self.session.execute(step)
         for number, failure in result.failures.items():
             self.scheduler.end(number, "error", f"{failure.path} {failure.reason}")
+        failed = set(result.failures)
+        for number in (step.sampled[row] for row in broken_rows(result.logits)):
+            failed.add(number)
+            self.scheduler.end(number, "error", "the model's scores are no numbers; its weights or its precision do not fit")
         chosen = dict(zip(step.sampled, sample(result.logits, [self._active[number].row for number in step.sampled])))
         for number, token in chosen.items():
-            if number not in result.failures and token.token not in self._stops:
+            if number not in failed and token.token not in self._stops:
                 pieces[number] = self._take(number, token)
         if not step.empty:
             self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
@@ -156,6 +160,7 @@ class RequestLoop:
             text=active.stream.text,
             token_ids=tuple(token.token for token in active.tokens),
             prompt_tokens=active.prompt_tokens,
+            cached_tokens=ended.cached_tokens,
             reason=reason,
             message=ended.message,
             tokens=tuple(active.tokens) if active.row.params.logprobs is not None else (),

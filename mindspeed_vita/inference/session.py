@@ -88,7 +88,8 @@ class InferenceSession:
 
     def run(self, step: Step) -> StepResult:
         """Executes one step on this rank. Collective over tp and cp: every rank is given the same step."""
-        return self.runner.run(step)
+        with self.ranks.together():
+            return self.runner.run(step)
 
     # What the first rank has all ranks do
 
@@ -100,12 +101,13 @@ class InferenceSession:
     def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], Optional[MediaFailure]]:
         """ModelRunner.digests on every rank. First rank only."""
         self.ranks.tell(("digests", prompt, settings))
-        return self.runner.digests(prompt, settings)
+        with self.ranks.together():
+            return self.runner.digests(prompt, settings)
 
     def execute(self, step: Step) -> StepResult:
         """ModelRunner.run on every rank. First rank only."""
         self.ranks.tell(("step", encode_step(step)))
-        return self.runner.run(step)
+        return self.run(step)
 
     def dismiss(self, result: Any = None, problem: str = "") -> None:
         """Lets the other ranks return from `serve`. First rank only.
@@ -125,12 +127,13 @@ class InferenceSession:
         while True:
             kind, *arguments = self.ranks.hear()
             if kind == "step":
-                self.runner.run(decode_step(arguments[0]))
+                self.run(decode_step(arguments[0]))
             elif kind == "add":
                 number, prompt, longest = arguments
                 self.runner.add(number, prompt, longest=longest)
             elif kind == "digests":
-                self.runner.digests(*arguments)
+                with self.ranks.together():
+                    self.runner.digests(*arguments)
             else:
                 assert kind == "end", kind
                 result, problem = arguments

@@ -105,8 +105,12 @@ def test_the_fixed_decoder_and_transformers_agree(asked: dict[str, Any], fixed: 
 def test_every_way_finds_the_same_tokens_and_logits(
     pools: Pools, asked: dict[str, Any], fixed: dict[str, Any], tp: int, cp: int
 ) -> None:
-    """On every rank: whole, in chunks by pass-Q and by pass-KV, in chunks of one block, as a batch of eight, one by one."""
-    arguments = {"folder": str(asked["folder"] / "run"), "questions": asked["questions"], "count": COUNT, "few": FEW}
+    """On every rank: whole, in chunks by pass-Q and by pass-KV, in chunks of one block, as a batch of eight, one by one.
+
+    Under tp 2 the export is loaded, otherwise the native run.
+    """
+    folder = asked["folder"] / ("export" if tp == 2 else "run")
+    arguments = {"folder": str(folder), "questions": asked["questions"], "count": COUNT, "few": FEW}
     for found in pools("installed").run(f"{RUNS}:exactness", tp=tp, cp=cp, **arguments):
         for way, count in (("whole", COUNT), ("pass-Q", FEW), ("pass-KV", FEW), ("one block a chunk", FEW)):
             tokens, logits = found[way]

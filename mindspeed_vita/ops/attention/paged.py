@@ -54,11 +54,6 @@ class PagedSequences:
         return torch.from_numpy(table).to(self.device)
 
     @cached_property
-    def cu_queries(self) -> torch.Tensor:
-        """int32[n + 1] on the device, bounds of the sequences' queries."""
-        return torch.from_numpy(np.concatenate([[0], self.query_ends]).astype(np.int32)).to(self.device)
-
-    @cached_property
     def lengths_on_device(self) -> torch.Tensor:
         """int32[n]."""
         return torch.from_numpy(self.lengths.astype(np.int32)).to(self.device)

@@ -63,18 +63,21 @@ def blocks_backward(blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor,
 
 def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
     """See registry.Backend. The query heads of one key head go to the kernel as rows of one head, so keys are read once."""
-    tokens, heads, width = paged.q_TND.shape
-    kv_heads, places = paged.k_BSGD.shape[2], paged.sequences.places
-    if 1 < len(places) == tokens and int(paged.sequences.lengths.max()) <= _LONGEST_PADDED:
+    sequences, kv_heads, size = paged.sequences, paged.k_BSGD.shape[2], paged.k_BSGD.shape[1]
+    if 1 < len(sequences.places) == len(paged.q_TND) and int(sequences.lengths.max()) <= _LONGEST_PADDED:
         return _padded(paged)
-    grouped_GTRD = paged.q_TND.unflatten(1, (kv_heads, -1)).transpose(0, 1)
-    out_TND, lse_TN = torch.empty_like(paged.q_TND), torch.empty(tokens, heads)
-    for place, (start, stop) in enumerate(places):
-        query_1GQD = grouped_GTRD[:, start:stop].reshape(1, kv_heads, -1, width)
-        out, lse = _over_parts(query_1GQD, _parts(paged, place), paged.scale)
-        out_TND[start:stop] = out.view(kv_heads, stop - start, -1, width).transpose(0, 1).flatten(1, 2)
-        lse_TN[start:stop] = lse.view(kv_heads, stop - start, -1).transpose(0, 1).flatten(1)
-    return out_TND, lse_TN
+    keys, values = (x.flatten(0, 1).transpose(0, 1).unsqueeze(0) for x in (paged.k_BSGD, paged.v_BSGD))
+    query_TGRD = paged.q_TND.unflatten(1, (kv_heads, -1))
+    out_TGRD, lse_TGR = torch.empty_like(query_TGRD), torch.empty(query_TGRD.shape[:-1])
+    for (start, stop), runs in zip(sequences.places, kept(sequences.lengths, keys.device, "runs", lambda: _all_runs(sequences, size))):
+        query = query_TGRD[start:stop]
+        if stop - start == 1:
+            out_TGRD[start:stop], lse_TGR[start:stop] = _over_runs(query, keys, values, runs, paged.scale)
+            continue
+        out, lse = _over_runs(query.transpose(0, 1).flatten(1, 2).unsqueeze(0), keys, values, runs, paged.scale)
+        out_TGRD[start:stop] = out[0].unflatten(1, (stop - start, -1)).transpose(0, 1)
+        lse_TGR[start:stop] = lse[0].unflatten(1, (stop - start, -1)).transpose(0, 1)
+    return out_TGRD.flatten(1, 2), lse_TGR.flatten(1)
 
 
 def _padded(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,28 +101,25 @@ def _padding(sequences: PagedSequences, size: int) -> tuple[torch.Tensor, torch.
     return rows.flatten(), hidden[:, None, None, :]
 
 
-def _over_parts(
-    query_1GQD: torch.Tensor, parts: list[tuple[torch.Tensor, torch.Tensor]], scale: float
+def _over_runs(
+    query_1GQD: torch.Tensor, keys_1GTD: torch.Tensor, values_1GTD: torch.Tensor, runs: list[Rows], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out_GQD and its log-sum-exp, over keys in several places."""
-    found = [_cpu_flash(query_1GQD, _heads_first(key), _heads_first(value), 0.0, False, scale=scale) for key, value in parts]
+    """Output and log-sum-exp over keys in several places of the cache."""
+    found = [_cpu_flash(query_1GQD, keys_1GTD[:, :, run], values_1GTD[:, :, run], 0.0, False, scale=scale) for run in runs]
     if len(found) == 1:
-        return found[0][0][0], found[0][1][0]
-    outs, lses = torch.stack([out[0] for out, _ in found]).float(), torch.stack([lse[0] for _, lse in found])
-    lse_GQ = lses.logsumexp(0)
-    return (outs * (lses - lse_GQ).exp().unsqueeze(-1)).sum(0).to(query_1GQD.dtype), lse_GQ
+        return found[0]
+    outs, lses = torch.stack([out for out, _ in found]).float(), torch.stack([lse for _, lse in found])
+    lse_1GQ = lses.logsumexp(0)
+    return (outs * (lses - lse_1GQ).exp().unsqueeze(-1)).sum(0).to(query_1GQD.dtype), lse_1GQ
 
 
-def _parts(paged: Paged, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values [K, G, D] of one sequence: long runs of neighbouring blocks in place, all others in one copy."""
-    k_TGD, v_TGD = paged.k_BSGD.flatten(0, 1), paged.v_BSGD.flatten(0, 1)
-    runs = kept(paged.sequences.tables[place], k_TGD.device, "runs", lambda: _runs(paged.sequences, place, paged.k_BSGD.shape[1]))
-    return [(k_TGD[run], v_TGD[run]) for run in runs]
+def _all_runs(sequences: PagedSequences, size: int) -> list[list[Rows]]:
+    """Where the keys of each sequence lie, counted in tokens; the same in every layer."""
+    return [_runs(table, length, size) for table, length in zip(sequences.tables, sequences.lengths.tolist())]
 
 
-def _runs(sequences: PagedSequences, place: int, size: int) -> list[Rows]:
-    """Where the keys of one sequence lie, counted in tokens; the same in every layer."""
-    table, length = sequences.tables[place], int(sequences.lengths[place])
+def _runs(table: np.ndarray, length: int, size: int) -> list[Rows]:
+    """Long runs of neighbouring blocks in place, all other blocks together."""
     bounds = [0, *(np.flatnonzero(np.diff(table) != 1) + 1).tolist(), len(table)]
     runs: list[Rows] = []
     rows = []

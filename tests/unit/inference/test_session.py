@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 
 from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
+from mindspeed_vita.checkpoint.mapping.rules import NativeView
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine import session as processes
-from mindspeed_vita.inference import tile_feed
+from mindspeed_vita.inference import loading, tile_feed
 from mindspeed_vita.inference.answer import answer_all, generate
 from mindspeed_vita.inference.loading import load_model
 from mindspeed_vita.inference.request import Answer, Request, ask
@@ -133,10 +136,22 @@ def test_a_film_replaced_under_its_name_is_another_film(folder: Path, session: I
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(path)
         answers += answer_all(loop, [(ask("<image>\nWhat? A photo of a cat on a table. Two people.", [str(path)]), FOUR)])
     alone = answer_all(RequestLoop(session), [(ask("<image>\nWhat? A photo of a cat on a table. Two people.", [str(path)]), FOUR)])[0]
-    assert answers[0] == answers[2] == alone
-    # the digests name the blocks: other pixels share none of those with tiles
-    names = [loop.scheduler._root]
-    assert len(loop.memo) == 2 and names
+    assert answers[0].token_ids == answers[2].token_ids == alone.token_ids and len(loop.memo) == 2
+    assert [answer.cached_tokens for answer in answers] == [0, 0, (alone.prompt_tokens - 1) // 16 * 16]
+
+
+def test_scores_that_are_no_numbers_end_their_request_alone(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, run = RequestLoop(session), session.runner.run
+
+    def broken(step: Any) -> Any:
+        result = run(step)
+        result.logits[: len(step.prefill)][:1] = float("nan")
+        return result
+
+    monkeypatch.setattr(session.runner, "run", broken)
+    answers = answer_all(loop, [(ask("Hi?"), FOUR), (ask("Yes?"), FOUR)])
+    assert answers[0].reason == "error" and answers[0].message.startswith("the model's scores are no numbers")
+    assert answers[1].reason == "length"
 
 
 def test_the_answer_comes_in_pieces(folder: Path, session: InferenceSession) -> None:
@@ -202,6 +217,24 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_kept(
     with pytest.raises(ValueError, match=message):
         generate(session, [ask("Hi?"), ask(prompt, [str(folder / name) for name in images])], FOUR)
     assert not session.runner.prompts
+
+
+def test_an_export_is_read_one_tensor_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank of a large model would hold all of it otherwise."""
+    read: list[str] = []
+    get = SafetensorsFolder.__getitem__
+    monkeypatch.setattr(SafetensorsFolder, "__getitem__", lambda self, name: read.append(name) or get(self, name))
+    source = loading._find(folder / "export", None)
+    assert isinstance(source.weights, NativeView) and not any("layers" in name for name in read)
+    load_model(folder / "export")
+    times = Counter(name for name in read if "layers" in name)
+    assert set(times) == {name for name in SafetensorsFolder(folder / "export") if "layers" in name} and set(times.values()) == {1}
+
+
+def test_a_folder_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ValueError, match="is no Long-VITA folder: expected a config.json with model_type 'long_vita', found 'qwen2'"):
+        load_model(tmp_path)
 
 
 def test_settings_out_of_range_are_refused(folder: Path, session: InferenceSession) -> None:

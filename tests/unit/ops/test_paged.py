@@ -72,13 +72,10 @@ def test_torchs_cuda_kernels_over_copied_keys(dtype: torch.dtype) -> None:
         check(torch_cuda, call(dtype, (3, 1, 20, 2)))
 
 
-def test_long_runs_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    paged = call(torch.float32, (1, 1, 1, 1))
-    parts = torch_native._parts(paged, 1)
-    assert [len(keys) for keys, _ in parts] == [64, 26]
-    assert parts[0][0].data_ptr() == paged.k_BSGD[3].data_ptr()
-    parts = torch_native._parts(paged, 2)
-    assert len(parts) == 1 and parts[0][1].data_ptr() == paged.v_BSGD[1].data_ptr()
+def test_long_runs_are_read_in_place() -> None:
+    long, *rest = torch_native._runs(np.array(TABLES[1]), LENGTHS[1], SIZE)
+    assert long == slice(3 * SIZE, 7 * SIZE) and [rows.tolist() for rows in rest] == [[*range(SIZE), *range(9 * SIZE, 9 * SIZE + 10)]]
+    assert torch_native._runs(np.array(TABLES[2]), LENGTHS[2], SIZE) == [slice(SIZE, 3 * SIZE)]
 
 
 def test_gathered_keys_follow_the_tables() -> None:
@@ -90,4 +87,4 @@ def test_gathered_keys_follow_the_tables() -> None:
 def test_the_table_is_padded_and_moved_once() -> None:
     sequences = call(torch.float32, (1, 1, 1, 1)).sequences
     assert sequences.block_table.tolist()[0] == [7, 0, 0, 0, 0, 0] and sequences.block_table.dtype == torch.int32
-    assert sequences.block_table is sequences.block_table and sequences.cu_queries.tolist() == [0, 1, 2, 3, 4]
+    assert sequences.block_table is sequences.block_table and sequences.places == [(0, 1), (1, 2), (2, 3), (3, 4)]
