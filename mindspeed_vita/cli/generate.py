@@ -90,12 +90,22 @@ def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
     if not (checkpoint / "config.json").is_file():
         from mindspeed_vita.inference.generate import load_native
 
-        return load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp)
+        if arguments.frame_pooling not in (None, "none"):
+            raise ValueError(
+                "--decode fixed computes a pack as training does, where no frame is pooled; leave out --frame-pooling or --decode, or "
+                f"export {checkpoint}: a Hugging Face folder pools frames either way"
+            )
+        return load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp, rope_scaling=arguments.rope_scaling)
     from mindspeed_vita.inference.hf_generate import load_hf
 
     if (arguments.tp, arguments.cp) != (1, 1):
         raise ValueError(f"{checkpoint} is a Hugging Face folder; --decode fixed reads it in one process, without --tp and --cp")
-    return load_hf(checkpoint, **options)
+    if arguments.rope_scaling is not None:
+        raise ValueError(
+            f"{checkpoint} is a Hugging Face folder; --decode fixed takes positions as its config.json says: export it with "
+            "`vita convert --rope-scaling`, or leave --decode out"
+        )
+    return load_hf(checkpoint, **options, frame_pooling=arguments.frame_pooling)
 
 
 def _cached(session: InferenceSession, request: Request, params: SamplingParams, prefill_chunk: int) -> Answer:

@@ -88,7 +88,7 @@ def _turns(session: Any, questions: list[Question], turns: list[str], count: int
             request = Request(messages=messages, images=request.images, videos=request.videos)
         loop.add(request, SamplingParams(max_tokens=count))
         updates = loop.step()
-        reused.append(loop.scheduler.running[0].reused)
+        reused.append(loop.scheduler.running[0].cached_tokens)
         while not loop.idle:
             updates = loop.step()
         answers.append(updates[0].answer.token_ids)
