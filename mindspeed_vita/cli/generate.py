@@ -19,6 +19,8 @@ examples:
   vita generate runs/stage2 --prompt "What is it?" --image photo.jpg
   vita generate exported --prompt "Compare <image> with <image>." --image a.png --image b.png
   vita generate exported --prompt "What happens?" --video clip.mp4 --temperature 0.7 --top-p 0.9
+  vita generate exported --prompt "What happens?" --video film.mp4 --max-frames 512 --frame-pooling slow_fast:every=8,factor=4
+  vita generate exported --prompt "What happens?" --video film.mp4 --rope-scaling "{kind: yarn, factor: 4, original_positions: 32768}"
   vita generate exported --batch questions.jsonl --output answers.jsonl
   torchrun --nproc_per_node 4 -m mindspeed_vita.cli.main generate runs/stage4 --tp 2 --cp 2 --prompt "What happens?" --video film.mp4
 

@@ -105,7 +105,7 @@ def test_pooled_frames(model: Any, processor: Any, world: Any, options: dict[str
     assert [(part["image_indices"][1] >= 0).sum(1).tolist() for part in alone] == [[1, 1, 4], [1, 1, 4, 4, 4, 4]]
     if "num_beams" in options:
         assert torch.equal(_new(model, batch, **options), _new(model, batch, **options, use_cache=False))
-    elif "prompt_lookup_num_tokens" in options:  # takes one text
+    elif options:  # prompt lookup takes one text, and 4.57 counts the padding of chunks wrong, pooled or not
         assert torch.equal(_new(model, alone[1], **options), _plain(model, alone[1]))
     else:
         found = _new(model, batch, **options)
