@@ -16,6 +16,11 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="native run or step folder, Hugging Face folder or MindSpeed-LLM folder")
     parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where CHECKPOINT is a MindSpeed-LLM folder without them")
     parser.add_argument("--max-frames", type=int, metavar="N", help="most frames taken from a video; default: as in training")
+    parser.add_argument("--frame-pooling", metavar="TEXT", help="fewer tokens for some frames of a video: slow_fast:every=4,factor=4 |"
+                        " progressive:full=16,half=32,factor=4 | none; default: as a Hugging Face folder says, otherwise none")  # fmt: skip
+    parser.add_argument("--rope-scaling", metavar="TEXT", help="positions beyond those of training, as the keys of the recipe's"
+                        " model.language.rope_scaling or a file with them: {kind: yarn, factor: 4, original_positions: 32768}; default:"
+                        " as in training")  # fmt: skip
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel size, under torchrun (default 1)")
     parser.add_argument("--cp", type=int, default=1, metavar="N", help="context parallel size, under torchrun (default 1)")
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
@@ -79,5 +84,6 @@ def open_session(arguments: argparse.Namespace) -> InferenceSession:
     from mindspeed_vita.inference.session import SessionSettings, load_session
 
     memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")
-    options = {name: getattr(arguments, name) for name in ("tokenizer", "recipe", "tp", "cp", "max_frames")}
+    names = ("tokenizer", "recipe", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling")
+    options = {name: getattr(arguments, name) for name in names}
     return load_session(arguments.checkpoint, settings=SessionSettings(cache_memory=memory), **options)

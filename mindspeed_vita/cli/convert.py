@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
                         " Hugging Face folder; may be repeated")  # fmt: skip
     parser.add_argument("--dtype", choices=PRECISIONS, help="type to store; default: as in the source")
+    parser.add_argument("--rope-scaling", metavar="TEXT", help="other scaling of positions, as in `vita generate`; default: as in"
+                        " the source")  # fmt: skip
+    parser.add_argument("--frame-pooling", metavar="TEXT", help="with --to hf: how the export's processor pools the frames of videos, as in"
+                        " `vita generate`; default: as in the source")  # fmt: skip
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)")
 
 
@@ -76,14 +80,25 @@ def _check_output(output: Path, to: str) -> None:
 
 
 def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: Optional[Any], shard_bytes: int) -> int:
+    from dataclasses import replace
+
+    from mindspeed_vita.config import stretched
+
+    if arguments.to != "hf" and arguments.frame_pooling is not None:
+        raise ValueError("--frame-pooling is a setting of an export's processor; leave it out with --to native")
     weights, recipe = _read(source, arguments, dtype)
+    if arguments.rope_scaling is not None:
+        recipe = replace(recipe, model=stretched(recipe.model, arguments.rope_scaling))
     if arguments.to == "hf":
         from mindspeed_vita.checkpoint.hf.export import export_hf
+        from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
         from mindspeed_vita.data.templates import get_template
         from mindspeed_vita.data.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-        done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes)
+        pooling = arguments.frame_pooling if arguments.frame_pooling is not None else read_frame_pooling(source)
+        options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": shard_bytes, "frame_pooling": pooling}
+        done = export_hf(weights, recipe, output, tokenizer=tokenizer, **options)
         size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
         print(f"{output}: {size}, read back with max_diff {done.max_diff}")
     else:

@@ -19,6 +19,8 @@ examples:
   vita generate runs/stage2 --prompt "What is it?" --image photo.jpg
   vita generate exported --prompt "Compare <image> with <image>." --image a.png --image b.png
   vita generate exported --prompt "What happens?" --video clip.mp4 --temperature 0.7 --top-p 0.9
+  vita generate exported --prompt "What happens?" --video film.mp4 --max-frames 512 --frame-pooling slow_fast:every=8,factor=4
+  vita generate exported --prompt "What happens?" --video film.mp4 --rope-scaling "{kind: yarn, factor: 4, original_positions: 32768}"
   vita generate exported --batch questions.jsonl --output answers.jsonl
   torchrun --nproc_per_node 4 -m mindspeed_vita.cli.main generate runs/stage4 --tp 2 --cp 2 --prompt "What happens?" --video film.mp4
 
@@ -90,12 +92,22 @@ def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
     if not (checkpoint / "config.json").is_file():
         from mindspeed_vita.inference.generate import load_native
 
-        return load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp)
+        if arguments.frame_pooling not in (None, "none"):
+            raise ValueError(
+                "--decode fixed computes a pack as training does, where no frame is pooled; leave out --frame-pooling or --decode, or "
+                f"export {checkpoint}: a Hugging Face folder pools frames either way"
+            )
+        return load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp, rope_scaling=arguments.rope_scaling)
     from mindspeed_vita.inference.hf_generate import load_hf
 
     if (arguments.tp, arguments.cp) != (1, 1):
         raise ValueError(f"{checkpoint} is a Hugging Face folder; --decode fixed reads it in one process, without --tp and --cp")
-    return load_hf(checkpoint, **options)
+    if arguments.rope_scaling is not None:
+        raise ValueError(
+            f"{checkpoint} is a Hugging Face folder; --decode fixed takes positions as its config.json says: export it with "
+            "`vita convert --rope-scaling`, or leave --decode out"
+        )
+    return load_hf(checkpoint, **options, frame_pooling=arguments.frame_pooling)
 
 
 def _cached(session: InferenceSession, request: Request, params: SamplingParams, prefill_chunk: int) -> Answer:

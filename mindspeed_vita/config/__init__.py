@@ -25,6 +25,7 @@ from mindspeed_vita.config.recipe import (
     TrainConfig,
     VisionConfig,
 )
+from mindspeed_vita.config.stretching import stretched
 from mindspeed_vita.config.towers import TowerTraits, register_traits, tower_names, tower_traits
 from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
 from mindspeed_vita.config.validate import validate, validate_model
@@ -63,6 +64,7 @@ __all__ = [
     "register_language",
     "register_projector_traits",
     "register_traits",
+    "stretched",
     "tower_names",
     "tower_traits",
     "validate",

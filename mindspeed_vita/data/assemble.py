@@ -31,6 +31,8 @@ class Medium:
     header: VideoHeader | None
     numbers: tuple[int, ...]
     """Frames of a video."""
+    factors: tuple[int, ...] = ()
+    """By how much each frame is pooled (hf/frame_pooling.py); empty: none is. Training pools none."""
 
     @property
     def num_tiles(self) -> int:
@@ -54,6 +56,12 @@ class EncodedSample:
     """int64[N], each tile's first context token."""
     media: tuple[Medium, ...]
     """In the order of their tags, which is the order of the tiles."""
+
+    @property
+    def factors_N(self) -> np.ndarray:
+        """By how much each tile is pooled: int64[N], 1 for one that is not."""
+        factors = [factor for medium in self.media for factor in medium.factors or (1,) * medium.num_tiles]
+        return np.array(factors, dtype=np.int64)
 
     def masked(self, length: int, pad_id: int) -> EncodedSample:
         """The sample with nothing to learn, padded to a length that is at least its own."""
@@ -88,7 +96,7 @@ def encode_sample(
         text,
         ids,
         [image_layout(ids, medium.num_tiles, medium.grid, limits.tokens_per_tile) for medium in pictures if medium.grid],
-        [video_layout(ids, medium.num_tiles, limits.tokens_per_tile) for medium in videos],
+        [video_layout(ids, medium.num_tiles, limits.tokens_per_tile, medium.factors) for medium in videos],
     )
     expanded = expand(text, ids, layouts)
     tokens = np.array(expanded.token_ids, dtype=np.int64)

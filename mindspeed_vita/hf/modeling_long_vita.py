@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, N tiles, L tokens per tile, P patches, D width.
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from typing import Any, Optional
@@ -20,7 +21,7 @@ from transformers import Qwen2ForCausalLM, Qwen2Model, Qwen2PreTrainedModel
 from .choices import NORMS  # noqa: F401
 from .configuration_long_vita import LongVitaConfig, config_class
 from .generation_long_vita import LongVitaGenerationPart, Part
-from .tile_positions import CACHE_NAME, cached_length, check_positions, context_indices, one_cache
+from .tile_positions import CACHE_NAME, cached_length, check_positions, context_indices, one_cache, real_positions
 from .vision_long_vita import LongVitaVisionEmbeddings, LongVitaVisionLayer, LongVitaVisionModel
 
 # Without gradients the tower runs on this many tiles at a time, so that thousands of frames do not need thousands of activations.
@@ -117,14 +118,16 @@ class LongVitaModelPart(Part):
         batch_NL, position_NL = image_indices.to(embeddings_BTD.device).unbind(0)
         if batch_NL.shape[0] != images.shape[0]:
             raise ValueError(f"found {images.shape[0]} tiles in `images` and {batch_NL.shape[0]} in `image_indices`; expected as many")
+        real_NL = real_positions(position_NL)
         position_NL = position_NL - offset
-        wanted_NL = (position_NL >= 0) & (position_NL < embeddings_BTD.shape[1])
+        wanted_NL = real_NL & (position_NL >= 0) & (position_NL < embeddings_BTD.shape[1])
         wanted_N = wanted_NL.any(dim=1)
         if not bool(wanted_N.any()):
             return embeddings_BTD
         features_NLD = self.get_image_features(images[wanted_N.to(images.device)]).to(embeddings_BTD)
         if features_NLD.shape[1] != position_NL.shape[1]:
             raise ValueError(f"a tile has {features_NLD.shape[1]} tokens, but `image_indices` has {position_NL.shape[1]} per tile")
+        features_NLD = _pooled(features_NLD, real_NL[wanted_N].sum(dim=1))
         chosen = wanted_NL[wanted_N]
         index = (batch_NL[wanted_N][chosen], position_NL[wanted_N][chosen])
         return embeddings_BTD.index_put(index, features_NLD[chosen])
@@ -148,7 +151,8 @@ class LongVitaModelPart(Part):
             past_key_values, cache: the two names of the key-value cache; every release of transformers takes either here.
             images: normalised tiles [N, 3, H, W], or None.
             image_indices: [2, N, L]: batch row and position of each tile token. Positions count from the start of the sequence,
-                cached tokens included. Left out, the positions are those of the context tokens in `input_ids`.
+                cached tokens included. A tile that is pooled to fewer tokens has -1 behind theirs. Left out, the positions are those of
+                the context tokens in `input_ids`; then no tile may be pooled.
 
         Raises:
             ValueError: two different caches, or tiles and context tokens that do not match.
@@ -173,6 +177,28 @@ class LongVitaModelPart(Part):
             **{CACHE_NAME: cache},
             **kwargs,
         )
+
+
+def _pooled(features_NLD: torch.Tensor, length_N: torch.Tensor) -> torch.Tensor:
+    """The features of tiles, those of a tile with fewer positions averaged over squares of its grid, in its first places.
+
+    Args:
+        features_NLD: all features of each tile.
+        length_N: positions of each tile.
+
+    Raises:
+        ValueError: a tile has a number of positions that no pooling gives.
+    """
+    whole = features_NLD.shape[1]
+    pooled, side = features_NLD, math.isqrt(whole)
+    for length in set(length_N.tolist()) - {whole}:
+        factor = math.isqrt(whole // length)
+        if side * side != whole or factor * factor * length != whole or side % factor:
+            raise ValueError(f"a tile has {length} positions in `image_indices`; expected {whole}, or {whole} / p^2 for frames pooled by p")
+        places = length_N == length
+        squares = features_NLD[places].unflatten(1, (side // factor, factor, side // factor, factor)).mean((2, 4)).flatten(1, 2)
+        pooled = pooled.index_put((places,), F.pad(squares, (0, 0, 0, whole - length)))
+    return pooled
 
 
 class LongVitaPreTrainedModel(LongVitaPreTrainedPart, Qwen2PreTrainedModel):

@@ -18,6 +18,7 @@ from .chat_messages import answer_mask, answer_spans, media, texts_of, with_part
 from .chat_template import CHAT_TEMPLATES
 from .choices import SAMPLERS
 from .film import CONTAINERS  # noqa: F401
+from .frame_pooling import read_pooling
 from .frames import sample_file_frames  # noqa: F401
 from .image_processing_long_vita import LongVitaImageProcessor
 from .pixels import to_rgb  # noqa: F401
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _HEADER = re.compile(r"(<\|im_start\|>[^\n<]*\n)")
 _VIDEO_PATH = re.compile(r"<video_path>(.*?)<video_path>")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_CALL_OPTIONS = frozenset(("padding", "padding_side", "truncation", "max_length", "return_tensors", "num_frames", "fps"))
+_CALL_OPTIONS = frozenset(("padding", "padding_side", "truncation", "max_length", "return_tensors", "num_frames", "fps", "frame_pooling"))
 _IGNORED = frozenset(
     ("add_special_tokens", "return_attention_mask", "return_mm_token_type_ids", "return_token_type_ids", "sampling_rate")
     + ("do_sample_frames", "video_metadata", "return_metadata", "load_audio_from_video", "return_text_replacement_offsets")
@@ -47,6 +48,8 @@ class _Sequence(NamedTuple):
     """Index in the text's own tokens of what each token came from."""
     tile_starts: list[int]
     tiles: list[np.ndarray]
+    tile_tokens: list[int]
+    """Context tokens of each tile."""
 
 
 class LongVitaProcessor(ProcessorMixin):
@@ -57,6 +60,7 @@ class LongVitaProcessor(ProcessorMixin):
         tokens_per_tile: context tokens of a tile.
         max_frames, max_fps: most frames taken from a video, and per second of it.
         frame_sampler: "uniform", "legacy" or "time", see frames.py.
+        frame_pooling: pools the frames of videos, so that longer ones fit: "slow_fast:every=4,factor=4", see frame_pooling.py; None: none.
         template: name of the chat template that the model was trained with, see chat_template.py.
         chat_template: jinja text; that of `template` if left out.
     """
@@ -78,6 +82,7 @@ class LongVitaProcessor(ProcessorMixin):
         frame_sampler: str = "uniform",
         template: str = "qwen2",
         chat_template: Optional[str] = None,
+        frame_pooling: Optional[str] = None,
         **kwargs: Any,
     ) -> None:
         if template not in CHAT_TEMPLATES:
@@ -85,6 +90,8 @@ class LongVitaProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATES[template])
         if frame_sampler not in SAMPLERS:
             raise ValueError(f"frame_sampler is {frame_sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        read_pooling(frame_pooling, tokens_per_tile)
+        self.frame_pooling = frame_pooling
         self.tokens_per_tile = tokens_per_tile
         self.max_frames = max_frames
         self.max_fps = max_fps
@@ -121,11 +128,13 @@ class LongVitaProcessor(ProcessorMixin):
             padding_side: "left" (default; what generate() needs) or "right".
             truncation, max_length: a longer prompt is an error where truncation is asked for: cutting would part tiles from tokens.
             return_tensors: "pt" for tensors, None for lists.
-            kwargs: `num_frames` and `fps` override max_frames and max_fps; `return_offsets_mapping` asks for offset_mapping.
+            kwargs: `num_frames`, `fps` and `frame_pooling` override max_frames, max_fps and frame_pooling; `return_offsets_mapping` asks
+                for offset_mapping.
 
         Returns:
             input_ids [B, T], attention_mask [B, T]; with media also images float32 [N, 3, H, W] and image_indices int64
-            [2, N, L], the batch row and the position of each tile token. offset_mapping [B, T, 2] is where in the text a token
+            [2, N, L], the batch row and the position of each tile token; the positions behind the tokens of a pooled frame are -1.
+            offset_mapping [B, T, 2] is where in the text a token
             came from; the tokens of a medium came from its tag.
 
         Raises:
@@ -137,6 +146,7 @@ class LongVitaProcessor(ProcessorMixin):
         if any(value is not None and len(value) for value in (audio, audios)):
             raise ValueError("found audio; Long-VITA takes pictures and videos only")
         frames = self._frame_limits(options.pop("num_frames", None), options.pop("fps", None))
+        frames["pooling"] = read_pooling(options.pop("frame_pooling", self.frame_pooling), self.tokens_per_tile)
         with_offsets = options.pop("return_offsets_mapping", False)
         unknown = sorted(set(options) - _IGNORED)
         if unknown:
@@ -234,18 +244,23 @@ class LongVitaProcessor(ProcessorMixin):
         cut = [self.image_processor.tile_image(image) for image in images]
         clips = [self._video_tiles(video, frames) for video in videos]
         image_layouts = [image_layout(ids, len(tiles), grid, self.tokens_per_tile) for tiles, grid in cut]
-        video_layouts = [video_layout(ids, len(tiles), self.tokens_per_tile) for tiles in clips]
+        factors = [frames["pooling"].factors(len(tiles)) for tiles in clips]
+        video_layouts = [video_layout(ids, len(tiles), self.tokens_per_tile, each) for tiles, each in zip(clips, factors)]
         layouts: list[MediaLayout] = in_tag_order(tokens, ids, image_layouts, video_layouts)
         expanded = expand(tokens, ids, layouts)
         next_image, next_clip, lengths = iter([tiles for tiles, _ in cut]), iter(clips), iter([len(item.token_ids) for item in layouts])
+        next_factors = iter(factors)
         sources: list[int] = []
         tiles = []
+        tile_tokens: list[int] = []
         for place, token in enumerate(tokens):
             tag = token in (ids.image_tag, ids.video_tag)
             sources += [place] * (next(lengths) if tag else 1)
             if tag:
                 tiles.append(next(next_image if token == ids.image_tag else next_clip))
-        return _Sequence(expanded.token_ids, sources, expanded.tile_starts, tiles)
+                pooled = next(next_factors) if token == ids.video_tag else [1] * len(tiles[-1])
+                tile_tokens += [self.tokens_per_tile // factor**2 for factor in pooled]
+        return _Sequence(expanded.token_ids, sources, expanded.tile_starts, tiles, tile_tokens)
 
     def _video_tiles(self, video: Any, frames: dict[str, Any]) -> np.ndarray:
         pictures = read_video(video, max_frames=frames["max_frames"], max_fps=frames["max_fps"], sampler=self.frame_sampler)
@@ -277,6 +292,8 @@ class LongVitaProcessor(ProcessorMixin):
         data: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
         if positions:
             position_NL = np.asarray(positions, dtype=np.int64)[:, None] + np.arange(self.tokens_per_tile, dtype=np.int64)
+            lengths_N = np.asarray([length for part in parts for length in part.tile_tokens])
+            position_NL[np.arange(self.tokens_per_tile) >= lengths_N[:, None]] = -1
             row_NL = np.broadcast_to(np.asarray(rows, dtype=np.int64)[:, None], position_NL.shape)
             data["images"] = np.concatenate([tiles for part in parts for tiles in part.tiles])
             data["image_indices"] = np.stack([row_NL, position_NL])

@@ -70,6 +70,11 @@ def is_context(input_ids: torch.Tensor, config: LongVitaConfig) -> torch.Tensor:
     return torch.isin(input_ids, torch.tensor(config.context_token_ids, device=input_ids.device))
 
 
+def real_positions(position_NL: torch.Tensor) -> torch.Tensor:
+    """Which positions belong to a token: a mask [N, L]. Behind a pooled tile's tokens stands -1, to which callers add cached tokens."""
+    return position_NL >= position_NL[:, :1]
+
+
 def context_indices(input_ids: torch.Tensor, config: LongVitaConfig, num_tiles: int) -> torch.Tensor:
     """Positions of tile tokens, read off the context tokens in row order.
 
@@ -83,7 +88,7 @@ def context_indices(input_ids: torch.Tensor, config: LongVitaConfig, num_tiles: 
     if found.shape[0] != num_tiles * config.tokens_per_tile:
         raise ValueError(
             f"found {found.shape[0]} context tokens for {num_tiles} tiles of {config.tokens_per_tile} tokens; "
-            "pass the ids and images of one processor call"
+            "pass the ids and images of one processor call, and its image_indices where frames are pooled"
         )
     return found.t().reshape(2, num_tiles, config.tokens_per_tile)
 
@@ -103,8 +108,9 @@ def check_positions(new_ids: torch.Tensor, image_indices: Optional[torch.Tensor]
     found, given, hit = int(context_BT.sum()), 0, 0
     if image_indices is not None:
         row_NL, position_NL = image_indices.to(new_ids.device).unbind(0)
+        real_NL = real_positions(position_NL)
         position_NL = position_NL - cached
-        inside_NL = (position_NL >= 0) & (position_NL < new_ids.shape[1])
+        inside_NL = real_NL & (position_NL >= 0) & (position_NL < new_ids.shape[1])
         given, hit = int(inside_NL.sum()), int(context_BT[row_NL[inside_NL], position_NL[inside_NL]].sum())
     # Prompt lookup may propose some context tokens after the prompt, so more of them than positions is no error.
     if hit == given and (given or found < config.tokens_per_tile):

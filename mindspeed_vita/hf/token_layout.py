@@ -159,10 +159,22 @@ def image_layout(ids: VisionTokenIds, num_tiles: int, grid: tuple[int, int], tok
     return MediaLayout(tokens, starts)
 
 
-def video_layout(ids: VisionTokenIds, num_frames: int, tokens_per_tile: int) -> MediaLayout:
-    """Lays out a video: its frames one after the other, without separator or timestamp."""
-    frame = [ids.vid, *[ids.vid_context] * tokens_per_tile, ids.vid_end]
-    return MediaLayout(frame * num_frames, list(range(1, num_frames * len(frame), len(frame))))
+def video_layout(ids: VisionTokenIds, num_frames: int, tokens_per_tile: int, factors: Sequence[int] = ()) -> MediaLayout:
+    """Lays out a video: its frames one after the other, without separator or timestamp.
+
+    Args:
+        ids: vision token ids.
+        num_frames: frames.
+        tokens_per_tile: context tokens of a frame.
+        factors: by how much each frame is pooled (frame_pooling.py); empty: none is.
+    """
+    assert not factors or len(factors) == num_frames, (len(factors), num_frames)
+    tokens: list[int] = []
+    starts: list[int] = []
+    for factor in factors or [1] * num_frames:
+        starts.append(len(tokens) + 1)
+        tokens += [ids.vid, *[ids.vid_context] * (tokens_per_tile // factor**2), ids.vid_end]
+    return MediaLayout(tokens, starts)
 
 
 def image_tile_count(grid: tuple[int, int]) -> int:

@@ -27,7 +27,7 @@ class TileSpan:
     stop: int
     """One past the last token."""
     digest: bytes
-    """tile_digest of the tile."""
+    """pooled_digest of the tile."""
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -50,6 +50,11 @@ def tile_digest(pixels: np.ndarray, settings: str) -> bytes:
     digest = hashlib.sha256(f"{held.dtype.str} {held.shape} {settings}\n".encode())
     digest.update(held.data)
     return digest.digest()
+
+
+def pooled_digest(digest: bytes, factor: int) -> bytes:
+    """The digest of a tile whose rows are pooled by a factor: 32 bytes, that of the tile itself for factor 1."""
+    return digest if factor == 1 else hashlib.sha256(digest + f"pooled by {factor}".encode()).digest()
 
 
 def root_name(identity: str) -> bytes:

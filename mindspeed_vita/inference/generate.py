@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.config import Recipe, recipe_from_dict
+from mindspeed_vita.config import Recipe, recipe_from_dict, stretched
 from mindspeed_vita.data.assemble import assemble_pack
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
 from mindspeed_vita.data.prepare import decode_settings
@@ -149,7 +149,13 @@ class NativeGenerator:
 
 
 def load_native(
-    path: str | Path, *, tokenizer: Optional[str | Path] = None, tp: int = 1, cp: int = 1, max_frames: Optional[int] = None
+    path: str | Path,
+    *,
+    tokenizer: Optional[str | Path] = None,
+    tp: int = 1,
+    cp: int = 1,
+    max_frames: Optional[int] = None,
+    rope_scaling: Optional[str] = None,
 ) -> NativeGenerator:
     """Load a native run or step folder on the best device, in one process or under torchrun with tp * cp processes.
 
@@ -158,12 +164,15 @@ def load_native(
         tokenizer: folder; None takes the one of the recipe that the step was trained with.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the recipe's setting.
+        rope_scaling: other scaling of positions, see config.stretched; None takes that of the training.
 
     Raises:
         ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
     """
     folder = native.find(path)
     recipe = inference_recipe(recipe_from_dict(native.saved_recipe(folder), where=str(folder)), tp, cp)
+    if rope_scaling is not None:
+        recipe = replace(recipe, model=stretched(recipe.model, rope_scaling))
     if max_frames is not None:
         recipe = replace(recipe, data=replace(recipe.data, max_frames=max_frames))
     if world_size() != tp * cp:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.hf.config import family_of, model_config
 from mindspeed_vita.checkpoint.hf.load import read_config
-from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
+from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling, read_json, read_processor
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.config import language_traits
@@ -44,19 +44,26 @@ class HFGenerator:
         return Answer(text=text, token_ids=tuple(tokens), prompt_tokens=prompt_tokens)
 
 
-def load_hf(folder: str | Path, *, tokenizer: Optional[str | Path] = None, max_frames: Optional[int] = None) -> HFGenerator:
+def load_hf(
+    folder: str | Path,
+    *,
+    tokenizer: Optional[str | Path] = None,
+    max_frames: Optional[int] = None,
+    frame_pooling: Optional[str] = None,
+) -> HFGenerator:
     """Load a Long-VITA folder on this process's best device.
 
     Args:
         folder: exported or released.
         tokenizer: folder; None takes the tokenizer in `folder`.
         max_frames: most frames taken from a video; None takes the folder's setting.
+        frame_pooling: how the frames of videos are pooled, see hf/frame_pooling.py; None takes the folder's setting.
 
     Raises:
         ValueError: not such a folder, no tokenizer in it, or weights that are broken or not those of its config.json.
     """
     folder = Path(folder)
-    processor = load_processor(folder, tokenizer=tokenizer, max_frames=max_frames)
+    processor = load_processor(folder, tokenizer=tokenizer, max_frames=max_frames, frame_pooling=frame_pooling)
     # transformers would fill what is missing with random values and answer with noise
     open_weights(folder, "long_vita", model_config(read_config(folder)))
     family = _family(folder)
@@ -66,7 +73,11 @@ def load_hf(folder: str | Path, *, tokenizer: Optional[str | Path] = None, max_f
 
 
 def load_processor(
-    folder: str | Path, *, tokenizer: Optional[str | Path] = None, max_frames: Optional[int] = None
+    folder: str | Path,
+    *,
+    tokenizer: Optional[str | Path] = None,
+    max_frames: Optional[int] = None,
+    frame_pooling: Optional[str] = None,
 ) -> LongVitaProcessor:
     """The processor of an exported folder; for a released one, which has no processor files, the settings that import gives it.
 
@@ -91,6 +102,7 @@ def load_processor(
         max_fps=data.max_fps,
         frame_sampler=data.frame_sampler,
         template=data.template,
+        frame_pooling=read_frame_pooling(folder) if frame_pooling is None else frame_pooling,
     )
 
 

@@ -12,16 +12,17 @@ import torch
 from mindspeed_vita.checkpoint import mindspeed_files
 from mindspeed_vita.checkpoint.hf.config import family_of, model_config
 from mindspeed_vita.checkpoint.hf.load import read_config
-from mindspeed_vita.checkpoint.hf.processor import read_processor
+from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import NativeView, check_names
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.choices import Precision
-from mindspeed_vita.config import ParallelConfig, Recipe, load_recipe, recipe_from_dict
+from mindspeed_vita.config import ParallelConfig, Recipe, load_recipe, recipe_from_dict, stretched
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.session import init_distributed, world_size
+from mindspeed_vita.hf.frame_pooling import read_pooling
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import get_platform
 
@@ -45,6 +46,8 @@ class LoadedModel:
     """Where the model is."""
     identity: str
     """Which weights these are: folder and, for a native run, step."""
+    frame_pooling: Optional[str] = None
+    """How the frames of videos are pooled (hf/frame_pooling.py)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Source:
     weights: Optional[Mapping[str, torch.Tensor]]
     """Full tensors; None for a native folder, whose shards are read directly."""
     folder: Path
+    frame_pooling: Optional[str] = None
 
 
 def load_model(
@@ -64,6 +68,8 @@ def load_model(
     cp: int = 1,
     max_frames: Optional[int] = None,
     precision: Optional[Precision] = None,
+    rope_scaling: Optional[str] = None,
+    frame_pooling: Optional[str] = None,
 ) -> LoadedModel:
     """Load a checkpoint on the best device, in one process or under torchrun with tp * cp processes. Collective.
 
@@ -74,12 +80,19 @@ def load_model(
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the checkpoint's setting.
         precision: bf16 | fp32; None takes that of the weights.
+        rope_scaling: other scaling of positions, see config.stretched; None takes that of the training.
+        frame_pooling: how the frames of videos are pooled, see hf/frame_pooling.py; None takes what a Hugging Face folder says.
 
     Raises:
-        ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
+        ValueError: no checkpoint there, no tokenizer, sizes that do not fit the model or the processes, or a scaling or pooling that
+            does not fit the model.
     """
     source = _find(Path(path), recipe)
     wanted = inference_recipe(source.recipe, tp, cp)
+    if rope_scaling is not None:
+        wanted = replace(wanted, model=stretched(wanted.model, rope_scaling))
+    pooling = source.frame_pooling if frame_pooling is None else frame_pooling
+    read_pooling(pooling, wanted.model.tokens_per_tile)
     if max_frames is not None:
         wanted = replace(wanted, data=replace(wanted.data, max_frames=max_frames))
     if precision is not None:
@@ -100,7 +113,13 @@ def load_model(
     else:
         native.load_full_weights(source.weights, model, source=str(source.folder))
     return LoadedModel(
-        model=model.eval(), layout=layout, recipe=wanted, tokenizer=loaded, device=platform.device, identity=str(source.folder.resolve())
+        model=model.eval(),
+        layout=layout,
+        recipe=wanted,
+        tokenizer=loaded,
+        device=platform.device,
+        identity=str(source.folder.resolve()),
+        frame_pooling=pooling,
     )
 
 
@@ -136,7 +155,7 @@ def _hugging_face(path: Path) -> _Source:
     weights = NativeView(open_weights(path, "long_vita", model), family_rules("long_vita", model))
     stored = weights["language.embedding.word_embeddings.weight"].dtype
     made = Recipe(name=path.name, model=model, data=replace(read_processor(path), tokenizer=str(path)))
-    return _Source(_with_precision(made, stored), weights, path)
+    return _Source(_with_precision(made, stored), weights, path, read_frame_pooling(path))
 
 
 def _mindspeed(path: Path, recipe: Optional[str | Path]) -> _Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import vision_token_ids
+from mindspeed_vita.hf.frame_pooling import read_pooling
 from mindspeed_vita.hf.token_layout import ReservedText
 from mindspeed_vita.inference.request import Request
 
@@ -28,10 +29,15 @@ class PromptEncoder:
     Args:
         recipe: settings of the data section and the architecture.
         tokenizer: with the vision tokens.
+        frame_pooling: how the frames of videos are pooled (hf/frame_pooling.py); None: not at all.
+
+    Raises:
+        ValueError: frames cannot be pooled so.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Any, frame_pooling: Optional[str] = None) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
+        self.pooling = read_pooling(frame_pooling, recipe.model.tokens_per_tile)
         self.ids = vision_token_ids(tokenizer)
         model = recipe.model
         self.limits = media_limits(recipe.data, tokens_per_tile=model.tokens_per_tile, tile_size=model.vision.tile_size)
@@ -82,4 +88,5 @@ class PromptEncoder:
             header = probe_video(path)
         except MediaError as error:
             raise ValueError(f"video {error.path} {error.reason}") from error
-        return Medium(path, None, header, tuple(self.limits.frames(header, self.limits.max_frames)))
+        numbers = tuple(self.limits.frames(header, self.limits.max_frames))
+        return Medium(path, None, header, numbers, tuple(self.pooling.factors(len(numbers))))

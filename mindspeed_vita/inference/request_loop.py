@@ -12,7 +12,7 @@ import numpy as np
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.data.assemble import EncodedSample, Medium
-from mindspeed_vita.inference.block_names import TileSpan, root_name, settings_text
+from mindspeed_vita.inference.block_names import TileSpan, pooled_digest, root_name, settings_text
 from mindspeed_vita.inference.block_pool import BlockCounts, BlockPool
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, broken_rows, sample
@@ -98,7 +98,10 @@ class RequestLoop:
         most = max(1, room - length) if params.max_tokens is None else params.max_tokens
         params = replace(params.seeded(), max_tokens=most)
         tiles = self._tile_spans(prompt) if length + most <= room else ()  # what the scheduler will refuse need not be decoded
-        new = NewSequence(tokens=prompt.tokens_T, tiles=tiles, max_tokens=most, stop_ids=self._stops, time_limit=time_limit)
+        # keys of long sequences are turned otherwise under LongRoPE, so that other sequences cannot use them
+        turned = "long" if self.session.loaded.model.rotary.is_long(length + most) else ""
+        options: dict[str, Any] = {"stop_ids": self._stops, "time_limit": time_limit, "turned": turned}
+        new = NewSequence(tokens=prompt.tokens_T, tiles=tiles, max_tokens=most, **options)
         number = self.scheduler.add(new)
         self.session.add(number, prompt, longest=length + most)
         row = SamplingRow(params=params, stop_ids=self._stops, banned_ids=self._banned, prompt=prompt.tokens_T.tolist())
@@ -173,8 +176,8 @@ class RequestLoop:
         digests: list[bytes] = []
         for medium in prompt.media:
             digests += self._digests(prompt, medium)
-        starts = prompt.tile_starts_N.tolist()
-        return tuple(TileSpan(start, start + length, digest) for start, digest in zip(starts, digests, strict=True))
+        tiles = zip(prompt.tile_starts_N.tolist(), prompt.factors_N.tolist(), digests, strict=True)
+        return tuple(TileSpan(start, start + length // factor**2, pooled_digest(digest, factor)) for start, factor, digest in tiles)
 
     def _digests(self, prompt: EncodedSample, medium: Medium) -> tuple[bytes, ...]:
         settings = settings_text({**self._media_settings(), "grid": medium.grid, "numbers": medium.numbers})

@@ -91,7 +91,7 @@ class Scheduler:
                 f"{self.budgets.max_length} positions, the cache room for {self._cache_tokens()} tokens; shorten the prompt or ask "
                 f"for at most {max(room - len(prompt), 0)} tokens"
             )
-        names = BlockNames(self._root, prompt, new.tiles, self.block_size)
+        names = BlockNames(self._root + new.turned.encode(), prompt, new.tiles, self.block_size)
         deadline = None if new.time_limit is None else self._clock() + new.time_limit
         state = SequenceState(self._next_number, prompt, new.max_tokens, new.stop_ids, names, deadline)
         self._next_number += 1

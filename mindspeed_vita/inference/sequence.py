@@ -25,6 +25,8 @@ class NewSequence:
     """The prompt's tiles, ascending."""
     max_tokens: int
     """Tokens of the answer at most."""
+    turned: str = ""
+    """How its positions turn, where sequences differ in that; blocks are shared among equal ones only."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer and are not part of it."""
     time_limit: float | None = None

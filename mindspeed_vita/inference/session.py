@@ -55,7 +55,7 @@ class InferenceSession:
             raise ValueError(f"block_size is {settings.block_size}; expected at least 1")
         self.loaded, self.settings = loaded, settings
         self.ranks = Ranks(loaded.layout.tp_cp_group, loaded.layout.tile_group_size, loaded.layout.tile_rank)
-        self.prompts = PromptEncoder(loaded.recipe, loaded.tokenizer)
+        self.prompts = PromptEncoder(loaded.recipe, loaded.tokenizer, loaded.frame_pooling)
         model, layout, recipe, device = loaded.model, loaded.layout, loaded.recipe, loaded.device
         language = recipe.model.language
         sizes: dict[str, Any] = {

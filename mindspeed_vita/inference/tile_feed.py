@@ -6,6 +6,7 @@ Shapes: N tiles, R vision rows, H hidden.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ class ChunkTiles:
     the chunk, where the tile is cut by its edge."""
     bounds: tuple[int, int]
     """Where the chunk lies among those tokens."""
+    factors: np.ndarray
+    """int64[len(wanted)], by how much each tile is pooled."""
 
 
 def tiles_of(plan: PrefillPlan, prompts: Sequence[EncodedSample], tokens_per_tile: int) -> list[ChunkTiles]:
@@ -51,16 +54,17 @@ def tiles_of(plan: PrefillPlan, prompts: Sequence[EncodedSample], tokens_per_til
     Args:
         plan: of any rank.
         prompts: of each chunk's sequence.
-        tokens_per_tile: rows of a tile.
+        tokens_per_tile: rows of a tile that is not pooled.
     """
     found, base = [], 0
     for chunk, prompt in zip(plan.chunks, prompts):
-        starts = prompt.tile_starts_N
-        first = int(np.searchsorted(starts, chunk.start - tokens_per_tile, side="right"))
+        starts, factors = prompt.tile_starts_N, prompt.factors_N
+        first = int(np.searchsorted(starts + tokens_per_tile // factors**2, chunk.start, side="right"))
         last = int(np.searchsorted(starts, chunk.stop))
         bounds = base, base + chunk.stop - chunk.start
         if last > first:
-            found.append(ChunkTiles(chunk.sequence, prompt, range(first, last), starts[first:last] - chunk.start + base, bounds))
+            first_rows = starts[first:last] - chunk.start + base
+            found.append(ChunkTiles(chunk.sequence, prompt, range(first, last), first_rows, bounds, factors[first:last]))
         base = bounds[1]
     return found
 
@@ -72,7 +76,7 @@ class TileFeed:
         model: with the tower.
         layout: this rank's place.
         tile_size: side of a tile, in pixels.
-        tokens_per_tile: rows of a tile.
+        tokens_per_tile: rows of a tile that is not pooled.
         decoding: caps and choices of decoding.
         tiles_in_flight: most tiles that this rank holds as pixels at a time: half of them are decoded while the other half is encoded.
     """
@@ -103,9 +107,14 @@ class TileFeed:
             device: where the model is.
         """
         group = self.layout.tile_group_size
-        own = tile_owner(sum(len(chunk.wanted) for chunk in chunks), group)[self.layout.tile_rank]
+        factors = np.concatenate([chunk.factors for chunk in chunks])
+        own = tile_owner(len(factors), group)[self.layout.tile_rank]
         failures: list[tuple[int, MediaFailure]] = []
-        encoded = [self.model.tile_rows(tiles.to(device)) for tiles in self._decoded(chunks, own, failures)]
+        encoded, done = [], own.start
+        for tiles in self._decoded(chunks, own, failures):
+            rows_RH = self.model.tile_rows(tiles.to(device))
+            encoded.append(pooled_rows(rows_RH, factors[done : done + len(tiles)]))
+            done += len(tiles)
         rows_RH = torch.cat(encoded) if encoded else self.model.tile_rows(self._no_tiles().to(device))
         route = self._route(plan, chunks, device)
         return self.model.exchange(rows_RH, route), route, failures
@@ -118,7 +127,7 @@ class TileFeed:
             settings: what happens to pixels before the tower sees them, for tile_digest.
         """
         layout, num_tiles = self.layout, len(prompt.tile_starts_N)
-        whole = ChunkTiles(0, prompt, range(num_tiles), prompt.tile_starts_N, (0, 0))
+        whole = ChunkTiles(0, prompt, range(num_tiles), prompt.tile_starts_N, (0, 0), prompt.factors_N)
         failures: list[tuple[int, MediaFailure]] = []
         own = tile_owner(num_tiles, layout.tile_group_size)[layout.tile_rank]
         found = [tile_digest(tile, settings) for tiles in self._decoded([whole], own, failures) for tile in tiles.numpy()]
@@ -156,16 +165,18 @@ class TileFeed:
 
     def _route(self, plan: PrefillPlan, chunks: Sequence[ChunkTiles], device: torch.device) -> VisionRoute:
         """Every row goes to all tensor-parallel ranks of the rank that computes its token: without sequence parallelism each needs it."""
-        rows, real = [], []
+        rows, real, lengths = [], [], []
         for chunk in chunks:
-            tokens = (chunk.first_rows[:, None] + np.arange(self.tokens_per_tile)).reshape(-1)
+            lengths.append(self.tokens_per_tile // chunk.factors**2)
+            tokens = np.concatenate([np.arange(first, first + length) for first, length in zip(chunk.first_rows, lengths[-1])])
             rows.append(tokens)
             real.append((tokens >= chunk.bounds[0]) & (tokens < chunk.bounds[1]))
         tokens, inside = np.concatenate(rows), np.concatenate(real)
         layout, group = self.layout, self.layout.tile_group_size
         piece = np.searchsorted(plan.ring.edges, np.where(inside, tokens, 0), side="right") - 1
         owner = np.where(inside, plan.ring.owners[piece], -1)
-        counts = [len(tiles) * self.tokens_per_tile for tiles in tile_owner(len(tokens) // self.tokens_per_tile, group)]
+        lengths_N = np.concatenate(lengths)
+        counts = [int(lengths_N[tiles.start : tiles.stop].sum()) for tiles in tile_owner(len(lengths_N), group)]
         encoder = np.repeat(np.arange(group), counts)
         mine = np.flatnonzero(encoder == layout.tile_rank)
         first = int(mine[0]) if len(mine) else 0
@@ -177,6 +188,24 @@ class TileFeed:
             recv_counts=tuple(np.bincount(encoder[wanted], minlength=group).tolist()),
             targets=torch.from_numpy(np.searchsorted(plan.places, tokens[wanted])).to(device),
         )
+
+
+def pooled_rows(rows_RH: torch.Tensor, factors: np.ndarray) -> torch.Tensor:
+    """The rows of some tiles, those of each tile averaged over squares of factor x factor of its grid, in row order.
+
+    Args:
+        rows_RH: all rows of the tiles, as many for each.
+        factors: int64[N], of each tile.
+    """
+    if (factors == 1).all():
+        return rows_RH
+    rows_NLH = rows_RH.unflatten(0, (len(factors), -1))
+    side = math.isqrt(rows_NLH.shape[1])
+    pooled = []
+    for rows_LH, factor in zip(rows_NLH, factors.tolist()):
+        squares = rows_LH.unflatten(0, (side // factor, factor, side // factor, factor))
+        pooled.append(squares.mean((1, 3)).flatten(0, 1) if factor > 1 else rows_LH)
+    return torch.cat(pooled)
 
 
 def without_labels(sample: EncodedSample) -> EncodedSample:

@@ -31,6 +31,10 @@ class RotaryTables:
         self._frequencies_F = _frequencies(self._periods_F, config)
         self._on_device: dict[tuple[bool, torch.device], torch.Tensor] = {}
 
+    def is_long(self, longest: int) -> bool:
+        """Whether a sequence of so many tokens has LongRoPE's frequencies for long documents."""
+        return self.scaling.kind == "longrope" and longest > self.scaling.original_positions
+
     def __call__(self, positions_T: torch.Tensor, longest: Union[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """cos_TD and sin_TD in fp32, both halves alike.
 
@@ -46,7 +50,7 @@ class RotaryTables:
             tables = (self(positions_T, self.scaling.original_positions + int(beyond)) for beyond in (True, False))
             (long_cos, long_sin), (cos, sin) = tables
             return torch.where(is_long_T1, long_cos, cos), torch.where(is_long_T1, long_sin, sin)
-        long = self.scaling.kind == "longrope" and longest > self.scaling.original_positions
+        long = self.is_long(longest)
         key = (long, positions_T.device)
         if key not in self._on_device:  # copied once: the host waits for every such copy
             self._on_device[key] = self._frequencies(long).to(positions_T.device)

@@ -43,6 +43,28 @@ def exactness(layout: Any, *, folder: str, questions: list[Question], count: int
     return found
 
 
+def pooled(layout: Any, *, folder: str, questions: list[Question], count: int, pooling: str) -> dict[str, Any]:
+    """Greedy answers about pooled films on this rank, whole and in chunks of one block, which cut frames; and by the request loop."""
+    from mindspeed_vita.inference.answer import generate
+    from mindspeed_vita.inference.loading import load_model
+    from mindspeed_vita.inference.request import ask
+    from mindspeed_vita.inference.sampling import SamplingParams
+    from mindspeed_vita.inference.session import InferenceSession, SessionSettings
+    from tests.inference_steps import Drive
+
+    loaded = load_model(folder, tp=layout.tp_size, cp=layout.cp_size, frame_pooling=pooling)
+    found: dict[str, Any] = {}
+    for name, chunk in (("whole", 1 << 20), ("one block a chunk", BLOCK)):
+        session = InferenceSession(loaded, SessionSettings(cache_memory=MEMORY, block_size=BLOCK, tiles_in_flight=4))
+        for number, question in enumerate(questions):
+            session.runner.add(number, session.prompts.encode(ask(*question)), longest=4096)
+        found[name] = Drive(session).greedy(range(len(questions)), count, chunk=chunk)[0]
+    session = InferenceSession(loaded, SessionSettings(cache_memory=MEMORY, block_size=BLOCK))
+    answers = generate(session, [ask(*question) for question in questions], SamplingParams(max_tokens=count))
+    found["request loop"] = {number: list(answer.token_ids) for number, answer in enumerate(answers)}
+    return found
+
+
 def conversations(layout: Any, *, folder: str, questions: list[Question], turns: list[str], count: int, long: int) -> dict[str, Any]:
     """What the request loop finds on the first rank: turns over a cache and without one, hits and misses, preempted and not, cancelled."""
     from mindspeed_vita.inference.loading import load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mindspeed_vita.inference.hf_generate import load_hf
 from mindspeed_vita.inference.request import ask
 from tests.distributed.inference_runs import BLOCK, SHORT, Question
 from tests.pools import Pools
-from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
+from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe
 
 RUNS = "tests.distributed.inference_runs"
 COUNT, FEW = 64, 4
@@ -138,6 +139,36 @@ def test_caches_change_no_answer(pools: Pools, asked: dict[str, Any], fixed: dic
     cancelled = found["_cancelled"]
     assert cancelled["reasons"] == ["cancelled"] * len(questions) + ["error"]
     assert cancelled["used"] == 0 and cancelled["kept"] == 0
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A checkpoint with 4 x 4 tokens a frame, and transformers' answers about a pooled film of 9 frames on its export."""
+    folder = tmp_path_factory.mktemp("film")
+    model = replace(TINY, vision=replace(TINY.vision, tile_size=56))
+    recipe = tiny_recipe(model, tokenizer=str(folder / "tokenizer"), max_frames=16)
+    tokenizer, weights = make_tokenizer(folder / "tokenizer"), random_weights(model, seed=SEED)
+    native.save_full_weights(folder / "run", weights, recipe)
+    pooling = "progressive:full=2,half=3,factor=4"
+    export_hf(weights, recipe, folder / "export", tokenizer=tokenizer, frame_pooling=pooling)
+    draw = np.random.default_rng(3)
+    (folder / "frames").mkdir()
+    for number in range(9):
+        Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / "frames" / f"{number}.png")
+    Image.fromarray(draw.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(folder / "wide.png")
+    frames, wide = str(folder / "frames"), str(folder / "wide.png")
+    questions: list[Question] = [("Look at <image> and <video>.", [wide], [frames]), ("What?", [], [frames])]
+    generator = load_hf(folder / "export")
+    answers = [list(generator.generate(ask(*question), max_new_tokens=TURN).token_ids) for question in questions]
+    return {"folder": str(folder / "run"), "questions": questions, "pooling": pooling, "answers": dict(enumerate(answers))}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("tp", "cp"), [(1, 4), (2, 2)])
+def test_pooled_frames_find_their_tokens_on_every_rank(pools: Pools, film: dict[str, Any], tp: int, cp: int) -> None:
+    arguments = {name: film[name] for name in ("folder", "questions", "pooling")}
+    for found in pools("installed").run(f"{RUNS}:pooled", tp=tp, cp=cp, count=TURN, **arguments):
+        assert found == dict.fromkeys(("whole", "one block a chunk", "request loop"), film["answers"])
 
 
 @pytest.mark.distributed

@@ -89,6 +89,45 @@ def test_second_turn(
     assert torch.equal(_new(model, both, **options), _plain(model, both))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"prefill_chunk_size": 3, "cache_implementation": "dynamic"}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 2}]
+)
+def test_pooled_frames(model: Any, processor: Any, world: Any, options: dict[str, Any]) -> None:
+    """A batch of two videos and a picture; the first text is padded."""
+    text = "<|im_start|>user\n{}What?<|im_end|>\n<|im_start|>assistant\n"
+    media = {"images": [[], [str(world / "wide.png")]], "videos": [[str(world / "frames")]] * 2}
+    pooled = {"frame_pooling": "progressive:full=1,half=9,factor=2", "return_tensors": "pt"}
+    batch = dict(processor(text=[text.format("<video>"), text.format("<video><image>")], **media, **pooled))
+    alone = [
+        dict(processor(text=text.format(tags), images=images, videos=videos, **pooled))
+        for tags, images, videos in zip(("<video>", "<video><image>"), *media.values())
+    ]
+    assert [(part["image_indices"][1] >= 0).sum(1).tolist() for part in alone] == [[1, 1, 4], [1, 1, 4, 4, 4, 4]]
+    if "num_beams" in options:
+        assert torch.equal(_new(model, batch, **options), _new(model, batch, **options, use_cache=False))
+    elif options:  # prompt lookup takes one text, and 4.57 counts the padding of chunks wrong, pooled or not
+        assert torch.equal(_new(model, alone[1], **options), _plain(model, alone[1]))
+    else:
+        found = _new(model, batch, **options)
+        assert all(torch.equal(found[row : row + 1], _plain(model, part)) for row, part in enumerate(alone))
+
+
+def test_pooled_frames_of_a_second_turn(model: Any, processor: Any, inputs: dict[str, torch.Tensor], world: Any, cache_name: str) -> None:
+    """Their positions are moved behind the cached tokens, and what fills up short rows with them."""
+    first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    text = "<|im_end|>\n<|im_start|>user\n<video>\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+    new = processor(text=text, videos=[str(world / "frames")], frame_pooling="slow_fast:every=2,factor=2", return_tensors="pt")
+    both = {**inputs, "input_ids": torch.cat([first.sequences, new["input_ids"]], 1)}
+    both["attention_mask"] = torch.ones_like(both["input_ids"])
+    moved = new["image_indices"] + torch.tensor([0, first.sequences.shape[1]])[:, None, None]
+    both["images"] = torch.cat([inputs["images"], new["images"]])
+    both["image_indices"] = torch.cat([inputs["image_indices"], moved], 1)
+    wrong = {**both, "image_indices": both["image_indices"] + torch.tensor([0, 1])[:, None, None]}
+    with pytest.raises(ValueError, match="on context tokens"):
+        _new(model, wrong, **{cache_name: first[cache_name]})
+    assert torch.equal(_new(model, both, **{cache_name: first[cache_name]}), _plain(model, both))
+
+
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 def test_either_name_of_the_cache(model: Any, inputs: dict[str, torch.Tensor], cache_name: str, name: str) -> None:
     ids = inputs["input_ids"]

@@ -33,7 +33,7 @@ def test_config_tokenizer_and_processors(exported: str) -> None:
     assert (processor.tokens_per_tile, processor.image_processor.max_tiles) == (4, 4)
 
 
-@pytest.mark.parametrize("name", ["usual", "other"])
+@pytest.mark.parametrize("name", ["usual", "other", "pooled"])
 def test_same_numbers_as_the_installed_transformers(world: Path, name: str) -> None:
     from tests.hf_matrix.world import question
 

@@ -1,4 +1,4 @@
-"""What every transformers line is shown: two exported folders, and what the installed transformers and our own code compute from them.
+"""What every transformers line is shown: some exported folders, and what the installed transformers and our own code compute from them.
 
 Usage: python -m tests.hf_matrix.world FOLDER     makes it all in FOLDER
 """
@@ -42,12 +42,17 @@ OTHER = replace(
     # together the heads are half as wide as the hidden size
     language=replace(TINY.language, family="qwen3", head_width=8, num_heads=2),
 )
-EXPORTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {"usual": (TINY, {}), "other": (OTHER, {"tiling": "anyres", "template": "llama3"})}
-"""The usual export, and one with another decoder, tower, projector, tiling and chat template."""
+EXPORTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+    "usual": (TINY, {}),
+    "other": (OTHER, {"tiling": "anyres", "template": "llama3"}),
+    "pooled": (TINY, {}),
+}
+"""The usual export, one with another decoder, tower, projector, tiling and chat template, and one that pools frames of videos."""
+POOLING = {"pooled": "slow_fast:every=2,factor=2"}
 
 
 def make(folder: Path) -> None:
-    """Write FOLDER/usual and FOLDER/other (exports), pictures, and reference.pt."""
+    """Write a folder for each of EXPORTS, pictures, and reference.pt."""
     draw = np.random.default_rng(5)
     (folder / "frames").mkdir(parents=True)
     Image.fromarray(draw.integers(0, 256, (40, 80, 3), dtype=np.uint8)).save(folder / "wide.png")
@@ -58,7 +63,8 @@ def make(folder: Path) -> None:
         recipe, tokenizer = tiny_recipe(model, **data), make_tokenizer(folder / f"{name}-tokenizer")
         template = get_template(recipe.data.template)
         tokenizer.add_tokens([*template.special_tokens, template.pad_token], special_tokens=True)
-        export_hf(random_weights(model), recipe, folder / name, tokenizer=tokenizer, max_shard_bytes=90_000)
+        options: dict[str, Any] = {"max_shard_bytes": 90_000, "frame_pooling": POOLING.get(name)}
+        export_hf(random_weights(model), recipe, folder / name, tokenizer=tokenizer, **options)
         reference[name] = _answer(folder, name)
     for name, scaling in ROPES.items():
         language = replace(TINY.language, rope_scaling=scaling)

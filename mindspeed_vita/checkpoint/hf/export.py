@@ -34,6 +34,7 @@ CODE_FILES = (
     "choices.py",
     "configuration_long_vita.py",
     "film.py",
+    "frame_pooling.py",
     "frames.py",
     "generation_long_vita.py",
     "image_processing_long_vita.py",
@@ -86,6 +87,7 @@ def export_hf(
     tokenizer: Any,
     dtype: Optional[torch.dtype] = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    frame_pooling: Optional[str] = None,
 ) -> Verification:
     """Write a folder that transformers loads with trust_remote_code.
 
@@ -98,9 +100,11 @@ def export_hf(
         tokenizer: fast tokenizer with the vision tokens.
         dtype: stored type; None keeps that of the embedding table.
         max_shard_bytes: size at which a new shard starts.
+        frame_pooling: how the processor pools the frames of videos, see frame_pooling.py; None writes nothing about it.
 
     Raises:
-        ValueError: the weights do not fit the recipe, `output` holds something else, or a weight read back differs.
+        ValueError: the weights do not fit the recipe, frames cannot be pooled so, `output` holds something else, or a weight
+            read back differs.
         ExportFailed: the disk is full or not writable.
     """
     output = Path(output).resolve()
@@ -116,7 +120,7 @@ def export_hf(
         partial.mkdir()
         rules = family_rules("long_vita", recipe.model)
         shards = write_shards(_stored(weights, rules, dtype), partial, max_shard_bytes=max_shard_bytes)
-        write_side_files(partial, recipe, tokenizer, dtype)
+        write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
         verification = _verify(partial, weights, rules, dtype, shards)
         write_json(partial / VERIFICATION, asdict(verification))
         _publish(partial, output)
@@ -143,7 +147,9 @@ def check_output(output: Path) -> None:
         raise ValueError(f"{output} holds files that no export writes: {', '.join(added[:8])}; move them, or choose another --output")
 
 
-def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> None:
+def write_side_files(
+    folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.dtype, frame_pooling: Optional[str] = None
+) -> None:
     """Everything but the weights: configuration, tokenizer, processor, chat template and code."""
     ids = VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
     template = recipe.data.template
@@ -161,7 +167,7 @@ def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.
     }
     write_json(folder / "generation_config.json", generation)
     write_tokenizer(tokenizer, folder, template)
-    write_processor(folder, recipe.model, recipe.data)
+    write_processor(folder, recipe.model, recipe.data, frame_pooling)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[template], encoding="utf-8")
     code = Path(mindspeed_vita.hf.__path__[0])
     for name in CODE_FILES:
