@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
-from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.fit_index import FitSettings, SkippedSample, fit_file
@@ -30,6 +28,7 @@ from mindspeed_vita.data.packing import plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
 from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
+from mindspeed_vita.files.publish import whole_folder
 from mindspeed_vita.hf.tiling import background
 
 _FORMAT = 2
@@ -212,10 +211,9 @@ def _write(
     indexed: Sequence[tuple[SourceSpec, list[tuple[Path, IndexHead]]]],
 ) -> None:
     settings = FitSettings(seq_length=data.seq_length, max_images=data.max_images, limits=limits)
-    temporary = temporary_beside(folder)
     files: list[dict[str, Any]] = []
     skipped: list[SkippedSample] = []
-    try:
+    with whole_folder(folder, known_by=_META) as temporary:
         with ColumnWriter(temporary) as writer:
             for source_id, (spec, indexes) in enumerate(indexed):
                 num_rows, num_before, here = 0, writer.num_draws, []
@@ -232,9 +230,6 @@ def _write(
                     raise ValueError(_why_empty(data, spec.name, [head for _, head in indexes], here))
                 _check_budget(data, spec.name, num_rows, here)
         _describe(temporary, fingerprint, [spec.name for spec, _ in indexed], files, skipped)
-        publish_folder(temporary, folder, _META)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _describe(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,12 +16,14 @@ import torch
 import mindspeed_vita.hf
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
 from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, write_processor
-from mindspeed_vita.checkpoint.hf.safetensors_folder import write_shards
 from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, stop_ids, write_json, write_tokenizer
 from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import Rule, check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.config.recipe import Recipe
+from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.publish import publish_folder, restore
+from mindspeed_vita.files.safetensors_folder import write_shards
 from mindspeed_vita.hf.chat_template import CHAT_TEMPLATES
 from mindspeed_vita.hf.token_layout import VisionTokenIds
 
@@ -103,6 +104,7 @@ def export_hf(
         ExportFailed: the disk is full or not writable.
     """
     output = Path(output).resolve()
+    restore(output, known_by=VERIFICATION)
     check_output(output)
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
@@ -118,7 +120,7 @@ def export_hf(
         write_side_files(partial, recipe, tokenizer, dtype)
         verification = _verify(partial, weights, rules, dtype, shards)
         write_json(partial / VERIFICATION, asdict(verification))
-        _publish(partial, output)
+        publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except OSError as error:
         raise ExportFailed(f"cannot write {output}: {error}; free space or choose another --output; nothing was exported") from error
     finally:
@@ -192,31 +194,5 @@ def _verify(
         num_tensors=len(written),
         num_parameters=num_parameters,
         max_diff=0.0,
-        sha256={shard.name: _sha256(shard) for shard in shards},
+        sha256={shard.name: sha256_of(shard) for shard in shards},
     )
-
-
-def _publish(partial: Path, output: Path) -> None:
-    """Rename into place; an earlier export steps aside first, comes back if that fails, and is removed last."""
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    replaces = output.exists()
-    if replaces:
-        output.rename(old)
-    try:
-        partial.rename(output)
-    except OSError:
-        if replaces:
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

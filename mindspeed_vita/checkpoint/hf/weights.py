@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from mindspeed_vita.checkpoint.hf.config import hf_config
-from mindspeed_vita.checkpoint.hf.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.checkpoint.mapping.vision_families import LEFT_OUT, TOWER_PREFIX
 from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.recipe import ModelConfig
+from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
 
 STRAY_NAMES = ("unused", "model.unused")
 """Parameters of some released checkpoints that no module uses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from safetensors import safe_open
 from mindspeed_vita.checkpoint.hf import export as hf_export
 from mindspeed_vita.checkpoint.hf.export import CODE_FILES, export_hf
 from mindspeed_vita.checkpoint.hf.load import import_hf
-from mindspeed_vita.checkpoint.hf.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
+from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 
@@ -129,15 +131,15 @@ def test_files_added_to_an_earlier_export_are_not_lost(tmp_path: Path, tokenizer
 def test_an_earlier_export_comes_back_when_the_new_one_cannot_take_its_place(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, weights, rename = tmp_path / "out", random_weights(), Path.rename
+    out, weights, rename = tmp_path / "out", random_weights(), os.rename
     export_hf(weights, tiny_recipe(), out, tokenizer=tokenizer)
 
-    def refused(source: Path, target: Path) -> Path:
+    def refused(source: Path, target: Path) -> None:
         if ".partial-" in source.name:
             raise OSError(5, "Input/output error")
-        return rename(source, target)
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "rename", refused)
+    monkeypatch.setattr(os, "rename", refused)
     with pytest.raises(OSError, match="Input/output error.*nothing was exported"):
         export_hf(weights, tiny_recipe(), out, tokenizer=tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / SINGLE).is_file()
@@ -214,3 +216,26 @@ def test_tokenizer_larger_than_the_table_is_refused(tmp_path: Path, tokenizer: A
     small = replace(recipe, model=replace(recipe.model, language=replace(recipe.model.language, vocab_size=300)))
     with pytest.raises(ValueError, match="the tokenizer has 320 entries, the embedding table 300 rows"):
         export_hf(random_weights(), small, tmp_path / "out", tokenizer=tokenizer)
+
+
+def test_the_weights_of_an_export_stay_the_same_bytes(tmp_path: Path, tokenizer: Any) -> None:
+    """sha256 of the files of a fixed model, taken from version 0.1.0's writer."""
+    export_hf(random_weights(), tiny_recipe(), tmp_path / "out", tokenizer=tokenizer, max_shard_bytes=60_000)
+    found = {path.name: sha256_of(path)[:16] for path in (tmp_path / "out").glob("*.safetensors*")}
+    assert found == {
+        "model-00001-of-00004.safetensors": "c1bc363f1b1fabed",
+        "model-00002-of-00004.safetensors": "0e159f40f9991f1c",
+        "model-00003-of-00004.safetensors": "40d3baf626ee64b1",
+        "model-00004-of-00004.safetensors": "6af2abc33a71bf33",
+        INDEX: "94b802836b154eee",
+    }
+
+
+def test_an_export_that_a_killed_process_left_aside_comes_back(tmp_path: Path, tokenizer: Any) -> None:
+    out, weights = tmp_path / "out", random_weights()
+    export_hf(weights, tiny_recipe(), out, tokenizer=tokenizer)
+    os.rename(out, tmp_path / ".replaced-out")
+    del weights["vision.layers.1.ls2"]
+    with pytest.raises(ValueError, match="1 missing"):
+        export_hf(weights, tiny_recipe(), out, tokenizer=tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / SINGLE).is_file()

@@ -1,4 +1,4 @@
-"""A folder of safetensors shards: read lazily as a mapping from name to tensor, and written shard by shard with an index."""
+"""A folder of safetensors files: read lazily as a mapping from name to tensor, and written shard by shard with an index."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from mindspeed_vita.checkpoint.native.atomic import write_bytes
-from mindspeed_vita.checkpoint.native.shards import write_tensors
+from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
+from mindspeed_vita.files.writing import write_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 class SafetensorsFolder(Mapping[str, torch.Tensor]):
-    """Tensors of a folder; each access reads one tensor from disk, so memory stays at what the caller keeps.
+    """Tensors of a Hugging Face folder. They are views of the mapped files, so they take no memory of their own.
 
     Args:
         folder: holds model.safetensors, or shards and their index.
@@ -25,45 +24,31 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
         prefix: cut off names that start with it.
 
     Raises:
-        ValueError: no safetensors files, or a shard of the index is missing or broken.
+        ValueError: no safetensors files, the index is wrong, or a shard is missing, broken or lacks a tensor of the index.
     """
 
     def __init__(self, folder: str | Path, ignore: Iterable[str] = (), prefix: str = "") -> None:
         self.folder = Path(folder)
         left_out = set(ignore)
-        stored = {name.removeprefix(prefix): (name, file) for name, file in _weight_map(self.folder).items()}
-        self._names = {name: there for name, (there, _) in stored.items() if name not in left_out}
-        self._files = {name: file for name, (_, file) in stored.items() if name not in left_out}
+        self._held: dict[str, tuple[SafetensorsFile, str]] = {}
+        for there, file in _weight_map(self.folder).items():
+            name = there.removeprefix(prefix)
+            if name not in left_out:
+                self._held[name] = (file, there)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with _open(self.folder / self._files[name]) as shard:
-            try:
-                return shard.get_tensor(self._names[name])
-            except SafetensorError as error:
-                raise ValueError(f"{self.folder / self._files[name]} lacks {name}, which its index promises: {error}") from error
+        file, there = self._held[name]
+        return file.tensor(there)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, from the headers.
-
-        Raises:
-            ValueError: a file is broken, or lacks a tensor of the index.
-        """
-        found: dict[str, tuple[int, ...]] = {}
-        for file in sorted(set(self._files.values())):
-            with _open(self.folder / file) as shard:
-                held = set(shard.keys())
-                names = [name for name, at in self._files.items() if at == file]
-                lacking = [self._names[name] for name in names if self._names[name] not in held]
-                if lacking:
-                    raise ValueError(f"{self.folder / file} lacks {', '.join(lacking[:4])}, which its index promises; copy it again")
-                found |= {name: tuple(shard.get_slice(self._names[name]).get_shape()) for name in names}
-        return {name: found[name] for name in self._files}
+        """Shape of every tensor, from the headers."""
+        return {name: file.entries[there].shape for name, (file, there) in self._held.items()}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._held)
 
 
 def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, *, max_shard_bytes: int) -> list[Path]:
@@ -111,25 +96,34 @@ def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, *, m
     return renamed
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def _weight_map(folder: Path) -> dict[str, SafetensorsFile]:
+    """The file of every tensor, in the order of the index or of the single file."""
     index = folder / INDEX
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = _read_index(index)
         missing = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
         if missing:
             raise ValueError(f"{folder} lacks {', '.join(missing[:4])} of its index; download or copy the folder again")
-        return weight_map
+        files = {file: SafetensorsFile(folder / file) for file in sorted(set(weight_map.values()))}
+        for file, opened in files.items():
+            lacking = [name for name, at in weight_map.items() if at == file and name not in opened.entries]
+            if lacking:
+                raise ValueError(f"{folder / file} lacks {', '.join(lacking[:4])}, which its index promises; copy it again")
+        return {name: files[file] for name, file in weight_map.items()}
     if (folder / SINGLE).is_file():
-        with _open(folder / SINGLE) as shard:
-            return dict.fromkeys(shard.keys(), SINGLE)
+        single = SafetensorsFile(folder / SINGLE)
+        return dict.fromkeys(single.entries, single)
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
         raise ValueError(f"{folder} holds pickled weights ({pickles[0]}); expected safetensors: save it again with save_pretrained")
     raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; expected a Hugging Face model folder")
 
 
-def _open(path: Path) -> safe_open:
+def _read_index(index: Path) -> dict[str, str]:
     try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}; copy it again") from error
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if any(not isinstance(file, str) or Path(file).name != file for file in weight_map.values()):
+            raise ValueError("its weight_map names files outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not a whole index: {error!r}; download or copy it again") from error
+    return dict(weight_map)
