@@ -1,21 +1,23 @@
-"""A folder of safetensors files: read lazily as a mapping from name to tensor, and written shard by shard with an index."""
+"""A folder of safetensors files: read lazily as a mapping from name to tensor; the plan of one, and its index."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
+from mindspeed_vita.files.safetensors_file import SafetensorsFile
+from mindspeed_vita.files.shard_stream import ShardFile, cut
+from mindspeed_vita.files.tensors import Spec, Tensors
 from mindspeed_vita.files.writing import write_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-class SafetensorsFolder(Mapping[str, torch.Tensor]):
+class SafetensorsFolder(Tensors):
     """Tensors of a Hugging Face folder. They are views of the mapped files, so they take no memory of their own.
 
     Args:
@@ -34,66 +36,48 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
         for there, file in _weight_map(self.folder).items():
             name = there.removeprefix(prefix)
             if name not in left_out:
+                if name in self._held:
+                    raise ValueError(f"{folder} holds {name} twice, once with the prefix {prefix!r}; remove one of them")
                 self._held[name] = (file, there)
+        self._specs = {name: Spec(file.entries[there].dtype, file.entries[there].shape) for name, (file, there) in self._held.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         file, there = self._held[name]
         return file.tensor(there)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, from the headers."""
-        return {name: file.entries[there].shape for name, (file, there) in self._held.items()}
+    def specs(self) -> Mapping[str, Spec]:
+        """Type and shape of every tensor, from the headers."""
+        return self._specs
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
+    def files(self) -> list[Path]:
+        """The files that hold them."""
+        return sorted({file.path for file, _ in self._held.values()})
 
 
-def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, *, max_shard_bytes: int) -> list[Path]:
-    """Write tensors in order, a new shard before one would grow beyond `max_shard_bytes`; memory stays at one shard.
+def plan_shards(specs: Mapping[str, Spec], *, max_shard_bytes: int) -> list[ShardFile]:
+    """The files of a Hugging Face folder, in transformers' names: model.safetensors alone, or model-XXXXX-of-XXXXX.safetensors.
 
     Args:
-        tensors: names and tensors; consumed once.
-        folder: exists already.
+        specs: all tensors in order.
         max_shard_bytes: a single tensor may exceed it.
+    """
+    parts = cut(specs, max_shard_bytes)
+    names = [SINGLE] if len(parts) == 1 else [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    return [ShardFile(name, part, {"format": "pt"}) for name, part in zip(names, parts)]
 
-    Returns:
-        The shards written: model.safetensors alone, or model-XXXXX-of-XXXXX.safetensors with an index.
+
+def write_index(folder: Path, files: Sequence[ShardFile]) -> None:
+    """Writes the index, where there is more than one file.
 
     Raises:
         OSError: naming the file.
     """
-    shards: list[Path] = []
-    names: list[list[str]] = []
-    pending: dict[str, torch.Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        path = folder / f"part-{len(shards):05d}.safetensors"
-        write_tensors(path, list(pending.items()), {"format": "pt"})
-        shards.append(path)
-        names.append(list(pending))
-        pending.clear()
-
-    for name, tensor in tensors:
-        bytes_ = tensor.numel() * tensor.element_size()
-        if pending and size + bytes_ > max_shard_bytes:
-            flush()
-            size = 0
-        # A copy: what it is a view of may be freed.
-        pending[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        size += bytes_
-        total += bytes_
-    flush()
-    if len(shards) == 1:
-        return [shards[0].rename(folder / SINGLE)]
-    renamed = [path.rename(folder / f"model-{i:05d}-of-{len(shards):05d}.safetensors") for i, path in enumerate(shards, 1)]
-    weight_map = {name: path.name for path, group in zip(renamed, names) for name in group}
+    if len(files) == 1:
+        return
+    weight_map = {name: file.name for file in files for name in file.tensors}
+    total = sum(spec.nbytes for file in files for spec in file.tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_bytes(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
-    return renamed
 
 
 def _weight_map(folder: Path) -> dict[str, SafetensorsFile]:

@@ -15,10 +15,11 @@ from mindspeed_vita.checkpoint.hf.config import family_of, language_config, mode
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
+from mindspeed_vita.checkpoint.mapping.streaming import native_from_hf
 from mindspeed_vita.config import language_traits, projector_traits, tower_traits
 from mindspeed_vita.config.languages import family_of_hf
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig, ProjectorConfig
+from mindspeed_vita.files.tensors import Tensors, cast, held, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class ImportedModel:
 
     model: ModelConfig
     """Sizes."""
-    weights: Mapping[str, torch.Tensor]
-    """Full tensors."""
+    weights: Tensors
+    """Full tensors, each read when it is asked for."""
     data: DataConfig
     """How the folder's processor cuts pictures and videos; the released settings where it has no processor."""
     initialised: tuple[str, ...] = ()
@@ -109,22 +110,21 @@ def resize_positions(positions_PH: torch.Tensor, grid: int, *, has_class: bool) 
     return torch.cat([extra_EH, resized.to(positions_PH.dtype)])
 
 
-def _join(
-    folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int, tile_size: int
-) -> ImportedModel:
+def _join(folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int, tile_size: int) -> ImportedModel:
     tower_config = read_config(vision)
     tower = vision_config(tower_config)
     model = ModelConfig(vision=tower, projector=ProjectorConfig(hidden_size=tower.hidden_size), language=language_config(config))
     family = _FAMILIES.get(tower_config.get("model_type", ""), "intern_vit")
-    weights = _read(folder, model.language.family, model, dtype)
-    weights |= _read(vision, family, model, dtype)
+    weights = joined(_read(folder, model.language.family, model, dtype), _read(vision, family, model, dtype))
     if tile_size:
         model = replace(model, vision=replace(tower, tile_size=tile_size))
         name = "vision.position_embeddings.weight"
-        weights[name] = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
+        positions = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
+        weights = joined(weights, held({name: positions}))
     template = language_traits(model.language.family).template
-    projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
-    return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(template=template), initialised=tuple(projector))
+    projector = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
+    data, new = DataConfig(template=template), tuple(projector)
+    return ImportedModel(model=model, weights=joined(weights, projector), data=data, initialised=new)
 
 
 def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -147,6 +147,5 @@ def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict
     return weights
 
 
-def _read(folder: Path, family: str, model: ModelConfig, dtype: Optional[torch.dtype]) -> dict[str, torch.Tensor]:
-    converted = convert_to_native(open_weights(folder, family, model), family_rules(family, model))
-    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in converted}
+def _read(folder: Path, family: str, model: ModelConfig, dtype: Optional[torch.dtype]) -> Tensors:
+    return cast(native_from_hf(open_weights(folder, family, model), family_rules(family, model)), dtype)

@@ -14,6 +14,7 @@ from typing import Any, Iterable, Iterator, Optional
 import torch
 
 from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
+from mindspeed_vita.files.tensors import Made, Spec, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +113,16 @@ class Reader:
         return self._shapes[key]
 
     def tensor(self, key: str) -> torch.Tensor:
-        """A whole tensor, in its stored dtype."""
-        shape = self._shapes[key]
+        """A whole tensor, in its stored dtype. Where one file holds it, it is a view of the mapped file; do not write to it."""
+        shape, pieces = self._shapes[key], self._pieces[key]
+        if len(pieces) == 1 and pieces[0][3] == shape:
+            self._read.add(key)
+            return pieces[0][0].tensor(pieces[0][1])
         return self.block(key, (0,) * len(shape), shape, self._dtypes[key])
+
+    def whole(self) -> Tensors:
+        """All tensors by key, sorted, each read when it is asked for."""
+        return Made({key: Spec(self._dtypes[key], self._shapes[key]) for key in sorted(self._shapes)}, self.tensor)
 
     def block(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A block of a tensor on the CPU, whatever pieces it was stored in.
