@@ -75,6 +75,13 @@ class Made(Tensors):
         return self._make(name)
 
 
+def same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bits; unlike torch.equal, a NaN equals itself."""
+    if Spec.of(left) != Spec.of(right):
+        return False
+    return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (left, right)))
+
+
 def held(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Tensors in memory, or those of a mapping that is lazy already."""
     if isinstance(tensors, Tensors):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mindspeed_vita.files.tensors import same
+
 LAYER = re.compile(r"(language\.decoder\.layers\.)(\d+)(\..*)")
 """Native names of decoder layers: what comes before the number, the number, the rest."""
 _COLUMN = ("linear_qkv.weight", "linear_qkv.bias", "linear_fc1.weight", "linear_fc1.bias")
@@ -26,7 +28,7 @@ def join(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         gates, ups = zip(*(part.chunk(2) for part in parts))
         return torch.cat([*gates, *ups])
     if not is_cut(name):
-        if all(torch.equal(part, parts[0]) for part in parts[1:]):
+        if all(same(part, parts[0]) for part in parts[1:]):
             return parts[0]
         if name.startswith("language.") or not name.endswith((*_COLUMN, *_ROW)):
             raise ValueError(f"{name} should be the same on every tensor-parallel rank, and is not; the files are not of one checkpoint")

@@ -5,7 +5,9 @@ No name in a file is ever imported: what may be built is listed here.
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -31,6 +33,9 @@ class Inert:
     def __init__(self, *arguments: Any, **named: Any) -> None:
         pass
 
+    def __call__(self, *arguments: Any, **named: Any) -> Inert:
+        return self
+
     def __setstate__(self, state: Any) -> None:
         pass
 
@@ -45,10 +50,26 @@ class Inert:
 
 
 class _Restricted(pickle.Unpickler):
+    def __init__(self, file: Any, **named: Any) -> None:
+        content = file.read()
+        _check_memo(content)
+        super().__init__(io.BytesIO(content), **named)
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return _ALLOWED.get((module, name), Inert)
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuses a number of a remembered object that is larger than the pickle: the reader would take memory for all numbers below it.
+
+    Raises:
+        ValueError: there is one, or the content is no pickle.
+    """
+    for opcode, argument, at in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(content):
+            raise ValueError(f"object number {argument} at byte {at} of a pickle of {len(content)} bytes")
 
 
 def read_pickle(path: Path) -> dict[str, Any]:

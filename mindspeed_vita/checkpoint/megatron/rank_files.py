@@ -13,7 +13,7 @@ import torch
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import native_name
 from mindspeed_vita.checkpoint.megatron.layout import LAYER, is_cut, join
 from mindspeed_vita.checkpoint.megatron.pickles import read_pickle
-from mindspeed_vita.files.tensors import Made, Spec, Tensors
+from mindspeed_vita.files.tensors import Made, Spec, Tensors, same
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
@@ -96,7 +96,7 @@ def read_full_weights(folder: str | Path, *, tied: bool = False) -> Tensors:
         first_layer += len(layers)
     if tied and _TIED in held:
         table = held["language.embedding.word_embeddings.weight"]
-        if not all(map(torch.equal, held.pop(_TIED), table)):
+        if not all(map(same, held.pop(_TIED), table)):
             raise ValueError(f"{folder}: the recipe ties the embeddings, but the output layer differs from them; set tie_embeddings: false")
     return Made({name: _joined_spec(name, parts) for name, parts in held.items()}, lambda name: join(name, held[name]))
 

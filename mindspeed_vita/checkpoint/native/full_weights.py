@@ -37,14 +37,24 @@ def open_full_weights(path: str | Path) -> tuple[Tensors, dict[str, Any], Callab
     """
     folder = find(path)
     names = [name for name in atomic.recorded(folder) if not name.startswith("optimizer/")]
-    missing = [f"{name} is missing" for name in names if not (folder / name).is_file()]
-    if missing:
-        raise atomic.damaged(folder, missing)
+    wait = compared_with_checksums(folder, names)
     try:
         reader = shards.Reader(folder / "weights")
     except ValueError as error:
         raise atomic.damaged(folder, [str(error)]) from error
-    return reader.whole(), saved_recipe(folder), _Comparison(folder, names).wait
+    return reader.whole(), saved_recipe(folder), wait
+
+
+def compared_with_checksums(folder: Path, names: Sequence[str]) -> Callable[[], None]:
+    """Begins to compare files of a step with their checksums, in a thread. What it returns waits for the end, and raises what was found.
+
+    Raises:
+        atomic.DamagedCheckpoint: a file is missing.
+    """
+    missing = [f"{name} is missing" for name in names if not (folder / name).is_file()]
+    if missing:
+        raise atomic.damaged(folder, missing)
+    return _Comparison(folder, names).wait
 
 
 class _Comparison:
@@ -112,8 +122,7 @@ def save_full_weights(
     """
     directory, weights = Path(directory), held(tensors)
     temp, final = atomic.temporary(directory, step), directory / atomic.step_name(step)
-    parts = cut(weights.specs(), max_file_bytes or _ONE_FILE)
-    files = [ShardFile(f"weights/rank_{number:05d}.safetensors", part, _metadata(part)) for number, part in enumerate(parts)]
+    files = shard_files("weights", weights, max_file_bytes or _ONE_FILE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with conversion.begun(temp, files) as journal:
@@ -129,6 +138,18 @@ def save_full_weights(
         kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
         raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}; {kept}") from error
     return final
+
+
+def shard_files(folder: str, tensors: Tensors, max_file_bytes: int) -> list[ShardFile]:
+    """The plan of a folder of a step, whole tensors in order.
+
+    Args:
+        folder: weights or optimizer.
+        tensors: what it holds.
+        max_file_bytes: size at which a new file starts.
+    """
+    parts = cut(tensors.specs(), max_file_bytes)
+    return [ShardFile(f"{folder}/rank_{number:05d}.safetensors", part, _metadata(part)) for number, part in enumerate(parts)]
 
 
 def _metadata(part: Mapping[str, Spec]) -> dict[str, str]:
