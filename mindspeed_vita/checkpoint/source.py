@@ -30,7 +30,7 @@ class SourceOptions:
     tokenizer: str = ""
     """Tokenizer folder, where the source names or holds none."""
     new_projector: bool = False
-    """Start a new projector although the source has one."""
+    """Start a new projector although an InternVL source has one."""
     plugins: tuple[str, ...] = ()
     """Modules that register further decoders."""
 
@@ -116,7 +116,7 @@ def _mindspeed(folder: Path, options: SourceOptions) -> Source:
 def _hf(folder: Path, options: SourceOptions) -> Source:
     from mindspeed_vita.checkpoint.hf.load import import_hf
 
-    found = import_hf(folder, vision=options.vision or None, tile_size=options.tile_size)
+    found = import_hf(folder, vision=options.vision or None, tile_size=options.tile_size, new_projector=options.new_projector)
     data = replace(found.data, tokenizer=options.tokenizer or str(folder.resolve()))
     recipe = Recipe(name=folder.name, plugins=options.plugins, model=found.model, data=data)
     files = (*_weight_files(folder), *(_weight_files(Path(options.vision)) if options.vision else ()))

@@ -21,6 +21,7 @@ examples:
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
   vita convert --from Qwen3-8B --vision InternViT-300M-448px --to native --output runs/qwen3
   vita convert --from Qwen2.5-7B --vision siglip-so400m-patch14-384 --tile-size 448 --to native --output runs/siglip
+  vita convert --from InternVL3-8B --new-projector --to native --output runs/internvl
   vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
   vita convert --from runs/ascend --to hf --output exported           (what --engine mindspeed-llm saved)
   vita convert --from runs/ascend --to mindspeed-llm --tp 4 --pp 2 --output start    (the same weights for another layout)
@@ -40,6 +41,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
                         " such as Qwen3")  # fmt: skip
     parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="with --vision: side of a tile, for which the tower's"
                         " positions are interpolated (448 for SigLIP and CLIP); default: the tower's own")  # fmt: skip
+    parser.add_argument("--new-projector", action="store_true", help="with an InternVL folder: start a new projector")
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
                         " Hugging Face folder; may be repeated")  # fmt: skip
 
@@ -75,6 +77,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         tile_size=arguments.tile_size,
         tokenizer=getattr(arguments, "tokenizer", ""),
         plugins=tuple(arguments.plugin),
+        new_projector=arguments.new_projector,
     )
 
 
@@ -128,7 +131,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     if opened.initialised:
         print(f"new, with initial values: {', '.join(opened.initialised)}")
     with bytes_bar(f"{source} to {arguments.to}") as start:
-        settings = {"to": arguments.to, "dtype": str(dtype), "tp": arguments.tp, "pp": arguments.pp, "tile_size": arguments.tile_size}
+        settings = {"to": arguments.to, "dtype": str(dtype), "tp": arguments.tp, "pp": arguments.pp, "tile_size": arguments.tile_size,
+                    "new": arguments.new_projector}
         conversion = Conversion(origin=opened.origin(**settings), must_go_on=arguments.resume, start=start, before_publishing=opened.wait)
         written = {"hf": _write_hf, "native": _write_native}.get(arguments.to, _write_megatron)(
             opened, output, arguments, dtype, shard_bytes, conversion

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         # each option goes to the side that needs it
         own = options if is_mindspeed(folder) else replace(options, recipe="")
         needs_tower = (folder / "config.json").is_file() and not (folder / "verification.json").is_file()
-        opened.append(open_source(folder, own if needs_tower else replace(own, vision="", tile_size=0)))
+        opened.append(open_source(folder, own if needs_tower else replace(own, vision="", tile_size=0, new_projector=False)))
     with bytes_bar(f"{first} and {second}") as start:
         found = compare(opened[0], opened[1], start(sum(spec.nbytes for spec in opened[1].weights.specs().values())))
     with whole_file(report) as temporary:

@@ -117,6 +117,45 @@ class Journal:
         return json.dumps({"file": file, "bytes": (self.path.parent / file).stat().st_size, "sha256": digest})
 
 
+class Finishing:
+    """Syncs written files in a thread and notes them in the journal, while the next file is written. Its end waits for all.
+
+    Args:
+        folder: of the files.
+        journal: of the folder.
+    """
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self._folder, self._journal = folder, journal
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vita-sync")
+        self._begun: list[Future[None]] = []
+
+    def add(self, name: str, digest: str) -> None:
+        """A file was written to its end.
+
+        Raises:
+            OSError: an earlier file could not be synced; names it.
+        """
+        self._begun.append(self._thread.submit(self._finish, name, digest))
+        for earlier in self._begun:
+            if earlier.done():
+                earlier.result()
+
+    def _finish(self, name: str, digest: str) -> None:
+        with naming(self._folder / name):
+            sync(self._folder / name)
+            self._journal.add(name, digest)
+
+    def __enter__(self) -> Finishing:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            for each in self._begun:
+                each.result()
+
+
 def write_stream(folder: Path, files: Sequence[ShardFile], groups: Sequence[Group], journal: Journal, report: Report) -> dict[str, str]:
     """Writes the files of a plan that the journal does not name as whole.
 
@@ -141,23 +180,10 @@ def write_stream(folder: Path, files: Sequence[ShardFile], groups: Sequence[Grou
     report(sum(file.nbytes for file in files if file.name in journal.done))
     whole = set(journal.done)
     stream = read_ahead(groups, lambda name: place[name] not in whole)
-    with ThreadPoolExecutor(1, thread_name_prefix="vita-hash") as hasher, ThreadPoolExecutor(1, thread_name_prefix="vita-sync") as syncer:
-        synced: list[Future[None]] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="vita-hash") as hasher, Finishing(folder, journal) as finishing:
         for file in missing:
-            digest = _write_file(folder / file.name, file, stream, hasher, report)
-            synced.append(syncer.submit(_finish, folder, file.name, digest, journal))
-            for earlier in synced[:-1]:
-                if earlier.done():
-                    earlier.result()
-        for each in synced:
-            each.result()
+            finishing.add(file.name, _write_file(folder / file.name, file, stream, hasher, report))
     return {file.name: journal.done[file.name] for file in files}
-
-
-def _finish(folder: Path, name: str, digest: str, journal: Journal) -> None:
-    with naming(folder / name):
-        sync(folder / name)
-        journal.add(name, digest)
 
 
 def _write_file(path: Path, file: ShardFile, stream: Iterator[tuple[str, torch.Tensor]], hasher: ThreadPoolExecutor, report: Report) -> str:
@@ -179,5 +205,6 @@ def _write_file(path: Path, file: ShardFile, stream: Iterator[tuple[str, torch.T
                 report(len(block))
             if pending is not None:
                 pending.result()
-            del tensor, content
+                del block, pending
+            del tensor, content  # and the block of it, before the next tensor is made
     return digest.hexdigest()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.serialization import skip_data
 
-from mindspeed_vita.files.publish import sync
 from mindspeed_vita.files.safetensors_file import tensor_bytes
 from mindspeed_vita.files.shard_stream import Report
 from mindspeed_vita.files.tensors import Spec
@@ -28,7 +27,7 @@ def write_torch(
     take: Callable[[str], torch.Tensor],
     report: Report,
 ) -> None:
-    """Writes one file, synced.
+    """Writes one file. It is not synced.
 
     torch.save first lays the file out around tensors without data. Then each tensor's bytes go to their place.
 
@@ -64,7 +63,6 @@ def write_torch(
                     file.write(content[first : first + _BLOCK])
                     report(len(content[first : first + _BLOCK]))
                 del tensor, content
-        sync(path)
 
 
 def _offsets(path: Path) -> list[tuple[int, int]]:

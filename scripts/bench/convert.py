@@ -37,11 +37,11 @@ def watch():
         peak = max(peak, anonymous())
 watcher = threading.Thread(target=watch)
 watcher.start()
-began = time.perf_counter()
+began, processor = time.perf_counter(), time.process_time()
 status = main({arguments!r})
 seconds = time.perf_counter() - began
 ended.set(); watcher.join()
-print("MEASURED", status, seconds, peak - before)
+print("MEASURED", status, seconds, peak - before, time.process_time() - processor)
 """
 
 
@@ -83,23 +83,26 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".pt"))
 
 
-def copy(source: Path, target: Path) -> float:
-    """Seconds of cp, target removed."""
+def copy(source: Path, target: Path) -> tuple[float, float]:
+    """Seconds of cp alone, and until its files are on the disk, which a conversion waits for too. The target is removed."""
+    os.sync()  # what others left to write is not ours
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+    copied = time.perf_counter() - began
+    subprocess.run(["sync", *(str(path) for path in target.rglob("*") if path.is_file())], check=True)
     seconds = time.perf_counter() - began
     shutil.rmtree(target)
-    return seconds
+    return copied, seconds
 
 
-def command(words: list[str]) -> tuple[float, int]:
-    """Seconds, and peak of memory in bytes that no file backs, of `vita` in a process of its own, without what imports take."""
+def command(words: list[str]) -> tuple[float, int, float]:
+    """Seconds, peak of memory in bytes that no file backs, and processor seconds of `vita` in a process of its own, without imports."""
     root = str(Path(__file__).resolve().parents[2])
     child = subprocess.run([sys.executable, "-c", _CHILD.format(root=root, arguments=words)], capture_output=True, text=True)
     line = next((line for line in child.stdout.splitlines() if line.startswith("MEASURED")), "")
     if not line or line.split()[1] != "0":
         sys.exit(child.stdout + child.stderr)
-    return float(line.split()[2]), int(line.split()[3])
+    return float(line.split()[2]), int(line.split()[3]), float(line.split()[4])
 
 
 def main() -> int:
@@ -115,19 +118,23 @@ def main() -> int:
         largest = largest_of(source)
         print(f"{size_of(source) / 1e9:.2f} GB of weights, shards of {shard / 1e9:.0f} GB, largest tensor group {largest / 1e9:.2f} GB, "
               f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-        print("| way | seconds | MB/s | cp, MB/s | share of cp | peak memory, GB | over the largest shard | over the largest group |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("| way | seconds | processor seconds | MB/s | cp, MB/s | cp and sync, MB/s | share of cp | share of cp and sync | "
+              "peak memory, GB | over the largest shard | over the largest group |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
         ways = [("native", "hf"), ("hf", "native"), ("native", "mindspeed-llm"), ("mindspeed-llm", "native")]
         folders = {"native": source}
         for start, to in ways:
             target = told.folder / (to if to not in folders else f"{to}-again")
-            cp = copy(folders[start], told.folder / "copy")
+            cp, synced = copy(folders[start], told.folder / "copy")
             more = ["--tokenizer", str(told.folder / "tokenizer")] if start == "hf" else ["--tp", "2"] if to == "mindspeed-llm" else []
             more += ["--max-shard-size", str(shard)] if to != "mindspeed-llm" else []
-            seconds, peak = command(["convert", "--from", str(folders[start]), "--to", to, "--output", str(target), *more])
+            os.sync()
+            seconds, peak, processor = command(["convert", "--from", str(folders[start]), "--to", to, "--output", str(target), *more])
             size = size_of(target)
-            print(f"| {start} to {to} | {seconds:.1f} | {size / seconds / 1e6:,.0f} | {size / cp / 1e6:,.0f} | {cp / seconds:.2f} | "
-                  f"{peak / 1e9:.2f} | {peak / shard:.2f} | {peak / largest:.2f} |", flush=True)  # fmt: skip
+            speeds = [f"{size / each / 1e6:,.0f}" for each in (seconds, cp, synced)]
+            shares = [f"{each / seconds:.2f}" for each in (cp, synced)]
+            memory = [f"{peak / 1e9:.2f}", f"{peak / shard:.2f}", f"{peak / largest:.2f}"]
+            print("|", " | ".join([f"{start} to {to}", f"{seconds:.1f}", f"{processor:.1f}", *speeds, *shares, *memory]), "|", flush=True)
             if target.name.endswith("-again"):
                 shutil.rmtree(target)
             else:

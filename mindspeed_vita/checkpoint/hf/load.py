@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
+from mindspeed_vita.checkpoint.hf.internvl import is_internvl, read_internvl
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
@@ -43,21 +44,30 @@ def import_hf(
     dtype: Optional[torch.dtype] = None,
     seed: int = 1234,
     tile_size: int = 0,
+    new_projector: bool = False,
 ) -> ImportedModel:
     """Read a Hugging Face folder.
 
     Args:
-        folder: a Long-VITA folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
+        folder: a Long-VITA or InternVL folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
         vision: with a decoder: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
         dtype: type of the result; None keeps what is stored.
         seed: of the projector's initial weights.
         tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
+
+        new_projector: with an InternVL folder: start a new projector instead of taking the one there.
 
     Raises:
         ValueError: another architecture, or names or shapes that do not fit it.
     """
     folder = Path(folder)
     config = read_config(folder)
+    if new_projector and not is_internvl(config):
+        raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
+    if is_internvl(config):
+        if vision is not None:
+            raise ValueError(f"{folder} is a whole InternVL; leave --vision out")
+        return _internvl(folder, config, dtype, seed, new_projector)
     if family_of(config) is not None:
         if vision is not None:
             raise ValueError(f"{folder} is a whole Long-VITA; leave --vision out")
@@ -70,6 +80,15 @@ def import_hf(
     if vision is None:
         raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
     return _join(folder, config, Path(vision), dtype, seed, tile_size)
+
+
+def _internvl(folder: Path, config: Mapping[str, Any], dtype: Optional[torch.dtype], seed: int, new_projector: bool) -> ImportedModel:
+    model, weights = read_internvl(folder, config, new_projector=new_projector)
+    weights, new = cast(weights, dtype), {}
+    if new_projector:
+        new = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
+    data = DataConfig(template=language_traits(model.language.family).template)
+    return ImportedModel(model=model, weights=joined(weights, new), data=data, initialised=tuple(new))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mindspeed_vita.checkpoint.megatron.rank_files import RANK_FILE, TRACKER
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.files.publish import publish_folder
 from mindspeed_vita.files.read_ahead import read_ahead
+from mindspeed_vita.files.shard_stream import Finishing
 from mindspeed_vita.files.tensors import Group, Spec, Tensors, cast, one_by_one
 from mindspeed_vita.files.tensors import held as held_in_memory
 from mindspeed_vita.files.torch_stream import write_torch
@@ -103,13 +104,13 @@ def write_megatron(
         output.parent.mkdir(parents=True, exist_ok=True)
         with conversion.begun(temporary, ranks) as journal:
             report = conversion.start(sum(plan.nbytes for plan in ranks))
-            for plan in ranks:
-                if plan.name in journal.done:
-                    report(plan.nbytes)
-                    continue
-                stream = read_ahead(plan.groups, lambda name: True)
-                write_torch(temporary / plan.name, around, plan.specs, partial(_take, stream), report)
-                journal.add(plan.name, "")
+            whole = set(journal.done)
+            report(sum(plan.nbytes for plan in ranks if plan.name in whole))
+            with Finishing(temporary, journal) as finishing:
+                for plan in (plan for plan in ranks if plan.name not in whole):
+                    stream = read_ahead(plan.groups, lambda name: True)
+                    write_torch(temporary / plan.name, around, plan.specs, partial(_take, stream), report)
+                    finishing.add(plan.name, "")
             conversion.before_publishing()
             write_bytes(temporary / TRACKER, RELEASE.encode())
         if output.is_dir():

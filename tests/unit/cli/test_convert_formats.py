@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mindspeed_vita.checkpoint.megatron.rank_files import SavedLayout, saved_layout
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.files import shard_stream, torch_stream
@@ -48,6 +49,7 @@ def test_ranks_of_any_layout_go_there_and_back(run: Path, tmp_path: Path, to: st
     assert convert(run, to, tmp_path / "ranks", "--tp", str(tp), "--pp", str(pp)) == 0
     assert len(list((tmp_path / "ranks" / "release").iterdir())) == tp * pp
     assert (tmp_path / "ranks" / "latest_checkpointed_iteration.txt").read_text() == "release"
+    assert saved_layout(tmp_path / "ranks") == SavedLayout(tp=tp, pp=pp, has_optimizer=False, has_random_state=False)
     assert convert(tmp_path / "ranks", "native", tmp_path / "back") == 0
     assert_same(weights_of(tmp_path / "back"), weights_of(run))
 

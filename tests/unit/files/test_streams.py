@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,3 +116,24 @@ def anonymous() -> int:
     """Bytes of this process that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def test_a_written_tensor_is_gone_before_the_next_is_made(tmp_path: Path) -> None:
+    """Groups as large as the largest are made one after the other, and none stays."""
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def make(number: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+        def made() -> tuple[torch.Tensor, ...]:
+            assert not [each for each in alive if each() is not None], number
+            memory = np.full(1000, number, dtype=np.float32)
+            alive.append(weakref.ref(memory))
+            return (torch.from_numpy(memory),)
+
+        return made
+
+    groups = [Group({f"t{number}": Spec(torch.float32, (1000,))}, make(number)) for number in range(6)]
+    file = ShardFile("file", {name: spec for group in groups for name, spec in group.specs.items()}, {})
+    journal = Journal(tmp_path, {})
+    journal.begin()
+    write_stream(tmp_path, [file], groups, journal, lambda size: None)
+    assert len(alive) == 6
