@@ -130,6 +130,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     opened = open_source(source, source_options(arguments))
     if opened.initialised:
         print(f"new, with initial values: {', '.join(opened.initialised)}")
+    if opened.format == "hf" and arguments.to != "hf":  # an export looks itself
+        _check_vocabulary(opened)
     with bytes_bar(f"{source} to {arguments.to}") as start:
         settings = {"to": arguments.to, "dtype": str(dtype), "tp": arguments.tp, "pp": arguments.pp, "tile_size": arguments.tile_size,
                     "new": arguments.new_projector}
@@ -139,6 +141,22 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
         )
     print(written)
     return 0
+
+
+def _check_vocabulary(opened: Source) -> None:
+    """Refuses a table that is too small for its tokenizer with the vision tokens: a run would refuse it, but only when it starts."""
+    from mindspeed_vita.data.templates import get_template
+    from mindspeed_vita.data.tokenizer import load_tokenizer
+
+    data, rows = opened.recipe.data, opened.recipe.model.language.vocab_size
+    if not any((Path(data.tokenizer) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return
+    entries = len(load_tokenizer(data.tokenizer, get_template(data.template)))
+    if entries > rows:
+        raise ValueError(
+            f"the tokenizer in {data.tokenizer} has {entries} entries with the vision tokens, the embedding table {rows} rows; name "
+            f"another one with --tokenizer, or give the model {entries} rows (transformers' resize_token_embeddings) and save it again"
+        )
 
 
 def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion) -> str:

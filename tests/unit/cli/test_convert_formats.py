@@ -16,6 +16,8 @@ from mindspeed_vita.checkpoint.megatron.rank_files import SavedLayout, saved_lay
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.files import shard_stream, torch_stream
+from mindspeed_vita.files.safetensors_file import write_tensors
+from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
 from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe
 
 Usage = namedtuple("Usage", "total used free")
@@ -231,3 +233,20 @@ def test_the_journal_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"longer")
     assert shard_stream.Journal(tmp_path, {"of": 1}).done == {}
     assert not shard_stream.Journal(tmp_path, {"of": 2}).fits
+
+
+def test_a_table_too_small_for_its_tokenizer_is_refused_when_going_in(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(run, "hf", tmp_path / "hf") == 0
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    small = {name: tensor.clone() for name, tensor in SafetensorsFolder(tmp_path / "hf").items()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        small[name] = small[name][:310]
+    write_tensors(tmp_path / "hf/model.safetensors", list(small.items()), {"format": "pt"})
+    (tmp_path / "hf/config.json").write_text(json.dumps({**config, "vocab_size": 310}))
+    assert convert(tmp_path / "hf", "native", tmp_path / "out") == 2
+    assert (
+        "has 320 entries with the vision tokens, the embedding table 310 rows; name another one with --tokenizer" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
