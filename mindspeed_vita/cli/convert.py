@@ -1,15 +1,20 @@
-"""`vita convert --from PATH --to hf|native --output DIR`"""
+"""`vita convert --from PATH --to hf|native|mindspeed-llm|megatron --output DIR`"""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.choices import PRECISIONS, Precision
 
+if TYPE_CHECKING:
+    from mindspeed_vita.checkpoint.conversion import Conversion
+    from mindspeed_vita.checkpoint.source import Source, SourceOptions
+
+TARGETS = ("hf", "native", "mindspeed-llm", "megatron")
 _EPILOG = """
 examples:
   vita convert --from runs/stage4 --to hf --output exported
@@ -17,47 +22,75 @@ examples:
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
   vita convert --from Qwen3-8B --vision InternViT-300M-448px --to native --output runs/qwen3
   vita convert --from Qwen2.5-7B --vision siglip-so400m-patch14-384 --tile-size 448 --to native --output runs/siglip
+  vita convert --from InternVL3-8B --new-projector --to native --output runs/internvl
   vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
   vita convert --from runs/ascend --to hf --output exported           (what --engine mindspeed-llm saved)
+  vita convert --from runs/ascend --to mindspeed-llm --tp 4 --pp 2 --output start    (the same weights for another layout)
   vita convert --from Long-VITA_MindSpeed --recipe examples/long_vita_14b/stage1.yaml --to native --output runs/released
 
-A native folder is a start for checkpoint.init_from. An export is read back and compared tensor by tensor before it appears; the
-result stands in its verification.json.
+One tensor at a time is in memory. The output appears when it is whole. A conversion that was stopped goes on when the same command
+runs again. A native or mindspeed-llm folder is a start for checkpoint.init_from. `vita verify A B` compares two checkpoints.
 """
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a source folder may not say itself."""
+    parser.add_argument("--recipe", metavar="FILE", default="", help="recipe with the sizes, where a folder of MindSpeed-LLM or Megatron"
+                        " comes from another program")  # fmt: skip
+    parser.add_argument("--vision", metavar="DIR", default="", help="InternViT, SigLIP or CLIP folder, where the source is a language model"
+                        " such as Qwen3")  # fmt: skip
+    parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="with --vision: side of a tile, for which the tower's"
+                        " positions are interpolated (448 for SigLIP and CLIP); default: the tower's own")  # fmt: skip
+    parser.add_argument("--new-projector", action="store_true", help="with an InternVL folder: start a new projector")
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
+                        " Hugging Face folder; may be repeated")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     parser.epilog = _EPILOG
-    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native, MindSpeed-LLM or Hugging Face folder")
-    parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where --from is a MindSpeed-LLM folder of another program")
-    parser.add_argument("--vision", metavar="DIR", help="InternViT, SigLIP or CLIP folder, where --from is a language model such as Qwen3")
-    parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="with --vision: side of a tile, for which the tower's"
-                        " positions are interpolated (448 for SigLIP and CLIP); default: the tower's own")  # fmt: skip
-    parser.add_argument("--to", required=True, choices=("hf", "native"), help="format to write")
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="PATH", help="folder of any format"
+    )
+    parser.add_argument("--to", required=True, choices=TARGETS, help="format to write")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the source names or holds none")
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
-                        " Hugging Face folder; may be repeated")  # fmt: skip
+    add_source_arguments(parser)
+    parser.add_argument("--tokenizer", metavar="DIR", default="", help="tokenizer folder, where the source names or holds none")
+    parser.add_argument(
+        "--tp", type=int, default=0, metavar="N", help="tensor parallel size (mindspeed-llm, megatron; default 1)"
+    )
+    parser.add_argument("--pp", type=int, default=0, metavar="N", help="pipeline parallel size (mindspeed-llm, megatron; default 1)")
     parser.add_argument("--dtype", choices=PRECISIONS, help="type to store; default: as in the source")
     parser.add_argument("--rope-scaling", metavar="TEXT", help="other scaling of positions, as in `vita generate`; default: as in"
                         " the source")  # fmt: skip
     parser.add_argument("--frame-pooling", metavar="TEXT", help="with --to hf: how the export's processor pools the frames of videos, as in"
                         " `vita generate`; default: as in the source")  # fmt: skip
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an hf or native output (default 5GB)")
+    parser.add_argument("--resume", action="store_true", help="refuse to begin anew: there must be a stopped conversion to go on with")
+
+
+def source_options(arguments: argparse.Namespace) -> SourceOptions:
+    """What add_source_arguments added."""
+    from mindspeed_vita.checkpoint.source import SourceOptions
+    from mindspeed_vita.config import import_plugins
+
+    import_plugins(arguments.plugin, "--plugin")
+    return SourceOptions(
+        recipe=arguments.recipe,
+        vision=arguments.vision,
+        tile_size=arguments.tile_size,
+        tokenizer=getattr(arguments, "tokenizer", ""),
+        plugins=tuple(arguments.plugin),
+        new_projector=arguments.new_projector,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert and report in one line."""
-    import torch
-
-    from mindspeed_vita.config import import_plugins
-
-    import_plugins(arguments.plugin, "--plugin")
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
-    shard_bytes = parse_size(arguments.max_shard_size)
     source, output = Path(arguments.source), Path(arguments.output)
+    shard_bytes = parse_size(arguments.max_shard_size)
+    _check_layout(arguments)
     if not source.is_dir():
         raise ValueError(f"--from {source}: no such folder")
     if source.resolve() == output.resolve():
@@ -67,7 +100,16 @@ def run(arguments: argparse.Namespace) -> int:
     lock = output / RUN_LOCK if arguments.to == "native" else output.with_name(f".{output.name}.lock")
     with held(lock, folder=output, work="vita convert", advice="choose another --output, or wait"):
         _check_output(output, arguments.to)  # again: another process may have been faster
-        return _convert(source, output, arguments, dtype, shard_bytes)
+        return _convert(source, output, arguments, shard_bytes)
+
+
+def _check_layout(arguments: argparse.Namespace) -> None:
+    for name in ("tp", "pp"):
+        size = getattr(arguments, name)
+        if size and arguments.to in ("hf", "native"):
+            raise ValueError(f"--{name} {size}: a {arguments.to} output has no layout, it loads under any; leave --{name} out")
+        if size < 0:
+            raise ValueError(f"--{name} is {size}; expected at least 1")
 
 
 def _check_output(output: Path, to: str) -> None:
@@ -75,36 +117,107 @@ def _check_output(output: Path, to: str) -> None:
         from mindspeed_vita.checkpoint.hf.export import check_output
 
         check_output(output)
-    elif output.exists() and (not output.is_dir() or any(path.name != RUN_LOCK for path in output.iterdir())):
+        return
+    held_names = [path.name for path in output.iterdir()] if output.is_dir() else []
+    # what a stopped conversion to native left there is taken up
+    if (output.exists() and not output.is_dir()) or any(name not in (RUN_LOCK, ".writing-step_0000000") for name in held_names):
         raise ValueError(f"{output} is not empty; choose another --output")
 
 
-def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: Optional[Any], shard_bytes: int) -> int:
+def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_bytes: int) -> int:
     from dataclasses import replace
 
+    import torch
+
+    from mindspeed_vita.checkpoint.conversion import Conversion
+    from mindspeed_vita.checkpoint.source import open_source
+    from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.config import stretched
 
     if arguments.to != "hf" and arguments.frame_pooling is not None:
-        raise ValueError("--frame-pooling is a setting of an export's processor; leave it out with --to native")
-    weights, recipe = _read(source, arguments, dtype)
-    if arguments.rope_scaling is not None:
-        recipe = replace(recipe, model=stretched(recipe.model, arguments.rope_scaling))
-    if arguments.to == "hf":
-        from mindspeed_vita.checkpoint.hf.export import export_hf
-        from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
-        from mindspeed_vita.data.templates import get_template
-        from mindspeed_vita.data.tokenizer import load_tokenizer
+        raise ValueError(f"--frame-pooling is a setting of an export's processor; leave it out with --to {arguments.to}")
 
-        tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-        pooling = arguments.frame_pooling if arguments.frame_pooling is not None else read_frame_pooling(source)
-        options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": shard_bytes, "frame_pooling": pooling}
-        done = export_hf(weights, recipe, output, tokenizer=tokenizer, **options)
-        size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
-        print(f"{output}: {size}, read back with max_diff {done.max_diff}")
-    else:
-        folder = _write_native(output, weights, recipe, dtype)
-        print(f"{folder}: {len(weights)} tensors; start from it with checkpoint.init_from={output}")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
+    opened = open_source(source, source_options(arguments))
+    if arguments.rope_scaling is not None:
+        recipe = replace(opened.recipe, model=stretched(opened.recipe.model, arguments.rope_scaling))
+        opened = replace(opened, recipe=recipe)
+    if opened.initialised:
+        print(f"new, with initial values: {', '.join(opened.initialised)}")
+    if opened.format == "hf" and arguments.to != "hf":  # an export looks itself
+        _check_vocabulary(opened)
+    with bytes_bar(f"{source} to {arguments.to}") as start:
+        settings = {"to": arguments.to, "dtype": str(dtype), "tp": arguments.tp, "pp": arguments.pp, "tile_size": arguments.tile_size,
+                    "new": arguments.new_projector}
+        conversion = Conversion(origin=opened.origin(**settings), must_go_on=arguments.resume, start=start, before_publishing=opened.wait)
+        written = {"hf": _write_hf, "native": _write_native}.get(arguments.to, _write_megatron)(
+            opened, output, arguments, dtype, shard_bytes, conversion
+        )
+    print(written)
     return 0
+
+
+def _check_vocabulary(opened: Source) -> None:
+    """Refuses a table that is too small for its tokenizer with the vision tokens: a run would refuse it, but only when it starts."""
+    from mindspeed_vita.data.templates import get_template
+    from mindspeed_vita.data.tokenizer import load_tokenizer
+
+    data, rows = opened.recipe.data, opened.recipe.model.language.vocab_size
+    if not any((Path(data.tokenizer) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return
+    entries = len(load_tokenizer(data.tokenizer, get_template(data.template)))
+    if entries > rows:
+        raise ValueError(
+            f"the tokenizer in {data.tokenizer} has {entries} entries with the vision tokens, the embedding table {rows} rows; name "
+            f"another one with --tokenizer, or give the model {entries} rows (transformers' resize_token_embeddings) and save it again"
+        )
+
+
+def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion) -> str:
+    from mindspeed_vita.checkpoint.hf.export import export_hf
+    from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
+    from mindspeed_vita.data.templates import get_template
+    from mindspeed_vita.data.tokenizer import load_tokenizer
+
+    recipe, pooling = opened.recipe, arguments.frame_pooling
+    done = export_hf(
+        opened.weights,
+        recipe,
+        output,
+        tokenizer=load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template)),
+        dtype=dtype,
+        max_shard_bytes=shard_bytes,
+        frame_pooling=pooling if pooling is not None else read_frame_pooling(Path(arguments.source)),
+        conversion=conversion,
+    )
+    return f"{output}: {done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
+
+
+def _write_native(opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion) -> str:
+    from dataclasses import replace
+
+    import torch
+
+    from mindspeed_vita.checkpoint.native import checkpoint as native
+    from mindspeed_vita.files.tensors import cast
+
+    tensors = cast(opened.weights, dtype)
+    stored = tensors.specs()["language.embedding.word_embeddings.weight"].dtype
+    precision: Precision = "fp32" if stored is torch.float32 else "bf16"
+    recipe = replace(opened.recipe, train=replace(opened.recipe.train, precision=precision))
+    folder = native.save_full_weights(output, tensors, recipe, max_file_bytes=shard_bytes, conversion=conversion)
+    return f"{folder}: {len(tensors)} tensors; start from it with checkpoint.init_from={output}"
+
+
+def _write_megatron(
+    opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion
+) -> str:
+    from mindspeed_vita.checkpoint.megatron.write import write_megatron
+
+    tp, pp = arguments.tp or 1, arguments.pp or 1
+    fused = arguments.to == "megatron"
+    files = write_megatron(opened.weights, opened.recipe, output, tp=tp, pp=pp, fused_norms=fused, dtype=dtype, conversion=conversion)
+    return f"{output}: {len(opened.weights)} tensors in {files} files for tp={tp} pp={pp}; start from it with checkpoint.init_from={output}"
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:
@@ -121,71 +234,3 @@ def parse_size(text: str, option: str = "--max-shard-size") -> int:
     if match is None or not float(match.group(1)):
         raise ValueError(f"{option} is {text!r}; expected something like 5GB or 200MB")
     return max(1, int(float(match.group(1)) * _UNITS[match.group(2)]))
-
-
-def _read(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> tuple[Mapping[str, Any], Any]:
-    from mindspeed_vita.checkpoint.mindspeed_files import is_mindspeed
-
-    if is_mindspeed(source):
-        return _read_mindspeed(source, arguments)
-    if arguments.recipe:
-        raise ValueError(f"{source} says its sizes itself; leave --recipe out")
-    return _read_hf(source, arguments, dtype) if (source / "config.json").is_file() else _read_native(source, arguments)
-
-
-def _read_mindspeed(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:
-    from dataclasses import replace
-
-    from mindspeed_vita.checkpoint.mapping.families import family_rules
-    from mindspeed_vita.checkpoint.mapping.rules import check_names
-    from mindspeed_vita.checkpoint.mindspeed_files import read_full_weights, saved_recipe
-    from mindspeed_vita.config import load_recipe, recipe_from_dict
-
-    content = saved_recipe(source)
-    if content is None and not arguments.recipe:
-        raise ValueError(f"{source} does not say its sizes; add --recipe with a recipe of the same architecture")
-    recipe = load_recipe(arguments.recipe) if arguments.recipe else recipe_from_dict(content or {}, where=str(source))
-    weights = read_full_weights(source)
-    check_names(weights, (rule.native for rule in family_rules("long_vita", recipe.model)), side="MindSpeed-LLM")
-    return weights, replace(recipe, data=replace(recipe.data, tokenizer=str(arguments.tokenizer or recipe.data.tokenizer)))
-
-
-def _read_native(source: Path, arguments: argparse.Namespace) -> tuple[Mapping[str, Any], Any]:
-    from dataclasses import replace
-
-    from mindspeed_vita.checkpoint.native import checkpoint as native
-    from mindspeed_vita.config import recipe_from_dict
-
-    if arguments.vision:
-        raise ValueError(f"{source} is a native checkpoint and holds its tower; leave --vision out")
-    weights, content = native.read_full_weights(source)
-    recipe = recipe_from_dict(content, where=str(source))
-    tokenizer = arguments.tokenizer or recipe.data.tokenizer
-    return weights, replace(recipe, data=replace(recipe.data, tokenizer=str(tokenizer)))
-
-
-def _read_hf(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> tuple[Mapping[str, Any], Any]:
-    from dataclasses import replace
-
-    from mindspeed_vita.checkpoint.hf.load import import_hf
-    from mindspeed_vita.config import Recipe
-
-    found = import_hf(source, vision=arguments.vision, dtype=dtype, tile_size=arguments.tile_size)
-    if found.initialised:
-        print(f"new, with initial values: {', '.join(found.initialised)}")
-    tokenizer = arguments.tokenizer or str(source.resolve())
-    plugins = tuple(arguments.plugin)
-    return found.weights, Recipe(name=source.name, plugins=plugins, model=found.model, data=replace(found.data, tokenizer=str(tokenizer)))
-
-
-def _write_native(output: Path, weights: Mapping[str, Any], recipe: Any, dtype: Optional[Any]) -> Path:
-    from dataclasses import replace
-
-    import torch
-
-    from mindspeed_vita.checkpoint.native import checkpoint as native
-
-    tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in weights.items()}
-    stored = tensors["language.embedding.word_embeddings.weight"].dtype
-    precision: Precision = "fp32" if stored is torch.float32 else "bf16"
-    return native.save_full_weights(output, tensors, replace(recipe, train=replace(recipe.train, precision=precision)))

@@ -112,10 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _index(recipe: Recipe, arguments: argparse.Namespace) -> int:
-    from mindspeed_vita.data.atomic import written_below
     from mindspeed_vita.data.prepare import index_folder, index_mixture
     from mindspeed_vita.data.templates import get_template
     from mindspeed_vita.data.tokenizer import load_tokenizer
+    from mindspeed_vita.files.writing import written_below
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))

@@ -13,7 +13,6 @@ import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
-from mindspeed_vita.data.atomic import written_below
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.data.indexing import OnProgress
@@ -28,6 +27,7 @@ from mindspeed_vita.data.rows import RowReader
 from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate, get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
+from mindspeed_vita.files.writing import written_below
 from mindspeed_vita.hf.token_layout import VisionTokenIds
 
 _OPEN_PLANS = 3

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.measure import Measured
 from mindspeed_vita.data.media.video import VideoHeader
+from mindspeed_vita.files.digest import feed
+from mindspeed_vita.files.publish import whole_file
 
 FORMAT = 1
 """Raised when files written before can no longer be read, or measure differently."""
@@ -114,14 +115,13 @@ def write_index(
 ) -> IndexHead:
     """Writes the index of one file; it appears only when it is whole. The stamp is asked for after the last batch."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
     digests: dict[str, Any] = {}
     num_rows, num_skipped = 0, 0
-    try:
+    with whole_file(target) as temporary, open(temporary, "wb") as file:
         groups = _grouped(batches)
         first = next(groups, None)
         codec = "zstd" if first is not None and len(first) >= _SMALL else "none"
-        with open(temporary, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression=codec) as writer:
+        with pq.ParquetWriter(file, SCHEMA, compression=codec) as writer:
             for table in chain(() if first is None else (first,), groups):
                 writer.write_table(table, row_group_size=len(table))
                 num_rows += len(table)
@@ -143,9 +143,6 @@ def write_index(
                 digest=hashlib.sha256("".join(digests[name].hexdigest() for name in sorted(digests)).encode()).hexdigest(),
             )
             writer.add_key_value_metadata({_META: json.dumps({"format": FORMAT, **asdict(head)}).encode()})
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return head
 
 
@@ -200,11 +197,7 @@ def content_hash() -> Any:
 
 def file_content(path: str) -> str:
     """The hash of a file, read whole."""
-    digest = content_hash()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return str(feed(content_hash(), path).hexdigest())
 
 
 def read_head(path: Path) -> IndexHead | None:

@@ -17,12 +17,12 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.crew import Crew
 from mindspeed_vita.data.formats import PartReader
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.row_batches import chunks, measure_chunk
 from mindspeed_vita.data.rows import Row, as_json
+from mindspeed_vita.files.publish import temporary_beside
 
 _PART_BYTES = 64 << 20
 """Bytes that a process is given at a time, at most, where row groups allow it."""

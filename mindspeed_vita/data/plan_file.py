@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.columns import map_array
 from mindspeed_vita.data.packing import Packing
+from mindspeed_vita.files.publish import whole_folder
 
 _TYPES = {"draws": "<u4", "pack_cu": "<i8", "tokens": "<i4", "tiles": "<i4", "squares": "<f8"}
 _META = "plan.json"
@@ -54,18 +53,14 @@ def measure_packs(packs: Packing, lengths: np.ndarray, tiles: np.ndarray) -> Epo
 def write_plan(folder: Path, plan: EpochPlan) -> None:
     """Writes one epoch; it appears only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
     arrays = {"draws": plan.packs.draws, "pack_cu": plan.packs.pack_cu, "tokens": plan.tokens, "tiles": plan.tiles, "squares": plan.squares}
-    try:
+    with whole_folder(folder, known_by=_META) as temporary:
         temporary.mkdir()
         for name, values in arrays.items():
             with open(temporary / name, "wb") as file:
                 for first in range(0, len(values), _BLOCK):
                     file.write(values[first : first + _BLOCK].astype(_TYPES[name]).tobytes())
         (temporary / _META).write_text(json.dumps({name: [len(values)] for name, values in arrays.items()}))
-        publish_folder(temporary, folder, _META)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_plan(folder: Path) -> EpochPlan | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
-from mindspeed_vita.data.atomic import publish_folder, temporary_beside
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
 from mindspeed_vita.data.crew import Crew, IndexSettings
@@ -30,6 +28,7 @@ from mindspeed_vita.data.packing import plan_grouped_packs, plan_packs
 from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, write_plan
 from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
+from mindspeed_vita.files.publish import whole_folder
 from mindspeed_vita.hf.tiling import background
 
 _FORMAT = 2
@@ -215,10 +214,9 @@ def _write(
 ) -> None:
     share = data.seq_length // data.group
     settings = FitSettings(seq_length=share, max_images=data.max_images, limits=limits, group=data.group)
-    temporary = temporary_beside(folder)
     files: list[dict[str, Any]] = []
     skipped: list[SkippedSample] = []
-    try:
+    with whole_folder(folder, known_by=_META) as temporary:
         with ColumnWriter(temporary) as writer:
             fitter = Fitter(writer, settings)
             for source_id, (spec, indexes) in enumerate(indexed):
@@ -235,9 +233,6 @@ def _write(
                     raise ValueError(_why_empty(data, spec.name, [head for _, head in indexes], here))
                 _check_budget(data, spec.name, num_rows, here)
         _describe(temporary, fingerprint, [spec.name for spec, _ in indexed], files, skipped)
-        publish_folder(temporary, folder, _META)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _drawn_rows(spec: SourceSpec, place: int, head: IndexHead, data: DataConfig) -> np.ndarray:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mindspeed_vita.data.atomic import temporary_beside
 from mindspeed_vita.data.formats import Adapter
 from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.sample import Sample, parse_sample
+from mindspeed_vita.files.publish import whole_file
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -137,13 +136,8 @@ def _bounded_lines(lines: Any, path: str) -> Iterator[bytes]:
 
 def _write_copy(copy: Path, lines: Iterator[bytes]) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(copy)
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(lines)
-        os.replace(temporary, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(copy) as temporary, open(temporary, "wb") as file:
+        file.writelines(lines)
 
 
 def _lines(path: str, source: str, content: Hash | None = None) -> Iterator[Row]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
+
+from mindspeed_vita.files.publish import whole_file
 
 
 def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[str, Any]]:
@@ -45,10 +46,8 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
         kept.append(line)
     content = b"".join(kept)
     if content != whole:
-        temp = path.with_name(path.name + ".tmp")
-        with _advice(path):
-            temp.write_bytes(content)
-            os.replace(temp, path)
+        with _advice(path), whole_file(path) as temporary:
+            temporary.write_bytes(content)
     return ours
 
 

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint import mindspeed_files
 from mindspeed_vita.checkpoint.hf.config import family_of, model_config
 from mindspeed_vita.checkpoint.hf.load import read_config
 from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import NativeView, check_names
+from mindspeed_vita.checkpoint.mapping.rules import NativeView
+from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.source import SourceOptions, open_source
 from mindspeed_vita.choices import Precision
-from mindspeed_vita.config import ParallelConfig, Recipe, load_recipe, recipe_from_dict, stretched
+from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict, stretched
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.session import init_distributed, world_size
@@ -136,7 +137,7 @@ def inference_recipe(recipe: Recipe, tp: int, cp: int) -> Recipe:
 def _find(path: Path, recipe: Optional[str | Path]) -> _Source:
     if not path.is_dir():
         raise ValueError(f"checkpoint {path}: no such folder; expected a native run or step, Hugging Face or MindSpeed-LLM folder")
-    if mindspeed_files.is_mindspeed(path):
+    if is_mindspeed(path):
         return _mindspeed(path, recipe)
     if recipe is not None:
         raise ValueError(f"{path} says its sizes itself; leave the recipe out")
@@ -159,14 +160,9 @@ def _hugging_face(path: Path) -> _Source:
 
 
 def _mindspeed(path: Path, recipe: Optional[str | Path]) -> _Source:
-    content = mindspeed_files.saved_recipe(path)
-    if content is None and recipe is None:
-        raise ValueError(f"{path} does not say its sizes; give a recipe of the same architecture")
-    made = load_recipe(recipe) if recipe is not None else recipe_from_dict(content or {}, where=str(path))
-    weights = mindspeed_files.read_full_weights(path)
-    check_names(weights, (rule.native for rule in family_rules("long_vita", made.model)), side="MindSpeed-LLM")
-    stored = weights["language.embedding.word_embeddings.weight"].dtype
-    return _Source(_with_precision(made, stored), weights, path)
+    opened = open_source(path, SourceOptions(recipe=str(recipe or "")))
+    stored = opened.weights.specs()["language.embedding.word_embeddings.weight"].dtype
+    return _Source(_with_precision(opened.recipe, stored), opened.weights, path)
 
 
 def _with_precision(recipe: Recipe, dtype: torch.dtype) -> Recipe:

@@ -123,7 +123,7 @@ def test_vendor_packages_stay_in_their_places():
     assert not wrong, "\n".join(wrong)
 
 
-def test_hf_and_sharding_import_no_megatron():
+def test_leaves_import_no_megatron():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for area in LEAVES

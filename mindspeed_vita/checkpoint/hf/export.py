@@ -1,13 +1,11 @@
-"""Export to the released Hugging Face layout: weights, configuration, tokenizer, processor and modelling files, verified after writing."""
+"""Export to the released Hugging Face layout: weights, configuration, tokenizer, processor and modelling files."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -15,14 +13,19 @@ from typing import Any, Optional
 import torch
 
 import mindspeed_vita.hf
+from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
 from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, write_processor
-from mindspeed_vita.checkpoint.hf.safetensors_folder import write_shards
 from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, stop_ids, write_json, write_tokenizer
 from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import Rule, check_shapes, convert_to_hf, convert_to_native
+from mindspeed_vita.checkpoint.mapping.rules import check_shapes
+from mindspeed_vita.checkpoint.mapping.streaming import hf_groups
 from mindspeed_vita.config.recipe import Recipe
+from mindspeed_vita.files.publish import publish_folder, restore
+from mindspeed_vita.files.safetensors_folder import plan_shards, write_index
+from mindspeed_vita.files.shard_stream import ShardFile, write_stream
+from mindspeed_vita.files.tensors import held
 from mindspeed_vita.hf.chat_template import CHAT_TEMPLATES
 from mindspeed_vita.hf.token_layout import VisionTokenIds
 
@@ -74,9 +77,10 @@ class Verification:
     num_parameters: int
     """Their elements."""
     max_diff: float
-    """Largest difference between a weight read back and the native one in the stored type: 0.0."""
+    """Largest difference between a stored weight and the native one in the stored type: 0.0. The rules only move elements, which
+    hf_groups proves for each of them; the checksums are of the bytes as they were handed to the disk."""
     sha256: dict[str, str]
-    """Checksum per shard."""
+    """Checksum per shard, of what was written."""
 
 
 def export_hf(
@@ -88,8 +92,9 @@ def export_hf(
     dtype: Optional[torch.dtype] = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     frame_pooling: Optional[str] = None,
+    conversion: Conversion = IN_MEMORY,
 ) -> Verification:
-    """Write a folder that transformers loads with trust_remote_code.
+    """Write a folder that transformers loads with trust_remote_code. One tensor group at a time is in memory.
 
     The folder appears whole or not at all; an earlier export at the same place is replaced.
 
@@ -101,33 +106,38 @@ def export_hf(
         dtype: stored type; None keeps that of the embedding table.
         max_shard_bytes: size at which a new shard starts.
         frame_pooling: how the processor pools the frames of videos, see frame_pooling.py; None writes nothing about it.
+        conversion: where the weights come from, for a later try to go on, and who is told how far it is.
 
     Raises:
-        ValueError: the weights do not fit the recipe, frames cannot be pooled so, `output` holds something else, or a weight
-            read back differs.
+        ValueError: the weights do not fit the recipe, frames cannot be pooled so, `output` holds something else, or the disk is too small.
         ExportFailed: the disk is full or not writable.
     """
     output = Path(output).resolve()
+    restore(output, known_by=VERIFICATION)
     check_output(output)
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
+    native = held(weights)
     needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
-    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, needed, side="native")
-    dtype = dtype or weights["language.embedding.word_embeddings.weight"].dtype
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    check_shapes(native.shapes(), needed, side="native")
+    dtype = dtype or native.specs()["language.embedding.word_embeddings.weight"].dtype
+    groups = hf_groups(native, family_rules("long_vita", recipe.model), dtype)
+    files = plan_shards({name: spec for group in groups for name, spec in group.specs.items()}, max_shard_bytes=max_shard_bytes)
+    partial = conversion.folder(output.with_name(f".{output.name}.partial"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        rules = family_rules("long_vita", recipe.model)
-        shards = write_shards(_stored(weights, rules, dtype), partial, max_shard_bytes=max_shard_bytes)
-        write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
-        verification = _verify(partial, weights, rules, dtype, shards)
-        write_json(partial / VERIFICATION, asdict(verification))
-        _publish(partial, output)
+        with conversion.begun(partial, files) as journal:
+            sha256 = write_stream(partial, files, groups, journal, conversion.started(files))
+            conversion.before_publishing()
+            write_index(partial, files)
+            write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
+            verification = _verify(partial, files, dtype, sha256)
+            write_json(partial / VERIFICATION, asdict(verification))
+        publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except OSError as error:
-        raise ExportFailed(f"cannot write {output}: {error}; free space or choose another --output; nothing was exported") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if conversion.origin is None:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise ExportFailed(f"cannot write {output}: {error}; {conversion.advice}; nothing was exported") from error
     return verification
 
 
@@ -174,56 +184,15 @@ def write_side_files(
         shutil.copyfile(code / name, folder / name)
 
 
-def _stored(weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in convert_to_hf(weights, rules):
-        yield name, tensor.to(dtype)
-
-
-def _verify(
-    folder: Path, weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype: torch.dtype, shards: list[Path]
-) -> Verification:
-    """Compare the files with the shapes that config.json calls for, and every tensor, through the inverse rules, with the native one."""
+def _verify(folder: Path, files: Sequence[ShardFile], dtype: torch.dtype, sha256: Mapping[str, str]) -> Verification:
+    """Compares names and shapes in the files with those that the written config.json calls for."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    written = open_weights(folder, "long_vita", model_config(config))
-    num_parameters = 0
-    for name, tensor in convert_to_native(written, rules):
-        expected = weights[name].to(dtype)
-        if not torch.equal(tensor, expected):
-            same = tensor.shape == expected.shape
-            found = f"differs by {(tensor.double() - expected.double()).abs().max():.3g}" if same else f"has shape {tuple(tensor.shape)}"
-            raise ValueError(f"{name} read back from {folder} {found}, expected {tuple(expected.shape)} unchanged; nothing was exported")
-        num_parameters += tensor.numel()
+    written = open_weights(folder, "long_vita", model_config(config)).specs()
     return Verification(
         layout="long_vita",
         dtype=str(dtype).removeprefix("torch."),
         num_tensors=len(written),
-        num_parameters=num_parameters,
+        num_parameters=sum(torch.Size(spec.shape).numel() for spec in written.values()),
         max_diff=0.0,
-        sha256={shard.name: _sha256(shard) for shard in shards},
+        sha256={file.name: sha256[file.name] for file in files},
     )
-
-
-def _publish(partial: Path, output: Path) -> None:
-    """Rename into place; an earlier export steps aside first, comes back if that fails, and is removed last."""
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    replaces = output.exists()
-    if replaces:
-        output.rename(old)
-    try:
-        partial.rename(output)
-    except OSError:
-        if replaces:
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
+from mindspeed_vita.checkpoint.hf.internvl import is_internvl, read_internvl
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
+from mindspeed_vita.checkpoint.mapping.streaming import native_from_hf
 from mindspeed_vita.config import language_traits, projector_traits, tower_traits
 from mindspeed_vita.config.languages import family_of_hf
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig, ProjectorConfig
+from mindspeed_vita.files.tensors import Tensors, cast, held, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class ImportedModel:
 
     model: ModelConfig
     """Sizes."""
-    weights: Mapping[str, torch.Tensor]
-    """Full tensors."""
+    weights: Tensors
+    """Full tensors, each read when it is asked for."""
     data: DataConfig
     """How the folder's processor cuts pictures and videos; the released settings where it has no processor."""
     initialised: tuple[str, ...] = ()
@@ -42,21 +44,30 @@ def import_hf(
     dtype: Optional[torch.dtype] = None,
     seed: int = 1234,
     tile_size: int = 0,
+    new_projector: bool = False,
 ) -> ImportedModel:
     """Read a Hugging Face folder.
 
     Args:
-        folder: a Long-VITA folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
+        folder: a Long-VITA or InternVL folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
         vision: with a decoder: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
         dtype: type of the result; None keeps what is stored.
         seed: of the projector's initial weights.
         tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
+
+        new_projector: with an InternVL folder: start a new projector instead of taking the one there.
 
     Raises:
         ValueError: another architecture, or names or shapes that do not fit it.
     """
     folder = Path(folder)
     config = read_config(folder)
+    if new_projector and not is_internvl(config):
+        raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
+    if is_internvl(config):
+        if vision is not None:
+            raise ValueError(f"{folder} is a whole InternVL; leave --vision out")
+        return _internvl(folder, config, dtype, seed, new_projector)
     if family_of(config) is not None:
         if vision is not None:
             raise ValueError(f"{folder} is a whole Long-VITA; leave --vision out")
@@ -69,6 +80,15 @@ def import_hf(
     if vision is None:
         raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
     return _join(folder, config, Path(vision), dtype, seed, tile_size)
+
+
+def _internvl(folder: Path, config: Mapping[str, Any], dtype: Optional[torch.dtype], seed: int, new_projector: bool) -> ImportedModel:
+    model, weights = read_internvl(folder, config, new_projector=new_projector)
+    weights, new = cast(weights, dtype), {}
+    if new_projector:
+        new = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
+    data = DataConfig(template=language_traits(model.language.family).template)
+    return ImportedModel(model=model, weights=joined(weights, new), data=data, initialised=tuple(new))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -109,22 +129,21 @@ def resize_positions(positions_PH: torch.Tensor, grid: int, *, has_class: bool) 
     return torch.cat([extra_EH, resized.to(positions_PH.dtype)])
 
 
-def _join(
-    folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int, tile_size: int
-) -> ImportedModel:
+def _join(folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional[torch.dtype], seed: int, tile_size: int) -> ImportedModel:
     tower_config = read_config(vision)
     tower = vision_config(tower_config)
     model = ModelConfig(vision=tower, projector=ProjectorConfig(hidden_size=tower.hidden_size), language=language_config(config))
     family = _FAMILIES.get(tower_config.get("model_type", ""), "intern_vit")
-    weights = _read(folder, model.language.family, model, dtype)
-    weights |= _read(vision, family, model, dtype)
+    weights = joined(_read(folder, model.language.family, model, dtype), _read(vision, family, model, dtype))
     if tile_size:
         model = replace(model, vision=replace(tower, tile_size=tile_size))
         name = "vision.position_embeddings.weight"
-        weights[name] = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
+        positions = resize_positions(weights[name], model.vision.grid, has_class=tower_traits(tower.tower).class_token)
+        weights = joined(weights, held({name: positions}))
     template = language_traits(model.language.family).template
-    projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
-    return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(template=template), initialised=tuple(projector))
+    projector = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
+    data, new = DataConfig(template=template), tuple(projector)
+    return ImportedModel(model=model, weights=joined(weights, projector), data=data, initialised=new)
 
 
 def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -147,6 +166,5 @@ def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict
     return weights
 
 
-def _read(folder: Path, family: str, model: ModelConfig, dtype: Optional[torch.dtype]) -> dict[str, torch.Tensor]:
-    converted = convert_to_native(open_weights(folder, family, model), family_rules(family, model))
-    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in converted}
+def _read(folder: Path, family: str, model: ModelConfig, dtype: Optional[torch.dtype]) -> Tensors:
+    return cast(native_from_hf(open_weights(folder, family, model), family_rules(family, model)), dtype)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mindspeed_vita.checkpoint.native.atomic import write_bytes
 from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.languages import RELEASED
 from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.files.writing import write_bytes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")

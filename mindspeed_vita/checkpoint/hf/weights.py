@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from mindspeed_vita.checkpoint.hf.config import hf_config
-from mindspeed_vita.checkpoint.hf.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.checkpoint.mapping.vision_families import LEFT_OUT, TOWER_PREFIX
 from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.recipe import ModelConfig
+from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
+from mindspeed_vita.files.tensors import same
 
 STRAY_NAMES = ("unused", "model.unused")
 """Parameters of some released checkpoints that no module uses."""
@@ -35,7 +36,7 @@ def open_weights(folder: Path, family: str, model: ModelConfig) -> SafetensorsFo
         stored = SafetensorsFolder(folder, ignore=[name for name in stored if name.startswith(LEFT_OUT[family])], prefix=TOWER_PREFIX)
     if "lm_head.weight" in stored and model.language.tie_embeddings and "model.embed_tokens.weight" in stored:
         # Some tied checkpoints store the table twice; a second table that differs is another model.
-        if not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"]):
+        if not same(stored["lm_head.weight"], stored["model.embed_tokens.weight"]):
             raise ValueError(f"{folder} says tie_word_embeddings, but its lm_head.weight differs from embed_tokens.weight: set it false")
         stored = SafetensorsFolder(folder, ignore=(*STRAY_NAMES, "lm_head.weight"))
     try:

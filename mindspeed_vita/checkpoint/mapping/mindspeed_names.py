@@ -22,6 +22,10 @@ _FUSED_NORMS = {  # TransformerEngine keeps a norm inside the linear layer that 
     r"self_attention\.linear_qkv\.layer_norm_(weight|bias)": r"input_layernorm.\1",
     r"mlp\.linear_fc1\.layer_norm_(weight|bias)": r"pre_mlp_layernorm.\1",
 }
+_INTO_LINEAR = {
+    r"input_layernorm\.(weight|bias)$": r"self_attention.linear_qkv.layer_norm_\1",
+    r"pre_mlp_layernorm\.(weight|bias)$": r"mlp.linear_fc1.layer_norm_\1",
+}
 _STATE = "_extra_state"
 _STRAY = "unused"
 """A parameter of the released weights that multiplies nothing but zero."""
@@ -37,6 +41,14 @@ def to_mindspeed(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
+
+
+def to_megatron(name: str) -> str:
+    """As to_mindspeed, with the names of TransformerEngine's layers: a norm is part of the linear layer that follows it."""
+    if re.search(r"layers\.\d+\.", name):
+        for fused, plain in _INTO_LINEAR.items():
+            name = re.sub(fused, plain, name)
+    return to_mindspeed(name)
 
 
 def native_name(name: str) -> Optional[str]:

@@ -124,7 +124,5 @@ def _layer(
     if traits.layer_scale:
         rules += [Rule(native=ours + a, hf=(theirs + b,)) for a, b in zip(("ls1", "ls2"), scales)]
     if config.qk_norm:
-        rules += [
-            Rule(native=f"{ours}self_attention.{part}_norm.weight", hf=(f"{theirs}{qk}{part}_norm.weight",)) for part in "qk"
-        ]
+        rules += [Rule(native=f"{ours}self_attention.{part}_norm.weight", hf=(f"{theirs}{qk}{part}_norm.weight",)) for part in "qk"]
     return rules

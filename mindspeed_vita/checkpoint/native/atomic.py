@@ -1,23 +1,22 @@
-"""Step folders that are visible only when whole: temporary folder, checksums of every file, fsync, rename.
+"""Step folders: their names, the checksums of every file, and which of them are kept. files/publish.py makes them appear.
 
 Nothing here knows what the files hold. `directory` is the folder of a run, `folder` that of one step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Iterable, Mapping
+
+from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.publish import publish_folder, restore_all
+from mindspeed_vita.files.writing import write_json
 
 CHECKSUMS = "checksums.json"
 _STEP = re.compile(r"step_(\d{7,})")
-_REPLACED = ".replaced-"
-_BLOCK = 1 << 22
 
 
 class DamagedCheckpoint(ValueError):
@@ -54,35 +53,6 @@ def complete_steps(directory: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError that does not say which file it is about, as those of write() on a full disk, gets this path."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> str:
-    """Write a file so that it survives a crash; returns its sha256.
-
-    Raises:
-        OSError: naming the file.
-    """
-    with naming(path), path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> str:
-    """As write_bytes, for a JSON file that people may read."""
-    return write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
 def publish(temp: Path, final: Path, checksums: Mapping[str, str]) -> None:
     """Turn a complete temporary folder into a visible step, by one rename.
 
@@ -92,15 +62,7 @@ def publish(temp: Path, final: Path, checksums: Mapping[str, str]) -> None:
         checksums: relative file name -> sha256, for every file in `temp`.
     """
     write_json(temp / CHECKSUMS, {"sha256": dict(checksums)})
-    for folder in [*(path for path in temp.rglob("*") if path.is_dir()), temp]:
-        _sync_folder(folder)
-    old = final.with_name(_REPLACED + final.name)
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-    os.rename(temp, final)
-    _sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    publish_folder(temp, final, known_by=CHECKSUMS, replace=True)
 
 
 def verify(folder: Path, names: Iterable[str]) -> list[str]:
@@ -119,7 +81,7 @@ def verify(folder: Path, names: Iterable[str]) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif _digest(path) != checksums[name]:
+        elif sha256_of(path) != checksums[name]:
             problems.append(f"{name} does not match its checksum")
     return problems
 
@@ -149,33 +111,14 @@ def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
 def prune(directory: Path, keep: int) -> list[Path]:
     """Remove all but the `keep` newest whole steps (0 keeps all) and what interrupted writes left; returns what went.
 
-    A step whose replacement died between the two renames of `publish` gets its name back first: it is whole.
+    A step whose replacement died between two renames gets its name back first: it is whole.
     """
-    for old in directory.glob(f"{_REPLACED}step_*"):
-        final = directory / old.name.removeprefix(_REPLACED)
-        if not final.exists() and (old / CHECKSUMS).is_file():
-            os.rename(old, final)
+    restore_all(directory, "step_*", known_by=CHECKSUMS)
     gone = complete_steps(directory)[:-keep] if keep > 0 else []
     for folder in gone:
         # the checksum file goes first: a removal that is interrupted leaves no folder that looks whole
         (folder / CHECKSUMS).unlink()
         shutil.rmtree(folder)
-    for rest in (*directory.glob(".writing-step_*"), *directory.glob(f"{_REPLACED}step_*")):
+    for rest in directory.glob(".writing-step_*"):
         shutil.rmtree(rest, ignore_errors=True)
     return gone
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from typing import Any, Optional
 import torch
 
 from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
+from mindspeed_vita.checkpoint.native.full_weights import open_full_weights, read_full_weights, save_full_weights
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed, gather, rank, world
 from mindspeed_vita.checkpoint.native.step_folder import (
     TrainState,
@@ -39,6 +40,7 @@ __all__ = [
     "load_rng",
     "load_state",
     "load_weights",
+    "open_full_weights",
     "read_full_weights",
     "save",
     "save_full_weights",
@@ -111,20 +113,6 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
     return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()
 
 
-def save_full_weights(directory: str | Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, step: int = 0) -> Path:
-    """As `save_weights`, from full tensors by name, in one process and without a model.
-
-    Raises:
-        SaveFailed: as `save`.
-    """
-
-    def write(temp: Path) -> Digests:
-        name = "weights/rank_00000.safetensors"
-        return {name: shards.write(temp / name, (shards.whole(key, data) for key, data in tensors.items()))}
-
-    return StepWriter(Path(directory), step, recipe, write).finish()
-
-
 def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str) -> TrainState:
     """Resume: weights, optimizer and state. Collective.
 
@@ -194,28 +182,14 @@ def load_full_weights(tensors: Mapping[str, torch.Tensor], model: torch.nn.Modul
     _copy_weights(WholeTensors(tensors, source), model, source)
 
 
-def read_full_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Full, unsharded weights by name and the recipe, in one process, without building a model.
-
-    Raises:
-        ValueError: no checkpoint there.
-        atomic.DamagedCheckpoint: a file is missing or differs from its checksum.
-    """
-    folder = find(path)
-    names = [name for name in atomic.recorded(folder) if not name.startswith("optimizer/")]
-    if problems := atomic.verify(folder, names):
-        raise atomic.damaged(folder, problems)
-    reader = shards.Reader(folder / "weights")
-    return {key: reader.tensor(key) for key in sorted(reader.keys())}, saved_recipe(folder)
-
-
 def load_rng(folder: str | Path, layout: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """This rank's random states; empty when the step was saved under another layout, where they mean nothing."""
     folder = Path(folder)
     if load_state(folder).layout != dict(layout):
         return {}
     reader, prefix = shards.Reader(folder), f"{rank()}/"
-    return {key.removeprefix(prefix): reader.tensor(key) for key in reader.keys() if key.startswith(prefix)}
+    # torch's generators want memory of their own, not a part of a mapped file
+    return {key.removeprefix(prefix): reader.tensor(key).clone() for key in reader.keys() if key.startswith(prefix)}
 
 
 def _load_weights(folder: Path, model: torch.nn.Module) -> None:

@@ -6,29 +6,15 @@ forked writers, the same on every core line. A piece is stored under its key, or
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Iterable, Iterator, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.native.atomic import naming
-
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
+from mindspeed_vita.files.tensors import Made, Spec, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,64 +81,24 @@ def write(path: Path, pieces: Iterable[Piece]) -> Optional[str]:
     return write_tensors(path, [(piece.name, piece.data) for piece in held], {"global_shapes": global_shapes})
 
 
-def write_tensors(path: Path, tensors: Sequence[tuple[str, torch.Tensor]], metadata: Mapping[str, str]) -> str:
-    """Write one safetensors file, synced to disk. safetensors' own writer hides what the system said behind an error of its own.
-
-    Args:
-        path: file to create; its folder exists.
-        tensors: names, each once, and contents.
-        metadata: the header's free entries.
-
-    Returns:
-        sha256 of the file.
-
-    Raises:
-        OSError: naming the file.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, data in tensors:
-        start, end = end, end + data.numel() * data.element_size()
-        assert name not in header, name
-        header[name] = {"dtype": _DTYPES[data.dtype], "shape": list(data.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.sha256()
-    with naming(path), path.open("wb") as file:
-        for content in itertools.chain((len(encoded).to_bytes(8, "little"), encoded), (_bytes(data) for _, data in tensors)):
-            digest.update(content)
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _bytes(data: torch.Tensor) -> Any:
-    return memoryview(data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
 class Reader:
     """All shard files of one folder, read by key and block. Headers are read once; data is mapped, not copied whole."""
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
         self.folder = folder
-        self._open: dict[Path, Any] = {}
-        self._pieces: dict[str, list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]]] = {}
+        self._pieces: dict[str, list[tuple[SafetensorsFile, str, tuple[int, ...], tuple[int, ...]]]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._read: set[str] = set()
         for path in sorted(folder.glob("*.safetensors")):
-            header = _header(path)
-            shapes = json.loads(header.pop("__metadata__")["global_shapes"])
+            file = SafetensorsFile(path)
+            shapes = json.loads(file.metadata["global_shapes"])
             self._shapes.update({key: tuple(shape) for key, shape in shapes.items()})
-            for name, entry in header.items():
+            for name, entry in file.entries.items():
                 key, _, offset = name.rpartition("@")
-                key, at = (key, tuple(map(int, offset.split(",")))) if key else (name, (0,) * len(entry["shape"]))
-                self._dtypes[key] = _TORCH_DTYPES[entry["dtype"]]
-                self._pieces.setdefault(key, []).append((path, name, at, tuple(entry["shape"])))
-            self._open[path] = safe_open(path, framework="pt")
+                key, at = (key, tuple(map(int, offset.split(",")))) if key else (name, (0,) * len(entry.shape))
+                self._dtypes[key] = entry.dtype
+                self._pieces.setdefault(key, []).append((file, name, at, entry.shape))
 
     def keys(self) -> set[str]:
         """Keys of the global tensors held."""
@@ -167,9 +113,16 @@ class Reader:
         return self._shapes[key]
 
     def tensor(self, key: str) -> torch.Tensor:
-        """A whole tensor, in its stored dtype."""
-        shape = self._shapes[key]
+        """A whole tensor, in its stored dtype. Where one file holds it, it is a view of the mapped file; do not write to it."""
+        shape, pieces = self._shapes[key], self._pieces[key]
+        if len(pieces) == 1 and pieces[0][3] == shape:
+            self._read.add(key)
+            return pieces[0][0].tensor(pieces[0][1])
         return self.block(key, (0,) * len(shape), shape, self._dtypes[key])
+
+    def whole(self) -> Tensors:
+        """All tensors by key, sorted, each read when it is asked for."""
+        return Made({key: Spec(self._dtypes[key], self._shapes[key]) for key in sorted(self._shapes)}, self.tensor)
 
     def block(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A block of a tensor on the CPU, whatever pieces it was stored in.
@@ -180,16 +133,13 @@ class Reader:
         self._read.add(key)
         result = torch.empty(shape, dtype=dtype)
         filled = 0
-        for path, name, at, size in self._pieces[key]:
+        for file, name, at, size in self._pieces[key]:
             low = [max(a, b) for a, b in zip(at, offset)]
             high = [min(a + n, b + m) for a, n, b, m in zip(at, size, offset, shape)]
             if any(a >= b for a, b in zip(low, high)):
                 continue
-            source = self._open[path].get_slice(name)[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, at))] if at else None
-            if source is None:  # a scalar has no slice
-                source = self._open[path].get_tensor(name)
             target = result[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset))]
-            target.copy_(source)
+            target.copy_(file.tensor(name)[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, at))])
             filled += target.numel()
         if filled != result.numel():
             raise ValueError(f"{self.folder}: {key} holds {filled} of {result.numel()} elements at {offset}; the checkpoint is not whole")
@@ -225,9 +175,3 @@ def read(reader: Reader, sharded: dict[str, Any]) -> dict[str, torch.Tensor]:
     wanted, _, factories = load_preprocess(sharded)
     dict_list_map_inplace(load, wanted)
     return apply_factory_merges(wanted, factories)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length))

@@ -63,15 +63,19 @@ def load_state(folder: Path) -> TrainState:
 
     Raises:
         ValueError: the folder holds weights only.
+        DamagedCheckpoint: the state cannot be read.
     """
     path = folder / "state.json"
     if not path.is_file():
         raise ValueError(
             f"{folder} holds weights only, so it cannot be resumed; name it as checkpoint.init_from of a run in another folder"
         )
-    content = json.loads(path.read_text())
     known = {field.name for field in fields(TrainState)}
-    return TrainState(**{**{k: v for k, v in content.items() if k in known}, "failed_samples": tuple(content["failed_samples"])})
+    try:
+        content = json.loads(path.read_text())
+        return TrainState(**{**{k: v for k, v in content.items() if k in known}, "failed_samples": tuple(content["failed_samples"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise atomic.damaged(folder, [f"state.json cannot be read ({error!r})"]) from error
 
 
 def saved_recipe(folder: Path) -> dict[str, Any]:
@@ -90,12 +94,19 @@ def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = Fals
     Raises:
         ValueError: naming every key that differs, with both values.
     """
-    saved = _flat(asdict(model_config_from_dict(saved_recipe(folder)["model"])))
-    wanted = _flat(asdict(config))
-    keys = sorted(key for key in wanted if saved.get(key) != wanted[key] and (resume or not key.startswith(_POSITIONS)))
-    differing = [f"model.{key}: {saved.get(key)} there, {wanted[key]} here" for key in keys]
+    saved = model_config_from_dict(saved_recipe(folder)["model"])
+    found = differing_keys(saved, config)
+    differing = [
+        f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if resume or not key.startswith(_POSITIONS)
+    ]
     if differing:
         raise ValueError(f"checkpoint {folder} is of another architecture ({'; '.join(differing)}); use the recipe it was trained with")
+
+
+def differing_keys(left: ModelConfig, right: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The keys of the model section in which two architectures differ, with both values."""
+    first, second = _flat(asdict(left)), _flat(asdict(right))
+    return {key: (first.get(key), second.get(key)) for key in sorted({*first, *second}) if first.get(key) != second.get(key)}
 
 
 def check_training(folder: Path, recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ import torch
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import gather, rank, together
 from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.files.writing import write_json
 
 Digests = dict[str, Optional[str]]
 """sha256 of each file that a rank wrote, by path inside the step folder; None where there was nothing to write."""
@@ -97,9 +98,9 @@ class StepWriter:
 
     def _publish(self, sums: list[Digests], states: list[dict[str, torch.Tensor]]) -> None:
         merged = {name: digest for part in sums for name, digest in part.items() if digest is not None}
-        merged["recipe.json"] = atomic.write_json(self.temp / "recipe.json", recipe_to_dict(self.recipe))
+        merged["recipe.json"] = write_json(self.temp / "recipe.json", recipe_to_dict(self.recipe))
         if self.state is not None:
-            merged["state.json"] = atomic.write_json(self.temp / "state.json", self.state)
+            merged["state.json"] = write_json(self.temp / "state.json", self.state)
         random = [shards.whole(f"{rank}/{name}", data) for rank, part in enumerate(states) for name, data in part.items()]
         digest = shards.write(self.temp / "rng.safetensors", random)
         atomic.publish(self.temp, self.final, merged if digest is None else {**merged, "rng.safetensors": digest})

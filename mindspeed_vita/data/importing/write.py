@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mindspeed_vita.data.importing.fields import Columns, Questions
 from mindspeed_vita.data.importing.read import Read, open_source
 from mindspeed_vita.data.sample import parse_sample
 from mindspeed_vita.data.schema import plain_row
+from mindspeed_vita.files.publish import whole_file
 
 ROWS, MIXTURE = "data.jsonl", "mixture.yaml"
 
@@ -109,6 +109,5 @@ def _check(read: Read, root: str) -> Union[dict[str, Any], list[str]]:
 
 def _write(path: Path, text: str) -> None:
     """All of a file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -16,10 +16,10 @@ def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state
         random_state: the run loads the states of the random generators.
         step: to load; None takes the latest.
     """
-    from mindspeed_vita.checkpoint import mindspeed_files  # brings torch, which looking at flags alone does not need
+    from mindspeed_vita.checkpoint.megatron import rank_files  # brings torch, which looking at flags alone does not need
 
     try:
-        saved = mindspeed_files.saved_layout(folder, step)
+        saved = rank_files.saved_layout(folder, step)
     except ValueError as error:
         return [str(error)]
     problems = []

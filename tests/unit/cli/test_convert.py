@@ -141,7 +141,7 @@ def test_mistakes_end_in_one_line(
 def test_an_output_in_the_way_is_refused_before_weights_are_read(
     run: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(native, "read_full_weights", lambda path: pytest.fail("weights were read"))
+    monkeypatch.setattr(native, "open_full_weights", lambda path: pytest.fail("weights were read"))
     (tmp_path / "notes.txt").write_text("mine")
     for output in (tmp_path, tmp_path / "notes.txt"):
         assert main(["convert", "--from", str(run / "run"), "--to", to, "--output", str(output)]) == 2
@@ -152,7 +152,7 @@ def test_an_output_in_the_way_is_refused_before_weights_are_read(
 def test_an_output_that_another_process_writes_is_refused(
     run: Path, tmp_path: Path, to: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(native, "read_full_weights", lambda path: pytest.fail("weights were read"))
+    monkeypatch.setattr(native, "open_full_weights", lambda path: pytest.fail("weights were read"))
     with held(tmp_path / name, folder=tmp_path / "new", work="vita convert", advice="wait"):
         assert main(["convert", "--from", str(run / "run"), "--to", to, "--output", str(tmp_path / "new")]) == 2
         assert f"new is in use by vita convert, process {os.getpid()} on host" in capsys.readouterr().err

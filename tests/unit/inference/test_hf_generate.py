@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_vita.checkpoint.hf.export import export_hf
 from mindspeed_vita.checkpoint.hf.load import import_hf
-from mindspeed_vita.checkpoint.hf.safetensors_folder import SINGLE
+from mindspeed_vita.files.safetensors_folder import SINGLE
 from mindspeed_vita.inference.hf_generate import load_hf, load_processor
 from mindspeed_vita.inference.request import ask
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from mindspeed_vita.checkpoint.hf.export import export_hf
-from mindspeed_vita.checkpoint.hf.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
 from mindspeed_vita.checkpoint.mapping.rules import NativeView
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine import session as processes
+from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.inference import loading, tile_feed
 from mindspeed_vita.inference.answer import answer_all, generate
 from mindspeed_vita.inference.loading import load_model

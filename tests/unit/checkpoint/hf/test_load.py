@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config, vision_config
 from mindspeed_vita.checkpoint.hf.load import ImportedModel, import_hf
-from mindspeed_vita.checkpoint.hf.safetensors_folder import INDEX, SafetensorsFolder
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import convert_to_hf
 from mindspeed_vita.config import ModelConfig, RopeScalingConfig
+from mindspeed_vita.files.safetensors_folder import INDEX, SafetensorsFolder
 from tests.tiny_checkpoint import TINY, random_weights
 
 RELEASED = {

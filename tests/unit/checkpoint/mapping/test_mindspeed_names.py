@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import mindspeed_files
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import from_mindspeed, native_name, to_mindspeed
+from mindspeed_vita.checkpoint.megatron import rank_files
+from mindspeed_vita.checkpoint.megatron.layout import join
 from mindspeed_vita.config import recipe_from_dict
 
 RELEASED = {
@@ -142,8 +143,8 @@ def test_files_of_many_ranks_become_whole_weights(tmp_path: Path, tensor: int, s
     whole["language.output_layer.weight"] = torch.randn(8, 4, generator=generator)
     whole["vision.layers.0.mlp.linear_fc1.weight"] = torch.randn(4, 4, generator=generator)
     save_ranks(tmp_path, whole, tensor, stages)
-    assert mindspeed_files.is_mindspeed(tmp_path)
-    found = mindspeed_files.read_full_weights(tmp_path)
+    assert rank_files.is_mindspeed(tmp_path)
+    found = rank_files.read_full_weights(tmp_path)
     assert set(found) == set(whole)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
@@ -152,18 +153,18 @@ def test_a_missing_rank_is_named(tmp_path: Path):
     save_ranks(tmp_path, {"language.embedding.word_embeddings.weight": torch.ones(4, 2)}, tensor=2, stages=1)
     (tmp_path / "iter_0000007/mp_rank_00").rename(tmp_path / "away")
     with pytest.raises(ValueError, match="tensor-parallel rank 0 of pipeline stage 0 has no file"):
-        mindspeed_files.read_full_weights(tmp_path)
+        rank_files.read_full_weights(tmp_path)
     with pytest.raises(ValueError, match="holds no mp_rank_"):
-        mindspeed_files.read_full_weights(tmp_path / "iter_0000007/mp_rank_01")
+        rank_files.read_full_weights(tmp_path / "iter_0000007/mp_rank_01")
 
 
 def test_ranks_of_different_checkpoints_are_refused():
     with pytest.raises(ValueError, match="should be the same on every tensor-parallel rank"):
-        mindspeed_files.join("language.decoder.final_layernorm.weight", [torch.ones(2), torch.zeros(2)])
+        join("language.decoder.final_layernorm.weight", [torch.ones(2), torch.zeros(2)])
 
 
 def test_a_pickle_runs_nothing(tmp_path: Path):
     with pytest.raises(SystemExit, match="ran"):
         pickle.loads(pickle.dumps(Evil()))
     torch.save({"model": {"output_layer.weight": torch.ones(1)}, "args": Evil()}, tmp_path / "file.pt")
-    assert list(mindspeed_files.read_rank(tmp_path / "file.pt")) == ["output_layer.weight"]
+    assert list(rank_files.read_rank(tmp_path / "file.pt")) == ["output_layer.weight"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.files.writing import write_bytes, write_json
 
 
 def test_a_file_that_does_not_fit_on_the_disk_is_named(tmp_path: Path) -> None:
@@ -16,7 +17,7 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with pytest.raises(OSError, match="File too large: .*state.json") as caught:
-            atomic.write_json(tmp_path / "state.json", {"text": "x" * 200})
+            write_json(tmp_path / "state.json", {"text": "x" * 200})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(tmp_path / "state.json")
@@ -25,7 +26,7 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named(tmp_path: Path) -> None:
 def _publish(directory: Path, step: int, content: bytes) -> Path:
     temp, final = atomic.temporary(directory, step), directory / atomic.step_name(step)
     temp.mkdir()
-    atomic.publish(temp, final, {"data": atomic.write_bytes(temp / "data", content)})
+    atomic.publish(temp, final, {"data": write_bytes(temp / "data", content)})
     return final
 
 

@@ -16,7 +16,7 @@ from tests.unit.integration.mindspeed_llm.command_lines import good_line, parsed
 ROOT = Path(__file__).resolve().parents[4]
 FLAGS = {name: [flag for entry in read_table(path) for flag in entry["flags"]] for name, path in tables().items()}
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-OURS = {"--from", "--to", "--output", "--recipe", "--engine", "--print-megatron-args", "--nproc_per_node"}
+OURS = {"--from", "--to", "--output", "--recipe", "--tp", "--pp", "--engine", "--print-megatron-args", "--nproc_per_node"}
 """Of `vita convert`, `vita train` and torchrun."""
 
 

@@ -1,0 +1,163 @@
+"""Reads the weights of a MindSpeed-LLM or Megatron checkpoint (--ckpt-format torch): files of all ranks become whole native tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from mindspeed_vita.checkpoint.mapping.mindspeed_names import native_name
+from mindspeed_vita.checkpoint.megatron.layout import LAYER, is_cut, join
+from mindspeed_vita.checkpoint.megatron.pickles import read_pickle
+from mindspeed_vita.files.tensors import Made, Spec, Tensors, same
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RANK_FILE = "model_optim_rng.pt"
+_RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
+_TIED = "language.output_layer.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedLayout:
+    """How a checkpoint was cut, and what it holds besides weights."""
+
+    tp: int
+    pp: int
+    has_optimizer: bool
+    """The optimizer's state and its schedule are there."""
+    has_random_state: bool
+
+
+def saved_layout(folder: str | Path, step: Optional[int] = None) -> SavedLayout:
+    """What Megatron's loader depends on, from the names of the files and from the first rank's keys.
+
+    Args:
+        folder: a run's folder, or an iteration's.
+        step: iteration to look at; None takes the latest.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the sizes differ from stage to stage.
+    """
+    ranks = _rank_files(Path(folder) / f"iter_{step:07d}" if step is not None else _iteration(Path(folder)))
+    tp, pp = 1 + max(tensor for tensor, _ in ranks), 1 + max(stage for _, stage in ranks)
+    if len(ranks) != tp * pp:
+        raise ValueError(f"{folder}: {len(ranks)} files of ranks, but tp={tp} pp={pp} by their names; copy all mp_rank folders")
+    keys = read_pickle(ranks[0, 0]).keys()
+    return SavedLayout(tp=tp, pp=pp, has_optimizer="opt_param_scheduler" in keys, has_random_state="rng_state" in keys)
+
+
+def is_mindspeed(folder: Path) -> bool:
+    """Whether a folder holds what MindSpeed-LLM saved: a run's folder, or one of its iterations."""
+    return (folder / TRACKER).is_file() or any(folder.glob(f"mp_rank_*/{RANK_FILE}"))
+
+
+def read_rank(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of one rank's file, by the names in it; mapped, not read whole.
+
+    Raises:
+        ValueError: it is no checkpoint's file.
+    """
+    model = read_pickle(path).get("model")
+    if not isinstance(model, dict):
+        raise ValueError(f"{path} has no weights under the key 'model'; expected what MindSpeed-LLM or Megatron saves")
+    return {str(name): value.detach() for name, value in model.items() if isinstance(value, torch.Tensor)}
+
+
+def read_full_weights(folder: str | Path, *, tied: bool = False) -> Tensors:
+    """Whole tensors under native names, each joined when it is asked for.
+
+    Args:
+        folder: a run's folder (its latest iteration is taken) or an iteration's.
+        tied: the output layer shares the embedding table, of which the last stage then holds a copy.
+
+    Raises:
+        ValueError: there is no such checkpoint, a rank's file is missing, or parts do not fit each other.
+    """
+    ranks = rank_files(folder)
+    tensor_size = 1 + max(tensor for tensor, _ in ranks)
+    held: dict[str, list[torch.Tensor]] = {}
+    first_layer = 0
+    for stage in range(1 + max(stage for _, stage in ranks)):
+        missing = [tensor for tensor in range(tensor_size) if (tensor, stage) not in ranks]
+        if missing:
+            raise ValueError(f"{folder}: tensor-parallel rank {missing[0]} of pipeline stage {stage} has no file; copy all mp_rank folders")
+        parts = [_native(read_rank(ranks[tensor, stage])) for tensor in range(tensor_size)]
+        for tensor, part in enumerate(parts):
+            if part.keys() != parts[0].keys():
+                other = sorted(part.keys() ^ parts[0].keys())[0]
+                raise ValueError(f"{folder}: tensor-parallel ranks 0 and {tensor} of stage {stage} hold different weights ({other})")
+        layers = {int(match[2]) for name in parts[0] if (match := LAYER.fullmatch(name))}
+        for name in parts[0]:
+            held[_renumbered(name, first_layer)] = [part[name] for part in parts]
+        first_layer += len(layers)
+    if tied and _TIED in held:
+        table = held["language.embedding.word_embeddings.weight"]
+        if not all(map(same, held.pop(_TIED), table)):
+            raise ValueError(f"{folder}: the recipe ties the embeddings, but the output layer differs from them; set tie_embeddings: false")
+    return Made({name: _joined_spec(name, parts) for name, parts in held.items()}, lambda name: join(name, held[name]))
+
+
+def _joined_spec(name: str, parts: list[torch.Tensor]) -> Spec:
+    if not is_cut(name):  # compares the parts, which are small or a tower's
+        return Spec.of(join(name, parts))
+    return Spec.of(join(name, [torch.empty_like(part, device="meta") for part in parts]))
+
+
+def saved_recipe(folder: str | Path) -> Optional[dict[str, Any]]:
+    """The recipe that this package wrote with the weights, as nested plain values; None in checkpoints of others.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the recipe in it cannot be read.
+    """
+    ranks = rank_files(folder)
+    state = read_rank(next(iter(ranks.values()))).get("_extra_state")
+    if state is None:
+        return None
+    try:
+        content = json.loads(bytes(state.tolist()).decode("utf-8"))
+        return None if content is None else dict(content).get("recipe")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: the recipe that the weights carry cannot be read ({error!r}); copy the files again") from error
+
+
+def rank_files(folder: str | Path) -> dict[tuple[int, int], Path]:
+    """(tensor-parallel rank, pipeline stage) -> file, of a run's latest iteration or of an iteration's folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return _rank_files(_iteration(Path(folder)))
+
+
+def _iteration(folder: Path) -> Path:
+    tracker = folder / TRACKER
+    if not tracker.is_file():
+        return folder
+    latest = tracker.read_text(encoding="utf-8").strip()
+    return folder / ("release" if latest == "release" else f"iter_{int(latest):07d}")
+
+
+def _rank_files(folder: Path) -> dict[tuple[int, int], Path]:
+    """(tensor-parallel rank, pipeline stage) -> file."""
+    found = {}
+    for path in folder.glob(f"mp_rank_*/{RANK_FILE}"):
+        match = _RANK.fullmatch(path.parent.name)
+        if match is not None:
+            found[int(match[1]), int(match[2] or 0)] = path
+    if not found:
+        raise ValueError(f"{folder} holds no mp_rank_*/model_optim_rng.pt; expected what MindSpeed-LLM saves with --ckpt-format torch")
+    return found
+
+
+def _native(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = ((native_name(name), value) for name, value in weights.items())
+    return {name: value for name, value in named if name is not None and not name.endswith("_extra_state")}
+
+
+def _renumbered(name: str, first_layer: int) -> str:
+    match = LAYER.fullmatch(name)
+    return f"{match[1]}{int(match[2]) + first_layer}{match[3]}" if match else name

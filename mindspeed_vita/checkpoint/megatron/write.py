@@ -1,0 +1,172 @@
+"""Writes whole native tensors as a MindSpeed-LLM or Megatron checkpoint (--ckpt-format torch) of any tensor and pipeline parallel size.
+
+Weights only: the tracker says `release`, so Megatron starts at iteration 0 and looks for no optimizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion
+from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_megatron, to_mindspeed
+from mindspeed_vita.checkpoint.megatron.layout import LAYER, part
+from mindspeed_vita.checkpoint.megatron.rank_files import RANK_FILE, TRACKER
+from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.files.publish import publish_folder
+from mindspeed_vita.files.read_ahead import read_ahead
+from mindspeed_vita.files.shard_stream import Finishing
+from mindspeed_vita.files.tensors import Group, Spec, Tensors, cast, one_by_one
+from mindspeed_vita.files.tensors import held as held_in_memory
+from mindspeed_vita.files.torch_stream import write_torch
+from mindspeed_vita.files.writing import write_bytes
+
+RELEASE = "release"
+_STATE = "_extra_state"
+_TABLE, _OUTPUT = "language.embedding.word_embeddings.weight", "language.output_layer.weight"
+
+
+class WriteFailed(OSError):
+    """A checkpoint could not be written; nothing appears under its name."""
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One rank's file."""
+
+    name: str
+    """Relative to the folder."""
+    groups: tuple[Group, ...]
+    """One for each tensor, under its name in the file."""
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """Types and shapes by name in the file."""
+        return {name: spec for group in self.groups for name, spec in group.specs.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(group.nbytes for group in self.groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where the content is laid out differently."""
+        return hashlib.sha256(repr(sorted(self.specs.items())).encode()).hexdigest()
+
+
+def write_megatron(
+    weights: Tensors,
+    recipe: Recipe,
+    output: Path,
+    *,
+    tp: int,
+    pp: int,
+    fused_norms: bool,
+    dtype: Optional[torch.dtype] = None,
+    conversion: Conversion = IN_MEMORY,
+) -> int:
+    """Writes the files of all ranks; the folder appears whole or not at all.
+
+    Args:
+        weights: whole tensors by native name.
+        recipe: what the weights are of; goes into the files, with tp and pp.
+        output: folder to make.
+        tp: tensor parallel size.
+        pp: pipeline parallel size.
+        fused_norms: names of TransformerEngine's layers (Megatron-LM); otherwise those of plain layers (MindSpeed-LLM).
+        dtype: type to store; None keeps each tensor's.
+        conversion: where the weights come from, and who is told how far it is.
+
+    Returns:
+        Number of files.
+
+    Raises:
+        ValueError: tp or pp does not fit the architecture, or the disk is too small.
+        WriteFailed: the disk is full or not writable.
+    """
+    told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced"))
+    state = torch.frombuffer(bytearray(json.dumps({"recipe": recipe_to_dict(told)}), "utf-8"), dtype=torch.uint8)
+    ranks = plan_ranks(cast(weights, dtype), told, fused_norms=fused_norms, more={_STATE: state})
+    temporary = conversion.folder(output.with_name(f".{output.name}.partial"))
+
+    def around(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        return {"model": dict(tensors), "checkpoint_version": 3.0, "iteration": 0}
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with conversion.begun(temporary, ranks) as journal:
+            report = conversion.start(sum(plan.nbytes for plan in ranks))
+            whole = set(journal.done)
+            report(sum(plan.nbytes for plan in ranks if plan.name in whole))
+            with Finishing(temporary, journal) as finishing:
+                for plan in (plan for plan in ranks if plan.name not in whole):
+                    stream = read_ahead(plan.groups, lambda name: True)
+                    write_torch(temporary / plan.name, around, plan.specs, partial(_take, stream), report)
+                    finishing.add(plan.name, "")
+            conversion.before_publishing()
+            write_bytes(temporary / TRACKER, RELEASE.encode())
+        if output.is_dir():
+            output.rmdir()  # empty, as the command made sure
+        publish_folder(temporary, output, known_by=TRACKER, replace=True)
+    except OSError as error:
+        raise WriteFailed(f"cannot write {output}: {error}; {conversion.advice}; nothing appears there") from error
+    return len(ranks)
+
+
+def _take(stream: Iterator[tuple[str, torch.Tensor]], name: str) -> torch.Tensor:
+    found, tensor = next(stream)
+    assert found == name, (found, name)
+    return tensor
+
+
+def plan_ranks(weights: Tensors, recipe: Recipe, *, fused_norms: bool, more: Mapping[str, torch.Tensor]) -> list[RankPlan]:
+    """What each rank holds, in the order of the files.
+
+    Args:
+        weights: whole tensors by native name.
+        recipe: with the target's tp and pp.
+        fused_norms: as write_megatron.
+        more: tensors that every rank holds, under the names they have there.
+
+    Raises:
+        ValueError: tp or pp does not fit the architecture.
+    """
+    language, tp, pp = recipe.model.language, recipe.parallel.tp, recipe.parallel.pp
+    if language.num_layers % pp:
+        raise ValueError(f"--pp {pp} does not divide {language.num_layers} layers; use a divisor")
+    if language.num_kv_heads % tp:
+        raise ValueError(f"--tp {tp} does not divide {language.num_kv_heads} key/value heads; use a divisor")
+    rename = to_megatron if fused_norms else to_mindspeed
+    per_stage = language.num_layers // pp
+    plans = []
+    for stage in range(pp):
+        held: dict[str, str] = {}
+        for name in weights:
+            match = LAYER.fullmatch(name)
+            if match is not None:
+                if int(match[2]) // per_stage == stage:
+                    held[f"{match[1]}{int(match[2]) % per_stage}{match[3]}"] = name
+            elif stage == (pp - 1 if name.startswith(("language.decoder.final", _OUTPUT)) else 0):
+                held[name] = name
+        if stage == pp - 1 and pp > 1 and language.tie_embeddings:
+            held[_OUTPUT] = _TABLE  # the last stage has a copy of the table
+        for rank in range(tp):
+            folder = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+            groups = tuple(_group(rename(local), weights, name, rank, tp) for local, name in held.items())
+            plans.append(RankPlan(f"{RELEASE}/{folder}/{RANK_FILE}", (*groups, *one_by_one(held_in_memory(more)))))
+    return plans
+
+
+def _group(name: str, weights: Tensors, native: str, rank: int, size: int) -> Group:
+    def make() -> tuple[torch.Tensor, ...]:
+        return (part(native, weights[native], rank, size),)
+
+    return Group({name: Spec.of(part(native, weights.specs()[native].meta(), rank, size))}, make)

@@ -1,0 +1,135 @@
+"""Opens a checkpoint of any format for reading: native, MindSpeed-LLM or Megatron, Hugging Face. Headers are read, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mindspeed_vita
+from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.files.tensors import Tensors
+from mindspeed_vita.files.unfinished import state_of
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a folder may not say itself."""
+
+    recipe: str = ""
+    """Recipe with the sizes, for a MindSpeed-LLM or Megatron checkpoint of another program."""
+    vision: str = ""
+    """Folder of a tower, for a language model without one."""
+    tile_size: int = 0
+    """With a tower of its own: side of a tile in pixels; 0 keeps the tower's."""
+    tokenizer: str = ""
+    """Tokenizer folder, where the source names or holds none."""
+    new_projector: bool = False
+    """Start a new projector although an InternVL source has one."""
+    plugins: tuple[str, ...] = ()
+    """Modules that register further decoders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened checkpoint."""
+
+    format: str
+    """native, mindspeed-llm (Megatron-LM's, too) or hf."""
+    weights: Tensors
+    """Whole tensors by native name."""
+    recipe: Recipe
+    """What they are of."""
+    files: tuple[Path, ...]
+    """Where they lie."""
+    initialised: tuple[str, ...] = ()
+    """Weights that the source lacks and that have initial values."""
+    wait: Callable[[], None] = field(default=_nothing)
+    """Ends when the source's own checksums were compared; raises where a file differs."""
+
+    def origin(self, **settings: Any) -> dict[str, Any]:
+        """All that the written bytes depend on, for a conversion to go on where it was stopped.
+
+        Args:
+            settings: of the conversion.
+        """
+        return {
+            "version": mindspeed_vita.__version__,
+            "files": state_of(self.files),
+            "model": recipe_to_dict(self.recipe)["model"],
+            **settings,
+        }
+
+
+def open_source(folder: Path, options: SourceOptions) -> Source:
+    """Finds out what a folder holds, and opens it.
+
+    Raises:
+        ValueError: no checkpoint there, one that does not fit together, or options that do not fit it.
+    """
+    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if is_mindspeed(folder):
+        return _mindspeed(folder, options)
+    if options.recipe:
+        raise ValueError(f"{folder} says its sizes itself; leave --recipe out")
+    return _hf(folder, options) if (folder / "config.json").is_file() else _native(folder, options)
+
+
+def _native(folder: Path, options: SourceOptions) -> Source:
+    from mindspeed_vita.checkpoint.native import checkpoint as native
+
+    if options.vision:
+        raise ValueError(f"{folder} is a native checkpoint and holds its tower; leave --vision out")
+    weights, content, wait = native.open_full_weights(folder)
+    recipe = _with_tokenizer(recipe_from_dict(content, where=str(folder)), options)
+    files = _weight_files(native.find(folder) / "weights")
+    return Source(format="native", weights=weights, recipe=recipe, files=files, wait=wait)
+
+
+def _mindspeed(folder: Path, options: SourceOptions) -> Source:
+    from mindspeed_vita.checkpoint.hf.weights import native_tensors
+    from mindspeed_vita.checkpoint.mapping.rules import check_shapes
+    from mindspeed_vita.checkpoint.megatron import rank_files
+
+    content = rank_files.saved_recipe(folder)
+    if content is None and not options.recipe:
+        raise ValueError(f"{folder} does not say its sizes; add --recipe with a recipe of the same architecture")
+    recipe = load_recipe(options.recipe) if options.recipe else recipe_from_dict(content or {}, where=str(folder))
+    weights = rank_files.read_full_weights(folder, tied=recipe.model.language.tie_embeddings)
+    needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
+    try:
+        check_shapes(weights.shapes(), needed, side="MindSpeed-LLM")
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    files = tuple(rank_files.rank_files(folder).values())
+    return Source(format="mindspeed-llm", weights=weights, recipe=_with_tokenizer(recipe, options), files=files)
+
+
+def _hf(folder: Path, options: SourceOptions) -> Source:
+    from mindspeed_vita.checkpoint.hf.load import import_hf
+
+    found = import_hf(folder, vision=options.vision or None, tile_size=options.tile_size, new_projector=options.new_projector)
+    data = replace(found.data, tokenizer=options.tokenizer or str(folder.resolve()))
+    recipe = Recipe(name=folder.name, plugins=options.plugins, model=found.model, data=data)
+    files = (*_weight_files(folder), *(_weight_files(Path(options.vision)) if options.vision else ()))
+    return Source(format="hf", weights=found.weights, recipe=recipe, files=files, initialised=found.initialised)
+
+
+def _with_tokenizer(recipe: Recipe, options: SourceOptions) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, tokenizer=str(options.tokenizer or recipe.data.tokenizer)))
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    return _sorted(folder.glob("*.safetensors"))
+
+
+def _sorted(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(sorted(paths))

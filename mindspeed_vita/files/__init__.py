@@ -1,0 +1,1 @@
+"""A leaf: files and folders that appear only when they are whole, their checksums, and safetensors files read and written."""

@@ -1,0 +1,57 @@
+"""Small files written and synced, and errors that say which file or setting they are about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that does not say which file it is about, as those of write() on a full disk, gets this path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Writes a file so that it survives a crash; returns its sha256.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with naming(path), path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> str:
+    """As write_bytes, for a JSON file that people may read: sorted keys, one a line."""
+    return write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def written_below(folder: Path, setting: str) -> Iterator[None]:
+    """Names the setting where a folder, or something below it, cannot be made or written.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, (str, bytes)) else None
+        if place is None or not (place.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(place)):
+            raise
+        reason = f"{folder} cannot be written ({error.strerror} at {place})"
+        raise ValueError(f"{reason}; set {setting} to a folder that all hosts see and that this user may write") from error

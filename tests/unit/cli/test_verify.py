@@ -1,0 +1,125 @@
+"""`vita verify` between formats, and `vita checkpoint` on the steps of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native import shards
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.files.digest import sha256_of
+from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """native, hf and ranks hold the same model; one element of other differs."""
+    folder = tmp_path_factory.mktemp("verify")
+    make_tokenizer(folder / "tokenizer")
+    recipe, weights = tiny_recipe(tokenizer=str(folder / "tokenizer")), random_weights()
+    native.save_full_weights(folder / "native", weights, recipe)
+    for to, name, more in (("hf", "hf", []), ("hf", "bf16", ["--dtype", "bf16"]), ("mindspeed-llm", "ranks", ["--tp", "2", "--pp", "2"])):
+        assert main(["convert", "--from", str(folder / "native"), "--to", to, "--output", str(folder / name), *more]) == 0
+    weights["vision.layers.1.ls2"][3] += 0.5
+    native.save_full_weights(folder / "other", weights, recipe)
+    return folder
+
+
+@pytest.mark.parametrize(("first", "second"), [("native", "hf"), ("hf", "ranks"), ("ranks", "native"), ("native", "bf16"), ("hf", "hf")])
+def test_one_model_in_two_formats_is_the_same(folder: Path, tmp_path: Path, first: str, second: str) -> None:
+    assert main(["verify", str(folder / first), str(folder / second), "--report", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["same"] and report["num_tensors"] == len(random_weights()) == len(report["sha256"])
+    assert report["types"] == {"float32, bfloat16" if second == "bf16" else "float32, float32": report["num_tensors"]}
+
+
+def test_a_difference_is_named_and_ends_with_1(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder / "hf"), str(folder / "other"), "--report", str(tmp_path / "report.json")]) == 1
+    assert "vision.layers.1.ls2: 1 of 16 elements differ, by up to 0.5" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "report.json").read_text())["same"]
+
+
+def test_values_that_a_type_cannot_hold_are_a_difference(folder: Path, tmp_path: Path) -> None:
+    assert main(["verify", str(folder / "bf16"), str(folder / "native"), "--report", str(tmp_path / "report.json")]) == 1
+
+
+def test_settings_that_change_the_model_are_a_difference(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = replace(TINY, language=replace(TINY.language, rope_base=1e4))
+    native.save_full_weights(tmp_path / "stretched", random_weights(), tiny_recipe(model))
+    assert main(["verify", str(folder / "native"), str(tmp_path / "stretched"), "--report", str(tmp_path / "report.json")]) == 1
+    assert "model.language.rope_base: 500000.0 in the first, 10000.0 in the second" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", ["native", "ranks"])
+def test_a_damaged_side_is_an_error(folder: Path, tmp_path: Path, bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / bad, tmp_path / "bad")
+    path = next(path for path in sorted((tmp_path / "bad").rglob("*")) if path.suffix in (".safetensors", ".pt"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert main(["verify", str(tmp_path / "bad"), str(folder / "hf"), "--report", str(tmp_path / "report.json")]) == 2
+    assert path.name in capsys.readouterr().err and not (tmp_path / "report.json").exists()
+
+
+def step(folder: Path, number: int) -> Path:
+    """A step as two ranks would write it: pieces of weights and of the optimizer, state and random states."""
+    from mindspeed_vita.checkpoint.native import atomic
+    from mindspeed_vita.config import recipe_to_dict
+    from mindspeed_vita.files.writing import write_json
+
+    temp, sums = atomic.temporary(folder, number), {}
+    for part in ("weights", "optimizer"):
+        (temp / part).mkdir(parents=True)
+        full = torch.arange(24.0).view(6, 4) + number
+        for rank in range(2):
+            pieces = [shards.Piece(key=f"{part}.a", offset=(3 * rank, 0), global_shape=(6, 4), data=full[3 * rank : 3 * rank + 3])]
+            pieces += [shards.whole(f"{part}.b", torch.tensor([float("nan"), 1.0]))] if rank else []
+            name = f"{part}/rank_{rank:05d}.safetensors"
+            sums[name] = shards.write(temp / name, pieces) or ""
+    sums["rng.safetensors"] = shards.write(temp / "rng.safetensors", [shards.whole("0/cpu", torch.get_rng_state())]) or ""
+    sums["recipe.json"] = write_json(temp / "recipe.json", recipe_to_dict(tiny_recipe()))
+    layout = {"tp": 2, "pp": 1, "cp": 1, "dp": 1}
+    state = {"step": number, "packs": number, "fingerprint": "a", "failed_samples": [], "layout": layout}
+    sums["state.json"] = write_json(temp / "state.json", state)
+    atomic.publish(temp, folder / atomic.step_name(number), sums)
+    return folder / atomic.step_name(number)
+
+
+def test_steps_are_listed_verified_and_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    for number in (1, 2, 3):
+        step(run, number)
+    assert main(["checkpoint", "list", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("step_0000001: ") and lines[0].endswith("resumes, written with tp=2 pp=1 cp=1 dp=1")
+    (run / "step_0000002/state.json").write_text("{}")
+    assert main(["checkpoint", "verify", str(run)]) == 1
+    assert "step_0000002: state.json does not match its checksum\nstep_0000003: whole" in capsys.readouterr().out
+    assert main(["checkpoint", "prune", str(run), "--keep", "1", "--dry-run"]) == 0
+    assert len(list(run.iterdir())) == 3
+    assert main(["checkpoint", "prune", str(run), "--keep", "1"]) == 0
+    assert [path.name for path in run.iterdir()] == ["step_0000003"]
+    assert main(["checkpoint", "prune", str(run), "--keep", "0"]) == 2
+    assert main(["checkpoint", "verify", str(run / "step_0000003")]) == 0
+
+
+def test_a_resharded_step_holds_the_same_in_whole_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = step(tmp_path / "run", 7)
+    assert main(["checkpoint", "reshard", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--max-shard-size", "50"]) == 0
+    new = tmp_path / "out" / "step_0000007"
+    assert main(["checkpoint", "verify", str(new)]) == 0
+    for part in ("weights", "optimizer"):
+        ours, theirs = shards.Reader(old / part), shards.Reader(new / part)
+        assert ours.keys() == theirs.keys() == {f"{part}.a", f"{part}.b"}
+        for key in ours.keys():
+            assert ours.tensor(key).numpy().tobytes() == theirs.tensor(key).numpy().tobytes()
+        assert sorted(path.name for path in (new / part).iterdir()) == ["rank_00000.safetensors", "rank_00001.safetensors"]
+    for name in ("recipe.json", "state.json", "rng.safetensors"):
+        assert sha256_of(old / name) == sha256_of(new / name)
+    assert main(["checkpoint", "reshard", str(old), "--output", str(tmp_path / "out")]) == 2
+    assert "is there already; choose another --output" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["step_0000007"]
