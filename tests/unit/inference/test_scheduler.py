@@ -459,3 +459,13 @@ def test_a_sequence_may_fill_the_whole_cache_and_no_more():
 def test_budgets_in_which_nothing_could_be_computed_are_refused(wrong: dict[str, int]):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Scheduler(BlockPool(4), Budgets(max_length=32, **{"prefill_tokens": 8, **wrong}), root=b"", block_size=BLOCK)
+
+
+def test_what_is_left_of_a_budget_and_less_than_a_block_plans_nothing():
+    trial = Trial.of(blocks=16, prefill_blocks=1)
+    trial.add(Asked((1, 2, 3), max_tokens=4))
+    trial.add(Asked((1, 2, 3, 4, 5, 6, 7, 8), max_tokens=4))
+    step = trial.step()
+    assert [(chunk.start, chunk.stop) for chunk in step.prefill] == [(0, 3)], "one token of the budget is left"
+    while trial.scheduler.running or trial.scheduler.waiting:
+        assert all(chunk.stop > chunk.start for chunk in trial.step().prefill)
