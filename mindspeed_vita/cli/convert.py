@@ -1,17 +1,21 @@
-"""`vita convert --from PATH --to hf|native --output DIR`"""
+"""`vita convert --from PATH --to hf|internvl|native --output DIR`"""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Mapping, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
+
+if TYPE_CHECKING:
+    from mindspeed_vita.checkpoint.hf.layout import Layout
 
 _EPILOG = """
 examples:
   vita convert --from runs/stage4 --to hf --output exported
+  vita convert --from runs/stage4 --to internvl --output served       (transformers' own InternVL classes, no remote code)
   vita convert --from Long-VITA-16K_HF --to native --output runs/released
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
   vita convert --from Qwen3-8B --vision InternViT-300M-448px --to native --output runs/qwen3
@@ -32,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="native, MindSpeed-LLM or Hugging Face folder")
     parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where --from is a MindSpeed-LLM folder of another program")
     parser.add_argument("--vision", metavar="DIR", help="InternViT, SigLIP or CLIP folder, where --from is a language model such as Qwen3")
+    parser.add_argument("--new-projector", action="store_true", help="where --from is an InternVL: take its decoder and its tower, and"
+                        " start a projector (InternVL's own has biases, ours has none)")  # fmt: skip
     parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="with --vision: side of a tile, for which the tower's"
                         " positions are interpolated (448 for SigLIP and CLIP); default: the tower's own")  # fmt: skip
-    parser.add_argument("--to", required=True, choices=("hf", "native"), help="format to write")
+    parser.add_argument("--to", required=True, choices=("hf", "internvl", "native"), help="format to write; internvl:"
+                        " for transformers, vLLM and SGLang without our code (docs/guides/serve_elsewhere.md)")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the source names or holds none")
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
@@ -66,29 +73,37 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_output(output: Path, to: str) -> None:
-    if to == "hf":
+    if to != "native":
         from mindspeed_vita.checkpoint.hf.export import check_output
 
-        check_output(output)
+        check_output(output, _layout(to))
     elif output.exists() and (not output.is_dir() or any(path.name != RUN_LOCK for path in output.iterdir())):
         raise ValueError(f"{output} is not empty; choose another --output")
 
 
 def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: Optional[Any], shard_bytes: int) -> int:
     weights, recipe = _read(source, arguments, dtype)
-    if arguments.to == "hf":
+    if arguments.to != "native":
         from mindspeed_vita.checkpoint.hf.export import export_hf
         from mindspeed_vita.data.templates import get_template
         from mindspeed_vita.data.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-        done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes)
+        layout = _layout(arguments.to)
+        done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes, layout=layout)
         size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
         print(f"{output}: {size}, read back with max_diff {done.max_diff}")
     else:
         folder = _write_native(output, weights, recipe, dtype)
         print(f"{folder}: {len(weights)} tensors; start from it with checkpoint.init_from={output}")
     return 0
+
+
+def _layout(to: str) -> Layout:
+    from mindspeed_vita.checkpoint.hf.export import LONG_VITA
+    from mindspeed_vita.checkpoint.hf.internvl import INTERNVL_LAYOUT
+
+    return {"hf": LONG_VITA, "internvl": INTERNVL_LAYOUT}[to]
 
 
 def parse_size(text: str) -> int:
@@ -106,6 +121,8 @@ def parse_size(text: str) -> int:
 def _read(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) -> tuple[Mapping[str, Any], Any]:
     from mindspeed_vita.checkpoint.mindspeed_files import is_mindspeed
 
+    if arguments.new_projector and not (source / "config.json").is_file():
+        raise ValueError(f"{source} is no InternVL; leave --new-projector out")
     if is_mindspeed(source):
         return _read_mindspeed(source, arguments)
     if arguments.recipe:
@@ -150,7 +167,8 @@ def _read_hf(source: Path, arguments: argparse.Namespace, dtype: Optional[Any]) 
     from mindspeed_vita.checkpoint.hf.load import import_hf
     from mindspeed_vita.config import Recipe
 
-    found = import_hf(source, vision=arguments.vision, dtype=dtype, tile_size=arguments.tile_size)
+    options = {"tile_size": arguments.tile_size, "new_projector": arguments.new_projector}
+    found = import_hf(source, vision=arguments.vision, dtype=dtype, **options)
     if found.initialised:
         print(f"new, with initial values: {', '.join(found.initialised)}")
     tokenizer = arguments.tokenizer or str(source.resolve())

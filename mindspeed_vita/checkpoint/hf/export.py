@@ -16,15 +16,16 @@ import torch
 
 import mindspeed_vita.hf
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
+from mindspeed_vita.checkpoint.hf.generation import generation_config, special_ids
+from mindspeed_vita.checkpoint.hf.layout import Layout
 from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, write_processor
 from mindspeed_vita.checkpoint.hf.safetensors_folder import write_shards
-from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, stop_ids, write_json, write_tokenizer
+from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, write_json, write_tokenizer
 from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import Rule, check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.config.recipe import Recipe
 from mindspeed_vita.hf.chat_template import CHAT_TEMPLATES
-from mindspeed_vita.hf.token_layout import VisionTokenIds
 
 VERIFICATION = "verification.json"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -85,8 +86,9 @@ def export_hf(
     tokenizer: Any,
     dtype: Optional[torch.dtype] = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    layout: Optional[Layout] = None,
 ) -> Verification:
-    """Write a folder that transformers loads with trust_remote_code.
+    """Write a folder that transformers loads, in our layout with trust_remote_code.
 
     The folder appears whole or not at all; an earlier export at the same place is replaced.
 
@@ -97,13 +99,16 @@ def export_hf(
         tokenizer: fast tokenizer with the vision tokens.
         dtype: stored type; None keeps that of the embedding table.
         max_shard_bytes: size at which a new shard starts.
+        layout: what to write; None: the released Long-VITA layout, with its code.
 
     Raises:
-        ValueError: the weights do not fit the recipe, `output` holds something else, or a weight read back differs.
+        ValueError: the weights do not fit the recipe, the layout cannot hold them, `output` holds something else, or a weight read
+            back differs.
         ExportFailed: the disk is full or not writable.
     """
-    output = Path(output).resolve()
-    check_output(output)
+    output, layout = Path(output).resolve(), layout or LONG_VITA
+    check_output(output, layout)
+    layout.check(recipe)
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
     needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
@@ -113,10 +118,10 @@ def export_hf(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-        rules = family_rules("long_vita", recipe.model)
+        rules = family_rules(layout.family, recipe.model)
         shards = write_shards(_stored(weights, rules, dtype), partial, max_shard_bytes=max_shard_bytes)
-        write_side_files(partial, recipe, tokenizer, dtype)
-        verification = _verify(partial, weights, rules, dtype, shards)
+        layout.write_side_files(partial, recipe, tokenizer, dtype)
+        verification = _verify(partial, layout, weights, rules, dtype, shards)
         write_json(partial / VERIFICATION, asdict(verification))
         _publish(partial, output)
     except OSError as error:
@@ -126,7 +131,7 @@ def export_hf(
     return verification
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, layout: Layout) -> None:
     """Refuse to replace anything but an earlier export, and to lose what was added to one.
 
     Raises:
@@ -137,28 +142,17 @@ def check_output(output: Path) -> None:
     held = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     if held and VERIFICATION not in held:
         raise ValueError(f"{output} exists and is not an earlier export; choose another --output")
-    added = [name for name in held if name not in FILES and not SHARD.fullmatch(name)]
+    added = [name for name in held if name not in layout.files and not SHARD.fullmatch(name)]
     if added:
         raise ValueError(f"{output} holds files that no export writes: {', '.join(added[:8])}; move them, or choose another --output")
 
 
 def write_side_files(folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> None:
     """Everything but the weights: configuration, tokenizer, processor, chat template and code."""
-    ids = VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
     template = recipe.data.template
-    end, pad, *more = stop_ids(tokenizer, template, recipe.model.language.family)
-    token_ids = {"bos": pad, "eos": end, "pad": pad}
-    token_ids |= {"image": ids.img_context, "video": ids.vid_context, "patch": ids.patch_context}
-    write_json(folder / "config.json", hf_config(recipe.model, token_ids=token_ids, dtype=str(dtype).removeprefix("torch.")))
-    generation = {
-        "bos_token_id": pad,
-        "do_sample": False,
-        "eos_token_id": sorted({end, pad, *more}),
-        "pad_token_id": pad,
-        # Placeholders of tiles are never an answer.
-        "suppress_tokens": list(ids.placeholders),
-    }
-    write_json(folder / "generation_config.json", generation)
+    config = hf_config(recipe.model, token_ids=special_ids(tokenizer, recipe), dtype=str(dtype).removeprefix("torch."))
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", generation_config(tokenizer, recipe))
     write_tokenizer(tokenizer, folder, template)
     write_processor(folder, recipe.model, recipe.data)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[template], encoding="utf-8")
@@ -173,11 +167,11 @@ def _stored(weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype:
 
 
 def _verify(
-    folder: Path, weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype: torch.dtype, shards: list[Path]
+    folder: Path, layout: Layout, weights: Mapping[str, torch.Tensor], rules: tuple[Rule, ...], dtype: torch.dtype, shards: list[Path]
 ) -> Verification:
     """Compare the files with the shapes that config.json calls for, and every tensor, through the inverse rules, with the native one."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    written = open_weights(folder, "long_vita", model_config(config))
+    written = open_weights(folder, layout.family, layout.read_model(config))
     num_parameters = 0
     for name, tensor in convert_to_native(written, rules):
         expected = weights[name].to(dtype)
@@ -187,7 +181,7 @@ def _verify(
             raise ValueError(f"{name} read back from {folder} {found}, expected {tuple(expected.shape)} unchanged; nothing was exported")
         num_parameters += tensor.numel()
     return Verification(
-        layout="long_vita",
+        layout=layout.family,
         dtype=str(dtype).removeprefix("torch."),
         num_tensors=len(written),
         num_parameters=num_parameters,
@@ -220,3 +214,11 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _any_model(recipe: Recipe) -> None:
+    """Our own code computes whatever a recipe can say."""
+
+
+LONG_VITA = Layout(family="long_vita", files=FILES, check=_any_model, write_side_files=write_side_files, read_model=model_config)
+"""--to hf."""

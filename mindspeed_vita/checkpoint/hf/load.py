@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
+from mindspeed_vita.checkpoint.hf.internvl import internvl_family, read_internvl_data
+from mindspeed_vita.checkpoint.hf.internvl_config import internvl_model, is_internvl
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
@@ -42,26 +44,35 @@ def import_hf(
     dtype: Optional[torch.dtype] = None,
     seed: int = 1234,
     tile_size: int = 0,
+    new_projector: bool = False,
 ) -> ImportedModel:
     """Read a Hugging Face folder.
 
     Args:
-        folder: a Long-VITA folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
+        folder: a Long-VITA folder, an InternVL folder (of transformers or its own), or that of a decoder of a family in
+            config/languages.py, such as Qwen2.5 or Qwen3.
         vision: with a decoder: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
         dtype: type of the result; None keeps what is stored.
         seed: of the projector's initial weights.
         tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
+        new_projector: of an InternVL, take the decoder and the tower only, and start a projector anew.
 
     Raises:
         ValueError: another architecture, or names or shapes that do not fit it.
     """
     folder = Path(folder)
     config = read_config(folder)
+    if new_projector and not is_internvl(config):
+        raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
     if family_of(config) is not None:
         if vision is not None:
             raise ValueError(f"{folder} is a whole Long-VITA; leave --vision out")
         model = model_config(config)
         return ImportedModel(model=model, weights=_read(folder, "long_vita", model, dtype), data=read_processor(folder))
+    if is_internvl(config):
+        if vision is not None:
+            raise ValueError(f"{folder} is a whole InternVL; leave --vision out")
+        return _internvl(folder, config, dtype, seed, new_projector)
     try:
         family_of_hf(str(config.get("model_type")))
     except ValueError as error:
@@ -125,6 +136,26 @@ def _join(
     template = language_traits(model.language.family).template
     projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
     return ImportedModel(model=model, weights={**weights, **projector}, data=DataConfig(template=template), initialised=tuple(projector))
+
+
+def _internvl(folder: Path, config: Mapping[str, Any], dtype: Optional[torch.dtype], seed: int, new_projector: bool) -> ImportedModel:
+    model, family, data = internvl_model(config), internvl_family(folder, config), read_internvl_data(folder, config)
+    stored, rules = open_weights(folder, family, model), family_rules(family, model)
+    of_projector = {name: rule for rule in rules if rule.native.startswith("projector.") for name in rule.hf}
+    if not new_projector:
+        # before anything is read: InternVL's own weights have biases here
+        for rule in dict.fromkeys(of_projector.values()):
+            try:
+                rule.to_native([stored[name] for name in rule.hf])
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}. --new-projector takes the decoder and the tower, and starts a projector") from error
+        return ImportedModel(model=model, weights=_read(folder, family, model, dtype), data=data)
+    kept = {name: stored[name] for name in stored if name not in of_projector}
+    weights = dict(convert_to_native(kept, [rule for rule in rules if not rule.native.startswith("projector.")]))
+    weights = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in weights.items()}
+    model = replace(model, projector=ProjectorConfig(hidden_size=model.vision.hidden_size))
+    projector = initial_projector(model, seed, weights["language.embedding.word_embeddings.weight"].dtype)
+    return ImportedModel(model=model, weights={**weights, **projector}, data=data, initialised=tuple(projector))
 
 
 def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
