@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
                         " Hugging Face folder; may be repeated")  # fmt: skip
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="type to store; default: as in the source")
+    parser.add_argument("--card", nargs="?", const="other", default="", metavar="LICENCE", help="with an export: write README.md for model"
+                        " hubs, with the licence of the weights as they name it (apache-2.0, ...; default: other)")  # fmt: skip
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)")
 
 
@@ -59,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     import_plugins(arguments.plugin, "--plugin")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
     shard_bytes = parse_size(arguments.max_shard_size)
+    if arguments.card and arguments.to == "native":
+        raise ValueError("--card describes an export; leave it out with --to native")
     source, output = Path(arguments.source), Path(arguments.output)
     if not source.is_dir():
         raise ValueError(f"--from {source}: no such folder")
@@ -90,7 +94,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: O
 
         tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
         layout = _layout(arguments.to)
-        done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes, layout=layout)
+        options = {"layout": layout, "card": arguments.card}
+        done = export_hf(weights, recipe, output, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=shard_bytes, **options)
         size = f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
         print(f"{output}: {size}, read back with max_diff {done.max_diff}")
     else:

@@ -15,6 +15,7 @@ from typing import Any, Optional
 import torch
 
 import mindspeed_vita.hf
+from mindspeed_vita.checkpoint.hf.card import CARD, card_text, is_unchanged_card
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
 from mindspeed_vita.checkpoint.hf.generation import generation_config, special_ids
 from mindspeed_vita.checkpoint.hf.layout import Layout
@@ -87,6 +88,7 @@ def export_hf(
     dtype: Optional[torch.dtype] = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     layout: Optional[Layout] = None,
+    card: str = "",
 ) -> Verification:
     """Write a folder that transformers loads, in our layout with trust_remote_code.
 
@@ -100,6 +102,7 @@ def export_hf(
         dtype: stored type; None keeps that of the embedding table.
         max_shard_bytes: size at which a new shard starts.
         layout: what to write; None: the released Long-VITA layout, with its code.
+        card: licence of the weights, as hubs name it; with it, README.md is written.
 
     Raises:
         ValueError: the weights do not fit the recipe, the layout cannot hold them, `output` holds something else, or a weight read
@@ -109,6 +112,7 @@ def export_hf(
     output, layout = Path(output).resolve(), layout or LONG_VITA
     check_output(output, layout)
     layout.check(recipe)
+    text = _card(recipe, output.name, layout, card, dtype or weights["language.embedding.word_embeddings.weight"].dtype) if card else ""
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
     needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
@@ -121,6 +125,8 @@ def export_hf(
         rules = family_rules(layout.family, recipe.model)
         shards = write_shards(_stored(weights, rules, dtype), partial, max_shard_bytes=max_shard_bytes)
         layout.write_side_files(partial, recipe, tokenizer, dtype)
+        if text:
+            (partial / CARD).write_text(text, encoding="utf-8")
         verification = _verify(partial, layout, weights, rules, dtype, shards)
         write_json(partial / VERIFICATION, asdict(verification))
         _publish(partial, output)
@@ -143,6 +149,8 @@ def check_output(output: Path, layout: Layout) -> None:
     if held and VERIFICATION not in held:
         raise ValueError(f"{output} exists and is not an earlier export; choose another --output")
     added = [name for name in held if name not in layout.files and not SHARD.fullmatch(name)]
+    if CARD in added and is_unchanged_card(output / CARD):
+        added.remove(CARD)
     if added:
         raise ValueError(f"{output} holds files that no export writes: {', '.join(added[:8])}; move them, or choose another --output")
 
@@ -216,9 +224,28 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _card(recipe: Recipe, name: str, layout: Layout, licence: str, dtype: torch.dtype) -> str:
+    stored, usage = str(dtype).removeprefix("torch."), layout.usage.replace("FOLDER", name)
+    return card_text(name, recipe.model, recipe.data, layout=layout.title, dtype=stored, usage=usage, licence=licence)
+
+
 def _any_model(recipe: Recipe) -> None:
     """Our own code computes whatever a recipe can say."""
 
 
-LONG_VITA = Layout(family="long_vita", files=FILES, check=_any_model, write_side_files=write_side_files, read_model=model_config)
+LONG_VITA = Layout(
+    family="long_vita",
+    files=FILES,
+    title="the released Long-VITA layout, with modelling code (transformers 4.57 to 5)",
+    usage="""
+from transformers import pipeline
+
+pipe = pipeline("image-text-to-text", model="FOLDER", trust_remote_code=True)
+content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is it?"}]
+print(pipe(text=[{"role": "user", "content": content}], max_new_tokens=64, return_full_text=False))
+""",
+    check=_any_model,
+    write_side_files=write_side_files,
+    read_model=model_config,
+)
 """--to hf."""

@@ -102,6 +102,18 @@ INTERNVL_LAYOUT = Layout(
         (*TOKENIZER_FILES, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR, "verification.json", "config.json", "generation_config.json")
         + ("chat_template.jinja", "model.safetensors.index.json")
     ),
+    title="transformers' InternVLForConditionalGeneration, without remote code",
+    usage="""
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("FOLDER")  # needs torchvision
+model = AutoModelForImageTextToText.from_pretrained("FOLDER", dtype="auto")
+content = [{"type": "image", "url": "picture.jpg"}, {"type": "text", "text": "What is it?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+)
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]))
+""",
     check=_check,
     write_side_files=write_internvl_files,
     read_model=internvl_model,

@@ -20,6 +20,10 @@ class Layout:
     """Names of the weights, see mapping/families.py; also the `layout` of verification.json."""
     files: frozenset[str]
     """All that an export writes, except for its shards and its card."""
+    title: str
+    """The layout in words, for the card."""
+    usage: str
+    """Python that loads a folder of this layout as FOLDER, for the card."""
     check: Callable[[Recipe], None]
     """Raises ValueError where the layout cannot hold a model."""
     write_side_files: Callable[[Path, Recipe, Any, torch.dtype], None]

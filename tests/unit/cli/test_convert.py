@@ -41,7 +41,8 @@ def test_native_to_hf_to_native_is_exact(run: Path, exported: Path, tmp_path: Pa
 
 
 def test_native_to_internvl_to_native_is_exact(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", "--from", str(run / "run"), "--to", "internvl", "--output", str(tmp_path / "served")]) == 0
+    assert main(["convert", "--from", str(run / "run"), "--to", "internvl", "--output", str(tmp_path / "served"), "--card"]) == 0
+    assert (tmp_path / "served" / "README.md").read_text().startswith("---\nlicense: other\n")
     assert "read back with max_diff 0.0" in capsys.readouterr().out
     assert main(["convert", "--from", str(tmp_path / "served"), "--to", "native", "--output", str(tmp_path / "back")]) == 0
     before, _ = native.read_full_weights(run / "run")
@@ -83,6 +84,7 @@ def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, caps
     [
         ("convert --from {gone} --to hf --output {new}", "--from {gone}: no such folder"),
         ("convert --from {run} --to hf --output {new} --new-projector", "is no InternVL; leave --new-projector out"),
+        ("convert --from {hf} --to native --output {new} --card", "--card describes an export; leave it out with --to native"),
         ("convert --from {run} --to hf --output {run}", "is the source; choose another folder"),
         ("convert --from {run} --to hf --output {full}", "is not an earlier export"),
         ("convert --from {hf} --to native --output {full}", "is not empty; choose another --output"),
