@@ -32,6 +32,8 @@ _HEADER = re.compile(r"(<\|im_start\|>[^\n<]*\n)")
 _VIDEO_PATH = re.compile(r"<video_path>(.*?)<video_path>")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CALL_OPTIONS = frozenset(("padding", "padding_side", "truncation", "max_length", "return_tensors", "num_frames", "fps"))
+_LOADING = ("initial_shift", "video_load_backend", "sample_indices_fn")
+"""Parameters of the published apply_chat_template that choose frames. There, too, the processor reads the video again by its own rule."""
 _IGNORED = frozenset(
     ("add_special_tokens", "return_attention_mask", "return_mm_token_type_ids", "return_token_type_ids", "sampling_rate")
     + ("do_sample_frames", "video_metadata", "return_metadata", "load_audio_from_video", "return_text_replacement_offsets")
@@ -58,6 +60,7 @@ class LongVitaProcessor(ProcessorMixin):
         frame_sampler: "uniform", "legacy" or "time", see frames.py.
         template: name of the chat template that the model was trained with, see chat_template.py.
         chat_template: jinja text; that of `template` if left out.
+        kwargs: `image_seq_length` is the published name of tokens_per_tile.
     """
 
     # transformers 4 needs these names. From 5 on, the signature of __init__ is enough; from 5.4 on, the names are deprecated, and
@@ -84,11 +87,16 @@ class LongVitaProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATES[template])
         if frame_sampler not in SAMPLERS:
             raise ValueError(f"frame_sampler is {frame_sampler!r}; expected one of {', '.join(SAMPLERS)}")
-        self.tokens_per_tile = tokens_per_tile
+        self.tokens_per_tile = kwargs.get("image_seq_length") or tokens_per_tile
         self.max_frames = max_frames
         self.max_fps = max_fps
         self.frame_sampler = frame_sampler
         self.template = template
+
+    @property
+    def image_seq_length(self) -> int:
+        """The published name of tokens_per_tile."""
+        return self.tokens_per_tile
 
     @property
     def model_input_names(self) -> list[str]:
@@ -120,7 +128,9 @@ class LongVitaProcessor(ProcessorMixin):
             padding_side: "left" (default; what generate() needs) or "right".
             truncation, max_length: a longer prompt is an error where truncation is asked for: cutting would part tiles from tokens.
             return_tensors: "pt" for tensors, None for lists.
-            kwargs: `num_frames` and `fps` override max_frames and max_fps; `return_offsets_mapping` asks for offset_mapping.
+            kwargs: `num_frames` and `fps` override max_frames and max_fps; `min_patches` and `max_patches` override the image
+                processor's min_tiles and max_tiles, `crop_to_patches=False` means one tile; `return_offsets_mapping` asks for
+                offset_mapping.
 
         Returns:
             input_ids [B, T], attention_mask [B, T]; with media also images float32 [N, 3, H, W] and image_indices int64
@@ -136,6 +146,9 @@ class LongVitaProcessor(ProcessorMixin):
         if any(value is not None and len(value) for value in (audio, audios)):
             raise ValueError("found audio; Long-VITA takes pictures and videos only")
         frames = self._frame_limits(options.pop("num_frames", None), options.pop("fps", None))
+        tiles = {f"{limit}_tiles": options.pop(f"{limit}_patches", None) for limit in ("min", "max")}
+        if not options.pop("crop_to_patches", True):
+            tiles = {"min_tiles": 1, "max_tiles": 1}
         with_offsets = options.pop("return_offsets_mapping", False)
         unknown = sorted(set(options) - _IGNORED)
         if unknown:
@@ -149,7 +162,7 @@ class LongVitaProcessor(ProcessorMixin):
         tokens = [self._tokenize(part) for part in texts]
         pictures = _per_text(images, [seq.count(ids.image_tag) for seq in tokens], "image", _is_list)
         clips = _per_text(videos, [seq.count(ids.video_tag) for seq in tokens], "video", _is_list_of_videos)
-        parts = [self._expand(seq, ids, p, v, frames) for seq, p, v in zip(tokens, pictures, clips)]
+        parts = [self._expand(seq, ids, p, v, frames, tiles) for seq, p, v in zip(tokens, pictures, clips)]
         length = self._length(parts, padding, truncation, max_length)
         data = self._collate(parts, length, padding_side)
         if with_offsets:
@@ -159,12 +172,16 @@ class LongVitaProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, chat_template: Optional[str] = None, **kwargs: Any) -> Any:
         """As transformers' own; content may be plain text, parts (image_url among them) or None on every version.
 
+        Of the published parameters, `num_frames` is used; initial_shift, video_load_backend and sample_indices_fn have no effect, as there.
         With `return_assistant_tokens_mask`, assistant_masks [B, T] is 1 for the tokens that training supervises: the assistant's
         turns with what ends them, or what the template marks by {% generation %} tags.
 
         Raises:
             ValueError: messages of another form, or a mask is asked for and tokenize or return_dict is not.
         """
+        unused = [name for name in _LOADING if kwargs.pop(name, None) not in (None, "pyav")]
+        if unused:
+            logger.warning("LongVitaProcessor takes frames by its frame_sampler %r and ignores %s", self.frame_sampler, ", ".join(unused))
         conversation = with_parts(conversation)
         reserved = ReservedText(self.tokenizer)
         for text in texts_of(conversation):
@@ -228,9 +245,9 @@ class LongVitaProcessor(ProcessorMixin):
         return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
     def _expand(
-        self, tokens: list[int], ids: VisionTokenIds, images: Sequence[Any], videos: Sequence[Any], frames: dict[str, Any]
+        self, tokens: list[int], ids: VisionTokenIds, images: Sequence[Any], videos: Sequence[Any], frames: dict[str, Any], limits: Any
     ) -> _Sequence:
-        cut = [self.image_processor.tile_image(image) for image in images]
+        cut = [self.image_processor.tile_image(image, **limits) for image in images]
         clips = [self._video_tiles(video, frames) for video in videos]
         image_layouts = [image_layout(ids, len(tiles), grid, self.tokens_per_tile) for tiles, grid in cut]
         video_layouts = [video_layout(ids, len(tiles), self.tokens_per_tile) for tiles in clips]
