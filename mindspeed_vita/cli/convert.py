@@ -106,7 +106,7 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, dtype: O
 
 def _layout(to: str) -> Layout:
     from mindspeed_vita.checkpoint.hf.export import LONG_VITA
-    from mindspeed_vita.checkpoint.hf.internvl import INTERNVL_LAYOUT
+    from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 
     return {"hf": LONG_VITA, "internvl": INTERNVL_LAYOUT}[to]
 

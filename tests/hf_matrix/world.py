@@ -16,7 +16,7 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint.hf.config import hf_config
 from mindspeed_vita.checkpoint.hf.export import export_hf
-from mindspeed_vita.checkpoint.hf.internvl import INTERNVL_LAYOUT
+from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 from mindspeed_vita.config import ModelConfig, RopeScalingConfig
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.inference.hf_generate import load_hf

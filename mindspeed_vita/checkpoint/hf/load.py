@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
-from mindspeed_vita.checkpoint.hf.internvl import internvl_family, read_internvl_data
 from mindspeed_vita.checkpoint.hf.internvl_config import internvl_model, is_internvl
+from mindspeed_vita.checkpoint.hf.internvl_files import internvl_family, read_internvl_data
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules

@@ -10,7 +10,7 @@ import yaml
 
 from mindspeed_vita.checkpoint.hf.card import CARD, card_text, parameter_counts
 from mindspeed_vita.checkpoint.hf.export import LONG_VITA, export_hf
-from mindspeed_vita.checkpoint.hf.internvl import INTERNVL_LAYOUT
+from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 from mindspeed_vita.config import DataConfig, ModelConfig
 from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mindspeed_vita.checkpoint.hf.export import export_hf
-from mindspeed_vita.checkpoint.hf.internvl import INTERNVL_LAYOUT
+from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.checkpoint.hf.safetensors_folder import SINGLE
 from mindspeed_vita.checkpoint.hf.weights import family_shapes, native_tensors
