@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig
 from vllm import ModelRegistry
+from vllm.config import ModelConfig
 from vllm.config.multimodal import MultiModalConfig, MultiModalDummyOptions
 from vllm.model_executor.models.interfaces import supports_multimodal, supports_pp
 from vllm.multimodal.processing import InputProcessingContext
@@ -90,6 +91,13 @@ def test_the_registry_knows_both_classes_and_what_they_can_do(exported: Path) ->
 def test_the_folder_is_read_without_its_own_code(exported: Path) -> None:
     config = AutoConfig.from_pretrained(exported)
     assert type(config).__module__ == "mindspeed_vita.hf.configuration_long_vita" and config.architectures == ["LongVITAForCausalLM"]
+
+
+def test_vllms_own_configuration_takes_the_folder(exported: Path) -> None:
+    config = ModelConfig(model=str(exported), tokenizer=str(exported), dtype="float32", max_model_len=512)
+    assert config.architecture == "LongVITAForCausalLM" and config.is_multimodal_model
+    assert (config.get_vocab_size(), config.get_head_size(), config.get_total_num_kv_heads()) == (384, 8, 2)
+    assert not config.multimodal_config.mm_device_do_normalize, "tiles come normalised"
 
 
 def test_processing_gives_the_tokens_and_tiles_of_the_exported_processor(processor: Any, ours: Any, media: dict[str, Any]) -> None:
