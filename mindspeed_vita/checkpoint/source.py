@@ -76,6 +76,8 @@ def open_source(folder: Path, options: SourceOptions) -> Source:
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    if options.new_projector and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
     if is_mindspeed(folder):
         return _mindspeed(folder, options)
     if options.recipe:

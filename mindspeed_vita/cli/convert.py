@@ -1,4 +1,4 @@
-"""`vita convert --from PATH --to hf|native|mindspeed-llm|megatron --output DIR`"""
+"""`vita convert --from PATH --to hf|internvl|native|mindspeed-llm|megatron --output DIR`"""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from mindspeed_vita.choices import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from mindspeed_vita.checkpoint.conversion import Conversion
+    from mindspeed_vita.checkpoint.hf.layout import Layout
     from mindspeed_vita.checkpoint.source import Source, SourceOptions
 
-TARGETS = ("hf", "native", "mindspeed-llm", "megatron")
+EXPORTS = ("hf", "internvl")
+"""Targets with a tokenizer and a processor."""
+TARGETS = (*EXPORTS, "native", "mindspeed-llm", "megatron")
 _EPILOG = """
 examples:
   vita convert --from runs/stage4 --to hf --output exported
+  vita convert --from runs/stage4 --to internvl --output served       (transformers' own InternVL classes, no remote code)
   vita convert --from Long-VITA-16K_HF --to native --output runs/released
   vita convert --from Qwen2.5-14B-Instruct --vision InternViT-300M-448px --to native --output runs/start
   vita convert --from Qwen3-8B --vision InternViT-300M-448px --to native --output runs/qwen3
@@ -53,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="source", required=True, metavar="PATH", help="folder of any format"
     )
-    parser.add_argument("--to", required=True, choices=TARGETS, help="format to write")
+    parser.add_argument("--to", required=True, choices=TARGETS, help="format to write; internvl: for transformers, vLLM and SGLang"
+                        " without our code (docs/guides/serve_elsewhere.md)")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     add_source_arguments(parser)
     parser.add_argument("--tokenizer", metavar="DIR", default="", help="tokenizer folder, where the source names or holds none")
@@ -66,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         " the source")  # fmt: skip
     parser.add_argument("--frame-pooling", metavar="TEXT", help="with --to hf: how the export's processor pools the frames of videos, as in"
                         " `vita generate`; default: as in the source")  # fmt: skip
+    parser.add_argument("--card", nargs="?", const="other", default="", metavar="LICENCE", help="with an export: write README.md for model"
+                        " hubs, with the licence of the weights as they name it (apache-2.0, ...; default: other)")  # fmt: skip
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an hf or native output (default 5GB)")
     parser.add_argument("--resume", action="store_true", help="refuse to begin anew: there must be a stopped conversion to go on with")
 
@@ -106,17 +113,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_layout(arguments: argparse.Namespace) -> None:
     for name in ("tp", "pp"):
         size = getattr(arguments, name)
-        if size and arguments.to in ("hf", "native"):
+        if size and arguments.to in (*EXPORTS, "native"):
             raise ValueError(f"--{name} {size}: a {arguments.to} output has no layout, it loads under any; leave --{name} out")
         if size < 0:
             raise ValueError(f"--{name} is {size}; expected at least 1")
 
 
 def _check_output(output: Path, to: str) -> None:
-    if to == "hf":
+    if to in EXPORTS:
         from mindspeed_vita.checkpoint.hf.export import check_output
 
-        check_output(output)
+        check_output(output, _layout(to))
         return
     held_names = [path.name for path in output.iterdir()] if output.is_dir() else []
     # what a stopped conversion to native left there is taken up
@@ -134,6 +141,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.config import stretched
 
+    if arguments.card and arguments.to not in EXPORTS:
+        raise ValueError(f"--card describes an export; leave it out with --to {arguments.to}")
     if arguments.to != "hf" and arguments.frame_pooling is not None:
         raise ValueError(f"--frame-pooling is a setting of an export's processor; leave it out with --to {arguments.to}")
 
@@ -144,13 +153,13 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
         opened = replace(opened, recipe=recipe)
     if opened.initialised:
         print(f"new, with initial values: {', '.join(opened.initialised)}")
-    if opened.format == "hf" and arguments.to != "hf":  # an export looks itself
+    if opened.format == "hf" and arguments.to not in EXPORTS:  # an export looks itself
         _check_vocabulary(opened)
     with bytes_bar(f"{source} to {arguments.to}") as start:
         settings = {"to": arguments.to, "dtype": str(dtype), "tp": arguments.tp, "pp": arguments.pp, "tile_size": arguments.tile_size,
                     "new": arguments.new_projector}
         conversion = Conversion(origin=opened.origin(**settings), must_go_on=arguments.resume, start=start, before_publishing=opened.wait)
-        written = {"hf": _write_hf, "native": _write_native}.get(arguments.to, _write_megatron)(
+        written = _WRITERS[arguments.to](
             opened, output, arguments, dtype, shard_bytes, conversion
         )
     print(written)
@@ -180,6 +189,8 @@ def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype
     from mindspeed_vita.data.tokenizer import load_tokenizer
 
     recipe, pooling = opened.recipe, arguments.frame_pooling
+    if pooling is None and arguments.to == "hf":
+        pooling = read_frame_pooling(Path(arguments.source))
     done = export_hf(
         opened.weights,
         recipe,
@@ -187,7 +198,9 @@ def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype
         tokenizer=load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template)),
         dtype=dtype,
         max_shard_bytes=shard_bytes,
-        frame_pooling=pooling if pooling is not None else read_frame_pooling(Path(arguments.source)),
+        layout=_layout(arguments.to),
+        card=arguments.card,
+        frame_pooling=pooling,
         conversion=conversion,
     )
     return f"{output}: {done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
@@ -218,6 +231,22 @@ def _write_megatron(
     fused = arguments.to == "megatron"
     files = write_megatron(opened.weights, opened.recipe, output, tp=tp, pp=pp, fused_norms=fused, dtype=dtype, conversion=conversion)
     return f"{output}: {len(opened.weights)} tensors in {files} files for tp={tp} pp={pp}; start from it with checkpoint.init_from={output}"
+
+
+def _layout(to: str) -> Layout:
+    from mindspeed_vita.checkpoint.hf.export import LONG_VITA
+    from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
+
+    return {"hf": LONG_VITA, "internvl": INTERNVL_LAYOUT}[to]
+
+
+_WRITERS = {
+    "hf": _write_hf,
+    "internvl": _write_hf,
+    "native": _write_native,
+    "mindspeed-llm": _write_megatron,
+    "megatron": _write_megatron,
+}
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:

@@ -61,13 +61,15 @@ class LongVitaImageProcessor(BaseImageProcessor):
         self.normalization = normalization
         self.pixels = pixels
 
-    def tile_image(self, image: Any) -> tuple[np.ndarray, tuple[int, int]]:
-        """One picture -> (float32 [N, 3, H, W] thumbnail first, (columns, rows))."""
+    def tile_image(
+        self, image: Any, *, min_tiles: Optional[int] = None, max_tiles: Optional[int] = None
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """One picture -> (float32 [N, 3, H, W] thumbnail first, (columns, rows)); limits that are None are the processor's own."""
         tiles, grid = image_tiles(
             self._rgb(image),
             tile_size=self.tile_size,
-            min_tiles=self.min_tiles,
-            max_tiles=self.max_tiles,
+            min_tiles=self.min_tiles if min_tiles is None else min_tiles,
+            max_tiles=self.max_tiles if max_tiles is None else max_tiles,
             tiling=self.tiling,
             colour=background(self.normalization),
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -21,6 +21,7 @@ from .film import CONTAINERS  # noqa: F401
 from .frame_pooling import read_pooling
 from .frames import sample_file_frames  # noqa: F401
 from .image_processing_long_vita import LongVitaImageProcessor
+from .media_lists import VIDEO_PATH, is_list, is_list_of_videos, per_text, take_video_paths
 from .pixels import to_rgb  # noqa: F401
 from .tiling import normalize  # noqa: F401
 from .token_layout import MediaLayout, ReservedText, VisionTokenIds, expand, image_layout, in_tag_order, video_layout
@@ -31,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 # Training tokenises what follows a role header apart from the header; "\n" twice must not merge into one token.
 _HEADER = re.compile(r"(<\|im_start\|>[^\n<]*\n)")
-_VIDEO_PATH = re.compile(r"<video_path>(.*?)<video_path>")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CALL_OPTIONS = frozenset(("padding", "padding_side", "truncation", "max_length", "return_tensors", "num_frames", "fps", "frame_pooling"))
+_LOADING = ("initial_shift", "video_load_backend", "sample_indices_fn")
+"""Parameters of the published apply_chat_template that choose frames. There, too, the processor reads the video again by its own rule."""
 _IGNORED = frozenset(
     ("add_special_tokens", "return_attention_mask", "return_mm_token_type_ids", "return_token_type_ids", "sampling_rate")
     + ("do_sample_frames", "video_metadata", "return_metadata", "load_audio_from_video", "return_text_replacement_offsets")
@@ -63,6 +64,7 @@ class LongVitaProcessor(ProcessorMixin):
         frame_pooling: pools the frames of videos, so that longer ones fit: "slow_fast:every=4,factor=4", see frame_pooling.py; None: none.
         template: name of the chat template that the model was trained with, see chat_template.py.
         chat_template: jinja text; that of `template` if left out.
+        kwargs: `image_seq_length` is the published name of tokens_per_tile.
     """
 
     # transformers 4 needs these names. From 5 on, the signature of __init__ is enough; from 5.4 on, the names are deprecated, and
@@ -90,13 +92,18 @@ class LongVitaProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATES[template])
         if frame_sampler not in SAMPLERS:
             raise ValueError(f"frame_sampler is {frame_sampler!r}; expected one of {', '.join(SAMPLERS)}")
-        read_pooling(frame_pooling, tokens_per_tile)
+        self.tokens_per_tile = kwargs.get("image_seq_length") or tokens_per_tile
+        read_pooling(frame_pooling, self.tokens_per_tile)
         self.frame_pooling = frame_pooling
-        self.tokens_per_tile = tokens_per_tile
         self.max_frames = max_frames
         self.max_fps = max_fps
         self.frame_sampler = frame_sampler
         self.template = template
+
+    @property
+    def image_seq_length(self) -> int:
+        """The published name of tokens_per_tile."""
+        return self.tokens_per_tile
 
     @property
     def model_input_names(self) -> list[str]:
@@ -128,8 +135,9 @@ class LongVitaProcessor(ProcessorMixin):
             padding_side: "left" (default; what generate() needs) or "right".
             truncation, max_length: a longer prompt is an error where truncation is asked for: cutting would part tiles from tokens.
             return_tensors: "pt" for tensors, None for lists.
-            kwargs: `num_frames`, `fps` and `frame_pooling` override max_frames, max_fps and frame_pooling; `return_offsets_mapping` asks
-                for offset_mapping.
+            kwargs: `num_frames`, `fps` and `frame_pooling` override max_frames, max_fps and frame_pooling; `min_patches` and
+                `max_patches` override the image processor's min_tiles and max_tiles, `crop_to_patches=False` means one tile;
+                `return_offsets_mapping` asks for offset_mapping.
 
         Returns:
             input_ids [B, T], attention_mask [B, T]; with media also images float32 [N, 3, H, W] and image_indices int64
@@ -147,6 +155,9 @@ class LongVitaProcessor(ProcessorMixin):
             raise ValueError("found audio; Long-VITA takes pictures and videos only")
         frames = self._frame_limits(options.pop("num_frames", None), options.pop("fps", None))
         frames["pooling"] = read_pooling(options.pop("frame_pooling", self.frame_pooling), self.tokens_per_tile)
+        tiles = {f"{limit}_tiles": options.pop(f"{limit}_patches", None) for limit in ("min", "max")}
+        if not options.pop("crop_to_patches", True):
+            tiles = {"min_tiles": 1, "max_tiles": 1}
         with_offsets = options.pop("return_offsets_mapping", False)
         unknown = sorted(set(options) - _IGNORED)
         if unknown:
@@ -155,12 +166,12 @@ class LongVitaProcessor(ProcessorMixin):
         if not texts or not all(isinstance(item, str) for item in texts):
             found = ", ".join(sorted({type(item).__name__ for item in texts})) or "an empty list"
             raise ValueError(f"found {found} as `text`; expected a text or a list of one or more; for messages use apply_chat_template")
-        texts, videos = _take_video_paths(texts, videos)
+        texts, videos = take_video_paths(texts, videos)
         ids = VisionTokenIds.from_lookup(self.tokenizer.get_vocab().get)
         tokens = [self._tokenize(part) for part in texts]
-        pictures = _per_text(images, [seq.count(ids.image_tag) for seq in tokens], "image", _is_list)
-        clips = _per_text(videos, [seq.count(ids.video_tag) for seq in tokens], "video", _is_list_of_videos)
-        parts = [self._expand(seq, ids, p, v, frames) for seq, p, v in zip(tokens, pictures, clips)]
+        pictures = per_text(images, [seq.count(ids.image_tag) for seq in tokens], "image", is_list)
+        clips = per_text(videos, [seq.count(ids.video_tag) for seq in tokens], "video", is_list_of_videos)
+        parts = [self._expand(seq, ids, p, v, frames, tiles) for seq, p, v in zip(tokens, pictures, clips)]
         length = self._length(parts, padding, truncation, max_length)
         data = self._collate(parts, length, padding_side)
         if with_offsets:
@@ -170,12 +181,16 @@ class LongVitaProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, chat_template: Optional[str] = None, **kwargs: Any) -> Any:
         """As transformers' own; content may be plain text, parts (image_url among them) or None on every version.
 
+        Of the published parameters, `num_frames` is used; initial_shift, video_load_backend and sample_indices_fn have no effect, as there.
         With `return_assistant_tokens_mask`, assistant_masks [B, T] is 1 for the tokens that training supervises: the assistant's
         turns with what ends them, or what the template marks by {% generation %} tags.
 
         Raises:
             ValueError: messages of another form, or a mask is asked for and tokenize or return_dict is not.
         """
+        unused = [name for name in _LOADING if kwargs.pop(name, None) not in (None, "pyav")]
+        if unused:
+            logger.warning("LongVitaProcessor takes frames by its frame_sampler %r and ignores %s", self.frame_sampler, ", ".join(unused))
         conversation = with_parts(conversation)
         reserved = ReservedText(self.tokenizer)
         for text in texts_of(conversation):
@@ -202,7 +217,7 @@ class LongVitaProcessor(ProcessorMixin):
             text = super(LongVitaProcessor, self).apply_chat_template(
                 messages, chat_template, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
             )
-            return _VIDEO_PATH.sub("", text)
+            return VIDEO_PATH.sub("", text)
 
         talks = [conversation] if isinstance(conversation[0], dict) else conversation
         texts, spans = zip(*(answer_spans(talk, render) for talk in talks))
@@ -239,9 +254,9 @@ class LongVitaProcessor(ProcessorMixin):
         return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
     def _expand(
-        self, tokens: list[int], ids: VisionTokenIds, images: Sequence[Any], videos: Sequence[Any], frames: dict[str, Any]
+        self, tokens: list[int], ids: VisionTokenIds, images: Sequence[Any], videos: Sequence[Any], frames: dict[str, Any], limits: Any
     ) -> _Sequence:
-        cut = [self.image_processor.tile_image(image) for image in images]
+        cut = [self.image_processor.tile_image(image, **limits) for image in images]
         clips = [self._video_tiles(video, frames) for video in videos]
         image_layouts = [image_layout(ids, len(tiles), grid, self.tokens_per_tile) for tiles, grid in cut]
         factors = [frames["pooling"].factors(len(tiles)) for tiles in clips]
@@ -309,52 +324,6 @@ def _flat_options(kwargs: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return {name: value for name, value in flat.items() if value is not None}
-
-
-def _take_video_paths(texts: list[str], videos: Any) -> tuple[list[str], Any]:
-    """Remove the published template's <video_path>...<video_path>; they are used only where no videos are given."""
-    if not any("<video_path>" in text for text in texts):
-        return texts, videos
-    if videos is None or len(videos) == 0:
-        videos = [_VIDEO_PATH.findall(text) for text in texts]
-    return [_VIDEO_PATH.sub("", text) for text in texts], videos
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _is_list_of_videos(value: Any) -> bool:
-    """A list of videos, rather than one video as a list of frames."""
-    if not _is_list(value) or not value:
-        return _is_list(value)
-    if all(isinstance(item, str) for item in value):
-        return not all(item.lower().endswith(_IMAGE_SUFFIXES) for item in value)
-    return not all(hasattr(item, "size") and not _is_list(item) and getattr(item, "ndim", 3) == 3 for item in value)
-
-
-def _per_text(media: Any, num_tags: Sequence[int], name: str, is_list: Any) -> list[list[Any]]:
-    """Media as one list per text: given so, or flat in the order of the tags."""
-    if media is None:
-        media = []
-    if not is_list(media):
-        media = [media]
-    media = [item for item in media if item is not None]
-    if len(media) == len(num_tags) and all(is_list(item) for item in media):
-        return [list(item) for item in media]
-    flat = list(_flatten(media, is_list))
-    if len(flat) != sum(num_tags):
-        raise ValueError(f"found {sum(num_tags)} <{name}> tags for {len(flat)} {name}s, expected one tag each")
-    rest = iter(flat)
-    return [[next(rest) for _ in range(count)] for count in num_tags]
-
-
-def _flatten(media: Any, is_list: Any) -> Iterator[Any]:
-    for item in media:
-        if is_list(item):
-            yield from _flatten(item, is_list)
-        elif item is not None:
-            yield item
 
 
 Long_vitaProcessor = LongVitaProcessor

@@ -1,1 +1,1 @@
-"""What enters other training frameworks: MindSpeed-LLM. Nothing below imports it."""
+"""What enters other frameworks: MindSpeed-LLM for training, vLLM for serving. Nothing below imports it."""

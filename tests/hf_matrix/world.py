@@ -16,6 +16,7 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint.hf.config import hf_config
 from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 from mindspeed_vita.config import ModelConfig, RopeScalingConfig
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.inference.hf_generate import load_hf
@@ -42,6 +43,18 @@ OTHER = replace(
     # together the heads are half as wide as the hidden size
     language=replace(TINY.language, family="qwen3", head_width=8, num_heads=2),
 )
+SERVED = {
+    "internvl-qwen2": TINY,
+    "internvl-qwen3": replace(TINY, language=replace(TINY.language, family="qwen3", head_width=12, tie_embeddings=True)),
+    # a rotary table, a tower and a projector with all that InternVL can say
+    "internvl-yarn": replace(
+        TINY,
+        vision=replace(TINY.vision, qk_norm=True, norm="rms_norm", qkv_bias=False, normalization="clip"),
+        projector=replace(TINY.projector, hidden_size=32, pixel_shuffle=4),
+        language=replace(TINY.language, rope_scaling=ROPES["yarn"]),
+    ),
+}
+"""Models that are exported in InternVL's layout."""
 EXPORTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "usual": (TINY, {}),
     "other": (OTHER, {"tiling": "anyres", "template": "llama3"}),
@@ -52,7 +65,7 @@ POOLING = {"pooled": "slow_fast:every=2,factor=2"}
 
 
 def make(folder: Path) -> None:
-    """Write a folder for each of EXPORTS, pictures, and reference.pt."""
+    """Write a folder for each of EXPORTS (exports), one for each of SERVED (internvl-*), pictures, and reference.pt."""
     draw = np.random.default_rng(5)
     (folder / "frames").mkdir(parents=True)
     Image.fromarray(draw.integers(0, 256, (40, 80, 3), dtype=np.uint8)).save(folder / "wide.png")
@@ -66,6 +79,11 @@ def make(folder: Path) -> None:
         options: dict[str, Any] = {"max_shard_bytes": 90_000, "frame_pooling": POOLING.get(name)}
         export_hf(random_weights(model), recipe, folder / name, tokenizer=tokenizer, **options)
         reference[name] = _answer(folder, name)
+    for name, model in SERVED.items():
+        recipe, tokenizer = tiny_recipe(model), make_tokenizer(folder / f"{name}-tokenizer")
+        export_hf(random_weights(model), recipe, folder / name, tokenizer=tokenizer, layout=INTERNVL_LAYOUT)
+        export_hf(random_weights(model), recipe, folder / f"{name}-ours", tokenizer=tokenizer)
+        reference[name] = _in_float64(folder, f"{name}-ours")
     for name, scaling in ROPES.items():
         language = replace(TINY.language, rope_scaling=scaling)
         tables = [torch.stack(RotaryTables(language)(torch.tensor(places), places[-1] + 1)) for places in POSITIONS]
@@ -87,6 +105,20 @@ def _answer(folder: Path, name: str) -> dict[str, torch.Tensor]:
     assert logits.abs().max() > 1
     tokens = ours.model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
     return {"input_ids": inputs["input_ids"], "logits": logits, "tokens": tokens}
+
+
+def _in_float64(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Logits of our code, with and without tiles. InternVL has one context token where our layout has three."""
+    ours = load_hf(folder / name)
+    inputs, model = ours.processor(**question(folder)), ours.model.double()
+    ids, tiles = inputs["input_ids"], inputs["images"].double()
+    with torch.no_grad():
+        logits = model(**{**inputs, "images": tiles}).logits
+        text = model(input_ids=torch.arange(40)[None]).logits
+    assert logits.abs().max() > 1
+    config = model.config
+    one_token = torch.where(torch.isin(ids, torch.tensor(config.context_token_ids)), config.image_token_id, ids)
+    return {"input_ids": one_token, "tiles": tiles, "logits": logits, "text": text}
 
 
 if __name__ == "__main__":

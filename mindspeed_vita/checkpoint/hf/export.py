@@ -14,9 +14,12 @@ import torch
 
 import mindspeed_vita.hf
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion
+from mindspeed_vita.checkpoint.hf.card import CARD, card_text, is_unchanged_card
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
+from mindspeed_vita.checkpoint.hf.generation import generation_config, special_ids
+from mindspeed_vita.checkpoint.hf.layout import Layout
 from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, write_processor
-from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, stop_ids, write_json, write_tokenizer
+from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, write_json, write_tokenizer
 from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes
@@ -27,7 +30,6 @@ from mindspeed_vita.files.safetensors_folder import plan_shards, write_index
 from mindspeed_vita.files.shard_stream import ShardFile, write_stream
 from mindspeed_vita.files.tensors import held
 from mindspeed_vita.hf.chat_template import CHAT_TEMPLATES
-from mindspeed_vita.hf.token_layout import VisionTokenIds
 
 VERIFICATION = "verification.json"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -41,6 +43,7 @@ CODE_FILES = (
     "frames.py",
     "generation_long_vita.py",
     "image_processing_long_vita.py",
+    "media_lists.py",
     "modeling_long_vita.py",
     "pixels.py",
     "processing_long_vita.py",
@@ -91,10 +94,12 @@ def export_hf(
     tokenizer: Any,
     dtype: Optional[torch.dtype] = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    layout: Optional[Layout] = None,
+    card: str = "",
     frame_pooling: Optional[str] = None,
     conversion: Conversion = IN_MEMORY,
 ) -> Verification:
-    """Write a folder that transformers loads with trust_remote_code. One tensor group at a time is in memory.
+    """Write a folder that transformers loads, in our layout with trust_remote_code. One tensor group at a time is in memory.
 
     The folder appears whole or not at all; an earlier export at the same place is replaced.
 
@@ -105,23 +110,27 @@ def export_hf(
         tokenizer: fast tokenizer with the vision tokens.
         dtype: stored type; None keeps that of the embedding table.
         max_shard_bytes: size at which a new shard starts.
+        layout: what to write; None: the released Long-VITA layout, with its code.
+        card: licence of the weights, as hubs name it; with it, README.md is written.
         frame_pooling: how the processor pools the frames of videos, see frame_pooling.py; None writes nothing about it.
         conversion: where the weights come from, for a later try to go on, and who is told how far it is.
 
     Raises:
-        ValueError: the weights do not fit the recipe, frames cannot be pooled so, `output` holds something else, or the disk is too small.
+        ValueError: the weights do not fit the recipe, the layout cannot hold them, frames cannot be pooled so, `output` holds
+            something else, or the disk is too small.
         ExportFailed: the disk is full or not writable.
     """
-    output = Path(output).resolve()
+    output, layout = Path(output).resolve(), layout or LONG_VITA
     restore(output, known_by=VERIFICATION)
-    check_output(output)
+    check_output(output, layout)
+    layout.check(recipe)
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
     native = held(weights)
     needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
     check_shapes(native.shapes(), needed, side="native")
     dtype = dtype or native.specs()["language.embedding.word_embeddings.weight"].dtype
-    groups = hf_groups(native, family_rules("long_vita", recipe.model), dtype)
+    groups = hf_groups(native, family_rules(layout.family, recipe.model), dtype)
     files = plan_shards({name: spec for group in groups for name, spec in group.specs.items()}, max_shard_bytes=max_shard_bytes)
     partial = conversion.folder(output.with_name(f".{output.name}.partial"))
     try:
@@ -130,8 +139,10 @@ def export_hf(
             sha256 = write_stream(partial, files, groups, journal, conversion.started(files))
             conversion.before_publishing()
             write_index(partial, files)
-            write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
-            verification = _verify(partial, files, dtype, sha256)
+            layout.write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
+            if card:
+                (partial / CARD).write_text(_card(recipe, output.name, layout, card, dtype), encoding="utf-8")
+            verification = _verify(partial, layout, files, dtype, sha256)
             write_json(partial / VERIFICATION, asdict(verification))
         publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except OSError as error:
@@ -141,7 +152,7 @@ def export_hf(
     return verification
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, layout: Layout) -> None:
     """Refuse to replace anything but an earlier export, and to lose what was added to one.
 
     Raises:
@@ -152,7 +163,9 @@ def check_output(output: Path) -> None:
     held = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     if held and VERIFICATION not in held:
         raise ValueError(f"{output} exists and is not an earlier export; choose another --output")
-    added = [name for name in held if name not in FILES and not SHARD.fullmatch(name)]
+    added = [name for name in held if name not in layout.files and not SHARD.fullmatch(name)]
+    if CARD in added and is_unchanged_card(output / CARD):
+        added.remove(CARD)
     if added:
         raise ValueError(f"{output} holds files that no export writes: {', '.join(added[:8])}; move them, or choose another --output")
 
@@ -161,21 +174,10 @@ def write_side_files(
     folder: Path, recipe: Recipe, tokenizer: Any, dtype: torch.dtype, frame_pooling: Optional[str] = None
 ) -> None:
     """Everything but the weights: configuration, tokenizer, processor, chat template and code."""
-    ids = VisionTokenIds.from_lookup(tokenizer.get_vocab().get)
     template = recipe.data.template
-    end, pad, *more = stop_ids(tokenizer, template, recipe.model.language.family)
-    token_ids = {"bos": pad, "eos": end, "pad": pad}
-    token_ids |= {"image": ids.img_context, "video": ids.vid_context, "patch": ids.patch_context}
-    write_json(folder / "config.json", hf_config(recipe.model, token_ids=token_ids, dtype=str(dtype).removeprefix("torch.")))
-    generation = {
-        "bos_token_id": pad,
-        "do_sample": False,
-        "eos_token_id": sorted({end, pad, *more}),
-        "pad_token_id": pad,
-        # Placeholders of tiles are never an answer.
-        "suppress_tokens": list(ids.placeholders),
-    }
-    write_json(folder / "generation_config.json", generation)
+    config = hf_config(recipe.model, token_ids=special_ids(tokenizer, recipe), dtype=str(dtype).removeprefix("torch."))
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", generation_config(tokenizer, recipe))
     write_tokenizer(tokenizer, folder, template)
     write_processor(folder, recipe.model, recipe.data, frame_pooling)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[template], encoding="utf-8")
@@ -184,15 +186,42 @@ def write_side_files(
         shutil.copyfile(code / name, folder / name)
 
 
-def _verify(folder: Path, files: Sequence[ShardFile], dtype: torch.dtype, sha256: Mapping[str, str]) -> Verification:
+def _verify(folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sha256: Mapping[str, str]) -> Verification:
     """Compares names and shapes in the files with those that the written config.json calls for."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    written = open_weights(folder, "long_vita", model_config(config)).specs()
+    written = open_weights(folder, layout.family, layout.read_model(config)).specs()
     return Verification(
-        layout="long_vita",
+        layout=layout.family,
         dtype=str(dtype).removeprefix("torch."),
         num_tensors=len(written),
         num_parameters=sum(torch.Size(spec.shape).numel() for spec in written.values()),
         max_diff=0.0,
         sha256={file.name: sha256[file.name] for file in files},
     )
+
+
+def _card(recipe: Recipe, name: str, layout: Layout, licence: str, dtype: torch.dtype) -> str:
+    stored, usage = str(dtype).removeprefix("torch."), layout.usage.replace("FOLDER", name)
+    return card_text(name, recipe.model, recipe.data, layout=layout.title, dtype=stored, usage=usage, licence=licence)
+
+
+def _any_model(recipe: Recipe) -> None:
+    """Our own code computes whatever a recipe can say."""
+
+
+LONG_VITA = Layout(
+    family="long_vita",
+    files=FILES,
+    title="the released Long-VITA layout, with modelling code (transformers 4.57 to 5)",
+    usage="""
+from transformers import pipeline
+
+pipe = pipeline("image-text-to-text", model="FOLDER", trust_remote_code=True)
+content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is it?"}]
+print(pipe(text=[{"role": "user", "content": content}], max_new_tokens=64, return_full_text=False))
+""",
+    check=_any_model,
+    write_side_files=write_side_files,
+    read_model=model_config,
+)
+"""--to hf."""

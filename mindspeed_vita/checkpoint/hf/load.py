@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
-from mindspeed_vita.checkpoint.hf.internvl import is_internvl, read_internvl
+from mindspeed_vita.checkpoint.hf.internvl_config import internvl_model, is_internvl
+from mindspeed_vita.checkpoint.hf.internvl_files import internvl_family, read_internvl_data
 from mindspeed_vita.checkpoint.hf.processor import read_json, read_processor
 from mindspeed_vita.checkpoint.hf.weights import open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
@@ -20,7 +21,7 @@ from mindspeed_vita.checkpoint.mapping.streaming import native_from_hf
 from mindspeed_vita.config import language_traits, projector_traits, tower_traits
 from mindspeed_vita.config.languages import family_of_hf
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig, ProjectorConfig
-from mindspeed_vita.files.tensors import Tensors, cast, held, joined
+from mindspeed_vita.files.tensors import Made, Tensors, cast, held, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,13 @@ def import_hf(
     """Read a Hugging Face folder.
 
     Args:
-        folder: a Long-VITA or InternVL folder, or that of a decoder of a family in config/languages.py, such as Qwen2.5 or Qwen3.
+        folder: a Long-VITA folder, an InternVL folder (of transformers or its own), or that of a decoder of a family in
+            config/languages.py, such as Qwen2.5 or Qwen3.
         vision: with a decoder: a folder of InternViT (its own layout or transformers' InternVLVisionModel), SigLIP or CLIP.
         dtype: type of the result; None keeps what is stored.
         seed: of the projector's initial weights.
         tile_size: with a tower on its own: side of a tile, for which its positions are interpolated; 0 keeps the tower's.
-
-        new_projector: with an InternVL folder: start a new projector instead of taking the one there.
+        new_projector: of an InternVL, take the decoder and the tower only, and start a projector anew.
 
     Raises:
         ValueError: another architecture, or names or shapes that do not fit it.
@@ -64,15 +65,15 @@ def import_hf(
     config = read_config(folder)
     if new_projector and not is_internvl(config):
         raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
-    if is_internvl(config):
-        if vision is not None:
-            raise ValueError(f"{folder} is a whole InternVL; leave --vision out")
-        return _internvl(folder, config, dtype, seed, new_projector)
     if family_of(config) is not None:
         if vision is not None:
             raise ValueError(f"{folder} is a whole Long-VITA; leave --vision out")
         model = model_config(config)
         return ImportedModel(model=model, weights=_read(folder, "long_vita", model, dtype), data=read_processor(folder))
+    if is_internvl(config):
+        if vision is not None:
+            raise ValueError(f"{folder} is a whole InternVL; leave --vision out")
+        return _internvl(folder, config, dtype, seed, new_projector)
     try:
         family_of_hf(str(config.get("model_type")))
     except ValueError as error:
@@ -80,15 +81,6 @@ def import_hf(
     if vision is None:
         raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
     return _join(folder, config, Path(vision), dtype, seed, tile_size)
-
-
-def _internvl(folder: Path, config: Mapping[str, Any], dtype: Optional[torch.dtype], seed: int, new_projector: bool) -> ImportedModel:
-    model, weights = read_internvl(folder, config, new_projector=new_projector)
-    weights, new = cast(weights, dtype), {}
-    if new_projector:
-        new = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
-    data = DataConfig(template=language_traits(model.language.family).template)
-    return ImportedModel(model=model, weights=joined(weights, new), data=data, initialised=tuple(new))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -144,6 +136,26 @@ def _join(folder: Path, config: Mapping[str, Any], vision: Path, dtype: Optional
     projector = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
     data, new = DataConfig(template=template), tuple(projector)
     return ImportedModel(model=model, weights=joined(weights, projector), data=data, initialised=new)
+
+
+def _internvl(folder: Path, config: Mapping[str, Any], dtype: Optional[torch.dtype], seed: int, new_projector: bool) -> ImportedModel:
+    model, family, data = internvl_model(config), internvl_family(folder, config), read_internvl_data(folder, config)
+    stored, rules = open_weights(folder, family, model), family_rules(family, model)
+    of_projector = [rule for rule in rules if rule.native.startswith("projector.")]
+    if not new_projector:
+        # before anything is written: InternVL's own weights have biases here
+        for rule in of_projector:
+            try:
+                rule.to_native([stored[name] for name in rule.hf])
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}. --new-projector takes the decoder and the tower, and starts a projector") from error
+        return ImportedModel(model=model, weights=cast(native_from_hf(stored, rules), dtype), data=data)
+    left_out = {name for rule in of_projector for name in rule.hf}
+    kept = Made({name: spec for name, spec in stored.specs().items() if name not in left_out}, stored.__getitem__)
+    weights = cast(native_from_hf(kept, [rule for rule in rules if rule not in of_projector]), dtype)
+    model = replace(model, projector=ProjectorConfig(hidden_size=model.vision.hidden_size))
+    projector = initial_projector(model, seed, weights.specs()["language.embedding.word_embeddings.weight"].dtype)
+    return ImportedModel(model=model, weights=joined(weights, projector), data=data, initialised=tuple(projector))
 
 
 def initial_projector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.languages import RELEASED
@@ -15,13 +16,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def write_tokenizer(tokenizer: Any, folder: Path, template: str = "qwen2") -> None:
+def write_tokenizer(tokenizer: Any, folder: Path, template: str = "qwen2", changes: Optional[Mapping[str, Any]] = None) -> None:
     """Write tokenizer.json, vocab.json, merges.txt, added_tokens.json, special_tokens_map.json and tokenizer_config.json.
 
     Args:
         tokenizer: a fast tokenizer with the vision tokens added.
         folder: exists already.
         template: name of the chat template; only qwen2's tokenizers are written as transformers' Qwen2Tokenizer.
+        changes: keys of tokenizer_config.json that differ from those of a Long-VITA folder; None leaves a key out.
 
     Raises:
         ValueError: not a BPE tokenizer.
@@ -56,6 +58,8 @@ def write_tokenizer(tokenizer: Any, folder: Path, template: str = "qwen2") -> No
         "unk_token": None,
         **special,
     }
+    left_out = {key for key, value in (changes or {}).items() if value is None}
+    config = {key: value for key, value in {**config, **(changes or {})}.items() if key not in left_out}
     write_json(folder / "tokenizer_config.json", config)
 
 

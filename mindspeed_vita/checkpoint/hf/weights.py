@@ -8,6 +8,7 @@ import torch
 
 from mindspeed_vita.checkpoint.hf.config import hf_config
 from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.internvl import INTERNVL
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes, convert_to_hf, convert_to_native
 from mindspeed_vita.checkpoint.mapping.vision_families import LEFT_OUT, TOWER_PREFIX
 from mindspeed_vita.config import language_traits
@@ -34,16 +35,23 @@ def open_weights(folder: Path, family: str, model: ModelConfig) -> SafetensorsFo
     if family in LEFT_OUT:
         stored = SafetensorsFolder(folder, prefix=TOWER_PREFIX)
         stored = SafetensorsFolder(folder, ignore=[name for name in stored if name.startswith(LEFT_OUT[family])], prefix=TOWER_PREFIX)
-    if "lm_head.weight" in stored and model.language.tie_embeddings and "model.embed_tokens.weight" in stored:
+    head, table = table_names(family)
+    if head in stored and model.language.tie_embeddings and table in stored:
         # Some tied checkpoints store the table twice; a second table that differs is another model.
-        if not same(stored["lm_head.weight"], stored["model.embed_tokens.weight"]):
-            raise ValueError(f"{folder} says tie_word_embeddings, but its lm_head.weight differs from embed_tokens.weight: set it false")
-        stored = SafetensorsFolder(folder, ignore=(*STRAY_NAMES, "lm_head.weight"))
+        if not same(stored[head], stored[table]):
+            raise ValueError(f"{folder} says tie_word_embeddings, but its {head} differs from embed_tokens.weight: set it false")
+        stored = SafetensorsFolder(folder, ignore=(*STRAY_NAMES, head))
     try:
         check_shapes(stored.shapes(), family_shapes(family, model), side="Hugging Face")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return stored
+
+
+def table_names(family: str) -> tuple[str, str]:
+    """What a family calls the output layer's table, and the embedding table."""
+    names = INTERNVL.get(family)
+    return (names.head, f"{names.language}embed_tokens.weight") if names else ("lm_head.weight", "model.embed_tokens.weight")
 
 
 def family_shapes(family: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:

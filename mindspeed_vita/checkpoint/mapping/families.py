@@ -1,13 +1,15 @@
 """The rule tables: which Hugging Face names and layouts each family of checkpoints uses for which native tensors.
 
 long_vita: the released Long-VITA layout, over any decoder. The name of a decoder's family, such as qwen2: that family's own layout.
-intern_vit: InternViT's own repositories. internvl_vision, siglip_vision, clip_vision: transformers' towers, in vision_families.py.
+internvl, internvl_model, internvl_chat: whole InternVL models, in internvl.py. intern_vit: InternViT's own repositories.
+internvl_vision, siglip_vision, clip_vision: transformers' towers, in vision_families.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from mindspeed_vita.checkpoint.mapping.internvl import INTERNVL, internvl_rules
 from mindspeed_vita.checkpoint.mapping.rules import Gated, GroupedQKV, Rule
 from mindspeed_vita.checkpoint.mapping.vision_families import VISION_FAMILIES, intern_vit_rules, vision_rules
 from mindspeed_vita.config import LanguageTraits, language_names, language_traits, projector_traits
@@ -18,7 +20,7 @@ def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
     """All rules of a family, layers expanded.
 
     Args:
-        family: long_vita, a family of decoders or a family of towers.
+        family: long_vita, a layout of InternVL, a family of decoders or a family of towers.
         model: sizes. A family of decoders uses the language part only, a family of towers the vision part only.
 
     Raises:
@@ -27,11 +29,13 @@ def family_rules(family: str, model: ModelConfig) -> tuple[Rule, ...]:
     if family == "long_vita":
         released_vision = (_prefixed(rule, "model.vision_model.") for rule in intern_vit_rules(model.vision))
         return (*decoder_rules(language_traits(model.language.family), model.language), *released_vision, *_projector(model.projector))
+    if family in INTERNVL:
+        return internvl_rules(family, model, decoder_rules(language_traits(model.language.family), model.language))
     if family in language_names():
         return decoder_rules(language_traits(family), model.language)
     if family in VISION_FAMILIES:
         return vision_rules(family, model.vision)
-    families = ("long_vita", *language_names(), *VISION_FAMILIES)
+    families = ("long_vita", *INTERNVL, *language_names(), *VISION_FAMILIES)
     raise ValueError(f"found weight family {family!r}, expected one of {', '.join(families)}")
 
 

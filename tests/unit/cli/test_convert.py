@@ -42,6 +42,17 @@ def test_native_to_hf_to_native_is_exact(run: Path, exported: Path, tmp_path: Pa
     assert recipe["data"]["max_tiles"] == 4 and recipe["train"]["precision"] == "fp32"
 
 
+def test_native_to_internvl_to_native_is_exact(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--from", str(run / "run"), "--to", "internvl", "--output", str(tmp_path / "served"), "--card"]) == 0
+    assert (tmp_path / "served" / "README.md").read_text().startswith("---\nlicense: other\n")
+    assert "tensors, 50,656 parameters, float32" in capsys.readouterr().out
+    assert main(["convert", "--from", str(tmp_path / "served"), "--to", "native", "--output", str(tmp_path / "back")]) == 0
+    before, _ = native.read_full_weights(run / "run")
+    after, recipe = native.read_full_weights(tmp_path / "back")
+    assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
+    assert recipe["data"]["max_tiles"] == 4 and recipe["model"]["projector"]["hidden_size"] == 24
+
+
 def test_exported_again_from_the_export_nothing_changes(exported: Path, tmp_path: Path) -> None:
     assert main(["convert", "--from", str(exported), "--to", "hf", "--output", str(tmp_path / "again")]) == 0
     for path in exported.iterdir():
@@ -99,6 +110,8 @@ def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, caps
     ("arguments", "message"),
     [
         ("convert --from {gone} --to hf --output {new}", "--from {gone}: no such folder"),
+        ("convert --from {run} --to hf --output {new} --new-projector", "is no InternVL; leave --new-projector out"),
+        ("convert --from {hf} --to native --output {new} --card", "--card describes an export; leave it out with --to native"),
         ("convert --from {run} --to hf --output {run}", "is the source; choose another folder"),
         ("convert --from {run} --to hf --output {full}", "is not an earlier export"),
         ("convert --from {hf} --to native --output {full}", "is not empty; choose another --output"),

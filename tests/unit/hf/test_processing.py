@@ -177,6 +177,29 @@ def test_call_styles_of_harnesses_are_accepted(processor: LongVitaProcessor, pic
         processor(text=text, audios=["a.wav"])
 
 
+def test_every_parameter_of_the_published_processor_is_taken(
+    processor: LongVitaProcessor, pictures: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = LongVitaProcessor(processor.image_processor, processor.tokenizer, image_seq_length=4)
+    assert renamed.tokens_per_tile == renamed.image_seq_length == 4
+    text, wide = f"{HEAD}<image>{TAIL}", pictures["wide"]
+    counts = {
+        len(processor(text=text, images=[wide], **options)["images"])
+        for options in ({"crop_to_patches": False}, {"max_patches": 1}, {"images_kwargs": {"crop_to_patches": False, "max_patches": 9}})
+    }
+    assert counts == {1}
+    assert len(processor(text=text, images=[wide], crop_to_patches=True)["images"]) == 3
+    assert len(processor(text=text, images=[wide], min_patches=4, max_patches=4)["images"]) == 5
+    with pytest.raises(ValueError, match="min_tiles=3, max_tiles=2; expected 1 <= min_tiles <= max_tiles"):
+        processor(text=text, images=[wide], min_patches=3, max_patches=2)
+
+    talk = [{"role": "user", "content": [{"type": "video", "video": pictures["clip"]}, {"type": "text", "text": "What?"}]}]
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "num_frames": 2, "initial_shift": True, "video_load_backend": "pyav"}
+    with caplog.at_level("WARNING"):
+        found = processor.apply_chat_template(talk, add_generation_prompt=True, sample_indices_fn=None, **options)
+    assert len(found["images"]) == 2 and "takes frames by its frame_sampler 'uniform' and ignores initial_shift" in caplog.text
+
+
 def test_frames_may_come_as_lists_arrays_or_picture_files(processor: LongVitaProcessor, pictures: dict[str, Any]) -> None:
     text = f"{HEAD}<video>{TAIL}"
     files = [os.path.join(pictures["frames"], name) for name in sorted(os.listdir(pictures["frames"]))]
