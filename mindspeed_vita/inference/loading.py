@@ -60,6 +60,7 @@ def load_model(
     tp: int = 1,
     cp: int = 1,
     max_frames: Optional[int] = None,
+    max_pixels: Optional[int] = None,
     precision: Optional[Precision] = None,
 ) -> LoadedModel:
     """Load a checkpoint on the best device, in one process or under torchrun with tp * cp processes. Collective.
@@ -70,6 +71,7 @@ def load_model(
         recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the checkpoint's setting.
+        max_pixels: most pixels of a picture or of a frame; None takes the checkpoint's setting.
         precision: bf16 | fp32; None takes that of the weights.
 
     Raises:
@@ -79,6 +81,8 @@ def load_model(
     wanted = inference_recipe(source.recipe, tp, cp)
     if max_frames is not None:
         wanted = replace(wanted, data=replace(wanted.data, max_frames=max_frames))
+    if max_pixels is not None:
+        wanted = replace(wanted, data=replace(wanted.data, max_pixels=max_pixels))
     if precision is not None:
         wanted = replace(wanted, train=replace(wanted.train, precision=precision))
     if world_size() != tp * cp:
