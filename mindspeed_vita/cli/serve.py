@@ -102,8 +102,7 @@ def _serve(session: InferenceSession, settings: ServeSettings, bound: socket.soc
     with tempfile.TemporaryDirectory(prefix="vita-serve-") as folder:
         app = create_app(engine, loop, settings, Path(folder))
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {settings.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
-        server.run(app, engine, bound, drain=arguments.drain)
+        server.run(app, engine, bound, drain=arguments.drain, listening=f"serving {settings.model} at http://{shown}:{port}")
 
 
 def _settings(arguments: argparse.Namespace) -> ServeSettings:

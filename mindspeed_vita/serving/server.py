@@ -16,7 +16,7 @@ from mindspeed_vita.serving.engine import Engine
 
 _LOOK = 0.1
 """Seconds between two looks at the engine."""
-_LAST_WORDS = 2.0
+_LAST_WORDS = 3.0
 """How long a failed server still says so at /health, before it ends."""
 _CLOSING = 5
 """Seconds for the last bytes of responses."""
@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float) -> None:
+def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float, listening: str) -> None:
     """Serves until SIGTERM or SIGINT, then lets what runs finish.
 
     Args:
@@ -46,11 +46,12 @@ def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float) -> 
         engine: its engine.
         bound: where to listen.
         drain: seconds that running requests have to finish after the signal.
+        listening: printed once requests are taken.
 
     Raises:
         RuntimeError: the model stopped working.
     """
-    asyncio.run(_run(app, engine, bound, drain))
+    asyncio.run(_run(app, engine, bound, drain, listening))
     if engine.failure is not None:
         raise RuntimeError("the model stopped working; the requests that waited got a 503") from engine.failure
 
@@ -63,13 +64,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float) -> None:
+async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float, listening: str) -> None:
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_CLOSING, lifespan="off")
     server = _Server(config)
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(_LOOK)
+    print(listening, file=sys.stderr, flush=True)
     while engine.alive and not asked.is_set() and not serving.done():
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asked.wait(), _LOOK)

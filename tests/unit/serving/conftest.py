@@ -34,6 +34,7 @@ class Running:
     url: str
     engine: Engine
     loop: RequestLoop
+    folder: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def idle(self) -> bool:
@@ -71,7 +72,7 @@ def serving(session: InferenceSession, folder: Path, most: int = 256, **settings
 
     loop = RequestLoop(session, sequences=16)
     engine = Engine(loop, most=most, time_limit=60.0)
-    running = Running("", engine, loop)
+    running = Running("", engine, loop, folder)
     app = create_app(engine, loop, ServeSettings(model="tiny", **settings), folder, running.lines.append)
     bound = bind("127.0.0.1", 0)
     running.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
