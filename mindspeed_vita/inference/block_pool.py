@@ -113,6 +113,11 @@ class BlockPool:
             else:
                 self._free[ref.rank].append(ref.block)
 
+    @property
+    def used_share(self) -> float:
+        """Share of all blocks that sequences use. May be read from another thread."""
+        return len(self._users) / self.num_blocks
+
     def counts(self) -> list[BlockCounts]:
         """The state of each rank's blocks."""
         used = [0] * self.cp

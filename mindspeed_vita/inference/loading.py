@@ -68,6 +68,7 @@ def load_model(
     tp: int = 1,
     cp: int = 1,
     max_frames: Optional[int] = None,
+    max_pixels: Optional[int] = None,
     precision: Optional[Precision] = None,
     rope_scaling: Optional[str] = None,
     frame_pooling: Optional[str] = None,
@@ -80,6 +81,7 @@ def load_model(
         recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the checkpoint's setting.
+        max_pixels: most pixels of a picture or of a frame; None takes the checkpoint's setting.
         precision: bf16 | fp32; None takes that of the weights.
         rope_scaling: other scaling of positions, see config.stretched; None takes that of the training.
         frame_pooling: how the frames of videos are pooled, see hf/frame_pooling.py; None takes what a Hugging Face folder says.
@@ -96,6 +98,8 @@ def load_model(
     read_pooling(pooling, wanted.model.tokens_per_tile)
     if max_frames is not None:
         wanted = replace(wanted, data=replace(wanted.data, max_frames=max_frames))
+    if max_pixels is not None:
+        wanted = replace(wanted, data=replace(wanted.data, max_pixels=max_pixels))
     if precision is not None:
         wanted = replace(wanted, train=replace(wanted.train, precision=precision))
     if world_size() != tp * cp:

@@ -49,10 +49,12 @@ class PromptEncoder:
             ValueError: tags and media disagree, a medium cannot be used, or the text holds a reserved token.
         """
         reserved = ReservedText(self.tokenizer)
-        for message in request.messages:
-            problem = reserved.problem(message.content)
+        for text in (message.content for message in request.messages) if request.text is None else (request.text,):
+            problem = reserved.problem(text)
             if problem is not None:
                 raise ValueError(problem)
+        if request.text is not None:
+            return self._plain(request.text)
         template = get_template(self.recipe.data.template)
         # An empty answer gives its header; what training would supervise after it is what remains to be generated.
         messages = (*request.messages, Message("assistant", ""))
@@ -72,6 +74,12 @@ class PromptEncoder:
         )
         keep = len(encoded.tokens_T) - tail
         return replace(encoded, tokens_T=encoded.tokens_T[:keep], labels_T=encoded.labels_T[:keep])
+
+    def _plain(self, text: str) -> EncodedSample:
+        """A text's own tokens."""
+        tokens = np.array(self.tokenizer(text)["input_ids"], dtype=np.int64)
+        none = np.zeros(0, dtype=np.int64)
+        return EncodedSample(0, 0, "prompt", os.sep, tokens_T=tokens, labels_T=none, tile_starts_N=none, media=())
 
     def _picture(self, path: str) -> Medium:
         path = os.path.abspath(path)

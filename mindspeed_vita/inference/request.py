@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Optional, Protocol
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.sampling import SampledToken
@@ -22,6 +22,12 @@ class Request:
     """Paths of pictures."""
     videos: tuple[str, ...] = ()
     """Paths of video files or of folders of frames."""
+    text: Optional[str] = None
+    """A text that the model goes on with, without a chat template and without media; in place of messages."""
+
+
+Fault = Literal["", "media", "time", "model"]
+"""Whose fault an error is: a picture or video cannot be decoded, the time limit passed, or the model's numbers are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +40,16 @@ class Answer:
     """As generated, the stop token left out."""
     prompt_tokens: int
     """Length of the prompt, media included."""
-    cached_tokens: int = 0
-    """Prompt tokens that the cache had when the request began to run."""
     reason: FinishReason = "stop"
     """Why it ended."""
     message: str = ""
     """For reason "error": what happened."""
+    fault: Fault = ""
+    """For reason "error": whose fault it is."""
+    cached_tokens: int = field(default=0, compare=False)
+    """Prompt tokens that the cache had already. They change the time, not the answer."""
+    frames: tuple[int, ...] = ()
+    """Frames taken from each video."""
     tokens: tuple[SampledToken, ...] = ()
     """The tokens with their log-probabilities, where those were asked for."""
 

@@ -5,16 +5,19 @@ One call of `step` is one step of the model. Whoever calls it decides when: `gen
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Optional
 
 import numpy as np
+import torch
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.data.assemble import EncodedSample, Medium
 from mindspeed_vita.inference.block_names import TileSpan, pooled_digest, root_name, settings_text
 from mindspeed_vita.inference.block_pool import BlockCounts, BlockPool
-from mindspeed_vita.inference.request import Answer, Request
+from mindspeed_vita.inference.request import Answer, Fault, Request
 from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, broken_rows, sample
 from mindspeed_vita.inference.scheduler import Budgets, Scheduler
 from mindspeed_vita.inference.sequence import Ended, NewSequence
@@ -22,6 +25,9 @@ from mindspeed_vita.inference.session import InferenceSession
 from mindspeed_vita.inference.steps import Step
 from mindspeed_vita.inference.text_stream import TextStream
 from mindspeed_vita.inference.tile_memo import TileMemo
+
+_FRAMES_AT_ONCE = 64
+"""Frames that each rank decodes between two steps, while a film's tiles are named."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Update:
     """Text that can be shown now; the pieces of all updates together are the answer's text."""
     answer: Optional[Answer] = None
     """The whole answer, once it has ended."""
+    tokens: tuple[SampledToken, ...] = ()
+    """The tokens since the update before, where log-probabilities were asked for."""
 
 
 @dataclass
@@ -43,7 +51,19 @@ class _Active:
     prompt_tokens: int
     row: SamplingRow
     stream: TextStream
+    frames: tuple[int, ...] = ()
     tokens: list[SampledToken] = field(default_factory=list)
+    num_told: int = 0
+    """Tokens that an update had."""
+    fault: Fault = "time"
+    """Whose fault it is if it ends with an error. The scheduler by itself ends a request with an error only when its time is over."""
+
+    def untold(self) -> tuple[SampledToken, ...]:
+        """The tokens that no update had yet."""
+        if self.row.params.logprobs is None:
+            return ()
+        told, self.num_told = self.num_told, len(self.tokens)
+        return tuple(self.tokens[told:])
 
 
 class RequestLoop:
@@ -53,17 +73,30 @@ class RequestLoop:
         session: the loaded model.
         prefill_tokens: most prompt tokens of a step; activations grow with it.
         sequences: most requests that are computed at once.
+        max_length: most tokens of prompt and answer; None: as many as the model has positions.
+        answer_tokens: most tokens of an answer where the request leaves it open; None: as many as there is room for.
 
     Raises:
         ValueError: budgets in which nothing could be computed.
     """
 
-    def __init__(self, session: InferenceSession, *, prefill_tokens: int = 8192, sequences: int = 64) -> None:
+    def __init__(
+        self,
+        session: InferenceSession,
+        *,
+        prefill_tokens: int = 8192,
+        sequences: int = 64,
+        max_length: Optional[int] = None,
+        answer_tokens: Optional[int] = None,
+    ) -> None:
         recipe, layout, size = session.loaded.recipe, session.loaded.layout, session.settings.block_size
-        self.session = session
+        self.session, self._answer_tokens = session, answer_tokens
+        positions = recipe.model.language.max_positions
         self.pool = BlockPool(session.cache.num_blocks, layout.cp_size)
         budgets = Budgets(
-            prefill_tokens=max(size, prefill_tokens // size * size), sequences=sequences, max_length=recipe.model.language.max_positions
+            prefill_tokens=max(size, prefill_tokens // size * size),
+            sequences=sequences,
+            max_length=positions if max_length is None else min(max_length, positions),
         )
         self.scheduler = Scheduler(self.pool, budgets, root=root_name(session.loaded.identity), block_size=size)
         self.memo = TileMemo()
@@ -93,25 +126,44 @@ class RequestLoop:
         Raises:
             ValueError: a medium cannot be used, or prompt and answer fit neither the model nor the cache. Nothing is kept of it.
         """
+        slices = self.admit(request, params, time_limit=time_limit)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as done:
+                number: int = done.value
+                return number
+
+    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+        """`add` in slices: decoding a film takes long, and between two slices the steps of other requests can be computed.
+
+        A generator that is closed early leaves nothing behind.
+        """
         prompt = self.session.prompts.encode(request)
         length, room = len(prompt.tokens_T), self.scheduler.room()
-        most = max(1, room - length) if params.max_tokens is None else params.max_tokens
+        left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
+        most = left if params.max_tokens is None else params.max_tokens
         params = replace(params.seeded(), max_tokens=most)
-        tiles = self._tile_spans(prompt) if length + most <= room else ()  # what the scheduler will refuse need not be decoded
+        tiles = (yield from self._tile_spans(prompt)) if length + most <= room else ()  # what the scheduler will refuse need not be decoded
         # keys of long sequences are turned otherwise under LongRoPE, so that other sequences cannot use them
         turned = "long" if self.session.loaded.model.rotary.is_long(length + most) else ""
         options: dict[str, Any] = {"stop_ids": self._stops, "time_limit": time_limit, "turned": turned}
         new = NewSequence(tokens=prompt.tokens_T, tiles=tiles, max_tokens=most, **options)
         number = self.scheduler.add(new)
         self.session.add(number, prompt, longest=length + most)
-        row = SamplingRow(params=params, stop_ids=self._stops, banned_ids=self._banned, prompt=prompt.tokens_T.tolist())
+        row = SamplingRow(params=params, stop_ids=self._stops, banned_ids=self._banned, prompt=torch.from_numpy(prompt.tokens_T))
         stream = TextStream(self.session.loaded.tokenizer, params.stop, min_tokens=params.min_tokens)
-        self._active[number] = _Active(length, row, stream)
+        frames = tuple(len(medium.numbers) for medium in prompt.media if medium.grid is None)
+        self._active[number] = _Active(length, row, stream, frames)
         return number
 
     def cancel(self, number: int) -> None:
         """Ends a request; its blocks are free from the next step on. One that has ended is left alone."""
         self.scheduler.end(number)
+
+    def beat(self) -> None:
+        """Fails if another rank is gone. Collective, as step."""
+        self.session.beat()
 
     def step(self) -> list[Update]:
         """Computes one step and returns what it brought. Collective: the other ranks must be in InferenceSession.serve."""
@@ -127,18 +179,25 @@ class RequestLoop:
         pieces: dict[int, str] = {}
         result = self.session.execute(step)
         for number, failure in result.failures.items():
-            self.scheduler.end(number, "error", f"{failure.path} {failure.reason}")
-        failed = set(result.failures)
-        for number in (step.sampled[row] for row in broken_rows(result.logits)):
-            failed.add(number)
-            self.scheduler.end(number, "error", "the model's scores are no numbers; its weights or its precision do not fit")
-        chosen = dict(zip(step.sampled, sample(result.logits, [self._active[number].row for number in step.sampled])))
+            self._fail(number, "media", f"{failure.path} {failure.reason}")
+        for row in broken_rows(result.logits):
+            self._fail(step.sampled[row], "model", "the model's logits are not finite; the weights or their precision are at fault")
+        kept = [place for place, number in enumerate(step.sampled) if self._active[number].fault == "time"]
+        fine = [step.sampled[place] for place in kept]
+        chosen = dict(zip(fine, sample(result.logits[kept], [self._active[number].row for number in fine])))
         for number, token in chosen.items():
-            if number not in failed and token.token not in self._stops:
+            if token.token not in self._stops:
                 pieces[number] = self._take(number, token)
         if not step.empty:
             self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
         return self._updates(pieces)
+
+    def _fail(self, number: int, fault: Fault, message: str) -> None:
+        """Ends a request with an error. The first one counts."""
+        active = self._active[number]
+        if active.fault == "time":
+            active.fault = fault
+            self.scheduler.end(number, "error", message)
 
     def _take(self, number: int, token: SampledToken) -> str:
         """Adds a token to an answer; returns the text that can be shown. A stop string ends the request."""
@@ -152,7 +211,8 @@ class RequestLoop:
 
     def _updates(self, pieces: dict[int, str]) -> list[Update]:
         ended = {one.sequence: one for one in self.scheduler.take_ended()}
-        found = [Update(number, piece) for number, piece in pieces.items() if piece and number not in ended]
+        going = [(number, piece) for number, piece in pieces.items() if piece and number not in ended]
+        found = [Update(number, piece, tokens=self._active[number].untold()) for number, piece in going]
         return [*found, *(self._finish(one, pieces.get(number, "")) for number, one in ended.items())]
 
     def _finish(self, ended: Ended, piece: str) -> Update:
@@ -163,35 +223,61 @@ class RequestLoop:
             text=active.stream.text,
             token_ids=tuple(token.token for token in active.tokens),
             prompt_tokens=active.prompt_tokens,
-            cached_tokens=ended.cached_tokens,
             reason=reason,
             message=ended.message,
+            fault=active.fault if reason == "error" else "",
+            cached_tokens=ended.cached_tokens,
+            frames=active.frames,
             tokens=tuple(active.tokens) if active.row.params.logprobs is not None else (),
         )
-        return Update(ended.sequence, piece, answer)
+        return Update(ended.sequence, piece, answer, active.untold())
 
-    def _tile_spans(self, prompt: EncodedSample) -> tuple[TileSpan, ...]:
+    def _tile_spans(self, prompt: EncodedSample) -> Generator[None, None, tuple[TileSpan, ...]]:
         """Where tiles stand in a prompt, with the digests of their pixels. Media that are remembered are not decoded."""
         length = self.session.loaded.recipe.model.tokens_per_tile
         digests: list[bytes] = []
         for medium in prompt.media:
-            digests += self._digests(prompt, medium)
+            digests += yield from self._digests(prompt, medium)
         tiles = zip(prompt.tile_starts_N.tolist(), prompt.factors_N.tolist(), digests, strict=True)
         return tuple(TileSpan(start, start + length // factor**2, pooled_digest(digest, factor)) for start, factor, digest in tiles)
 
-    def _digests(self, prompt: EncodedSample, medium: Medium) -> tuple[bytes, ...]:
+    def _digests(self, prompt: EncodedSample, medium: Medium) -> Generator[None, None, tuple[bytes, ...]]:
         settings = settings_text({**self._media_settings(), "grid": medium.grid, "numbers": medium.numbers})
-        key = self.memo.key(medium.path, settings)
+        with _readable(medium):
+            key = self.memo.key(medium.path, settings)
         found = self.memo.find(key)
         if found is None:
-            alone = replace(prompt, media=(medium,), tile_starts_N=np.zeros(medium.num_tiles, dtype=np.int64), tokens_T=prompt.tokens_T[:0])
-            made, failure = self.session.digests(alone, self._pixels)
-            if failure is not None:
-                raise ValueError(f"{failure.path} {failure.reason}")
+            made: list[bytes] = []
+            for piece in self._pieces(medium):
+                starts = np.zeros(piece.num_tiles, dtype=np.int64)
+                alone = replace(prompt, media=(piece,), tile_starts_N=starts, tokens_T=prompt.tokens_T[:0])
+                more, failure = self.session.digests(alone, self._pixels)
+                if failure is not None:
+                    raise ValueError(f"{failure.path} {failure.reason}")
+                made += more
+                yield
             found = tuple(made)
-            self.memo.remember(key, medium.path, settings, found)
+            with _readable(medium):
+                self.memo.remember(key, medium.path, settings, found)
         return found
+
+    def _pieces(self, medium: Medium) -> list[Medium]:
+        """A picture whole, a film a few frames at a time."""
+        if medium.grid is not None:
+            return [medium]
+        size = _FRAMES_AT_ONCE * self.session.loaded.layout.tile_group_size
+        parts = [slice(at, at + size) for at in range(0, len(medium.numbers), size)]
+        return [replace(medium, numbers=medium.numbers[part], factors=medium.factors[part]) for part in parts]
 
     def _media_settings(self) -> dict[str, Any]:
         feed = self.session.runner.feed
         return {"tile_size": feed.tile_size, "decoding": asdict(feed.decoding), "pixels": self._pixels}
+
+
+@contextmanager
+def _readable(medium: Medium) -> Iterator[None]:
+    """A file that is gone is the request's fault."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{medium.path} cannot be read ({error.strerror})") from error

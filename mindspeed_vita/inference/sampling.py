@@ -18,6 +18,8 @@ import torch
 _MOST_LOGPROBS = 20
 _LOWEST_TEMPERATURE = 0.01
 _MOST_STOPS = 16
+_PENALTIES = (0.01, 100.0)
+"""Of repetition_penalty. Beyond them, logits would become infinite, and no token could be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +61,14 @@ class SamplingParams:
         for name, low, high in (
             ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
-            ("repetition_penalty", 0.0, math.inf),
+            ("repetition_penalty", *_PENALTIES),
             ("presence_penalty", -2.0, 2.0),
             ("frequency_penalty", -2.0, 2.0),
             ("temperature", 0.0, math.inf),
         ):
             _check_number(name, getattr(self, name), low, high)
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name}=0 leaves no token; expected more than 0, and 1 to switch it off")
+        if self.top_p == 0:
+            raise ValueError("top_p=0 leaves no token; expected more than 0, and 1 to switch it off")
         if 0 < self.temperature < _LOWEST_TEMPERATURE:
             raise ValueError(f"temperature={self.temperature}; expected 0 (greedy) or at least {_LOWEST_TEMPERATURE}")
         _check_integer("top_k", self.top_k, 0)

@@ -109,6 +109,10 @@ class InferenceSession:
         self.ranks.tell(("step", encode_step(step)))
         return self.run(step)
 
+    def beat(self) -> None:
+        """Nothing, on every rank: it fails where another rank is gone, while no request makes the ranks meet. First rank only."""
+        self.ranks.tell(("beat",))
+
     def dismiss(self, result: Any = None, problem: str = "") -> None:
         """Lets the other ranks return from `serve`. First rank only.
 
@@ -134,7 +138,7 @@ class InferenceSession:
             elif kind == "digests":
                 with self.ranks.together():
                     self.runner.digests(*arguments)
-            else:
+            elif kind != "beat":
                 assert kind == "end", kind
                 result, problem = arguments
                 if problem:

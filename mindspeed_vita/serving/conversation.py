@@ -47,7 +47,7 @@ def conversation(messages: list[ChatMessage], rules: MediaRules, limits: Request
             at = where if isinstance(message.content, str) else f"{where}.{number}"
             if isinstance(part, TextPart):
                 characters += len(part.text)
-                text += _plain(part.text, at)
+                text += plain_text(part.text, at)
             else:
                 if message.role != "user":
                     raise ApiError(400, f"{at}: media are the user's; found some in a message of the {message.role}", param=at)
@@ -77,8 +77,16 @@ def _paths(media: list[tuple[str, str]], kind: Kind, rules: MediaRules, folder: 
     return tuple(paths)
 
 
-def _plain(text: str, at: str) -> str:
-    """The text itself. A tag in it would stand for a medium."""
+def plain_text(text: str, at: str) -> str:
+    """The text itself. A tag in it would stand for a medium.
+
+    Args:
+        text: of a client.
+        at: the field that it is in.
+
+    Raises:
+        ApiError: 400; a tag, or half a character.
+    """
     for tag in _TAGS:
         if tag in text:
             raise ApiError(400, f"{at}: the text holds the tag {tag}; send media as image_url and video_url parts", param=at)

@@ -6,13 +6,17 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
 from mindspeed_vita.inference.request import Request
-from mindspeed_vita.inference.sampling import SamplingParams
+from mindspeed_vita.inference.sampling import SampledToken, SamplingParams
 from mindspeed_vita.serving.errors import ApiError
+
+_BEAT = 2.0
+"""Seconds between two looks at the other ranks while there is nothing to do."""
 
 
 class Progress(Protocol):
@@ -33,6 +37,11 @@ class Progress(Protocol):
         """The whole answer, once it has ended."""
         ...
 
+    @property
+    def tokens(self) -> Sequence[SampledToken]:
+        """The tokens since the progress before, where log-probabilities were asked for."""
+        ...
+
 
 class Loop(Protocol):
     """What computes. Only the engine's thread calls it."""
@@ -42,8 +51,12 @@ class Loop(Protocol):
         """Whether no request waits or runs."""
         ...
 
-    def add(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
-        """Takes a request; returns its number. ValueError: it cannot be answered."""
+    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+        """Takes a request, in slices; returns its number. ValueError: it cannot be answered."""
+        ...
+
+    def beat(self) -> None:
+        """Fails if another rank is gone."""
         ...
 
     def cancel(self, number: int) -> None:
@@ -87,6 +100,7 @@ class Engine:
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: set[_Job] = set()
         self._running: dict[int, _Job] = {}
+        self._coming: deque[tuple[_Job, Generator[None, None, int]]] = deque()
         self._lock = threading.Lock()
         self._draining = self._stopping = False
         self.failure: Optional[BaseException] = None
@@ -100,11 +114,16 @@ class Engine:
         return self._thread.is_alive() and self.failure is None
 
     @property
+    def takes_requests(self) -> bool:
+        """Whether new requests are taken: it is alive and does not drain."""
+        return self.alive and not self._draining
+
+    @property
     def num_requests(self) -> int:
         """Requests that wait or run."""
         return len(self._jobs)
 
-    async def submit(self, request: Request, params: SamplingParams) -> AsyncIterator[Progress]:
+    async def submit(self, request: Request, params: SamplingParams) -> AsyncGenerator[Progress, None]:
         """What each step brings a request; the last item has the answer. Leaving the iteration early cancels the request.
 
         Raises:
@@ -153,10 +172,12 @@ class Engine:
     def _work(self) -> None:
         try:
             while not self._stopping:
-                if self._loop.idle:
-                    self._orders.get()()
+                if self._loop.idle and not self._coming:
+                    self._wait()
                 while not self._stopping and not self._orders.empty():
                     self._orders.get()()
+                if not self._stopping and self._coming:
+                    self._go_on(*self._coming.popleft())
                 if not self._stopping and not self._loop.idle:
                     for progress in self._loop.step():
                         self._tell(progress)
@@ -171,14 +192,33 @@ class Engine:
                 job.tell(self._unavailable())
 
     def _add(self, job: _Job, request: Request, params: SamplingParams) -> None:
+        self._go_on(job, self._loop.admit(request, params, time_limit=self._time_limit))
+
+    def _go_on(self, job: _Job, slices: Generator[None, None, int]) -> None:
+        """One slice of taking a request; its film may need many. The others' steps come in between."""
         if job.gone:
+            slices.close()
             return
         try:
-            job.number = self._loop.add(request, params, time_limit=self._time_limit)
+            next(slices)
+        except StopIteration as done:
+            job.number = done.value
+            self._running[done.value] = job
         except ValueError as error:
             job.tell(ApiError(400, str(error)))
-            return
-        self._running[job.number] = job
+        else:
+            self._coming.append((job, slices))
+
+    def _wait(self) -> None:
+        """Until there is something to do."""
+        while True:
+            try:
+                order = self._orders.get(timeout=_BEAT)
+            except queue.Empty:
+                self._loop.beat()
+            else:
+                order()
+                return
 
     def _tell(self, progress: Progress) -> None:
         job = self._running[progress.number]
@@ -188,6 +228,8 @@ class Engine:
 
     def _stop(self) -> None:
         self._stopping = True
+        while self._coming:
+            self._coming.popleft()[1].close()
         for number in list(self._running):
             self._loop.cancel(number)
         if self._running:

@@ -37,6 +37,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    frames: tuple[int, ...] = ()
+    """Frames taken from each video."""
 
     def body(self) -> dict[str, Any]:
         """OpenAI's usage object."""
@@ -44,7 +46,8 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            # video_frames is ours: clients skip what they do not know
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens, **({"video_frames": list(self.frames)} if self.frames else {})},
         }
 
 

@@ -150,7 +150,7 @@ def test_scores_that_are_no_numbers_end_their_request_alone(session: InferenceSe
 
     monkeypatch.setattr(session.runner, "run", broken)
     answers = answer_all(loop, [(ask("Hi?"), FOUR), (ask("Yes?"), FOUR)])
-    assert answers[0].reason == "error" and answers[0].message.startswith("the model's scores are no numbers")
+    assert answers[0].reason == "error" and answers[0].message.startswith("the model's logits are not finite")
     assert answers[1].reason == "length"
 
 

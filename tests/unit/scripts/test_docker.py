@@ -61,3 +61,13 @@ def test_the_ascend_image_starts_commands_in_the_environment_of_the_installation
     entry = json.loads(next(text for kind, text in instructions("Dockerfile.ascend") if kind == "ENTRYPOINT"))
     done = subprocess.run([*entry, "sh", "-c", "echo $VITA_UPSTREAM $0", "an argument"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "here an argument\n", done.stderr
+
+
+def test_both_images_can_serve():
+    """The first one by the extra dev, which the set-up installs, the second one by the requirements of the script."""
+    setup = (ROOT / "setup.py").read_text()
+    serve = re.findall(r'"([\w-]+>=[\d.]+)"', re.search(r'"serve": \[(.*)\]', setup)[1])
+    script = (ROOT / "scripts" / "install_ascend.sh").read_text()
+    assert serve and all(f'"{one}"' in script and setup.count(f'"{one}"') == 2 for one in serve)
+    for name in FILES:
+        assert "vita serve" in (ROOT / "docker" / name).read_text() and ("EXPOSE", "8000") in instructions(name)

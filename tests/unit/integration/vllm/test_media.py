@@ -100,8 +100,7 @@ def test_every_architecture_that_an_export_names_is_registered() -> None:
 def test_a_folder_that_pools_frames_is_refused(exported: tuple[Path, Any], tmp_path: Path) -> None:
     folder, ours = exported
     pooled = tmp_path / "pooled"
-    export_hf(
-        random_weights(), tiny_recipe(), pooled, tokenizer=make_tokenizer(tmp_path / "tokenizer"), frame_pooling="slow_fast:every=2,factor=2"
-    )
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    export_hf(random_weights(), tiny_recipe(), pooled, tokenizer=tokenizer, frame_pooling="slow_fast:every=2,factor=2")
     with pytest.raises(ValueError, match="pools the frames of videos .* which this plugin cannot do"):
         build_processor(pooled, ours.model.config, ours.processor.tokenizer, {})

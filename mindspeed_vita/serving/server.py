@@ -1,0 +1,86 @@
+"""Runs the application: listens, drains at a signal, and ends when the model stops working."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from mindspeed_vita.serving.engine import Engine
+
+_LOOK = 0.1
+"""Seconds between two looks at the engine."""
+_LAST_WORDS = 3.0
+"""How long a failed server still says so at /health, before it ends."""
+_CLOSING = 5
+"""Seconds for the last bytes of responses."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound, and listens only once the model is loaded.
+
+    Raises:
+        ValueError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise ValueError(f"--host {host} --port {port} cannot be had ({error.strerror}); choose another port or host") from error
+    return found
+
+
+def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float, listening: str) -> None:
+    """Serves until SIGTERM or SIGINT, then lets what runs finish.
+
+    Args:
+        app: the application.
+        engine: its engine.
+        bound: where to listen.
+        drain: seconds that running requests have to finish after the signal.
+        listening: printed once requests are taken.
+
+    Raises:
+        RuntimeError: the model stopped working.
+    """
+    asyncio.run(_run(app, engine, bound, drain, listening))
+    if engine.failure is not None:
+        raise RuntimeError("the model stopped working; the requests that waited got a 503") from engine.failure
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float, listening: str) -> None:
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_CLOSING, lifespan="off")
+    server = _Server(config)
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(_LOOK)
+    print(listening, file=sys.stderr, flush=True)
+    while engine.alive and not asked.is_set() and not serving.done():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asked.wait(), _LOOK)
+    if engine.alive:
+        print(f"vita serve: no new requests; those that run have {drain:g} seconds to finish", file=sys.stderr, flush=True)
+        await asyncio.to_thread(engine.drain, drain)
+    else:
+        await asyncio.sleep(_LAST_WORDS)
+    server.should_exit = True
+    await serving
