@@ -69,16 +69,16 @@ def run(arguments: argparse.Namespace) -> int:
     import_plugins(arguments.plugin, "--plugin")
     checkpoint, settings = check_checkpoint(arguments), _settings(arguments)
     bound = server.bind(arguments.host, arguments.port) if rank() == 0 else None
-    if bound is None:  # the first process says when to end; a launcher sends the signal to all of them
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-    else:
+    if bound is not None:
         print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     session = open_session(arguments)
     if bound is not None:
         _serve(session, settings, bound, arguments)
         session.dismiss()
     else:
+        # The first process says when to end; a launcher sends the signal to all of them. While they load, the signal ends them.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         session.serve()
     shutdown()
     return 0
