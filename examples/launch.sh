@@ -79,6 +79,18 @@ gloo_interface() { # the interface that HCCL or NCCL was told, where it is the w
     done
 }
 
+add_device_settings() { # DEVICE: appends what the device needs to the caller's array `settings`
+    local ascend
+    case "$1" in
+        npu)
+            ascend="$(ascend_settings)" || exit
+            mapfile -t -O "${#settings[@]}" settings <<<"$ascend"
+            ;;
+        cuda) settings+=("PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}") ;;
+        cpu) settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}") ;;
+    esac
+}
+
 ascend_settings() { # a NAME=value a line
     local default name wait
     for default in "${ASCEND_DEFAULTS[@]}"; do
@@ -118,7 +130,7 @@ log_to() { # FILE COMMAND: from here on what is printed also goes to the file
 }
 
 launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
-    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name gloo logs ascend
+    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name gloo logs
     shift
     [ "$device" != auto ] || device="$(find_device)"
     case "$device" in npu | cuda | cpu) ;; *) stop "DEVICE=$device; expected auto, npu, cuda or cpu" ;; esac
@@ -148,14 +160,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     settings+=("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}")
     gloo="${GLOO_SOCKET_IFNAME:-$(gloo_interface)}"
     [ "$nodes" -eq 1 ] || [ -z "$gloo" ] || settings+=("GLOO_SOCKET_IFNAME=$gloo")
-    case "$device" in
-        npu)
-            ascend="$(ascend_settings)" || exit
-            mapfile -t -O "${#settings[@]}" settings <<<"$ascend"
-            ;;
-        cuda) settings+=("PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}") ;;
-        cpu) settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}") ;;
-    esac
+    add_device_settings "$device"
     command=(env "${settings[@]}" "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$processes" "${where[@]}"
         -m mindspeed_vita.cli.main train)
     [ "$engine" = builtin ] || command+=(--engine "$engine")

@@ -4,7 +4,7 @@
 source "$(dirname -- "${BASH_SOURCE[0]}")/../launch.sh"
 
 answer() { # TP CP [arguments of vita generate]
-    local tp="$1" cp="$2" device="${DEVICE:-auto}" python settings ascend command
+    local tp="$1" cp="$2" device="${DEVICE:-auto}" python settings command
     shift 2
     require CHECKPOINT "a native run or step folder, a Hugging Face folder, or MindSpeed-LLM's" PROMPT "the question"
     [ -d "$CHECKPOINT" ] || stop "CHECKPOINT=$CHECKPOINT: no such folder"
@@ -12,14 +12,7 @@ answer() { # TP CP [arguments of vita generate]
     case "$device" in npu | cuda | cpu) ;; *) stop "DEVICE=$device; expected auto, npu, cuda or cpu" ;; esac
     python="$(find_python)" || exit
     settings=("DEVICE=$device" "PYTHONPATH=$VITA_ROOT${PYTHONPATH:+:$PYTHONPATH}" "CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}")
-    case "$device" in
-        npu)
-            ascend="$(ascend_settings)" || exit
-            mapfile -t -O "${#settings[@]}" settings <<<"$ascend"
-            ;;
-        cuda) settings+=("PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}") ;;
-        cpu) settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}") ;;
-    esac
+    add_device_settings "$device"
     command=(env "${settings[@]}" "$python" -m torch.distributed.run --standalone --nproc_per_node "$((tp * cp))"
         -m mindspeed_vita.cli.main generate "$CHECKPOINT" --tp "$tp" --cp "$cp" --prompt "$PROMPT")
     [ -z "${IMAGE:-}" ] || command+=(--image "$IMAGE")

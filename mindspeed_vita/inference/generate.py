@@ -14,14 +14,11 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.config import Recipe, recipe_from_dict, stretched
+from mindspeed_vita.config import Recipe, recipe_from_dict
 from mindspeed_vita.data.assemble import assemble_pack
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
 from mindspeed_vita.data.prepare import decode_settings
-from mindspeed_vita.data.templates import get_template
-from mindspeed_vita.data.tokenizer import load_tokenizer
-from mindspeed_vita.engine.session import init_distributed, world_size
-from mindspeed_vita.inference.loading import inference_recipe
+from mindspeed_vita.inference.loading import begin, inference_recipe
 from mindspeed_vita.inference.prompt import PromptEncoder
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.models.inputs import ModelInputs
@@ -170,17 +167,9 @@ def load_native(
         ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
     """
     folder = native.find(path)
-    recipe = inference_recipe(recipe_from_dict(native.saved_recipe(folder), where=str(folder)), tp, cp)
-    if rope_scaling is not None:
-        recipe = replace(recipe, model=stretched(recipe.model, rope_scaling))
-    if max_frames is not None:
-        recipe = replace(recipe, data=replace(recipe.data, max_frames=max_frames))
-    if world_size() != tp * cp:
-        found = world_size()
-        raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
-    loaded = load_tokenizer(tokenizer or recipe.data.tokenizer, get_template(recipe.data.template))
-    platform = get_platform()
-    layout = init_distributed(recipe, platform)
+    saved = recipe_from_dict(native.saved_recipe(folder), where=str(folder))
+    recipe = inference_recipe(saved, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
+    loaded, platform, layout = begin(recipe, tokenizer)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
     from mindspeed_vita.parallel.build import build_model
 

@@ -25,7 +25,7 @@ from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.session import init_distributed, world_size
 from mindspeed_vita.hf.frame_pooling import read_pooling
 from mindspeed_vita.parallel.layout import ParallelLayout
-from mindspeed_vita.platform import get_platform
+from mindspeed_vita.platform import Platform, get_platform
 
 if TYPE_CHECKING:
     from mindspeed_vita.models.vita import VitaModel
@@ -91,23 +91,14 @@ def load_model(
             does not fit the model.
     """
     source = _find(Path(path), recipe)
-    wanted = inference_recipe(source.recipe, tp, cp)
-    if rope_scaling is not None:
-        wanted = replace(wanted, model=stretched(wanted.model, rope_scaling))
+    wanted = inference_recipe(source.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     pooling = source.frame_pooling if frame_pooling is None else frame_pooling
     read_pooling(pooling, wanted.model.tokens_per_tile)
-    if max_frames is not None:
-        wanted = replace(wanted, data=replace(wanted.data, max_frames=max_frames))
     if max_pixels is not None:
         wanted = replace(wanted, data=replace(wanted.data, max_pixels=max_pixels))
     if precision is not None:
         wanted = replace(wanted, train=replace(wanted.train, precision=precision))
-    if world_size() != tp * cp:
-        found = world_size()
-        raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
-    loaded = load_tokenizer(tokenizer or wanted.data.tokenizer, get_template(wanted.data.template))
-    platform = get_platform()
-    layout = init_distributed(wanted, platform)
+    loaded, platform, layout = begin(wanted, tokenizer)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
     from mindspeed_vita.parallel.build import build_model
 
@@ -128,14 +119,36 @@ def load_model(
     )
 
 
-def inference_recipe(recipe: Recipe, tp: int, cp: int) -> Recipe:
-    """The recipe under another layout and without what only training needs."""
+def inference_recipe(
+    recipe: Recipe, tp: int, cp: int, *, rope_scaling: Optional[str] = None, max_frames: Optional[int] = None
+) -> Recipe:
+    """The recipe under another layout, without what only training needs, and with what the caller asks for (see load_model)."""
+    frames = recipe.data.max_frames if max_frames is None else max_frames
     return replace(
         recipe,
         parallel=ParallelConfig(tp=tp, cp=cp),
         train=replace(recipe.train, recompute="none", global_batch=1),
-        data=replace(recipe.data, seq_length=2 * tp * cp),
+        data=replace(recipe.data, seq_length=2 * tp * cp, max_frames=frames),
+        model=recipe.model if rope_scaling is None else stretched(recipe.model, rope_scaling),
     )
+
+
+def begin(recipe: Recipe, tokenizer: Optional[str | Path]) -> tuple[Any, Platform, ParallelLayout]:
+    """The tokenizer, the best device and this rank's layout. Collective.
+
+    Args:
+        recipe: of inference_recipe.
+        tokenizer: folder; None takes the recipe's.
+
+    Raises:
+        ValueError: another number of processes than the layout needs, or no tokenizer.
+    """
+    tp, cp, found = recipe.parallel.tp, recipe.parallel.cp, world_size()
+    if found != tp * cp:
+        raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
+    loaded = load_tokenizer(tokenizer or recipe.data.tokenizer, get_template(recipe.data.template))
+    platform = get_platform()
+    return loaded, platform, init_distributed(recipe, platform)
 
 
 def _find(path: Path, recipe: Optional[str | Path]) -> _Source:
