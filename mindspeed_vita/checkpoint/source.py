@@ -61,7 +61,7 @@ class Source:
         return {
             "version": mindspeed_vita.__version__,
             "files": state_of(self.files),
-            "model": recipe_to_dict(self.recipe)["model"],
+            "recipe": recipe_to_dict(self.recipe),
             **settings,
         }
 

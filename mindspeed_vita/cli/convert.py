@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         " `vita generate`; default: as in the source")  # fmt: skip
     parser.add_argument("--card", nargs="?", const="other", default="", metavar="LICENCE", help="with an export: write README.md for model"
                         " hubs, with the licence of the weights as they name it (apache-2.0, ...; default: other)")  # fmt: skip
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an hf or native output (default 5GB)")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="largest file of an hf, internvl or native output (default 5GB)")
     parser.add_argument("--resume", action="store_true", help="refuse to begin anew: there must be a stopped conversion to go on with")
 
 
@@ -96,7 +96,9 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
 def run(arguments: argparse.Namespace) -> int:
     """Convert and report in one line."""
     source, output = Path(arguments.source), Path(arguments.output)
-    shard_bytes = parse_size(arguments.max_shard_size)
+    if arguments.max_shard_size is not None and arguments.to not in (*EXPORTS, "native"):
+        raise ValueError(f"--max-shard-size: a {arguments.to} output has one file for each rank; leave it out")
+    shard_bytes = parse_size(arguments.max_shard_size or "5GB")
     _check_layout(arguments)
     if not source.is_dir():
         raise ValueError(f"--from {source}: no such folder")
@@ -144,7 +146,7 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     if arguments.card and arguments.to not in EXPORTS:
         raise ValueError(f"--card describes an export; leave it out with --to {arguments.to}")
     if arguments.to != "hf" and arguments.frame_pooling is not None:
-        raise ValueError(f"--frame-pooling is a setting of an export's processor; leave it out with --to {arguments.to}")
+        raise ValueError(f"--frame-pooling is a setting of our own processor, which --to hf writes; leave it out with --to {arguments.to}")
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
     opened = open_source(source, source_options(arguments))

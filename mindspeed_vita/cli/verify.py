@@ -33,6 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
     from mindspeed_vita.checkpoint.compare import compare
+    from mindspeed_vita.checkpoint.hf.config import family_of
+    from mindspeed_vita.checkpoint.hf.internvl_config import is_internvl
+    from mindspeed_vita.checkpoint.hf.load import read_config
+    from mindspeed_vita.checkpoint.hf.processor import read_json
     from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
     from mindspeed_vita.checkpoint.source import open_source
     from mindspeed_vita.cli.bytes_bar import bytes_bar
@@ -41,13 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.files.writing import write_json
 
     options, report = source_options(arguments), Path(arguments.report)
+    if report.is_file() and "same" not in read_json(report):
+        raise ValueError(f"{report} is no report of vita verify (an export has a file of that name): name another with --report")
     first, second = Path(arguments.first), Path(arguments.second)
     opened = []
     for folder in (first, second):
         # each option goes to the side that needs it
         own = options if is_mindspeed(folder) else replace(options, recipe="")
-        needs_tower = (folder / "config.json").is_file() and not (folder / "verification.json").is_file()
-        opened.append(open_source(folder, own if needs_tower else replace(own, vision="", tile_size=0, new_projector=False)))
+        config = read_config(folder) if (folder / "config.json").is_file() else {}
+        if not config or is_internvl(config) or family_of(config) is not None:  # it holds its tower
+            own = replace(own, vision="", tile_size=0, new_projector=own.new_projector and is_internvl(config))
+        opened.append(open_source(folder, own))
     with bytes_bar(f"{first} and {second}") as start:
         found = compare(opened[0], opened[1], start(sum(spec.nbytes for spec in opened[1].weights.specs().values())))
     with whole_file(report) as temporary:

@@ -22,7 +22,7 @@ from mindspeed_vita.data.formats import PartReader
 from mindspeed_vita.data.measure import Measurer
 from mindspeed_vita.data.row_batches import chunks, measure_chunk
 from mindspeed_vita.data.rows import Row, as_json
-from mindspeed_vita.files.publish import temporary_beside
+from mindspeed_vita.files.publish import whole_file
 
 _PART_BYTES = 64 << 20
 """Bytes that a process is given at a time, at most, where row groups allow it."""
@@ -60,24 +60,19 @@ def measured_parts(
     """
     sizes = reader.sizes(source)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(copy)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f"{copy.name}.", suffix=".tmp", dir=copy.parent) as folder:
-            runs = _runs(sizes, max(1, min(_PART_BYTES, sum(sizes) // (4 * crew.processes))))
-            parts = [Part(reader, source, root, numbers, os.path.join(folder, str(numbers.start))) for numbers in runs]
-            with open(temporary, "wb") as rows:
-                done = 0
-                for part, batches in zip(parts, crew.together(_measure_part, parts, lambda _: source, ahead=_AHEAD)):
-                    start = rows.tell()
-                    with open(part.text, "rb") as text:
-                        shutil.copyfileobj(text, rows, 1 << 20)
-                    os.unlink(part.text)
-                    yield from (_moved(batch, start) for batch in batches)
-                    done += sum(sizes[part.numbers.start : part.numbers.stop])
-                    report(done, sum(sizes))
-        os.replace(temporary, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(copy) as temporary, tempfile.TemporaryDirectory(prefix=f"{copy.name}.", suffix=".tmp", dir=copy.parent) as folder:
+        runs = _runs(sizes, max(1, min(_PART_BYTES, sum(sizes) // (4 * crew.processes))))
+        parts = [Part(reader, source, root, numbers, os.path.join(folder, str(numbers.start))) for numbers in runs]
+        with open(temporary, "wb") as rows:
+            done = 0
+            for part, batches in zip(parts, crew.together(_measure_part, parts, lambda _: source, ahead=_AHEAD)):
+                start = rows.tell()
+                with open(part.text, "rb") as text:
+                    shutil.copyfileobj(text, rows, 1 << 20)
+                os.unlink(part.text)
+                yield from (_moved(batch, start) for batch in batches)
+                done += sum(sizes[part.numbers.start : part.numbers.stop])
+                report(done, sum(sizes))
 
 
 def _runs(sizes: list[int], least: int) -> list[range]:

@@ -16,6 +16,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
+    import torch
+
 _CHILD = """
 import sys, threading, time
 sys.path.insert(0, {root!r})
@@ -58,8 +64,6 @@ def recipe_of(gigabytes: float, tokenizer: Path):
 
 def make_source(folder: Path, gigabytes: float) -> Path:
     """A native checkpoint of random bf16 weights."""
-    import torch
-
     from mindspeed_vita.checkpoint.hf.weights import native_tensors
     from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.data.tiny_tokenizer import train_tokenizer

@@ -23,7 +23,7 @@ from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from mindspeed_vita.checkpoint.hf.export import export_hf
-from mindspeed_vita.checkpoint.hf.safetensors_folder import SafetensorsFolder
+from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.hf.modeling_long_vita import LongVitaProjector
 from mindspeed_vita.hf.vision_long_vita import LongVitaVisionModel
 from mindspeed_vita.inference.hf_generate import load_hf

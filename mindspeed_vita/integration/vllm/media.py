@@ -34,7 +34,7 @@ def build_processor(folder: str | Path, config: Any, tokenizer: Any, options: Ma
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder on this machine; download the model and give the folder")
     pooling = read_frame_pooling(folder)
-    if pooling is not None:
+    if pooling not in (None, "none"):
         raise ValueError(f"{folder} pools the frames of videos ({pooling}), which this plugin cannot do; export it again without")
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:

@@ -155,6 +155,19 @@ def test_a_stopped_conversion_of_another_source_begins_anew(
     assert "there is none: leave --resume out" in capsys.readouterr().err
 
 
+def test_a_stopped_conversion_with_another_tokenizer_begins_anew(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each rank's file names the tokenizer, so files of two tokenizers must not meet in one output."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_stream.Journal, "add", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert convert(run, "mindspeed-llm", tmp_path / "out") == 130
+    make_tokenizer(tmp_path / "other")
+    more = ["--tokenizer", str(tmp_path / "other")]
+    assert convert(run, "mindspeed-llm", tmp_path / "out", "--resume", *more) == 2
+    assert "what is there is of another source or other settings" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("to", ["hf", "native", "mindspeed-llm"])
 def test_too_small_a_disk_is_refused_before_anything_is_written(
     run: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

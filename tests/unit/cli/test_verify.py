@@ -49,6 +49,21 @@ def test_values_that_a_type_cannot_hold_are_a_difference(folder: Path, tmp_path:
     assert main(["verify", str(folder / "bf16"), str(folder / "native"), "--report", str(tmp_path / "report.json")]) == 1
 
 
+def test_a_report_does_not_replace_an_exports_own_verification(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    own = (folder / "hf" / "verification.json").read_bytes()
+    monkeypatch.chdir(folder / "hf")
+    assert main(["verify", str(folder / "hf"), str(folder / "native")]) == 2
+    assert "verification.json is no report of vita verify" in capsys.readouterr().err
+    assert (folder / "hf" / "verification.json").read_bytes() == own
+
+
+def test_a_whole_model_takes_no_tower_whatever_lies_beside_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "hf", tmp_path / "released")
+    (tmp_path / "released" / "verification.json").unlink()  # a released folder has none
+    report, tower = str(tmp_path / "report.json"), str(folder / "no_tower_is_read")
+    assert main(["verify", str(tmp_path / "released"), str(folder / "native"), "--vision", tower, "--report", report]) == 0
+
+
 def test_settings_that_change_the_model_are_a_difference(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = replace(TINY, language=replace(TINY.language, rope_base=1e4))
     native.save_full_weights(tmp_path / "stretched", random_weights(), tiny_recipe(model))

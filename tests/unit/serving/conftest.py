@@ -42,7 +42,7 @@ class Running:
         return self.engine.num_requests == 0 and self.loop.idle and not sum(counts.used for counts in self.loop.counts())
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A native run with random weights."""
     from mindspeed_vita.checkpoint.native import checkpoint as native
@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def session(checkpoint: Path) -> Iterator[InferenceSession]:
     borrowed = torch.distributed.is_initialized()
     yield load_session(checkpoint, settings=SessionSettings(cache_memory=1 << 23, block_size=16), max_pixels=1_000_000)
@@ -89,7 +89,7 @@ def serving(session: InferenceSession, folder: Path, most: int = 256, **settings
         thread.join(30)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(session: InferenceSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The server that most tests share."""
     with serving(session, tmp_path_factory.mktemp("media")) as running:
@@ -124,7 +124,7 @@ def raw(url: str, data: bytes) -> socket.socket:
     return connection
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data: URL of a video of five frames, one a second."""
     import av

@@ -168,3 +168,9 @@ def test_a_pickle_runs_nothing(tmp_path: Path):
         pickle.loads(pickle.dumps(Evil()))
     torch.save({"model": {"output_layer.weight": torch.ones(1)}, "args": Evil()}, tmp_path / "file.pt")
     assert list(rank_files.read_rank(tmp_path / "file.pt")) == ["output_layer.weight"]
+
+
+def test_a_damaged_tracker_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12\x00")
+    with pytest.raises(ValueError, match="latest_checkpointed_iteration.txt says '12.x00'; expected a number of steps, or release"):
+        rank_files.saved_layout(tmp_path)
