@@ -29,7 +29,8 @@ the command line (`train.lr=1e-4`). `${VARIABLE}` and `${VARIABLE:-default}` may
 ## In an editor
 
 `vita schema > recipe.schema.json` writes a file with which VS Code's YAML extension (redhat.vscode-yaml) completes and checks recipes.
-Begin a recipe with `# yaml-language-server: $schema=recipe.schema.json`, or set `"yaml.schemas": {"recipe.schema.json": "recipes/*.yaml"}`.
+If the schema lies next to a recipe, begin the recipe with `# yaml-language-server: $schema=recipe.schema.json`; the path is relative
+to the recipe. Or set `"yaml.schemas": {"recipe.schema.json": "recipes/*.yaml"}`.
 """
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}

@@ -99,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_shard_size is not None and arguments.to not in (*EXPORTS, "native"):
         raise ValueError(f"--max-shard-size: a {arguments.to} output has one file for each rank; leave it out")
     shard_bytes = parse_size(arguments.max_shard_size or "5GB")
+    if shard_bytes < 1000:
+        raise ValueError(f"--max-shard-size is {shard_bytes} bytes; write the unit, as in {shard_bytes}GB")
     _check_layout(arguments)
     if not source.is_dir():
         raise ValueError(f"--from {source}: no such folder")

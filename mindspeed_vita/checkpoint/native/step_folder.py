@@ -54,7 +54,9 @@ def find(path: str | Path) -> Path:
     step = latest(path)
     if step is None:
         what = "holds no whole checkpoint" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what}; expected a run folder with step_XXXXXXX folders, or one of these")
+        if (path / "config.json").is_file():
+            what = "is a Hugging Face folder, not a native one"
+        raise ValueError(f"{path} {what}; expected a run folder with step_XXXXXXX folders, or one of those folders itself")
     return step
 
 

@@ -119,6 +119,7 @@ def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, caps
         ("convert --from {hf} --vision {hf} --to native --output {new}", "is a whole Long-VITA; leave --vision out"),
         ("convert --from {run} --to hf --output {new} --tokenizer {gone}", "tokenizer folder '{gone}' does not exist"),
         ("convert --from {run} --to hf --output {new} --max-shard-size many", "--max-shard-size is 'many'"),
+        ("convert --from {run} --to hf --output {new} --max-shard-size 5", "--max-shard-size is 5 bytes; write the unit, as in 5GB"),
         ("convert --from {hf} --to megatron --output {new} --max-shard-size 1GB", "a megatron output has one file for each rank"),
         ("convert --from {run} --to internvl --output {new} --frame-pooling none", "of our own processor, which --to hf writes"),
         ("generate {gone} --prompt x", "checkpoint {gone}: no such folder"),

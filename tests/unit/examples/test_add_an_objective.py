@@ -8,6 +8,7 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import pytest
@@ -174,6 +175,14 @@ def test_a_reference_of_other_data_or_settings_is_refused(page: Path, monkeypatc
         train(load_recipe(page, ["data.seed=9"]))
     with pytest.raises(ValueError, match="needs data.group=2, data.resets=true and data.loss_weighting=token"):
         train(load_recipe(page, ["data.loss_weighting=sample"]))
+
+
+def test_the_shortest_objective_of_the_page_halves_the_loss(page: Path) -> None:
+    names = {"ObjectiveResult": objective.ObjectiveResult, "register_objective": objective.register_objective}
+    exec(block("py", "Halved"), names)
+    losses = torch.tensor([1.0, 2.0, 4.0])
+    result = names["Halved"]()(losses, SimpleNamespace(loss_count=torch.tensor(3, dtype=torch.int32)))  # type: ignore[operator]
+    assert result.sum.item() == 3.5 and result.count.item() == 3 and "halved" in objectives.objective_names()
 
 
 def test_the_page_names_what_it_had_to_touch() -> None:
