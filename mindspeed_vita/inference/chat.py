@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Optional
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request, ask
@@ -105,9 +109,9 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         request = self.conversation.request(text)
-        number = self.loop.add(request, self.params)
-        try:
-            while True:
+        with interrupts() as interrupted:
+            number = self._admitted(request, interrupted)
+            while number is not None and not interrupted():
                 for update in self.loop.step():
                     self.show(update.text)
                     if update.answer is not None:
@@ -116,7 +120,45 @@ class Chat:
                             raise ValueError(update.answer.message)
                         self.conversation.take(request, update.answer.text)
                         return
-        except KeyboardInterrupt:  # the answer so far is dropped, the conversation stays as it was
-            self.loop.cancel(number)
-            self.loop.step()
-            self.show("\n(stopped)\n")
+            if number is not None:
+                self.loop.cancel(number)
+                self.loop.step()  # every rank lets go of it
+        self.show("\n(stopped)\n")  # the answer so far is dropped, the conversation stays as it was
+
+    def _admitted(self, request: Request, interrupted: Callable[[], bool]) -> Optional[int]:
+        """The request's number, or None where Ctrl-C came while its media were decoded."""
+        slices = self.loop.admit(request, self.params)
+        while not interrupted():
+            try:
+                next(slices)
+            except StopIteration as done:
+                number: int = done.value
+                return number
+        slices.close()
+        return None
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Inside the block a first Ctrl-C is only noted, so that it breaks no step in the middle; a second one raises KeyboardInterrupt.
+
+    Yields:
+        Whether Ctrl-C came. Where handlers cannot be set (not the main thread), it never does.
+    """
+    asked = False
+
+    def note(number: int, frame: Optional[FrameType]) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
