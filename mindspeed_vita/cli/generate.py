@@ -27,7 +27,8 @@ examples:
 Media without a tag in the prompt are put before it. A line of a batch file is {"prompt": TEXT} or {"messages": [...]}, with "images" and
 "videos"; the same command goes on where a stop left off. --decode fixed recomputes the whole sequence for each token: slow, and greedy.
 """
-_CACHED_ONLY = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "batch", "cache_memory", "recipe")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+_CACHED_ONLY = (*_SAMPLING, "batch", "cache_memory", "recipe", "prefill_chunk")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
