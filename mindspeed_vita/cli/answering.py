@@ -1,4 +1,7 @@
-"""What `vita generate` and `vita chat` have in common: which checkpoint, how its tokens are chosen, how much memory the cache gets."""
+"""What `vita generate`, `vita chat` and `vita serve` have in common: the checkpoint, the session and the memory of its cache.
+
+How tokens are chosen is an argument of the first two only; a server's requests say it themselves.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,10 @@ def check_checkpoint(arguments: argparse.Namespace) -> Path:
         raise ValueError(f"--prefill-chunk is {arguments.prefill_chunk}; expected at least 1")
     checkpoint = Path(arguments.checkpoint)
     if not checkpoint.is_dir():
-        raise ValueError(f"checkpoint {checkpoint}: no such folder; expected a native run or step folder, or a Hugging Face folder")
+        raise ValueError(
+            f"checkpoint {checkpoint}: no such folder; expected a native run or step folder, a Hugging Face folder or a MindSpeed-LLM "
+            "folder"
+        )
     return checkpoint
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,8 @@ examples:
 Media without a tag in the prompt are put before it. A line of a batch file is {"prompt": TEXT} or {"messages": [...]}, with "images" and
 "videos"; the same command goes on where a stop left off. --decode fixed recomputes the whole sequence for each token: slow, and greedy.
 """
-_CACHED_ONLY = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "batch", "cache_memory", "recipe")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+_CACHED_ONLY = (*_SAMPLING, "batch", "cache_memory", "recipe", "prefill_chunk")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,10 +140,12 @@ def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
     from mindspeed_vita.engine.session import rank, shutdown
     from mindspeed_vita.inference.batch_file import BatchFile, answer_file
 
-    batch = BatchFile(Path(arguments.batch), Path(arguments.output))
+    chosen = {name: getattr(arguments, name) for name in ("tokenizer", "max_frames", "frame_pooling", "rope_scaling")}
+    settings = {"checkpoint": str(Path(arguments.checkpoint).resolve()), "params": asdict(params), **chosen}
+    batch = BatchFile(Path(arguments.batch), Path(arguments.output), json.dumps(settings, sort_keys=True, default=str))
     if not batch.left:
         if rank() == 0:
-            print(f"{batch.output}: all {len(batch.lines)} lines of {batch.path} have a record", file=sys.stderr)
+            print(batch, file=sys.stderr)
         return 0
     session = open_session(arguments)
     if session.ranks.first:
@@ -158,7 +163,7 @@ def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
             session.dismiss(problem=str(error))
             raise
         session.dismiss()
-        print(f"{batch.output}: {len(batch.done)} of {len(batch.lines)} lines have a record", file=sys.stderr)
+        print(batch, file=sys.stderr)
     else:
         session.serve()
     shutdown()

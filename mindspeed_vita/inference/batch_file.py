@@ -23,26 +23,25 @@ _KEYS = ("id", "prompt", "messages", "images", "videos", *_SAMPLING)
 _ROLES = ("system", "user", "assistant")
 
 
-def read_request(text: str, folder: Path, params: SamplingParams) -> tuple[Request, SamplingParams]:
+def read_request(line: bytes, folder: Path, params: SamplingParams) -> tuple[Request, SamplingParams]:
     """A line of a batch file as a request.
 
     Args:
-        text: the line.
+        line: UTF-8, without its end.
         folder: relative paths begin there.
         params: what the line does not set.
 
     Raises:
         ValueError: what is wrong with the line.
     """
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON ({error})") from error
+    row = _parse(line)
     if not isinstance(row, dict):
         raise ValueError(f"is a JSON {type(row).__name__}; expected an object")
     unknown = sorted(set(row) - set(_KEYS))
     if unknown:
         raise ValueError(f"has unknown keys {', '.join(unknown)}; expected some of {', '.join(_KEYS)}")
+    if isinstance(row.get("id"), (list, dict)):
+        raise ValueError(f"has an id of type {type(row['id']).__name__}; expected a text or a number")
     if ("prompt" in row) == ("messages" in row):
         raise ValueError("needs either prompt or messages")
     images, videos = (_paths(row, key, folder) for key in ("images", "videos"))
@@ -55,6 +54,27 @@ def read_request(text: str, folder: Path, params: SamplingParams) -> tuple[Reque
             raise ValueError(f"has a prompt of type {type(row['prompt']).__name__}; expected a text")
         return ask(row["prompt"], images, videos), chosen
     return Request(messages=_messages(row["messages"]), images=tuple(images), videos=tuple(videos)), chosen
+
+
+def _parse(line: bytes) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte 0x{line[error.start]:02x} at offset {error.start})") from error
+    except RecursionError as error:
+        raise ValueError("is JSON that is nested too deeply") from error
+    except ValueError as error:  # bad JSON, or a number with too many digits
+        raise ValueError(f"is not JSON ({error})") from error
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """The lines of a JSONL file, without their ends. Only a line feed ends a line: JSON texts may hold other separators as they are."""
+    return [line.removesuffix(b"\r") for line in content.split(b"\n")]
 
 
 def _paths(row: dict[str, Any], key: str, folder: Path) -> list[str]:
@@ -83,16 +103,21 @@ class BatchFile:
     Args:
         path: requests, one a line; empty lines count but ask nothing.
         output: records, appended to. What is there already is not asked again.
+        settings: what the answers depend on besides the lines, such as the checkpoint. A record holds a digest of both.
 
     Raises:
-        ValueError: no such file, or an output that belongs to another file.
+        ValueError: no such file, an output that belongs to another file or other settings, or whose folder is missing.
     """
 
-    def __init__(self, path: Path, output: Path) -> None:
+    def __init__(self, path: Path, output: Path, settings: str = "") -> None:
         if not path.is_file():
             raise ValueError(f"batch file {path}: no such file")
-        self.path, self.output = path, output
-        self.lines = {number: line for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()}
+        if not output.parent.is_dir():
+            raise ValueError(f"{output}: {output.parent} is no folder; make it first")
+        self.path, self.output, self._settings = path, output, settings.encode()
+        self.failed: set[int] = set()
+        """Lines whose record is an error."""
+        self.lines = {number: line for number, line in enumerate(_lines(path.read_bytes()), 1) if line.strip()}
         self.done = self._read_done()
 
     @property
@@ -110,37 +135,52 @@ class BatchFile:
             with self.output.open("r+b") as file:
                 file.truncate(len(whole))
         done = set()
-        for number, text in enumerate(whole.decode().splitlines(), 1):
+        for number, text in enumerate(_lines(whole)[:-1], 1):
             try:
-                record = json.loads(text)
+                record = _parse(text)
                 line, digest = record["line"], record["sha256"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                asked = self.lines.get(line)
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.output} line {number} is no record of a batch; choose another --output") from error
-            if line not in self.lines or _digest(self.lines[line]) != digest:
-                raise ValueError(f"{self.output} line {number} answers another line {line} than {self.path} has; choose another --output")
+            if asked is None or self._digest(asked) != digest:
+                raise ValueError(
+                    f"{self.output} line {number} answers another line {line} than {self.path} has, or was made from another checkpoint or "
+                    "with other settings; choose another --output"
+                )
             done.add(line)
+            self._count(line, record)
         return done
 
     def write(self, number: int, record: dict[str, Any]) -> None:
         """Appends the record of a line."""
-        head = {"line": number, "sha256": _digest(self.lines[number])}
+        head = {"line": number, "sha256": self._digest(self.lines[number])}
         identity = _id_of(self.lines[number])
-        text = json.dumps({**head, **identity, **record}, ensure_ascii=False)
-        with self.output.open("a", encoding="utf-8") as file:
+        text = json.dumps({**head, **identity, **record}, ensure_ascii=True)  # so that no character can spoil the file
+        with self.output.open("a", encoding="ascii") as file:
             file.write(text + "\n")
         self.done.add(number)
+        self._count(number, record)
+
+    def _count(self, number: int, record: dict[str, Any]) -> None:
+        if "error" in record:
+            self.failed.add(number)
+
+    def _digest(self, line: bytes) -> str:
+        return hashlib.sha256(self._settings + b"\n" + line).hexdigest()
+
+    def __str__(self) -> str:
+        """How far it is, in a sentence."""
+        said = f"{self.output}: {len(self.done)} of {len(self.lines)} lines of {self.path} have a record"
+        return said + (f", {len(self.failed)} of them an error; to ask those again, take their records out" if self.failed else "")
 
 
-def _digest(line: str) -> str:
-    return hashlib.sha256(line.encode()).hexdigest()
-
-
-def _id_of(line: str) -> dict[str, Any]:
+def _id_of(line: bytes) -> dict[str, Any]:
+    """The line's id, where it has one that a record can repeat."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
+        row = _parse(line)
+    except ValueError:
         return {}
-    return {"id": row["id"]} if isinstance(row, dict) and "id" in row else {}
+    return {"id": row["id"]} if isinstance(row, dict) and "id" in row and not isinstance(row["id"], (list, dict)) else {}
 
 
 def answer_file(loop: RequestLoop, batch: BatchFile, params: SamplingParams, *, at_once: int, said: Callable[[int], None]) -> Iterator[str]:

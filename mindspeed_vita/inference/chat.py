@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Optional
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request, ask
@@ -47,11 +52,11 @@ class Conversation:
         self.next_images, self.next_videos = [], []
 
     def row(self) -> str:
-        """The conversation as a row of training data."""
+        """The conversation as a row of training data, with absolute paths: train on it with data.media_root=/."""
         content = {
             "messages": [{"role": message.role, "content": message.content} for message in self.messages],
-            "images": self.images,
-            "videos": self.videos,
+            "images": [os.path.abspath(path) for path in self.images],
+            "videos": [os.path.abspath(path) for path in self.videos],
         }
         return json.dumps({key: value for key, value in content.items() if value}, ensure_ascii=False)
 
@@ -68,6 +73,8 @@ class Chat:
     def __init__(self, loop: RequestLoop, params: SamplingParams, show: Callable[[str], None]) -> None:
         self.loop, self.params, self.show = loop, params, show
         self.conversation = Conversation()
+        self._saved: set[Path] = set()
+        """Files that this chat wrote, and may write again."""
 
     def line(self, text: str) -> bool:
         """Does what a line says; returns whether the conversation goes on. What is wrong is shown, and changes nothing."""
@@ -95,7 +102,7 @@ class Chat:
         elif name == "/reset":
             self.conversation = Conversation()
         elif name == "/save":
-            Path(argument).write_text(self.conversation.row() + "\n", encoding="utf-8")
+            self._save(Path(argument))
             self.show(f"{argument}: {len(self.conversation.messages)} turns\n")
         elif name == "/help":
             self.show(HELP + "\n")
@@ -103,11 +110,19 @@ class Chat:
             raise ValueError(f"unknown command {name}; /help lists them")
         return name != "/quit"
 
+    def _save(self, path: Path) -> None:
+        if path.exists() and path.resolve() not in self._saved:
+            raise ValueError(f"{path} exists; choose another file")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: {path.parent} is no folder; make it first")
+        path.write_text(self.conversation.row() + "\n", encoding="utf-8")
+        self._saved.add(path.resolve())
+
     def _answer(self, text: str) -> None:
         request = self.conversation.request(text)
-        number = self.loop.add(request, self.params)
-        try:
-            while True:
+        with interrupts() as interrupted:
+            number = self._admitted(request, interrupted)
+            while number is not None and not interrupted():
                 for update in self.loop.step():
                     self.show(update.text)
                     if update.answer is not None:
@@ -116,7 +131,45 @@ class Chat:
                             raise ValueError(update.answer.message)
                         self.conversation.take(request, update.answer.text)
                         return
-        except KeyboardInterrupt:  # the answer so far is dropped, the conversation stays as it was
-            self.loop.cancel(number)
-            self.loop.step()
-            self.show("\n(stopped)\n")
+            if number is not None:
+                self.loop.cancel(number)
+                self.loop.step()  # every rank lets go of it
+        self.show("\n(stopped)\n")  # the answer so far is dropped, the conversation stays as it was
+
+    def _admitted(self, request: Request, interrupted: Callable[[], bool]) -> Optional[int]:
+        """The request's number, or None where Ctrl-C came while its media were decoded."""
+        slices = self.loop.admit(request, self.params)
+        while not interrupted():
+            try:
+                next(slices)
+            except StopIteration as done:
+                number: int = done.value
+                return number
+        slices.close()
+        return None
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Inside the block a first Ctrl-C is only noted, so that it breaks no step in the middle; a second one raises KeyboardInterrupt.
+
+    Yields:
+        Whether Ctrl-C came. Where handlers cannot be set (not the main thread), it never does.
+    """
+    asked = False
+
+    def note(number: int, frame: Optional[FrameType]) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -10,10 +10,9 @@ import numpy as np
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.assemble import EncodedSample, Medium, encode_sample
-from mindspeed_vita.data.media.image import probe_picture
+from mindspeed_vita.data.media.decoder import get_decoder
 from mindspeed_vita.data.media.limits import media_limits
 from mindspeed_vita.data.media.paths import MediaError
-from mindspeed_vita.data.media.video import probe_video
 from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.data.sample import Message, Sample
 from mindspeed_vita.data.templates import get_template
@@ -41,15 +40,18 @@ class PromptEncoder:
         self.ids = vision_token_ids(tokenizer)
         model = recipe.model
         self.limits = media_limits(recipe.data, tokens_per_tile=model.tokens_per_tile, tile_size=model.vision.tile_size)
+        self.decoding = decode_settings(recipe.data, model.vision.normalization)
 
     def encode(self, request: Request) -> EncodedSample:
         """The prompt's tokens, and its media ready to be cut.
 
         Raises:
-            ValueError: tags and media disagree, a medium cannot be used, or the text holds a reserved token.
+            ValueError: tags and media disagree, a medium cannot be used, or the text holds a reserved token or half a surrogate pair.
         """
         reserved = ReservedText(self.tokenizer)
         for text in (message.content for message in request.messages) if request.text is None else (request.text,):
+            if not _is_whole(text):
+                raise ValueError("the text holds half of a surrogate pair, which is no character; expected text that UTF-8 can hold")
             problem = reserved.problem(text)
             if problem is not None:
                 raise ValueError(problem)
@@ -84,7 +86,7 @@ class PromptEncoder:
     def _picture(self, path: str) -> Medium:
         path = os.path.abspath(path)
         try:
-            size = probe_picture(path, decode_settings(self.recipe.data))
+            size = get_decoder(self.decoding).probe_picture(path, os.sep)
             grid = self.limits.grid(size, self.limits.max_tiles)
         except MediaError as error:
             raise ValueError(f"image {error.path} {error.reason}") from error
@@ -93,8 +95,17 @@ class PromptEncoder:
     def _video(self, path: str) -> Medium:
         path = os.path.abspath(path)
         try:
-            header = probe_video(path)
+            header = get_decoder(self.decoding).probe_video(path, os.sep)
         except MediaError as error:
             raise ValueError(f"video {error.path} {error.reason}") from error
         numbers = tuple(self.limits.frames(header, self.limits.max_frames))
         return Medium(path, None, header, numbers, tuple(self.pooling.factors(len(numbers))))
+
+
+def _is_whole(text: str) -> bool:
+    """Whether the text has a UTF-8 form. JSON may write half of a surrogate pair, which a tokenizer does not take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

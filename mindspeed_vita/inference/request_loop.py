@@ -100,6 +100,8 @@ class RequestLoop:
         )
         self.scheduler = Scheduler(self.pool, budgets, root=root_name(session.loaded.identity), block_size=size)
         self.memo = TileMemo()
+        self._naming: set[bytes] = set()
+        """Keys of the memo whose tiles a request decodes now."""
         tokenizer = session.loaded.tokenizer
         self._stops = frozenset(stop_ids(tokenizer, recipe.data.template, recipe.model.language.family))
         self._banned = frozenset(session.prompts.ids.placeholders)
@@ -126,7 +128,7 @@ class RequestLoop:
         Raises:
             ValueError: a medium cannot be used, or prompt and answer fit neither the model nor the cache. Nothing is kept of it.
         """
-        slices = self.admit(request, params, time_limit=time_limit)
+        slices = self._admit(request, params, time_limit=time_limit, waits=False)  # nobody goes on with the others meanwhile
         while True:
             try:
                 next(slices)
@@ -137,14 +139,22 @@ class RequestLoop:
     def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
         """`add` in slices: decoding a film takes long, and between two slices the steps of other requests can be computed.
 
-        A generator that is closed early leaves nothing behind.
+        A film that another request is decoding is waited for. A generator that is closed early leaves nothing behind; one that is given
+        up must be closed, or others may wait for its film.
         """
+        return self._admit(request, params, time_limit=time_limit, waits=True)
+
+    def _admit(
+        self, request: Request, params: SamplingParams, *, time_limit: Optional[float], waits: bool
+    ) -> Generator[None, None, int]:
+        """`admit`; waits: whether for films that another request is decoding."""
         prompt = self.session.prompts.encode(request)
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
         most = left if params.max_tokens is None else params.max_tokens
         params = replace(params.seeded(), max_tokens=most)
-        tiles = (yield from self._tile_spans(prompt)) if length + most <= room else ()  # what the scheduler will refuse need not be decoded
+        # what the scheduler will refuse need not be decoded
+        tiles = (yield from self._tile_spans(prompt, waits)) if length + most <= room else ()
         # keys of long sequences are turned otherwise under LongRoPE, so that other sequences cannot use them
         turned = "long" if self.session.loaded.model.rotary.is_long(length + most) else ""
         options: dict[str, Any] = {"stop_ids": self._stops, "time_limit": time_limit, "turned": turned}
@@ -232,34 +242,43 @@ class RequestLoop:
         )
         return Update(ended.sequence, piece, answer, active.untold())
 
-    def _tile_spans(self, prompt: EncodedSample) -> Generator[None, None, tuple[TileSpan, ...]]:
+    def _tile_spans(self, prompt: EncodedSample, waits: bool) -> Generator[None, None, tuple[TileSpan, ...]]:
         """Where tiles stand in a prompt, with the digests of their pixels. Media that are remembered are not decoded."""
         length = self.session.loaded.recipe.model.tokens_per_tile
         digests: list[bytes] = []
         for medium in prompt.media:
-            digests += yield from self._digests(prompt, medium)
+            digests += yield from self._digests(prompt, medium, waits)
         tiles = zip(prompt.tile_starts_N.tolist(), prompt.factors_N.tolist(), digests, strict=True)
         return tuple(TileSpan(start, start + length // factor**2, pooled_digest(digest, factor)) for start, factor, digest in tiles)
 
-    def _digests(self, prompt: EncodedSample, medium: Medium) -> Generator[None, None, tuple[bytes, ...]]:
+    def _digests(self, prompt: EncodedSample, medium: Medium, waits: bool) -> Generator[None, None, tuple[bytes, ...]]:
         settings = settings_text({**self._media_settings(), "grid": medium.grid, "numbers": medium.numbers})
         with _readable(medium):
             key = self.memo.key(medium.path, settings)
-        found = self.memo.find(key)
-        if found is None:
-            made: list[bytes] = []
-            for piece in self._pieces(medium):
-                starts = np.zeros(piece.num_tiles, dtype=np.int64)
-                alone = replace(prompt, media=(piece,), tile_starts_N=starts, tokens_T=prompt.tokens_T[:0])
-                more, failure = self.session.digests(alone, self._pixels)
-                if failure is not None:
-                    raise ValueError(f"{failure.path} {failure.reason}")
-                made += more
-                yield
-            found = tuple(made)
+        while (found := self.memo.find(key)) is None and waits and key in self._naming:
+            yield  # the choices of one question come at once; if the first one fails, the next one decodes
+        if found is not None:
+            return found
+        self._naming.add(key)
+        try:
+            found = yield from self._decoded_digests(prompt, medium)
             with _readable(medium):
                 self.memo.remember(key, medium.path, settings, found)
+        finally:
+            self._naming.discard(key)
         return found
+
+    def _decoded_digests(self, prompt: EncodedSample, medium: Medium) -> Generator[None, None, tuple[bytes, ...]]:
+        made: list[bytes] = []
+        for piece in self._pieces(medium):
+            starts = np.zeros(piece.num_tiles, dtype=np.int64)
+            alone = replace(prompt, media=(piece,), tile_starts_N=starts, tokens_T=prompt.tokens_T[:0])
+            more, failure = self.session.digests(alone, self._pixels)
+            if failure is not None:
+                raise ValueError(f"{failure.path} {failure.reason}")
+            made += more
+            yield
+        return tuple(made)
 
     def _pieces(self, medium: Medium) -> list[Medium]:
         """A picture whole, a film a few frames at a time."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ import torch
 _MOST_LOGPROBS = 20
 _LOWEST_TEMPERATURE = 0.01
 _MOST_STOPS = 16
+_HIGHEST_TOP_K = 2**31 - 1
+"""More than any vocabulary has, and still a tensor's number."""
 _PENALTIES = (0.01, 100.0)
 """Of repetition_penalty. Beyond them, logits would become infinite, and no token could be drawn."""
 
@@ -71,7 +74,7 @@ class SamplingParams:
             raise ValueError("top_p=0 leaves no token; expected more than 0, and 1 to switch it off")
         if 0 < self.temperature < _LOWEST_TEMPERATURE:
             raise ValueError(f"temperature={self.temperature}; expected 0 (greedy) or at least {_LOWEST_TEMPERATURE}")
-        _check_integer("top_k", self.top_k, 0)
+        _check_integer("top_k", self.top_k, 0, _HIGHEST_TOP_K)
         _check_integer("min_tokens", self.min_tokens, 0)
         if self.seed is not None:
             _check_integer("seed", self.seed, -(2**63), 2**64 - 1)
@@ -81,10 +84,12 @@ class SamplingParams:
                 raise ValueError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, 0, _MOST_LOGPROBS)
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        if not isinstance(self.stop, (tuple, list)) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop={self.stop!r}; expected several texts, none of them empty")
         if len(self.stop) > _MOST_STOPS:
             raise ValueError(f"stop has {len(self.stop)} texts; expected at most {_MOST_STOPS}")
+        if not isinstance(self.ignore_end, bool):
+            raise ValueError(f"ignore_end={self.ignore_end!r}; expected true or false")
 
     def seeded(self) -> SamplingParams:
         """The same with a seed: a random one where none was given."""
@@ -269,7 +274,7 @@ def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, most: Sequence[int]) -
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value > sys.float_info.max:
         expected = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
         raise ValueError(f"{name}={value!r}; expected a number {expected}")
 

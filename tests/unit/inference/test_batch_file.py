@@ -93,23 +93,66 @@ def test_it_goes_on_where_a_stop_left_off(tmp_path: Path) -> None:
     assert BatchFile(path, output).left == []
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, end: str) -> None:
+    """JSON texts may hold the other separators as they are; records of an earlier version do so too."""
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = ["a\u2028b", "c\x85d", "e\u2029f"]
+    path.write_bytes("".join(f'{{"prompt": "{prompt}", "id": "{prompt}"}}{end}' for prompt in prompts).encode())
+    run(path, output, Loop())
+    found = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
+    assert [(record["line"], record["id"], record["answer"]) for record in found] == [
+        (number, prompt, prompt.upper()) for number, prompt in enumerate(prompts, 1)
+    ]
+    output.write_bytes("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found[:2]).encode())
+    assert BatchFile(path, output).left == [3]
+
+
+def test_a_line_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None:
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        (b'{"prompt": "one", "stop": 5, "id": 4}', "stop=5; expected several texts"),
+        (b"[" * 100_000, "is JSON that is nested too deeply"),
+        (b'{"prompt": "caf\xe9"}', "is not UTF-8 (byte 0xe9 at offset 15)"),
+        (b'{"prompt": "x", "seed": ' + b"1" * 5000 + b"}", "is not JSON (Exceeds the limit"),
+        (b'{"prompt": "x", "temperature": 1' + b"0" * 400 + b"}", "expected a number of at least 0"),
+        (b'{"id": "\\ud800"}', "needs either prompt or messages"),
+    ]
+    path.write_bytes(b"\n".join([*(line for line, _ in lines), b'{"prompt": "last", "id": "\\udfff"}\n']))
+    problems, _ = run(path, output, Loop())
+    found = records(output)
+    assert len(found) == 7 and len(problems) == 6
+    for number, (_, message) in enumerate(lines, 1):
+        assert message in found[number]["error"], number
+    assert found[1]["id"] == 4 and found[6]["id"] == "\ud800" and (found[7]["answer"], found[7]["id"]) == ("LAST", "\udfff")
+    again = BatchFile(path, output)
+    assert again.left == [] and again.failed == set(range(1, 7))
+    assert "7 of 7 lines of" in str(again) and str(again).endswith("6 of them an error; to ask those again, take their records out")
+
+
 def test_records_of_another_file_are_refused(tmp_path: Path) -> None:
     path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"prompt": "one"}\n')
     run(path, output, Loop())
     path.write_text('{"prompt": "another"}\n')
-    with pytest.raises(ValueError, match="answers another line 1 than .* has; choose another --output"):
+    with pytest.raises(ValueError, match="answers another line 1 than .* has, or was made"):
         BatchFile(path, output)
-    output.write_text("notes\n")
-    with pytest.raises(ValueError, match="line 1 is no record of a batch; choose another --output"):
-        BatchFile(path, output)
+    path.write_text('{"prompt": "one"}\n')
+    with pytest.raises(ValueError, match="or was made from another checkpoint or with other settings; choose another --output"):
+        BatchFile(path, output, settings="another checkpoint")
+    with pytest.raises(ValueError, match="nowhere is no folder; make it first"):
+        BatchFile(path, tmp_path / "nowhere" / "out.jsonl")
+    for content in (b"notes\n", b"\xff\n", b'{"line": [1], "sha256": ""}\n'):
+        output.write_bytes(content)
+        with pytest.raises(ValueError, match="line 1 is no record of a batch; choose another --output"):
+            BatchFile(path, output)
     with pytest.raises(ValueError, match="batch file .*gone: no such file"):
         BatchFile(tmp_path / "gone", output)
 
 
 def test_a_line_sets_its_own_sampling_and_paths_are_the_files_own(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    request, params = read_request('{"prompt": "x", "images": ["a.png"], "max_tokens": 9, "stop": ["."]}', tmp_path, PARAMS)
+    request, params = read_request(b'{"prompt": "x", "images": ["a.png"], "max_tokens": 9, "stop": ["."]}', tmp_path, PARAMS)
     assert request.images == (str(tmp_path / "a.png"),) and params == SamplingParams(max_tokens=9, stop=(".",))
 
 
@@ -125,9 +168,11 @@ def test_a_line_sets_its_own_sampling_and_paths_are_the_files_own(tmp_path: Path
         ('{"messages": [{"role": "user"}]}', "has a turn that is not"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "has a turn of role 'robot'; expected one of system, user, assistant"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "ends with a turn of the assistant; expected the user's"),
+        ('{"prompt": "x", "id": [1]}', "has an id of type list; expected a text or a number"),
+        ('{"prompt": "x", "stop": 5}', "stop=5; expected several texts"),
         ('{"prompt": "x", "temperature": "hot"}', "temperature='hot'; expected a number"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_request(line, tmp_path, PARAMS)
+        read_request(line.encode(), tmp_path, PARAMS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.inference.chat import Chat
+from mindspeed_vita.inference.chat import Chat, interrupts
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.request_loop import Update
 from mindspeed_vita.inference.sampling import SamplingParams
@@ -21,7 +23,8 @@ class Loop:
         self.cancelled: list[int] = []
         self.pieces: list[Update] = []
 
-    def add(self, request: Request, params: SamplingParams) -> int:
+    def admit(self, request: Request, params: SamplingParams) -> Iterator[None]:
+        yield
         self.asked.append(request)
         number, question = len(self.asked), request.messages[-1].content
         failed = {"reason": "error", "message": "it broke"} if question == "break" else {}
@@ -31,7 +34,8 @@ class Loop:
 
     def step(self) -> list[Update]:
         if self.asked[-1].messages[-1].content == "stop me" and not self.cancelled:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            return []
         return [self.pieces.pop(0)] if self.pieces else []
 
     def cancel(self, number: int) -> None:
@@ -66,6 +70,15 @@ def test_turns_add_up_with_their_media(chat: Chat, tmp_path: Path) -> None:
     assert chat.line("/reset") and chat.line("Hi") and len(chat.loop.asked[-1].messages) == 1  # type: ignore[attr-defined]
 
 
+def test_a_file_that_was_there_before_is_not_replaced(chat: Chat, tmp_path: Path) -> None:
+    notes, talk = tmp_path / "notes.md", tmp_path / "talk.jsonl"
+    notes.write_text("mine")
+    assert chat.line("Hi") and chat.line(f"/save {talk}") and chat.line(f"/save {notes}")
+    assert "notes.md exists; choose another file" in said(chat) and notes.read_text() == "mine"
+    assert chat.line("And?") and chat.line(f"/save {talk}") and len(json.loads(talk.read_text())["messages"]) == 4
+    assert chat.line(f"/save {tmp_path / 'gone' / 'talk.jsonl'}") and "gone is no folder; make it first" in said(chat)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -84,3 +97,13 @@ def test_a_mistake_is_said_and_changes_nothing(chat: Chat, line: str, message: s
     assert chat.line(line) and message in said(chat)
     assert chat.conversation.messages == before
     assert chat.line("") and said(chat) == "" and not chat.line("/quit")
+
+
+def test_a_second_interrupt_ends_and_the_handler_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.data.batch import MediaFailure
 from mindspeed_vita.engine import session as processes
 from mindspeed_vita.inference import request_loop
 from mindspeed_vita.inference.answer import answer_all
@@ -67,6 +68,58 @@ def test_a_film_taken_in_slices_has_the_names_that_it_has_as_a_whole(
     while not loop.idle:
         answers.update({update.number: update.answer for update in loop.step() if update.answer is not None})
     assert answers[number] == wanted and wanted.frames == (23,) and len(answers[other].token_ids) == 40
+
+
+def _drive(coming: list[Any]) -> tuple[list[int], list[str]]:
+    """A slice of each in turn, as the server does; the numbers of what was taken, and why the rest was not."""
+    numbers, problems = [], []
+    while coming:
+        slices = coming.pop(0)
+        try:
+            next(slices)
+            coming.append(slices)
+        except StopIteration as done:
+            numbers.append(done.value)
+        except ValueError as error:
+            problems.append(str(error))
+    return numbers, problems
+
+
+@pytest.mark.parametrize(
+    ("first", "wanted", "taken"),
+    [
+        ("goes on", [10, 10, 3], 3),
+        ("fails", [10, 10, 10, 10, 3], 2),
+        ("is closed", [10, 10, 10, 3], 2),
+        ("is passed by add", [10, 10, 10, 3, 10, 3], 3),  # which cannot wait: nobody would go on with the first
+    ],
+)
+def test_choices_of_one_film_decode_it_once(
+    session: InferenceSession, film: str, monkeypatch: pytest.MonkeyPatch, first: str, wanted: list[int], taken: int
+) -> None:
+    monkeypatch.setattr(request_loop, "_FRAMES_AT_ONCE", 10)
+    loop, request, digests = RequestLoop(session), ask("What happens?", [], [film]), session.digests
+    decoded: list[int] = []
+
+    def counted(prompt: Any, settings: str) -> Any:
+        decoded.append(len(prompt.tile_starts_N))
+        if first == "fails" and len(decoded) == 2:
+            return [], MediaFailure("prompt", 0, "film", "broke")
+        return digests(prompt, settings)
+
+    monkeypatch.setattr(session, "digests", counted)
+    coming = [loop.admit(request, FOUR) for _ in range(3)]
+    for slices in coming:
+        next(slices)
+    assert decoded == [10], "the others wait"
+    if first == "is closed":
+        coming.pop(0).close()
+    if first == "is passed by add":
+        loop.add(request, FOUR)
+    numbers, problems = _drive(coming)
+    assert decoded == wanted and len(numbers) == taken and problems == (["film broke"] if first == "fails" else [])
+    while not loop.idle:
+        loop.step()
 
 
 def test_slices_that_are_given_up_leave_nothing(session: InferenceSession, film: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from mindspeed_vita.engine import session as processes
 from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
 from mindspeed_vita.inference import loading, tile_feed
 from mindspeed_vita.inference.answer import answer_all, generate
+from mindspeed_vita.inference.chat import Chat
 from mindspeed_vita.inference.loading import load_model
 from mindspeed_vita.inference.request import Answer, Request, ask
 from mindspeed_vita.inference.request_loop import RequestLoop
@@ -217,6 +219,28 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_kept(
     with pytest.raises(ValueError, match=message):
         generate(session, [ask("Hi?"), ask(prompt, [str(folder / name) for name in images])], FOUR)
     assert not session.runner.prompts
+
+
+@pytest.mark.parametrize("during", ["run", "digests"])
+def test_an_interrupted_answer_leaves_a_loop_that_goes_on(
+    folder: Path, session: InferenceSession, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    """Ctrl-C comes in the middle of a step, or while the film is decoded."""
+    shown: list[str] = []
+    chat = Chat(RequestLoop(session), FOUR, shown.append)
+    work = getattr(session.runner, during)
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(session.runner, during, work)
+        signal.raise_signal(signal.SIGINT)
+        return work(*arguments)
+
+    monkeypatch.setattr(session.runner, during, interrupted)
+    chat.line(f"/video {folder / 'film'}")
+    assert chat.line("What happens?") and shown[-1] == "\n(stopped)\n" and not chat.conversation.messages
+    assert chat.loop.idle and not session.runner.prompts and sum(counts.used for counts in chat.loop.counts()) == 0
+    assert chat.line("What happens?") and chat.conversation.messages[-1].content
+    assert [message.role for message in chat.conversation.messages] == ["user", "assistant"]
 
 
 def test_an_export_is_read_one_tensor_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
