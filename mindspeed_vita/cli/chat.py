@@ -14,7 +14,7 @@ examples:
   torchrun --nproc_per_node 4 -m mindspeed_vita.cli.main chat runs/stage4 --tp 2 --cp 2
 
 Commands inside: /image FILE, /video FILE, /reset, /save FILE, /help, /quit. What was said and shown stays in the cache, so a further
-question costs its own tokens only. Ctrl-C stops an answer.
+question costs its own tokens only. Ctrl-C stops an answer at the end of its step; a second one ends the chat at once.
 """
 
 

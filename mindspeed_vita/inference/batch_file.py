@@ -1,7 +1,8 @@
 """Answers to the requests of a JSONL file: many at a time, a record as soon as each is answered, and on from there after a stop.
 
 A line is {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}, with "images", "videos", "id" and settings of sampling such as
-"max_tokens" where they are wanted. Paths are relative to the file's folder. A line that cannot be answered gets a record with "error".
+"max_tokens" where they are wanted; an id is a text or a number. Paths are relative to the file's folder.
+A line that cannot be answered gets a record with "error".
 """
 
 from __future__ import annotations
