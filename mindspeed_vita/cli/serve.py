@@ -85,12 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(session: InferenceSession, settings: ServeSettings, bound: socket.socket, arguments: argparse.Namespace) -> None:
-    from mindspeed_vita.inference.request_loop import RequestLoop
     from mindspeed_vita.serving import server
     from mindspeed_vita.serving.app import create_app
     from mindspeed_vita.serving.engine import Engine
+    from mindspeed_vita.serving.served_loop import ServedLoop
 
-    loop = RequestLoop(
+    loop = ServedLoop(
         session,
         prefill_tokens=arguments.prefill_chunk,
         sequences=arguments.max_running,

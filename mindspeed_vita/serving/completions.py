@@ -215,7 +215,7 @@ async def _merged(engine: Engine, request: Request, params: Sequence[SamplingPar
             async with aclosing(engine.submit(request, params[choice])) as updates:
                 async for update in updates:
                     came.put_nowait((choice, update))
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001  raised again by the one who waits
             came.put_nowait((choice, error))
 
     tasks = [asyncio.ensure_future(pump(choice)) for choice in range(len(params))]

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from mindspeed_vita.serving.errors import ApiError
 
 _BEAT = 2.0
 """Seconds between two looks at the other ranks while there is nothing to do."""
+
+
+class PreparationFailed(Exception):
+    """Preparing one request failed in this process. The loop keeps nothing of the request and other requests go on; the cause says why."""
 
 
 class Progress(Protocol):
@@ -52,7 +57,7 @@ class Loop(Protocol):
         ...
 
     def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        """Takes a request, in slices; returns its number. ValueError: it cannot be answered."""
+        """Takes a request, in slices; returns its number. ValueError: it cannot be answered. PreparationFailed: it alone failed."""
         ...
 
     def beat(self) -> None:
@@ -206,6 +211,9 @@ class Engine:
             self._running[done.value] = job
         except ValueError as error:
             job.tell(ApiError(400, str(error)))
+        except PreparationFailed as error:
+            traceback.print_exception(error)
+            job.tell(ApiError(500, "the server failed to prepare this request; its log says why", code="preparation_failed"))
         else:
             self._coming.append((job, slices))
 

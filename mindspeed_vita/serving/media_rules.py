@@ -32,7 +32,7 @@ class MediaRules:
     fetcher: Optional[Fetcher] = None
     """Fetches from the allowed hosts; None: nothing is fetched."""
     max_bytes: int = 256 << 20
-    """Largest medium that a request may carry itself, decoded."""
+    """Largest medium that a request may carry itself, decoded, or name below the root."""
 
     def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
         """The path of a medium.
@@ -99,6 +99,9 @@ class MediaRules:
             raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root") from error
         if not Path(found).is_file():
             raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root")
+        size = Path(found).stat().st_size
+        if size > self.max_bytes:
+            raise MediaRefused(f"{where}: has {size:,} bytes, the server allows {self.max_bytes:,}")
         return found
 
 

@@ -73,7 +73,8 @@ async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float,
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
     while not server.started and not serving.done():
         await asyncio.sleep(_LOOK)
-    print(listening, file=sys.stderr, flush=True)
+    if server.started:
+        print(listening, file=sys.stderr, flush=True)
     while engine.alive and not asked.is_set() and not serving.done():
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asked.wait(), _LOOK)

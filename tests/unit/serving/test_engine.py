@@ -14,7 +14,7 @@ import pytest
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.inference.sampling import SamplingParams
-from mindspeed_vita.serving.engine import Engine
+from mindspeed_vita.serving.engine import Engine, PreparationFailed
 from mindspeed_vita.serving.errors import ApiError
 
 
@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass
 class CountingLoop:
-    """Answers a request with max_tokens numbers, one a step. "bad" is refused, "broken" breaks the loop."""
+    """Answers a request with max_tokens numbers, one a step. "bad" is refused, "unprepared" fails alone, "broken" breaks the loop."""
 
     seconds: float = 0.0
     active: dict[int, list[int]] = field(default_factory=dict)
@@ -50,6 +50,8 @@ class CountingLoop:
         text = request.messages[0].content
         if text == "bad":
             raise ValueError("the prompt is too long")
+        if text == "unprepared":
+            raise PreparationFailed("a request could not be prepared") from OSError("Too many open files")
         for _ in range(self.slices if text == "film" else 0):
             self.slices_done += 1
             time.sleep(self.seconds)
@@ -125,6 +127,18 @@ def test_a_request_that_cannot_be_answered_is_a_400_and_no_one_elses():
 
     refused, answered = within(60, work)
     assert isinstance(refused, ApiError) and (refused.status, refused.message) == (400, "the prompt is too long")
+    assert answered == "1 2 3 4 5 " and engine.drain(10)
+
+
+def test_a_request_that_fails_alone_is_a_500_and_the_log_says_why(capfd):
+    engine = Engine(CountingLoop())
+
+    async def work() -> list[Any]:
+        return await asyncio.gather(whole(engine, "unprepared"), whole(engine), return_exceptions=True)
+
+    failed, answered = within(60, work)
+    assert isinstance(failed, ApiError) and (failed.status, failed.code) == (500, "preparation_failed")
+    assert "Too many open files" in capfd.readouterr().err and "open files" not in failed.message
     assert answered == "1 2 3 4 5 " and engine.drain(10)
 
 

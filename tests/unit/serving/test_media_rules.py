@@ -75,6 +75,12 @@ def test_files_below_the_root_are_named_in_three_ways(root: Path, folder: Path):
         assert rules.path_of(url, "image", folder, 1) == expected
 
 
+def test_a_file_below_the_root_may_be_no_larger_than_what_is_carried(root: Path, folder: Path):
+    assert MediaRules(root=root, max_bytes=len(PICTURE)).path_of("sub dir/a.png", "image", folder, 1)
+    with pytest.raises(MediaRefused, match="image 1: has 16 bytes, the server allows 15"):
+        MediaRules(root=root, max_bytes=len(PICTURE) - 1).path_of("sub dir/a.png", "image", folder, 1)
+
+
 def test_nothing_outside_the_root_is_told_from_what_does_not_exist(root: Path, folder: Path):
     outside = root.parent / "secret.png"
     for url in (
