@@ -19,7 +19,7 @@ from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.sampling import SampledToken, SamplingParams
 from mindspeed_vita.serving.clients import EventStream, unless_gone
 from mindspeed_vita.serving.conversation import conversation, plain_text
-from mindspeed_vita.serving.engine import Engine, Progress
+from mindspeed_vita.serving.engine import Engine, Place, Progress
 from mindspeed_vita.serving.errors import ApiError
 from mindspeed_vita.serving.metrics import Metrics
 from mindspeed_vita.serving.responses import DONE, Choice, Reply, Usage, event
@@ -46,30 +46,33 @@ class Completions:
         self._engine, self._settings, self._metrics, self._text_of, self._folder = engine, settings, metrics, text_of, folder
         self._threads = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="vita-media")
 
-    async def respond(self, http: HttpRequest, asked: Asked, notes: dict[str, Any]) -> Response:
+    async def respond(self, http: HttpRequest, asked: Asked, notes: dict[str, Any], place: Place) -> Response:
         """The response to a request.
 
         Args:
             http: the request whose body was read.
             asked: its body.
             notes: takes what the log shall say.
+            place: the request's, closed when its results end. The caller closes it if this raises.
 
         Raises:
             ApiError: it cannot be answered.
             ClientGone: nobody waits for it any more.
         """
         params = self._params(asked)
+        place.resize(asked.n)
         chat = isinstance(asked, ChatRequest)
         reply = Reply(model=self._settings.model, chat=chat, text_of=self._text_of, logprobs=asked.num_logprobs is not None)
         notes.update(id=reply.key, stream=asked.stream, n=asked.n)
         tally = _Tally(self._metrics, notes, asked.n)
-        results = self._results(asked, params, tally)
+        results = self._results(asked, params, tally, place)
         if not asked.stream:
             return JSONResponse(await unless_gone(http.receive, _whole(results, reply, tally)))
         # what is wrong with the request shows before the first text: then it still gets a status of its own
         first = await unless_gone(http.receive, anext(results))
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return EventStream(_events(first, results, reply, tally, with_usage), seconds=self._settings.send_seconds)
+        events = _events(first, results, reply, tally, with_usage)
+        return EventStream(events, seconds=self._settings.send_seconds, close=results.aclose)
 
     def _params(self, asked: Asked) -> list[SamplingParams]:
         settings = self._settings
@@ -84,14 +87,19 @@ class Completions:
         except ValueError as error:  # such as a seed that has no successor for the second choice
             raise ApiError(400, str(error)) from error
 
-    async def _results(self, asked: Asked, params: Sequence[SamplingParams], tally: _Tally) -> AsyncGenerator[tuple[int, Progress], None]:
+    async def _results(
+        self, asked: Asked, params: Sequence[SamplingParams], tally: _Tally, place: Place
+    ) -> AsyncGenerator[tuple[int, Progress], None]:
         """What each step brings each choice."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         job = self._threads.submit(self._request, asked, folder)
         try:
-            request = await asyncio.wrap_future(job)
+            try:
+                request = await asyncio.wait_for(asyncio.wrap_future(job), place.left)
+            except asyncio.TimeoutError as error:
+                raise place.too_slow() from error
             tally.takes(request)
-            async with aclosing(_merged(self._engine, request, params)) as updates:
+            async with aclosing(_merged(self._engine, request, params, place)) as updates:
                 waits = True
                 while True:
                     try:
@@ -113,6 +121,7 @@ class Completions:
         finally:
             # a thread that still fetches for a client that is gone writes into the folder until it ends
             job.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+            place.close()
             tally.end()
 
     def _request(self, asked: Asked, folder: Path) -> Request:
@@ -206,18 +215,23 @@ def _chunks(choice: int, progress: Progress, reply: Reply) -> list[dict[str, Any
     return [*found, reply.last(choice, progress.answer.reason)] if progress.answer is not None else found
 
 
-async def _merged(engine: Engine, request: Request, params: Sequence[SamplingParams]) -> AsyncGenerator[tuple[int, Progress], None]:
-    """The progress of all choices of a request, as it comes. Leaving early cancels them all."""
+async def _merged(
+    engine: Engine, request: Request, params: Sequence[SamplingParams], place: Place
+) -> AsyncGenerator[tuple[int, Progress], None]:
+    """The progress of all choices of a request, as it comes. Leaving early cancels them all, and so does the end of its time."""
     came: asyncio.Queue[tuple[int, Progress | BaseException]] = asyncio.Queue()
 
     async def pump(choice: int) -> None:
         try:
-            async with aclosing(engine.submit(request, params[choice])) as updates:
+            async with aclosing(engine.submit(request, params[choice], place)) as updates:
                 async for update in updates:
                     came.put_nowait((choice, update))
         except Exception as error:  # noqa: BLE001  raised again by the one who waits
             came.put_nowait((choice, error))
 
+    left_seconds, alarm = place.left, None
+    if left_seconds is not None:
+        alarm = asyncio.get_running_loop().call_later(left_seconds, came.put_nowait, (0, place.too_slow()))
     tasks = [asyncio.ensure_future(pump(choice)) for choice in range(len(params))]
     try:
         left = len(tasks)
@@ -228,6 +242,8 @@ async def _merged(engine: Engine, request: Request, params: Sequence[SamplingPar
             left -= what.answer is not None
             yield choice, what
     finally:
+        if alarm is not None:
+            alarm.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -64,7 +64,7 @@ def session(checkpoint: Path) -> Iterator[InferenceSession]:
 
 
 @contextmanager
-def serving(session: InferenceSession, folder: Path, most: int = 256, **settings: Any) -> Iterator[Running]:
+def serving(session: InferenceSession, folder: Path, most: int = 256, time_limit: float = 60.0, **settings: Any) -> Iterator[Running]:
     """A server on a free port, until the block ends."""
     import uvicorn
 
@@ -72,7 +72,7 @@ def serving(session: InferenceSession, folder: Path, most: int = 256, **settings
     from mindspeed_vita.serving.server import bind
 
     loop = ServedLoop(session, sequences=16)
-    engine = Engine(loop, most=most, time_limit=60.0)
+    engine = Engine(loop, most=most, time_limit=time_limit)
     running = Running("", engine, loop, folder)
     app = create_app(engine, loop, ServeSettings(model="tiny", **settings), folder, running.lines.append)
     bound = bind("127.0.0.1", 0)

@@ -10,6 +10,7 @@ import pytest
 
 from mindspeed_vita.inference.sampling import SamplingParams
 from mindspeed_vita.serving.completions import _merged
+from mindspeed_vita.serving.engine import Place
 from tests.unit.serving.test_engine import asked
 
 
@@ -20,7 +21,7 @@ def test_a_choice_that_fails_in_any_way_ends_the_wait() -> None:
             yield
 
     async def work() -> None:
-        async for _ in _merged(Failing(), asked(), [SamplingParams(), SamplingParams()]):  # type: ignore[arg-type]
+        async for _ in _merged(Failing(), asked(), [SamplingParams(), SamplingParams()], Place(lambda _: None, None)):  # type: ignore[arg-type]
             pass
 
     with pytest.raises(ZeroDivisionError, match="a fault of ours"):

@@ -145,6 +145,16 @@ def test_a_conversation_is_text_with_tags_as_the_processor_writes_them(folder: P
     assert jinja2.Template(CHAT_TEMPLATE).render(messages=parts) == f"<|im_start|>user\n{request.messages[1].content}<|im_end|>\n"
 
 
+def test_the_media_of_a_request_have_a_budget_together(folder: Path):
+    messages = [message("user", data_url(b"x" * 10), data_url(b"y" * 10, "video/mp4"))]
+    (folder / "fits").mkdir()
+    conversation(messages, MediaRules(), RequestLimits(media_bytes=20), folder / "fits")
+    with pytest.raises(ApiError) as caught:
+        conversation(messages, MediaRules(), RequestLimits(media_bytes=19), folder)
+    assert (caught.value.status, caught.value.param) == (400, "messages.0.content.1")
+    assert "the media up to this one have 20 bytes, the server allows 19 for a request" in caught.value.message
+
+
 @pytest.mark.parametrize(
     "messages, message",
     [
