@@ -97,9 +97,13 @@ class MediaRules:
         except MediaError as error:
             # neither the root nor what lies outside it is any of the client's business
             raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root") from error
-        if not Path(found).is_file():
+        file = Path(found)
+        try:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError:  # gone meanwhile
+            size = None
+        if size is None:
             raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root")
-        size = Path(found).stat().st_size
         if size > self.max_bytes:
             raise MediaRefused(f"{where}: has {size:,} bytes, the server allows {self.max_bytes:,}")
         return found
