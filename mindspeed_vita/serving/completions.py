@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from mindspeed_vita.serving.clients import EventStream, unless_gone
 from mindspeed_vita.serving.conversation import conversation, plain_text
 from mindspeed_vita.serving.engine import Engine, Place, Progress
 from mindspeed_vita.serving.errors import ApiError
+from mindspeed_vita.serving.media_rules import Kind, MediaRefused, MediaRules
 from mindspeed_vita.serving.metrics import Metrics
 from mindspeed_vita.serving.responses import DONE, Choice, Reply, Usage, event
 from mindspeed_vita.serving.schema import ChatRequest, CompletionRequest
@@ -92,7 +94,9 @@ class Completions:
     ) -> AsyncGenerator[tuple[int, Progress], None]:
         """What each step brings each choice."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        job = self._threads.submit(self._request, asked, folder)
+        wanted = threading.Event()
+        wanted.set()
+        job = self._threads.submit(self._request, asked, folder, wanted)
         try:
             try:
                 request = await asyncio.wait_for(asyncio.wrap_future(job), place.left)
@@ -119,18 +123,31 @@ class Completions:
                     tally.takes_progress(*update)
                     yield update
         finally:
-            # a thread that still fetches for a client that is gone writes into the folder until it ends
+            wanted.clear()
+            # a thread that still fetches for a client that is gone writes into the folder until that medium ends
             job.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
             place.close()
             tally.end()
 
-    def _request(self, asked: Asked, folder: Path) -> Request:
+    def _request(self, asked: Asked, folder: Path, wanted: threading.Event) -> Request:
         limits = self._settings.limits
         if isinstance(asked, ChatRequest):
-            return conversation(asked.messages, self._settings.rules, limits, folder)
+            return conversation(asked.messages, _WhileWanted(self._settings.rules, wanted), limits, folder)
         if len(asked.prompt) > limits.characters:
             raise ApiError(400, f"the prompt has {len(asked.prompt):,} characters, the server allows {limits.characters:,}", param="prompt")
         return Request(messages=(), text=plain_text(asked.prompt, "prompt"))
+
+
+class _WhileWanted:
+    """Media rules that stop before the next medium once nobody waits for the request."""
+
+    def __init__(self, rules: MediaRules, wanted: threading.Event) -> None:
+        self._rules, self._wanted = rules, wanted
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+        if not self._wanted.is_set():
+            raise MediaRefused(f"{kind} {number}: nobody waits for it any more")
+        return self._rules.path_of(url, kind, folder, number)
 
 
 class _Tally:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.serving.errors import ApiError
-from mindspeed_vita.serving.media_rules import Kind, MediaRefused, MediaRules
+from mindspeed_vita.serving.media_rules import Kind, MediaRefused
 from mindspeed_vita.serving.schema import ChatMessage, ImagePart, TextPart
 
 _TAGS = ("<image>", "<video>")
+
+
+class Rules(Protocol):
+    """Says where a medium is. MediaRules does."""
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+        """As MediaRules.path_of."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +36,7 @@ class RequestLimits:
     """Of all texts together."""
 
 
-def conversation(messages: list[ChatMessage], rules: MediaRules, limits: RequestLimits, folder: Path) -> Request:
+def conversation(messages: list[ChatMessage], rules: Rules, limits: RequestLimits, folder: Path) -> Request:
     """The request that messages stand for. Blocks while media are fetched.
 
     Args:
@@ -68,7 +77,7 @@ def conversation(messages: list[ChatMessage], rules: MediaRules, limits: Request
     return Request(messages=tuple(turns), images=images, videos=videos)
 
 
-def _paths(media: list[tuple[str, str]], kind: Kind, rules: MediaRules, folder: Path, left: int, most: int) -> tuple[tuple[str, ...], int]:
+def _paths(media: list[tuple[str, str]], kind: Kind, rules: Rules, folder: Path, left: int, most: int) -> tuple[tuple[str, ...], int]:
     """The paths of one kind's media, and how many of the request's `most` bytes are left after them. The first one too many is the last."""
     own = folder / kind
     own.mkdir()

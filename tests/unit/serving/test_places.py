@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.unit.serving.conftest import Running, raw, serving, shown, until
 from tests.unit.serving.test_app import HI, post
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-FETCHED: dict[str, Any] = {**HI, "messages": shown("What?", "http://host/a.png")}
+FETCHED: dict[str, Any] = {**HI, "messages": shown("What?", "http://host/a.png", "http://host/b.png")}
 
 
 class SlowHost:
@@ -25,10 +26,15 @@ class SlowHost:
 
     def __init__(self) -> None:
         self.asked, self.go = threading.Event(), threading.Event()
+        self.fetched: list[str] = []
 
     def fetch(self, url: str, target: BinaryIO) -> None:
+        self.fetched.append(url)
+        target.write(b"pixels")
         self.asked.set()
         self.go.wait(60)
+        if url.endswith("a.png"):
+            return
         raise FetchError("host answered with status 404")
 
 
@@ -58,6 +64,8 @@ def test_the_time_of_a_request_covers_fetching(session: InferenceSession, tmp_pa
     with serving(session, tmp_path, time_limit=0.3, rules=MediaRules(fetcher=host)) as running:  # type: ignore[arg-type]
         status, answer, _ = post(running.url, FETCHED)
         host.go.set()
+        until(lambda: not os.listdir(tmp_path))
+        assert host.fetched == ["http://host/a.png"], "nobody waits for the second one"
         assert (status, answer["error"]["code"]) == (408, "time_limit") and running.engine.num_requests == 0
 
 
