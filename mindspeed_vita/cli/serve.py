@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        " HOST:PORT; may be repeated (default: none)")  # fmt: skip
     media.add_argument("--fetch-seconds", type=float, default=20.0, metavar="S", help="time to fetch one medium (default 20)")
     media.add_argument("--max-media", default="256MB", metavar="SIZE", help="largest picture or video (default 256MB)")
+    media.add_argument("--max-media-total", default="1GB", metavar="SIZE", help="all media of a request together (default 1GB)")
     media.add_argument("--max-pixels", type=int, metavar="N", help="most pixels of a picture or frame (default: as in training)")
     media.add_argument("--max-images", type=int, default=64, metavar="N", help="most pictures of a request (default 64)")
     media.add_argument("--max-videos", type=int, default=4, metavar="N", help="most videos of a request (default 4)")
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--max-queue", type=int, default=256, metavar="N", help="answers that wait or run; more get a 429 (default 256)")
     load.add_argument("--max-running", type=int, default=64, metavar="N", help="answers computed at once (default 64)")
     load.add_argument("--max-wait", type=float, default=300.0, metavar="S", help="seconds until the first text (default 300)")
-    load.add_argument("--max-time", type=float, default=900.0, metavar="S", help="seconds of a request, waiting included (default 900)")
+    load.add_argument("--max-time", type=float, default=900.0, metavar="S", help="seconds of a request, fetching included (default 900)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,12 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(session: InferenceSession, settings: ServeSettings, bound: socket.socket, arguments: argparse.Namespace) -> None:
-    from mindspeed_vita.inference.request_loop import RequestLoop
     from mindspeed_vita.serving import server
     from mindspeed_vita.serving.app import create_app
     from mindspeed_vita.serving.engine import Engine
+    from mindspeed_vita.serving.served_loop import ServedLoop
 
-    loop = RequestLoop(
+    loop = ServedLoop(
         session,
         prefill_tokens=arguments.prefill_chunk,
         sequences=arguments.max_running,
@@ -102,7 +103,8 @@ def _serve(session: InferenceSession, settings: ServeSettings, bound: socket.soc
     with tempfile.TemporaryDirectory(prefix="vita-serve-") as folder:
         app = create_app(engine, loop, settings, Path(folder))
         shown = f"[{host}]" if ":" in host else host
-        server.run(app, engine, bound, drain=arguments.drain, listening=f"serving {settings.model} at http://{shown}:{port}")
+        listening = f"serving {settings.model} at http://{shown}:{port}"
+        server.run(app, engine, bound, drain=arguments.drain, most=arguments.max_queue, listening=listening)
 
 
 def _settings(arguments: argparse.Namespace) -> ServeSettings:
@@ -119,13 +121,14 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
     root = None if arguments.media_root is None else Path(arguments.media_root).absolute()
     if root is not None and not root.is_dir():
         raise ValueError(f"--media-root {root}: no such folder")
-    most = parse_size(arguments.max_media, "--max-media")
+    most, total = parse_size(arguments.max_media, "--max-media"), parse_size(arguments.max_media_total, "--max-media-total")
     fetcher = Fetcher(arguments.allow_host, max_bytes=most, seconds=arguments.fetch_seconds) if arguments.allow_host else None
     return ServeSettings(
         model=arguments.model_name or Path(arguments.checkpoint).resolve().name,
         keys=keys,
+        host=arguments.host,
         rules=MediaRules(root=root, fetcher=fetcher, max_bytes=most),
-        limits=RequestLimits(images=arguments.max_images, videos=arguments.max_videos, choices=arguments.max_choices),
+        limits=RequestLimits(images=arguments.max_images, videos=arguments.max_videos, choices=arguments.max_choices, media_bytes=total),
         max_body=parse_size(arguments.max_body, "--max-body"),
         max_wait=arguments.max_wait,
         max_answer=arguments.max_answer,

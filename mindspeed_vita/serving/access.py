@@ -99,6 +99,27 @@ def check_binding(host: str, keys: ApiKeys, *, insecure: bool) -> None:
     raise ValueError(f"--host {host} lets other machines in without a key; set --api-key-file, or --insecure if that is what you want")
 
 
+def check_host(header: str, keys: ApiKeys, bound: str) -> None:
+    """Without keys, refuses a request that was sent to another name than this server's.
+
+    A page of another site may have its name lead to this machine; the browser then sends what that page asks here.
+
+    Args:
+        header: the request's Host header, with or without a port.
+        keys: the accepted ones; a page of another site knows none of them.
+        bound: where the server listens. All addresses of a machine (0.0.0.0, ::) have names that are not known here: nothing is refused.
+
+    Raises:
+        ApiError: 403: neither a loopback name nor the bound host.
+    """
+    if keys or bound in ("", "0.0.0.0", "::"):
+        return
+    name = header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
+    if not _is_loopback(name.lower()) and name.lower() != bound.strip("[]").lower():
+        message = f"the request was sent to the host {name[:100]!r}; without API keys this server answers to localhost and {bound} only"
+        raise ApiError(403, message, code="host_not_allowed")
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

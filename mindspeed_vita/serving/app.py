@@ -15,9 +15,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mindspeed_vita import __version__
 from mindspeed_vita.inference.request_loop import RequestLoop
+from mindspeed_vita.serving.access import check_host
 from mindspeed_vita.serving.clients import read_json
 from mindspeed_vita.serving.completions import Asked, Completions
 from mindspeed_vita.serving.engine import Engine
@@ -51,27 +53,28 @@ def create_app(
     tokenizer = loop.session.loaded.tokenizer
     completions = Completions(engine, settings, metrics, lambda token: tokenizer.decode([token]), folder)
     app = FastAPI(title="mindspeed_vita", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(_OwnHost, settings=settings)
     app.add_middleware(RequestLog, metrics=metrics, write=write)
     _add_errors(app)
     _add_state(app, engine, metrics)
-    _add_api(app, completions, settings)
+    _add_api(app, engine, completions, settings)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _add_api(app: FastAPI, completions: Completions, settings: ServeSettings) -> None:
+def _add_api(app: FastAPI, engine: Engine, completions: Completions, settings: ServeSettings) -> None:
     card = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "mindspeed_vita"}
 
     async def answer(request: Request, kind: type[Asked]) -> Response:
         settings.keys.admit(request.headers.get("authorization"))
-        body = await read_json(request, max_bytes=settings.max_body, seconds=settings.body_seconds)
-        if not isinstance(body, dict):
-            raise ApiError(400, f"the body is a {type(body).__name__}; expected an object")
+        place = engine.arrive()  # before the body: what is not taken shall cost nothing
         try:
-            asked = kind.model_validate(body)
-        except ValidationError as error:
-            raise from_validation(error) from error
-        return await completions.respond(request, asked, request.scope[NOTES])
+            left = settings.body_seconds if place.left is None else min(settings.body_seconds, place.left)
+            asked = _validated(await read_json(request, max_bytes=settings.max_body, seconds=left), kind)
+            return await completions.respond(request, asked, request.scope[NOTES], place)
+        except BaseException:
+            place.close()
+            raise
 
     @app.post("/v1/chat/completions", openapi_extra=_body(ChatRequest), responses=_ERRORS)
     async def chat_completions(request: Request) -> Response:
@@ -96,6 +99,15 @@ def _add_api(app: FastAPI, completions: Completions, settings: ServeSettings) ->
         if name != settings.model:
             raise ApiError(404, f"the model {name!r} does not exist; this server has {settings.model!r}", code="model_not_found")
         return card
+
+
+def _validated(body: Any, kind: type[Asked]) -> Asked:
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body is a {type(body).__name__}; expected an object")
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise from_validation(error) from error
 
 
 def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
@@ -123,26 +135,44 @@ def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def api_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        notes = request.scope.get(NOTES, {})
-        notes["code"] = error.code or ("invalid_request" if error.status < 500 else "server_error")
-        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        return _Ascii(error.body(), error.status, headers=headers)
-
     def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        response = api_error(request, ApiError(error.status_code if error.status_code in (404, 405) else 400, message))
+        response = _api_error(request, ApiError(error.status_code if error.status_code in (404, 405) else 400, message))
         response.headers.update(error.headers or {})
         return response
 
     def fault(request: Request, error: Exception) -> JSONResponse:
-        return api_error(request, ApiError(500, "the server failed at this request; its log says why"))
+        return _api_error(request, ApiError(500, "the server failed at this request; its log says why"))
 
-    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, fault)
+
+
+def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    notes = request.scope.get(NOTES, {})
+    notes["code"] = error.code or ("invalid_request" if error.status < 500 else "server_error")
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return _Ascii(error.body(), error.status, headers=headers)
+
+
+class _OwnHost:
+    """ASGI middleware: access.check_host for every path."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            try:
+                check_host(request.headers.get("host", ""), self._settings.keys, self._settings.host)
+            except ApiError as error:
+                await _api_error(request, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Ascii(JSONResponse):
@@ -161,6 +191,7 @@ def _body(kind: type[Asked]) -> dict[str, Any]:
 _ERROR_TEXTS = {
     400: "Invalid.",
     401: "No valid key.",
+    403: "Sent to another host.",
     404: "No such model.",
     408: "Too slow.",
     413: "Too large.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,9 @@ from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.sampling import SampledToken, SamplingParams
 from mindspeed_vita.serving.clients import EventStream, unless_gone
 from mindspeed_vita.serving.conversation import conversation, plain_text
-from mindspeed_vita.serving.engine import Engine, Progress
+from mindspeed_vita.serving.engine import Engine, Place, Progress
 from mindspeed_vita.serving.errors import ApiError
+from mindspeed_vita.serving.media_rules import Kind, MediaRefused, MediaRules
 from mindspeed_vita.serving.metrics import Metrics
 from mindspeed_vita.serving.responses import DONE, Choice, Reply, Usage, event
 from mindspeed_vita.serving.schema import ChatRequest, CompletionRequest
@@ -46,30 +48,33 @@ class Completions:
         self._engine, self._settings, self._metrics, self._text_of, self._folder = engine, settings, metrics, text_of, folder
         self._threads = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="vita-media")
 
-    async def respond(self, http: HttpRequest, asked: Asked, notes: dict[str, Any]) -> Response:
+    async def respond(self, http: HttpRequest, asked: Asked, notes: dict[str, Any], place: Place) -> Response:
         """The response to a request.
 
         Args:
             http: the request whose body was read.
             asked: its body.
             notes: takes what the log shall say.
+            place: the request's, closed when its results end. The caller closes it if this raises.
 
         Raises:
             ApiError: it cannot be answered.
             ClientGone: nobody waits for it any more.
         """
         params = self._params(asked)
+        place.resize(asked.n)
         chat = isinstance(asked, ChatRequest)
         reply = Reply(model=self._settings.model, chat=chat, text_of=self._text_of, logprobs=asked.num_logprobs is not None)
         notes.update(id=reply.key, stream=asked.stream, n=asked.n)
         tally = _Tally(self._metrics, notes, asked.n)
-        results = self._results(asked, params, tally)
+        results = self._results(asked, params, tally, place)
         if not asked.stream:
             return JSONResponse(await unless_gone(http.receive, _whole(results, reply, tally)))
         # what is wrong with the request shows before the first text: then it still gets a status of its own
         first = await unless_gone(http.receive, anext(results))
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return EventStream(_events(first, results, reply, tally, with_usage), seconds=self._settings.send_seconds)
+        events = _events(first, results, reply, tally, with_usage)
+        return EventStream(events, seconds=self._settings.send_seconds, close=results.aclose)
 
     def _params(self, asked: Asked) -> list[SamplingParams]:
         settings = self._settings
@@ -84,14 +89,21 @@ class Completions:
         except ValueError as error:  # such as a seed that has no successor for the second choice
             raise ApiError(400, str(error)) from error
 
-    async def _results(self, asked: Asked, params: Sequence[SamplingParams], tally: _Tally) -> AsyncGenerator[tuple[int, Progress], None]:
+    async def _results(
+        self, asked: Asked, params: Sequence[SamplingParams], tally: _Tally, place: Place
+    ) -> AsyncGenerator[tuple[int, Progress], None]:
         """What each step brings each choice."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        job = self._threads.submit(self._request, asked, folder)
+        wanted = threading.Event()
+        wanted.set()
+        job = self._threads.submit(self._request, asked, folder, wanted)
         try:
-            request = await asyncio.wrap_future(job)
+            try:
+                request = await asyncio.wait_for(asyncio.wrap_future(job), place.left)
+            except asyncio.TimeoutError as error:
+                raise place.too_slow() from error
             tally.takes(request)
-            async with aclosing(_merged(self._engine, request, params)) as updates:
+            async with aclosing(_merged(self._engine, request, params, place)) as updates:
                 waits = True
                 while True:
                     try:
@@ -111,17 +123,31 @@ class Completions:
                     tally.takes_progress(*update)
                     yield update
         finally:
-            # a thread that still fetches for a client that is gone writes into the folder until it ends
+            wanted.clear()
+            # a thread that still fetches for a client that is gone writes into the folder until that medium ends
             job.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+            place.close()
             tally.end()
 
-    def _request(self, asked: Asked, folder: Path) -> Request:
+    def _request(self, asked: Asked, folder: Path, wanted: threading.Event) -> Request:
         limits = self._settings.limits
         if isinstance(asked, ChatRequest):
-            return conversation(asked.messages, self._settings.rules, limits, folder)
+            return conversation(asked.messages, _WhileWanted(self._settings.rules, wanted), limits, folder)
         if len(asked.prompt) > limits.characters:
             raise ApiError(400, f"the prompt has {len(asked.prompt):,} characters, the server allows {limits.characters:,}", param="prompt")
         return Request(messages=(), text=plain_text(asked.prompt, "prompt"))
+
+
+class _WhileWanted:
+    """Media rules that stop before the next medium once nobody waits for the request."""
+
+    def __init__(self, rules: MediaRules, wanted: threading.Event) -> None:
+        self._rules, self._wanted = rules, wanted
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+        if not self._wanted.is_set():
+            raise MediaRefused(f"{kind} {number}: nobody waits for it any more")
+        return self._rules.path_of(url, kind, folder, number)
 
 
 class _Tally:
@@ -206,18 +232,23 @@ def _chunks(choice: int, progress: Progress, reply: Reply) -> list[dict[str, Any
     return [*found, reply.last(choice, progress.answer.reason)] if progress.answer is not None else found
 
 
-async def _merged(engine: Engine, request: Request, params: Sequence[SamplingParams]) -> AsyncGenerator[tuple[int, Progress], None]:
-    """The progress of all choices of a request, as it comes. Leaving early cancels them all."""
+async def _merged(
+    engine: Engine, request: Request, params: Sequence[SamplingParams], place: Place
+) -> AsyncGenerator[tuple[int, Progress], None]:
+    """The progress of all choices of a request, as it comes. Leaving early cancels them all, and so does the end of its time."""
     came: asyncio.Queue[tuple[int, Progress | BaseException]] = asyncio.Queue()
 
     async def pump(choice: int) -> None:
         try:
-            async with aclosing(engine.submit(request, params[choice])) as updates:
+            async with aclosing(engine.submit(request, params[choice], place)) as updates:
                 async for update in updates:
                     came.put_nowait((choice, update))
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001  raised again by the one who waits
             came.put_nowait((choice, error))
 
+    left_seconds, alarm = place.left, None
+    if left_seconds is not None:
+        alarm = asyncio.get_running_loop().call_later(left_seconds, came.put_nowait, (0, place.too_slow()))
     tasks = [asyncio.ensure_future(pump(choice)) for choice in range(len(params))]
     try:
         left = len(tasks)
@@ -228,6 +259,8 @@ async def _merged(engine: Engine, request: Request, params: Sequence[SamplingPar
             left -= what.answer is not None
             yield choice, what
     finally:
+        if alarm is not None:
+            alarm.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

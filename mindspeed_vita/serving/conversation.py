@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.serving.errors import ApiError
-from mindspeed_vita.serving.media_rules import Kind, MediaRefused, MediaRules
+from mindspeed_vita.serving.media_rules import Kind, MediaRefused
 from mindspeed_vita.serving.schema import ChatMessage, ImagePart, TextPart
 
 _TAGS = ("<image>", "<video>")
+
+
+class Rules(Protocol):
+    """Says where a medium is. MediaRules does."""
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+        """As MediaRules.path_of."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +30,13 @@ class RequestLimits:
     images: int = 64
     videos: int = 4
     choices: int = 8
+    media_bytes: int = 1 << 30
+    """Of all media together."""
     characters: int = 4_000_000
     """Of all texts together."""
 
 
-def conversation(messages: list[ChatMessage], rules: MediaRules, limits: RequestLimits, folder: Path) -> Request:
+def conversation(messages: list[ChatMessage], rules: Rules, limits: RequestLimits, folder: Path) -> Request:
     """The request that messages stand for. Blocks while media are fetched.
 
     Args:
@@ -61,11 +72,13 @@ def conversation(messages: list[ChatMessage], rules: MediaRules, limits: Request
     for kind, most in (("image", limits.images), ("video", limits.videos)):
         if len(found[kind]) > most:
             raise ApiError(400, f"the request has {len(found[kind])} {kind}s, the server allows {most}", param="messages")
-    paths = {kind: _paths(media, kind, rules, folder) for kind, media in found.items()}
-    return Request(messages=tuple(turns), images=paths["image"], videos=paths["video"])
+    images, left = _paths(found["image"], "image", rules, folder, limits.media_bytes, limits.media_bytes)
+    videos, _ = _paths(found["video"], "video", rules, folder, left, limits.media_bytes)
+    return Request(messages=tuple(turns), images=images, videos=videos)
 
 
-def _paths(media: list[tuple[str, str]], kind: Kind, rules: MediaRules, folder: Path) -> tuple[str, ...]:
+def _paths(media: list[tuple[str, str]], kind: Kind, rules: Rules, folder: Path, left: int, most: int) -> tuple[tuple[str, ...], int]:
+    """The paths of one kind's media, and how many of the request's `most` bytes are left after them. The first one too many is the last."""
     own = folder / kind
     own.mkdir()
     paths = []
@@ -74,7 +87,11 @@ def _paths(media: list[tuple[str, str]], kind: Kind, rules: MediaRules, folder: 
             paths.append(rules.path_of(url, kind, own, number))
         except MediaRefused as error:
             raise ApiError(400, f"{at}: {error}", param=at, code="invalid_media") from error
-    return tuple(paths)
+        left -= Path(paths[-1]).stat().st_size
+        if left < 0:
+            message = f"{at}: the media up to this one have {most - left:,} bytes, the server allows {most:,} for a request"
+            raise ApiError(400, message, param=at, code="invalid_media")
+    return tuple(paths), left
 
 
 def plain_text(text: str, at: str) -> str:

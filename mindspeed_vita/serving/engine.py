@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from mindspeed_vita.serving.errors import ApiError
 
 _BEAT = 2.0
 """Seconds between two looks at the other ranks while there is nothing to do."""
+
+
+class PreparationFailed(Exception):
+    """Preparing one request failed in this process. The loop keeps nothing of the request and other requests go on; the cause says why."""
 
 
 class Progress(Protocol):
@@ -52,7 +57,7 @@ class Loop(Protocol):
         ...
 
     def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        """Takes a request, in slices; returns its number. ValueError: it cannot be answered."""
+        """Takes a request, in slices; returns its number. ValueError: it cannot be answered. PreparationFailed: it alone failed."""
         ...
 
     def beat(self) -> None:
@@ -66,6 +71,39 @@ class Loop(Protocol):
     def step(self) -> Iterable[Progress]:
         """Computes one step."""
         ...
+
+
+class Place:
+    """A request's share of the queue, from its arrival to its end. Its time runs from the arrival, too.
+
+    Args:
+        change: takes or gives back so many; may refuse.
+        seconds: how long the request may take; None sets no limit.
+    """
+
+    def __init__(self, change: Callable[[int], None], seconds: Optional[float]) -> None:
+        self._change, self._size, self._seconds = change, 0, seconds
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.resize(1)
+
+    def resize(self, choices: int) -> None:
+        """Counts as so many choices. ApiError: as Engine.arrive; the size stays what it was."""
+        self._change(choices - self._size)
+        self._size = choices
+
+    def close(self) -> None:
+        """Gives everything back. A second time changes nothing."""
+        self._change(-self._size)
+        self._size = 0
+
+    @property
+    def left(self) -> Optional[float]:
+        """Seconds that are left, never below 0."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def too_slow(self) -> ApiError:
+        """What a request gets whose time is over."""
+        return ApiError(408, f"the request took longer than the {self._seconds:g} seconds that it may take", code="time_limit")
 
 
 @dataclass(eq=False)
@@ -91,8 +129,8 @@ class Engine:
 
     Args:
         loop: what computes.
-        most: requests that wait or run at once; more are refused with 429.
-        time_limit: seconds that a request may wait and run; None sets no limit.
+        most: choices of requests that arrived and have not ended; more are refused with 429.
+        time_limit: seconds of a request from its arrival to its end; None sets no limit.
     """
 
     def __init__(self, loop: Loop, *, most: int = 256, time_limit: Optional[float] = None) -> None:
@@ -102,7 +140,8 @@ class Engine:
         self._running: dict[int, _Job] = {}
         self._coming: deque[tuple[_Job, Generator[None, None, int]]] = deque()
         self._lock = threading.Lock()
-        self._draining = self._stopping = False
+        self._taken = 0
+        self._draining = self._stopping = self._ended = False
         self.failure: Optional[BaseException] = None
         """What ended the thread, if it was not asked to end."""
         self._thread = threading.Thread(target=self._work, name="vita-engine", daemon=True)
@@ -120,23 +159,43 @@ class Engine:
 
     @property
     def num_requests(self) -> int:
-        """Requests that wait or run."""
-        return len(self._jobs)
+        """Choices that arrive, wait or run."""
+        return self._taken
 
-    async def submit(self, request: Request, params: SamplingParams) -> AsyncGenerator[Progress, None]:
-        """What each step brings a request; the last item has the answer. Leaving the iteration early cancels the request.
+    def arrive(self) -> Place:
+        """A place for one choice of a request whose body was not read yet. Whoever takes it closes it.
 
         Raises:
-            ApiError: 400: it cannot be answered. 429: too many others wait. 503: the engine stopped, stops, or failed meanwhile.
+            ApiError: 429: too many others are here. 503: the engine stopped, stops or failed.
+        """
+        with self._lock:
+            if self._ended or self._draining or not self.alive:
+                raise self._unavailable()
+        return Place(self._change, self._time_limit)
+
+    def _change(self, number: int) -> None:
+        with self._lock:
+            if number > 0 and self._taken + number > self._most:
+                raise ApiError(429, f"{self._taken} of {self._most} places are taken; try again later", code="queue_full", retry_after=1)
+            self._taken += number
+
+    async def submit(self, request: Request, params: SamplingParams, place: Place) -> AsyncGenerator[Progress, None]:
+        """What each step brings a request; the last item has the answer. Leaving the iteration early cancels the request.
+
+        Args:
+            request: what is asked.
+            params: how tokens are chosen.
+            place: of the request; stays open.
+
+        Raises:
+            ApiError: 400: it cannot be answered. 500: it alone failed. 503: the engine stopped or failed meanwhile.
         """
         job = _Job(asyncio.get_running_loop(), asyncio.Queue())
         with self._lock:
-            if self.failure is not None or self._draining or not self._thread.is_alive():
+            if self._ended or not self.alive:
                 raise self._unavailable()
-            if len(self._jobs) >= self._most:
-                raise ApiError(429, f"{self._most} requests wait or run already; try again later", code="queue_full", retry_after=1)
             self._jobs.add(job)
-            self._orders.put(lambda: self._add(job, request, params))
+            self._orders.put(lambda: self._add(job, request, params, place))
         try:
             while True:
                 what = await job.arrived.get()
@@ -149,10 +208,10 @@ class Engine:
             self._leave(job)
 
     def drain(self, seconds: float) -> bool:
-        """Takes no new requests, waits for the running ones, then stops. Blocks.
+        """Takes no new requests, waits for those that arrived, then stops. Blocks.
 
         Args:
-            seconds: how long to wait; requests that still run after that end with a 503.
+            seconds: how long to wait; requests that are still here after that end with a 503.
 
         Returns:
             Whether all of them finished.
@@ -160,9 +219,9 @@ class Engine:
         with self._lock:
             self._draining = True
         deadline = time.monotonic() + seconds
-        while self._jobs and self.alive and time.monotonic() < deadline:
+        while self._taken and self.alive and time.monotonic() < deadline:
             time.sleep(0.02)
-        finished = not self._jobs
+        finished = not self._taken
         self._orders.put(self._stop)
         self._thread.join()
         return finished
@@ -186,13 +245,13 @@ class Engine:
             raise
         finally:
             with self._lock:
-                self._draining = True
+                self._draining = self._ended = True
                 left, self._jobs = self._jobs, set()
             for job in left:
                 job.tell(self._unavailable())
 
-    def _add(self, job: _Job, request: Request, params: SamplingParams) -> None:
-        self._go_on(job, self._loop.admit(request, params, time_limit=self._time_limit))
+    def _add(self, job: _Job, request: Request, params: SamplingParams, place: Place) -> None:
+        self._go_on(job, self._loop.admit(request, params, time_limit=place.left))
 
     def _go_on(self, job: _Job, slices: Generator[None, None, int]) -> None:
         """One slice of taking a request; its film may need many. The others' steps come in between."""
@@ -206,6 +265,9 @@ class Engine:
             self._running[done.value] = job
         except ValueError as error:
             job.tell(ApiError(400, str(error)))
+        except PreparationFailed as error:
+            traceback.print_exception(error)
+            job.tell(ApiError(500, "the server failed to prepare this request; its log says why", code="preparation_failed"))
         else:
             self._coming.append((job, slices))
 

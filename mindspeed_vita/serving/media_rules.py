@@ -32,7 +32,7 @@ class MediaRules:
     fetcher: Optional[Fetcher] = None
     """Fetches from the allowed hosts; None: nothing is fetched."""
     max_bytes: int = 256 << 20
-    """Largest medium that a request may carry itself, decoded."""
+    """Largest medium that a request may carry itself, decoded, or name below the root."""
 
     def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
         """The path of a medium.
@@ -97,8 +97,15 @@ class MediaRules:
         except MediaError as error:
             # neither the root nor what lies outside it is any of the client's business
             raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root") from error
-        if not Path(found).is_file():
+        file = Path(found)
+        try:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError:  # gone meanwhile
+            size = None
+        if size is None:
             raise MediaRefused(f"{where}: {_shown(url)} is no file below the server's media root")
+        if size > self.max_bytes:
+            raise MediaRefused(f"{where}: has {size:,} bytes, the server allows {self.max_bytes:,}")
         return found
 
 

@@ -30,7 +30,7 @@ class Metrics:
         self.rate = Histogram("vita_tokens_per_second", "Tokens a second of each answer.", buckets=_RATES, registry=registry)
         scheduler = loop.scheduler
         for name, text, read in (
-            ("vita_requests", "Choices that wait or run.", lambda: engine.num_requests),
+            ("vita_requests", "Choices that arrive, wait or run.", lambda: engine.num_requests),
             ("vita_requests_waiting", "Sequences that wait for a place.", lambda: len(scheduler.waiting)),
             ("vita_requests_running", "Sequences that are computed.", lambda: len(scheduler.running)),
             ("vita_cache_used_share", "Share of the cache's blocks that running sequences use.", lambda: loop.pool.used_share),

@@ -64,7 +64,7 @@ class RequestLog:
             path = getattr(route, "path", "other")  # a path that does not exist would make a counter of its own
             self._metrics.responses.labels(path, status).inc()
             if status >= 400:
-                self._metrics.rejected.labels(notes.get("code") or "invalid_request").inc()
+                self._metrics.rejected.labels(notes.get("code") or ("server_error" if status >= 500 else "invalid_request")).inc()
             if status >= 400 or path not in QUIET:
                 client = (scope.get("client") or ("",))[0]
                 line = {"time": round(time.time(), 3), "request": key, "client": client, "method": scope["method"], "path": path}

@@ -18,6 +18,8 @@ _LOOK = 0.1
 """Seconds between two looks at the engine."""
 _LAST_WORDS = 3.0
 """How long a failed server still says so at /health, before it ends."""
+_MORE_CONNECTIONS = 64
+"""Connections beyond those of requests: the page, and who asks for the server's state."""
 _CLOSING = 5
 """Seconds for the last bytes of responses."""
 
@@ -38,7 +40,7 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float, listening: str) -> None:
+def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float, most: int, listening: str) -> None:
     """Serves until SIGTERM or SIGINT, then lets what runs finish.
 
     Args:
@@ -46,12 +48,13 @@ def run(app: FastAPI, engine: Engine, bound: socket.socket, *, drain: float, lis
         engine: its engine.
         bound: where to listen.
         drain: seconds that running requests have to finish after the signal.
+        most: requests that the engine takes at once; twice as many connections are kept, and some for those who look at the server's state.
         listening: printed once requests are taken.
 
     Raises:
         RuntimeError: the model stopped working.
     """
-    asyncio.run(_run(app, engine, bound, drain, listening))
+    asyncio.run(_run(app, engine, bound, drain, most, listening))
     if engine.failure is not None:
         raise RuntimeError("the model stopped working; the requests that waited got a 503") from engine.failure
 
@@ -64,8 +67,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float, listening: str) -> None:
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_CLOSING, lifespan="off")
+async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float, most: int, listening: str) -> None:
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_CLOSING,
+        lifespan="off",
+        limit_concurrency=2 * most + _MORE_CONNECTIONS,
+    )
     server = _Server(config)
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,7 +83,8 @@ async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float,
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
     while not server.started and not serving.done():
         await asyncio.sleep(_LOOK)
-    print(listening, file=sys.stderr, flush=True)
+    if server.started:
+        print(listening, file=sys.stderr, flush=True)
     while engine.alive and not asked.is_set() and not serving.done():
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asked.wait(), _LOOK)

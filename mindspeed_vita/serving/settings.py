@@ -18,6 +18,8 @@ class ServeSettings:
     """The name that requests ask for."""
     keys: ApiKeys = field(default_factory=ApiKeys)
     """Who may ask."""
+    host: str = "127.0.0.1"
+    """Where the server listens. Without keys, requests must be sent to this name or a loopback name."""
     rules: MediaRules = field(default_factory=MediaRules)
     """Where media may come from."""
     limits: RequestLimits = field(default_factory=RequestLimits)

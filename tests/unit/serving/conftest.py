@@ -23,6 +23,7 @@ from mindspeed_vita.engine import session as processes
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.session import InferenceSession, SessionSettings, load_session
 from mindspeed_vita.serving.engine import Engine
+from mindspeed_vita.serving.served_loop import ServedLoop
 from mindspeed_vita.serving.settings import ServeSettings
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
@@ -63,15 +64,15 @@ def session(checkpoint: Path) -> Iterator[InferenceSession]:
 
 
 @contextmanager
-def serving(session: InferenceSession, folder: Path, most: int = 256, **settings: Any) -> Iterator[Running]:
+def serving(session: InferenceSession, folder: Path, most: int = 256, time_limit: float = 60.0, **settings: Any) -> Iterator[Running]:
     """A server on a free port, until the block ends."""
     import uvicorn
 
     from mindspeed_vita.serving.app import create_app
     from mindspeed_vita.serving.server import bind
 
-    loop = RequestLoop(session, sequences=16)
-    engine = Engine(loop, most=most, time_limit=60.0)
+    loop = ServedLoop(session, sequences=16)
+    engine = Engine(loop, most=most, time_limit=time_limit)
     running = Running("", engine, loop, folder)
     app = create_app(engine, loop, ServeSettings(model="tiny", **settings), folder, running.lines.append)
     bound = bind("127.0.0.1", 0)

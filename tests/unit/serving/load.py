@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 PATH = "/v1/chat/completions"
 _BROKEN = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
-_HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+_HEAD = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.serving.access import ApiKeys, check_binding, read_keys
+from mindspeed_vita.serving.access import ApiKeys, check_binding, check_host, read_keys
 from mindspeed_vita.serving.errors import ApiError
 
 
@@ -92,3 +92,22 @@ def test_elsewhere_needs_a_key_or_a_flag(host: str):
         check_binding(host, ApiKeys(), insecure=False)
     check_binding(host, ApiKeys(["a"]), insecure=False)
     check_binding(host, ApiKeys(), insecure=True)
+
+
+@pytest.mark.parametrize("header", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "127.1.2.3"])
+def test_loopback_names_are_this_servers(header: str):
+    check_host(header, ApiKeys(), "127.0.0.1")
+
+
+@pytest.mark.parametrize("header", ["", "evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.5", "[fe80::1]"])
+def test_other_names_are_not_unless_it_has_keys_or_listens_everywhere(header: str):
+    with pytest.raises(ApiError, match="answers to localhost and 127.0.0.1 only") as caught:
+        check_host(header, ApiKeys(), "127.0.0.1")
+    assert caught.value.status == 403
+    check_host(header, ApiKeys(["a"]), "127.0.0.1")
+    check_host(header, ApiKeys(), "0.0.0.0")
+
+
+def test_the_bound_host_is_this_servers():
+    check_host("10.0.0.5:8000", ApiKeys(), "10.0.0.5")
+    check_host("[2001:db8::1]:8000", ApiKeys(), "2001:db8::1")

@@ -76,6 +76,15 @@ def test_a_body_that_is_wrong_is_a_400(server: Running, body: Any, status: int, 
     assert found == status and message in answer["error"]["message"] and set(answer["error"]) == {"message", "type", "param", "code"}
 
 
+def test_without_keys_a_request_to_another_name_is_refused(server: Running, tight: Running) -> None:
+    """The name of a page of another site may lead here."""
+    for path in ("/v1/chat/completions", "/v1/nothing"):
+        status, answer, _ = post(server.url, HI, path, Host="evil.example:8000")
+        assert status == 403 and answer["error"]["type"] == "permission_error" and answer["error"]["code"] == "host_not_allowed"
+    assert post(server.url, HI, Host="LOCALHOST:1")[0] == 200
+    assert post(tight.url, HI, Host="vita.example")[0] == 401, "keys protect it"
+
+
 def test_other_paths_methods_and_types_are_refused_in_the_same_schema(server: Running) -> None:
     status, body = get(f"{server.url}/v1/nothing")
     assert status == 404 and json.loads(body)["error"]["type"] == "not_found_error"
@@ -99,7 +108,7 @@ def test_what_is_too_large_too_slow_or_too_long(tight: Running) -> None:
     assert status == 413 and "5,000 bytes" in answer["error"]["message"]
     status, answer, _ = post(tight.url, {**HI, "max_tokens": 3001}, **key)
     assert status == 400 and "the server allows answers of 3000 tokens" in answer["error"]["message"]
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer second\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAuthorization: Bearer second\r\n"
     with raw(tight.url, f"{head}Content-Length: 100\r\n\r\n{{".encode()) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
     chunk = f"{4096:x}\r\n{' ' * 4096}\r\n"
@@ -119,7 +128,7 @@ def test_a_full_queue_is_a_429_with_a_time_to_come_back(tight: Running) -> None:
 
 def test_a_connection_that_breaks_frees_everything(server: Running) -> None:
     body = json.dumps({**HI, "max_tokens": 3900}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     connection = raw(server.url, head.encode() + body)
     until(lambda: server.loop.counts()[0].used)
     connection.close()

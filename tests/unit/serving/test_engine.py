@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -14,7 +15,7 @@ import pytest
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.inference.sampling import SamplingParams
-from mindspeed_vita.serving.engine import Engine
+from mindspeed_vita.serving.engine import Engine, PreparationFailed
 from mindspeed_vita.serving.errors import ApiError
 
 
@@ -28,7 +29,7 @@ class Piece:
 
 @dataclass
 class CountingLoop:
-    """Answers a request with max_tokens numbers, one a step. "bad" is refused, "broken" breaks the loop."""
+    """Answers a request with max_tokens numbers, one a step. "bad" is refused, "unprepared" fails alone, "broken" breaks the loop."""
 
     seconds: float = 0.0
     active: dict[int, list[int]] = field(default_factory=dict)
@@ -50,6 +51,8 @@ class CountingLoop:
         text = request.messages[0].content
         if text == "bad":
             raise ValueError("the prompt is too long")
+        if text == "unprepared":
+            raise PreparationFailed("a request could not be prepared") from OSError("Too many open files")
         for _ in range(self.slices if text == "film" else 0):
             self.slices_done += 1
             time.sleep(self.seconds)
@@ -93,7 +96,8 @@ def params(tokens: int = 5) -> SamplingParams:
 
 
 async def whole(engine: Engine, text: str = "count", tokens: int = 5) -> str:
-    return "".join([piece.text async for piece in engine.submit(asked(text), params(tokens))])
+    with closing(engine.arrive()) as place:
+        return "".join([piece.text async for piece in engine.submit(asked(text), params(tokens), place)])
 
 
 def within(seconds: float, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -113,7 +117,7 @@ def test_requests_are_computed_together_in_a_thread_of_their_own():
         return await asyncio.gather(*(whole(engine, tokens=tokens) for tokens in range(1, 9)))
 
     assert within(60, work) == ["".join(f"{one} " for one in range(1, tokens + 1)) for tokens in range(1, 9)]
-    assert len(loop.threads) == 1 and threading.get_ident() not in loop.threads and loop.time_limits == {30.0}
+    assert len(loop.threads) == 1 and threading.get_ident() not in loop.threads and all(0 < one <= 30.0 for one in loop.time_limits)
     assert engine.num_requests == 0 and engine.drain(10) and not engine.alive
 
 
@@ -125,6 +129,18 @@ def test_a_request_that_cannot_be_answered_is_a_400_and_no_one_elses():
 
     refused, answered = within(60, work)
     assert isinstance(refused, ApiError) and (refused.status, refused.message) == (400, "the prompt is too long")
+    assert answered == "1 2 3 4 5 " and engine.drain(10)
+
+
+def test_a_request_that_fails_alone_is_a_500_and_the_log_says_why(capfd):
+    engine = Engine(CountingLoop())
+
+    async def work() -> list[Any]:
+        return await asyncio.gather(whole(engine, "unprepared"), whole(engine), return_exceptions=True)
+
+    failed, answered = within(60, work)
+    assert isinstance(failed, ApiError) and (failed.status, failed.code) == (500, "preparation_failed")
+    assert "Too many open files" in capfd.readouterr().err and "open files" not in failed.message
     assert answered == "1 2 3 4 5 " and engine.drain(10)
 
 
@@ -142,15 +158,51 @@ def test_more_than_may_wait_are_turned_away():
     assert engine.drain(10)
 
 
+def test_a_request_counts_from_its_arrival_and_its_time_runs():
+    engine = Engine(CountingLoop(), most=3, time_limit=0.01)
+    place = engine.arrive()
+    until_over = within(60, lambda: until(lambda: place.left == 0.0))
+    assert until_over is None and (place.too_slow().status, place.too_slow().code) == (408, "time_limit")
+    place.resize(3)
+    with pytest.raises(ApiError) as caught:
+        engine.arrive()
+    assert (caught.value.status, caught.value.code) == (429, "queue_full") and engine.num_requests == 3
+    place.close()
+    place.close()
+    other = engine.arrive()
+    with pytest.raises(ApiError, match="1 of 3 places are taken"):
+        other.resize(4)
+    assert engine.num_requests == 1
+    other.close()
+    assert engine.num_requests == 0 and engine.drain(10)
+    with pytest.raises(ApiError, match="shutting down"):
+        engine.arrive()
+
+
+def test_draining_waits_for_a_request_that_arrived_and_was_not_submitted_yet():
+    engine = Engine(CountingLoop(seconds=0.01))
+
+    async def work() -> tuple[str, bool]:
+        with closing(engine.arrive()) as place:
+            draining = asyncio.ensure_future(asyncio.to_thread(engine.drain, 30))
+            await until(lambda: engine._draining)
+            text = "".join([piece.text async for piece in engine.submit(asked(), params(3), place)])
+        return text, await draining
+
+    assert within(60, work) == ("1 2 3 ", True)
+
+
 def test_a_client_that_goes_away_cancels_its_request():
     loop = CountingLoop(seconds=0.002)
     engine = Engine(loop)
 
     async def work() -> None:
-        stream = engine.submit(asked(), params(10_000))
+        place = engine.arrive()
+        stream = engine.submit(asked(), params(10_000), place)
         async for _ in stream:
             break
         await stream.aclose()
+        place.close()
         task = asyncio.ensure_future(whole(engine, tokens=10_000))
         await until(lambda: len(loop.added) == 2)
         task.cancel()

@@ -123,6 +123,8 @@ def test_other_hosts_are_not_even_looked_up(url: str, message: str):
     [
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"),
         *("::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1"),
+        "fec0::1",
+        "feff::1",
     ],
 )
 def test_private_addresses_are_refused_before_any_connection(address: str):

@@ -75,6 +75,12 @@ def test_files_below_the_root_are_named_in_three_ways(root: Path, folder: Path):
         assert rules.path_of(url, "image", folder, 1) == expected
 
 
+def test_a_file_below_the_root_may_be_no_larger_than_what_is_carried(root: Path, folder: Path):
+    assert MediaRules(root=root, max_bytes=len(PICTURE)).path_of("sub dir/a.png", "image", folder, 1)
+    with pytest.raises(MediaRefused, match="image 1: has 16 bytes, the server allows 15"):
+        MediaRules(root=root, max_bytes=len(PICTURE) - 1).path_of("sub dir/a.png", "image", folder, 1)
+
+
 def test_nothing_outside_the_root_is_told_from_what_does_not_exist(root: Path, folder: Path):
     outside = root.parent / "secret.png"
     for url in (
@@ -137,6 +143,16 @@ def test_a_conversation_is_text_with_tags_as_the_processor_writes_them(folder: P
     jinja2 = pytest.importorskip("jinja2")
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}, {"type": "video"}]}]
     assert jinja2.Template(CHAT_TEMPLATE).render(messages=parts) == f"<|im_start|>user\n{request.messages[1].content}<|im_end|>\n"
+
+
+def test_the_media_of_a_request_have_a_budget_together(folder: Path):
+    messages = [message("user", data_url(b"x" * 10), data_url(b"y" * 10, "video/mp4"))]
+    (folder / "fits").mkdir()
+    conversation(messages, MediaRules(), RequestLimits(media_bytes=20), folder / "fits")
+    with pytest.raises(ApiError) as caught:
+        conversation(messages, MediaRules(), RequestLimits(media_bytes=19), folder)
+    assert (caught.value.status, caught.value.param) == (400, "messages.0.content.1")
+    assert "the media up to this one have 20 bytes, the server allows 19 for a request" in caught.value.message
 
 
 @pytest.mark.parametrize(
