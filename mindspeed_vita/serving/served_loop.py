@@ -44,6 +44,6 @@ class ServedLoop(RequestLoop):
                     raise PreparationFailed("a request could not be prepared") from error
                 yield
 
-    def _tile_spans(self, prompt: EncodedSample) -> Generator[None, None, tuple[TileSpan, ...]]:
+    def _tile_spans(self, prompt: EncodedSample, waits: bool) -> Generator[None, None, tuple[TileSpan, ...]]:
         self._encoding = False  # the other ranks take part from here on
-        return (yield from super()._tile_spans(prompt))
+        return (yield from super()._tile_spans(prompt, waits))

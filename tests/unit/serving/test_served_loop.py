@@ -36,7 +36,9 @@ def failing(error: BaseException) -> Any:
 
 
 def take(loop: ServedLoop, image: str) -> None:
-    loop.add(Request(messages=(Message("user", "<image>\nWhat?"),), images=(image,)), SamplingParams(max_tokens=2))
+    request = Request(messages=(Message("user", "<image>\nWhat?"),), images=(image,))
+    for _ in loop.admit(request, SamplingParams(max_tokens=2)):  # as the engine takes it
+        pass
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
