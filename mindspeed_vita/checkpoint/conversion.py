@@ -13,8 +13,8 @@ from mindspeed_vita.files.shard_stream import Journal, Report
 from mindspeed_vita.files.unfinished import Planned, unfinished
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Where there is nothing to wait for."""
 
 
 def _silent(total: int) -> Report:
@@ -31,7 +31,7 @@ class Conversion:
     """Refuse to begin anew."""
     start: Callable[[int], Report] = _silent
     """Told the bytes in all, once; what it returns is told of every part that was written."""
-    before_publishing: Callable[[], None] = _nothing
+    before_publishing: Callable[[], None] = nothing
     """Called once all is written; an error of it keeps the target from appearing. Waits for the source's checksums."""
 
     @property

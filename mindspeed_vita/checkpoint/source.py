@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mindspeed_vita
+from mindspeed_vita.checkpoint.conversion import nothing
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
 from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.files.unfinished import state_of
-
-
-def _nothing() -> None:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class Source:
     """Where they lie."""
     initialised: tuple[str, ...] = ()
     """Weights that the source lacks and that have initial values."""
-    wait: Callable[[], None] = field(default=_nothing)
+    wait: Callable[[], None] = field(default=nothing)
     """Ends when the source's own checksums were compared; raises where a file differs."""
 
     def origin(self, **settings: Any) -> dict[str, Any]:
