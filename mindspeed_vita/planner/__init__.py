@@ -1,0 +1,1 @@
+"""What a recipe costs before it runs: memory, work and bytes of a real step, traced on fake tensors, and the time that follows."""
