@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from mindspeed_vita.checkpoint.native.step_folder import differing_keys
 from mindspeed_vita.checkpoint.source import Source
+from mindspeed_vita.files.digest import checksum
 from mindspeed_vita.files.safetensors_file import tensor_bytes
 from mindspeed_vita.files.shard_stream import Report
 from mindspeed_vita.files.tensors import Spec
@@ -29,7 +29,7 @@ class Comparison:
     """Pairs of stored types, such as "float32, bfloat16", and how many tensors have them. The first's are cast to the second's."""
     problems: tuple[str, ...]
     """Every difference; empty where the two hold the same model."""
-    sha256: dict[str, str]
+    xxh128: dict[str, str]
     """Of each tensor's elements in the second checkpoint's type, by native name."""
 
     @property
@@ -78,7 +78,7 @@ def compare(first: Source, second: Source, report: Report) -> Comparison:
         num_parameters=sum(torch.Size(theirs[name].shape).numel() for name in both),
         types=types,
         problems=tuple(problems),
-        sha256=sums,
+        xxh128=sums,
     )
 
 
@@ -101,4 +101,4 @@ def _difference(left: torch.Tensor, right: torch.Tensor) -> Iterator[str]:
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+    return str(checksum(tensor_bytes(tensor)).hexdigest())

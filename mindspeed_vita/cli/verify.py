@@ -13,8 +13,8 @@ examples:
   vita verify Qwen3-8B runs/qwen3 --vision InternViT-300M-448px       (a new projector counts as a difference)
   vita verify runs/ascend start
 
-Compares the architecture, the names, the shapes, and a sha256 of every whole tensor in the second checkpoint's type. One tensor at a
-time is in memory. Exit status 1 where anything differs.
+Compares the architecture, the names, the shapes, and a checksum (XXH3 with 128 bits) of every whole tensor in the second
+checkpoint's type. One tensor at a time is in memory. Exit status 1 where anything differs.
 """
 
 

@@ -5,7 +5,6 @@ The writer is ours because safetensors' own hides what the system said about a f
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any, Union
 
 import torch
 
+from mindspeed_vita.files.digest import checksum
 from mindspeed_vita.files.writing import naming
 
 DTYPES = {
@@ -140,20 +140,20 @@ def write_tensors(path: Path, tensors: Sequence[tuple[str, torch.Tensor]], metad
         metadata: the header's free entries.
 
     Returns:
-        sha256 of the file.
+        Checksum of the file.
 
     Raises:
         OSError: naming the file.
     """
     header = encode_header([(name, data.dtype, tuple(data.shape)) for name, data in tensors], metadata)
-    digest = hashlib.sha256()
+    digest = checksum()
     with naming(path), path.open("wb") as file:
         for content in itertools.chain((header,), (tensor_bytes(data) for _, data in tensors)):
             digest.update(content)
             file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def tensor_bytes(data: torch.Tensor) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mindspeed_vita.files.digest import checksum
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> str:
-    """Writes a file so that it survives a crash; returns its sha256.
+    """Writes a file so that it survives a crash; returns its checksum.
 
     Raises:
         OSError: naming the file.
@@ -32,7 +33,7 @@ def write_bytes(path: Path, content: bytes) -> str:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
+    return str(checksum(content).hexdigest())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> str:

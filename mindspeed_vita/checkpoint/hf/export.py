@@ -82,7 +82,7 @@ class Verification:
     max_diff: float
     """Largest difference between a stored weight and the native one in the stored type: 0.0. The rules only move elements, which
     hf_groups proves for each of them; the checksums are of the bytes as they were handed to the disk."""
-    sha256: dict[str, str]
+    xxh128: dict[str, str]
     """Checksum per shard, of what was written."""
 
 
@@ -136,13 +136,13 @@ def export_hf(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with conversion.begun(partial, files) as journal:
-            sha256 = write_stream(partial, files, groups, journal, conversion.started(files))
+            sums = write_stream(partial, files, groups, journal, conversion.started(files))
             conversion.before_publishing()
             write_index(partial, files)
             layout.write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
             if card:
                 (partial / CARD).write_text(_card(recipe, output.name, layout, card, dtype), encoding="utf-8")
-            verification = _verify(partial, layout, files, dtype, sha256)
+            verification = _verify(partial, layout, files, dtype, sums)
             write_json(partial / VERIFICATION, asdict(verification))
         publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except OSError as error:
@@ -186,7 +186,7 @@ def write_side_files(
         shutil.copyfile(code / name, folder / name)
 
 
-def _verify(folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sha256: Mapping[str, str]) -> Verification:
+def _verify(folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sums: Mapping[str, str]) -> Verification:
     """Compares names and shapes in the files with those that the written config.json calls for."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written = open_weights(folder, layout.family, layout.read_model(config)).specs()
@@ -196,7 +196,7 @@ def _verify(folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: tor
         num_tensors=len(written),
         num_parameters=sum(torch.Size(spec.shape).numel() for spec in written.values()),
         max_diff=0.0,
-        sha256={file.name: sha256[file.name] for file in files},
+        xxh128={file.name: sums[file.name] for file in files},
     )
 
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Iterable, Mapping
 
-from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.digest import CHECKSUM, algorithm_of, checksum_of
 from mindspeed_vita.files.publish import publish_folder, restore_all
 from mindspeed_vita.files.writing import write_json
 
@@ -59,9 +59,9 @@ def publish(temp: Path, final: Path, checksums: Mapping[str, str]) -> None:
     Args:
         temp: folder on the same file system as `final`, every file already synced.
         final: step folder; one of the same name is replaced.
-        checksums: relative file name -> sha256, for every file in `temp`.
+        checksums: relative file name -> checksum, for every file in `temp`.
     """
-    write_json(temp / CHECKSUMS, {"sha256": dict(checksums)})
+    write_json(temp / CHECKSUMS, {CHECKSUM: dict(checksums)})
     publish_folder(temp, final, known_by=CHECKSUMS, replace=True)
 
 
@@ -75,25 +75,32 @@ def verify(folder: Path, names: Iterable[str]) -> list[str]:
     Returns:
         One line per file that is missing or differs; empty when all is well.
     """
-    checksums = recorded(folder)
+    algorithm, checksums = _recorded(folder)
     problems = []
     for name in names:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif sha256_of(path) != checksums[name]:
+        elif checksum_of(path, algorithm) != checksums[name]:
             problems.append(f"{name} does not match its checksum")
     return problems
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """Relative file name -> sha256, as written with the step.
+    """Relative file name -> checksum, as written with the step.
 
     Raises:
         DamagedCheckpoint: the checksum file is missing or unreadable.
     """
+    return _recorded(folder)[1]
+
+
+def _recorded(folder: Path) -> tuple[str, dict[str, str]]:
+    """The algorithm, and what recorded returns."""
     try:
-        return dict(json.loads((folder / CHECKSUMS).read_text())["sha256"])
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        algorithm = algorithm_of(sums)
+        return algorithm, dict(sums[algorithm])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder}: {CHECKSUMS} cannot be read ({error}); use another step") from error
 

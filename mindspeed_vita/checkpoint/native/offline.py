@@ -13,7 +13,7 @@ from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.full_weights import shard_files
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
 from mindspeed_vita.checkpoint.native.step_folder import find, load_state
-from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.digest import checksum_of
 from mindspeed_vita.files.shard_stream import write_stream
 from mindspeed_vita.files.tensors import joined, one_by_one
 from mindspeed_vita.files.unfinished import state_of
@@ -109,7 +109,7 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
             for name in (name for name in _COPIED if name in names):
                 with naming(temp / name):
                     shutil.copyfile(folder / name, temp / name)
-                sums[name] = sha256_of(temp / name)
+                sums[name] = checksum_of(temp / name)
         atomic.publish(temp, final, sums)
     except OSError as error:
         raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}") from error

@@ -72,7 +72,7 @@ def write(path: Path, pieces: Iterable[Piece]) -> Optional[str]:
         pieces: what it holds. Nothing is written for none.
 
     Returns:
-        sha256 of the file, or None when there was nothing to write.
+        Checksum of the file, or None when there was nothing to write.
     """
     held = list(pieces)
     if not held:

@@ -16,7 +16,7 @@ from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.files.writing import write_json
 
 Digests = dict[str, Optional[str]]
-"""sha256 of each file that a rank wrote, by path inside the step folder; None where there was nothing to write."""
+"""Checksum of each file that a rank wrote, by path inside the step folder; None where there was nothing to write."""
 
 
 class StepWriter:

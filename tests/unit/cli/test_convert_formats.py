@@ -242,7 +242,7 @@ def test_the_journal_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
     again = shard_stream.Journal(tmp_path, {"of": 1})
     assert again.fits and again.done == {"a": "00"}
     again.begin()
-    assert [json.loads(line) for line in again.path.read_text().splitlines()][1] == {"bytes": 3, "file": "a", "sha256": "00"}
+    assert [json.loads(line) for line in again.path.read_text().splitlines()][1] == {"bytes": 3, "file": "a", "xxh128": "00"}
     (tmp_path / "a").write_bytes(b"longer")
     assert shard_stream.Journal(tmp_path, {"of": 1}).done == {}
     assert not shard_stream.Journal(tmp_path, {"of": 2}).fits

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.digest import checksum_of
 from mindspeed_vita.files.safetensors_file import DTYPES, SafetensorsFile, write_tensors
 from mindspeed_vita.files.safetensors_folder import INDEX, SafetensorsFolder
 
@@ -20,7 +20,7 @@ ALL = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES}
 def test_every_type_goes_there_and_back(tmp_path: Path) -> None:
     tensors = {**ALL, "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4)}
     digest = write_tensors(tmp_path / "file", list(tensors.items()), {"format": "pt"})
-    assert digest == sha256_of(tmp_path / "file")
+    assert digest == checksum_of(tmp_path / "file")
     file = SafetensorsFile(tmp_path / "file")
     assert file.metadata == {"format": "pt"}
     with safe_open(tmp_path / "file", framework="pt") as theirs:

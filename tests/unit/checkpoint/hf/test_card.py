@@ -41,7 +41,7 @@ def test_an_export_has_a_card_that_a_hub_reads(tmp_path: Path, tokenizer: Any, l
     code = body.split("```python\n")[1].split("```")[0]
     compile(code, "usage", "exec")
     assert '"cats"' in code and ("trust_remote_code" in code) == (layout is LONG_VITA)
-    assert str(tmp_path) not in text and CARD not in done.sha256
+    assert str(tmp_path) not in text and CARD not in done.xxh128
 
 
 def test_without_the_option_there_is_no_card(tmp_path: Path, tokenizer: Any) -> None:

@@ -16,7 +16,7 @@ from mindspeed_vita.checkpoint.hf import export as hf_export
 from mindspeed_vita.checkpoint.hf.export import CODE_FILES, export_hf
 from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.checkpoint.mapping.rules import Gated
-from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.digest import checksum_of
 from mindspeed_vita.files.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
@@ -217,7 +217,7 @@ def test_tokenizer_larger_than_the_table_is_refused(tmp_path: Path, tokenizer: A
 def test_the_weights_of_an_export_stay_the_same_bytes(tmp_path: Path, tokenizer: Any) -> None:
     """sha256 of the files of a fixed model, taken from version 0.1.0's writer."""
     export_hf(random_weights(), tiny_recipe(), tmp_path / "out", tokenizer=tokenizer, max_shard_bytes=60_000)
-    found = {path.name: sha256_of(path)[:16] for path in (tmp_path / "out").glob("*.safetensors*")}
+    found = {path.name: checksum_of(path, "sha256")[:16] for path in (tmp_path / "out").glob("*.safetensors*")}
     assert found == {
         "model-00001-of-00004.safetensors": "c1bc363f1b1fabed",
         "model-00002-of-00004.safetensors": "0e159f40f9991f1c",

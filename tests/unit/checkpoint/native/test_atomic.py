@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import resource
 from pathlib import Path
@@ -56,3 +58,19 @@ def test_a_replaced_step_that_a_crash_left_behind_goes(tmp_path: Path) -> None:
     _publish(tmp_path, 1, b"new")
     assert atomic.prune(tmp_path, keep=0) == []
     assert [path.name for path in tmp_path.iterdir()] == [step.name] and (step / "data").read_bytes() == b"new"
+
+
+def test_the_checksums_of_version_0_1_0_still_find_damage(tmp_path: Path) -> None:
+    step = _publish(tmp_path, 1, b"content")
+    old = {"sha256": {"data": hashlib.sha256(b"content").hexdigest()}}
+    (step / atomic.CHECKSUMS).write_text(json.dumps(old))
+    assert atomic.verify(step, ["data"]) == []
+    (step / "data").write_bytes(b"damaged")
+    assert atomic.verify(step, ["data"]) == ["data does not match its checksum"]
+
+
+def test_checksums_of_an_unknown_kind_are_no_checksums(tmp_path: Path) -> None:
+    step = _publish(tmp_path, 1, b"content")
+    (step / atomic.CHECKSUMS).write_text(json.dumps({"crc32": {"data": "00"}}))
+    with pytest.raises(atomic.DamagedCheckpoint, match="it has crc32, expected xxh128 or sha256"):
+        atomic.recorded(step)
