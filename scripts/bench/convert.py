@@ -23,7 +23,8 @@ with packages_needed():
     import torch
 
 _CHILD = """
-import sys, threading, time
+import os, sys, threading, time
+os.environ.setdefault(*{large_pages!r})  # as vita convert does, before torch is imported
 sys.path.insert(0, {root!r})
 import torch, transformers
 from mindspeed_vita.hf import modeling_long_vita
@@ -101,8 +102,10 @@ def copy(source: Path, target: Path) -> tuple[float, float]:
 
 def command(words: list[str]) -> tuple[float, int, float]:
     """Seconds, peak of memory in bytes that no file backs, and processor seconds of `vita` in a process of its own, without imports."""
+    from mindspeed_vita.cli.convert import LARGE_PAGES
+
     root = str(Path(__file__).resolve().parents[2])
-    child = subprocess.run([sys.executable, "-c", _CHILD.format(root=root, arguments=words)], capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-c", _CHILD.format(root=root, arguments=words, large_pages=LARGE_PAGES)], capture_output=True, text=True)
     line = next((line for line in child.stdout.splitlines() if line.startswith("MEASURED")), "")
     if not line or line.split()[1] != "0":
         sys.exit(child.stdout + child.stderr)
