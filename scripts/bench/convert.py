@@ -105,7 +105,8 @@ def command(words: list[str]) -> tuple[float, int, float]:
     from mindspeed_vita.cli.convert import LARGE_PAGES
 
     root = str(Path(__file__).resolve().parents[2])
-    child = subprocess.run([sys.executable, "-c", _CHILD.format(root=root, arguments=words, large_pages=LARGE_PAGES)], capture_output=True, text=True)
+    program = _CHILD.format(root=root, arguments=words, large_pages=LARGE_PAGES)
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     line = next((line for line in child.stdout.splitlines() if line.startswith("MEASURED")), "")
     if not line or line.split()[1] != "0":
         sys.exit(child.stdout + child.stderr)
