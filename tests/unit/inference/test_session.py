@@ -259,21 +259,22 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_kept(
     assert not session.runner.prompts
 
 
-@pytest.mark.parametrize("during", ["run", "digests"])
+@pytest.mark.parametrize("during", ["run", "prepare"])
 def test_an_interrupted_answer_leaves_a_loop_that_goes_on(
     folder: Path, session: InferenceSession, monkeypatch: pytest.MonkeyPatch, during: str
 ) -> None:
-    """Ctrl-C comes in the middle of a step, or while the film is decoded."""
+    """Ctrl-C comes in the middle of a step, or while the film is read."""
     shown: list[str] = []
     chat = Chat(RequestLoop(session), FOUR, shown.append)
-    work = getattr(session.runner, during)
+    owner = session.runner if during == "run" else chat.loop
+    work = getattr(owner, during)
 
     def interrupted(*arguments: Any) -> Any:
-        monkeypatch.setattr(session.runner, during, work)
+        monkeypatch.setattr(owner, during, work)
         signal.raise_signal(signal.SIGINT)
         return work(*arguments)
 
-    monkeypatch.setattr(session.runner, during, interrupted)
+    monkeypatch.setattr(owner, during, interrupted)
     chat.line(f"/video {folder / 'film'}")
     assert chat.line("What happens?") and shown[-1] == "\n(stopped)\n" and not chat.conversation.messages
     assert chat.loop.idle and not session.runner.prompts and sum(counts.used for counts in chat.loop.counts()) == 0
