@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from mindspeed_vita.checkpoint.hf.config import hf_config
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_hf, convert_to_native
 from mindspeed_vita.config import (
     DataConfig,
     LanguageConfig,
@@ -22,6 +24,7 @@ from mindspeed_vita.config import (
     language_traits,
 )
 from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
+from mindspeed_vita.files.safetensors_folder import SINGLE
 from mindspeed_vita.hf.configuration_long_vita import config_class
 from mindspeed_vita.hf.modeling_long_vita import causal_class
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -67,6 +70,24 @@ def random_weights(model: ModelConfig = TINY, seed: int = 0) -> dict[str, torch.
         is_scale = parameter.dim() == 1 and name.endswith(("weight", "ls1", "ls2"))
         state[name] = 1 + 0.3 * noise if is_scale else 0.15 * noise
     return dict(convert_to_native(state, family_rules("long_vita", model)))
+
+
+def write_internvl_chat(folder: Path, weights: dict[str, torch.Tensor], model: ModelConfig = TINY) -> Path:
+    """A model of TINY's sizes as InternVL's own repositories lay it out, with remote code; without a tokenizer."""
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in convert_to_hf(weights, family_rules("internvl_chat", model))}, folder / SINGLE)
+    text = {
+        "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 384, "rope_theta": 5e5, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    tower = {
+        "model_type": "intern_vit_6b", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 7, "qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm",
+    }  # fmt: skip
+    config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": tower, "downsample_ratio": 0.5, "ps_version": "v2"}
+    settings = {"select_layer": -1, "force_image_size": 28, "max_dynamic_patch": 6, "min_dynamic_patch": 1}
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    return folder
 
 
 def alone() -> ParallelLayout:

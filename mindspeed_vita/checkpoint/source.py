@@ -30,6 +30,8 @@ class SourceOptions:
     """Start a new projector although an InternVL source has one."""
     plugins: tuple[str, ...] = ()
     """Modules that register further decoders."""
+    compare: bool = True
+    """Compare the files of a native source with their checksums, in a thread (Source.wait). False leaves that to the caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def _native(folder: Path, options: SourceOptions) -> Source:
 
     if options.vision:
         raise ValueError(f"{folder} is a native checkpoint and holds its tower; leave --vision out")
-    weights, content, wait = native.open_full_weights(folder)
+    weights, content, wait = native.open_full_weights(folder, compare=options.compare)
     recipe = _with_tokenizer(recipe_from_dict(content, where=str(folder)), options)
     files = _weight_files(native.find(folder) / "weights")
     return Source(format="native", weights=weights, recipe=recipe, files=files, wait=wait)

@@ -30,7 +30,7 @@ Media without a tag in the prompt are put before it. A line of a batch file is {
 "videos"; the same command goes on where a stop left off. --decode fixed recomputes the whole sequence for each token: slow, and greedy.
 """
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
-_CACHED_ONLY = (*_SAMPLING, "batch", "cache_memory", "recipe", "prefill_chunk")
+_CACHED_ONLY = (*_SAMPLING, "batch", "cache_memory", "prefill_chunk")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,25 +92,37 @@ def _refuse_without_cache(arguments: argparse.Namespace) -> None:
 
 def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
     options: dict[str, Any] = {"tokenizer": arguments.tokenizer, "max_frames": arguments.max_frames}
-    if not (checkpoint / "config.json").is_file():
+    if not _exported(checkpoint):
         from mindspeed_vita.inference.generate import load_native
 
         if arguments.frame_pooling not in (None, "none"):
             raise ValueError(
                 "--decode fixed computes a pack as training does, where no frame is pooled; leave out --frame-pooling or --decode, or "
-                f"export {checkpoint}: a Hugging Face folder pools frames either way"
+                f"export {checkpoint}: a Long-VITA folder of Hugging Face format pools frames either way"
             )
-        return load_native(checkpoint, **options, tp=arguments.tp, cp=arguments.cp, rope_scaling=arguments.rope_scaling)
+        return load_native(
+            checkpoint, **options, recipe=arguments.recipe, tp=arguments.tp, cp=arguments.cp, rope_scaling=arguments.rope_scaling
+        )
     from mindspeed_vita.inference.hf_generate import load_hf
 
     if (arguments.tp, arguments.cp) != (1, 1):
         raise ValueError(f"{checkpoint} is a Hugging Face folder; --decode fixed reads it in one process, without --tp and --cp")
+    if arguments.recipe is not None:
+        raise ValueError(f"{checkpoint} says its sizes itself; leave --recipe out")
     if arguments.rope_scaling is not None:
         raise ValueError(
             f"{checkpoint} is a Hugging Face folder; --decode fixed takes positions as its config.json says: export it with "
             "`vita convert --rope-scaling`, or leave --decode out"
         )
     return load_hf(checkpoint, **options, frame_pooling=arguments.frame_pooling)
+
+
+def _exported(checkpoint: Path) -> bool:
+    """Whether a folder is a Long-VITA of Hugging Face format, so that transformers decodes it with our modelling code."""
+    from mindspeed_vita.checkpoint.hf.config import family_of
+    from mindspeed_vita.checkpoint.hf.load import read_config
+
+    return (checkpoint / "config.json").is_file() and family_of(read_config(checkpoint)) is not None
 
 
 def _cached(session: InferenceSession, request: Request, params: SamplingParams, prefill_chunk: int) -> Answer:

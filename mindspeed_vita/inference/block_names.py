@@ -10,8 +10,8 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Optional
 
 import numpy as np
 
@@ -26,8 +26,10 @@ class TileSpan:
     """First token."""
     stop: int
     """One past the last token."""
-    digest: bytes
-    """pooled_digest of the tile."""
+    digest: Optional[bytes]
+    """pooled_digest of the tile; None: it was not decoded yet."""
+    promised: bytes = b""
+    """Where not all tiles of the medium are known: what stands for this one among requests about the same file. 32 bytes."""
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -67,7 +69,7 @@ def root_name(identity: str) -> bytes:
 
 
 class BlockNames:
-    """The names of one sequence's full blocks, in order. They grow with the sequence.
+    """The names of one sequence's full blocks, in order. They grow with the sequence, and end before a tile that is not known.
 
     Args:
         root: see root_name.
@@ -80,7 +82,7 @@ class BlockNames:
     """
 
     def __init__(self, root: bytes, tokens: Sequence[int] | np.ndarray, tiles: Sequence[TileSpan], block_size: int) -> None:
-        self._block_size, self._tiles, self._next_tile = block_size, tiles, 0
+        self._block_size, self._tiles, self._next_tile = block_size, list(tiles), 0
         self.names: list[bytes] = []
         self._last, self._rest = root, np.empty(0, dtype=np.int64)
         at = 0
@@ -88,30 +90,47 @@ class BlockNames:
             where = f"the tile at tokens [{tile.start}, {tile.stop})"
             if not at <= tile.start < tile.stop <= len(tokens):
                 raise ValueError(f"{where} does not fit: expected one after the tile before, which ends at {at}, in {len(tokens)} tokens")
-            if len(tile.digest) != hashlib.sha256().digest_size:
+            if tile.digest is not None and len(tile.digest) != hashlib.sha256().digest_size:
                 raise ValueError(f"{where} has a digest of {len(tile.digest)} bytes; expected tile_digest's 32")
             at = tile.stop
         self.extend(tokens)
 
     def extend(self, tokens: Sequence[int] | np.ndarray) -> None:
         """Goes on with the sequence's next tokens; every block that becomes full gets its name."""
-        rest = np.concatenate([self._rest, np.asarray(tokens, dtype=np.int64)])
-        full = len(rest) // self._block_size
-        for block in rest[: full * self._block_size].reshape(full, self._block_size):
-            self._last = hashlib.sha256(self._last + block.astype("<i8").tobytes() + self._tile_parts()).digest()
-            self.names.append(self._last)
-        self._rest = rest[full * self._block_size :]
+        self._rest = np.concatenate([self._rest, np.asarray(tokens, dtype=np.int64)])
+        self._name_full()
 
-    def _tile_parts(self) -> bytes:
-        """Which part of which tile is at which place of the next block."""
+    def learn(self, digests: Mapping[int, bytes]) -> None:
+        """Takes the pooled digests of tiles that were not known, by their numbers, and names what can be named now."""
+        for number, digest in digests.items():
+            self._tiles[number] = replace(self._tiles[number], digest=digest)
+        self._name_full()
+
+    def _name_full(self) -> None:
+        done = 0
+        while done + self._block_size <= len(self._rest):
+            parts = self._tile_parts()
+            if parts is None:
+                break
+            block = self._rest[done : done + self._block_size]
+            self._last = hashlib.sha256(self._last + block.astype("<i8").tobytes() + parts).digest()
+            self.names.append(self._last)
+            done += self._block_size
+        self._rest = self._rest[done:]
+
+    def _tile_parts(self) -> Optional[bytes]:
+        """Which part of which tile is at which place of the next block; None where one of them is not known."""
         start = len(self.names) * self._block_size
         stop = start + self._block_size
-        parts = []
-        while self._next_tile < len(self._tiles) and self._tiles[self._next_tile].start < stop:
-            tile = self._tiles[self._next_tile]
+        parts, next_tile = [], self._next_tile
+        while next_tile < len(self._tiles) and self._tiles[next_tile].start < stop:
+            tile = self._tiles[next_tile]
+            if tile.digest is None:
+                return None
             first, last = max(start, tile.start), min(stop, tile.stop)
             parts.append(_TILE_PART.pack(first - start, first - tile.start, last - first, tile.digest))
             if tile.stop > stop:
                 break
-            self._next_tile += 1
+            next_tile += 1
+        self._next_tile = next_tile
         return b"".join(parts)

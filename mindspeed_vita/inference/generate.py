@@ -13,12 +13,11 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
-from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.config import Recipe, recipe_from_dict
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.assemble import assemble_pack
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
 from mindspeed_vita.data.prepare import decode_settings
-from mindspeed_vita.inference.loading import begin, inference_recipe
+from mindspeed_vita.inference.loading import begin, find_model, inference_recipe
 from mindspeed_vita.inference.prompt import PromptEncoder
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.models.inputs import ModelInputs
@@ -149,16 +148,18 @@ def load_native(
     path: str | Path,
     *,
     tokenizer: Optional[str | Path] = None,
+    recipe: Optional[str | Path] = None,
     tp: int = 1,
     cp: int = 1,
     max_frames: Optional[int] = None,
     rope_scaling: Optional[str] = None,
 ) -> NativeGenerator:
-    """Load a native run or step folder on the best device, in one process or under torchrun with tp * cp processes.
+    """Load a checkpoint of any format on the best device, in one process or under torchrun with tp * cp processes.
 
     Args:
-        path: run folder (its newest step) or step folder.
-        tokenizer: folder; None takes the one of the recipe that the step was trained with.
+        path: see loading.load_model.
+        tokenizer: folder; None takes the checkpoint's own.
+        recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the recipe's setting.
         rope_scaling: other scaling of positions, see config.stretched; None takes that of the training.
@@ -166,13 +167,12 @@ def load_native(
     Raises:
         ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
     """
-    folder = native.find(path)
-    saved = recipe_from_dict(native.saved_recipe(folder), where=str(folder))
-    recipe = inference_recipe(saved, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
-    loaded, platform, layout = begin(recipe, tokenizer)
+    found = find_model(path, recipe)
+    wanted = inference_recipe(found.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
+    loaded, platform, layout = begin(wanted, tokenizer)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
     from mindspeed_vita.parallel.build import build_model
 
-    model = build_model(recipe, layout, platform.device)
-    native.load_weights(folder, model, config=recipe.model)
-    return NativeGenerator(model, layout, recipe, loaded, platform.device)
+    model = build_model(wanted, layout, platform.device)
+    found.fill(model, wanted)
+    return NativeGenerator(model, layout, wanted, loaded, platform.device)

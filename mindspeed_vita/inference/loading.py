@@ -1,28 +1,25 @@
-"""A model ready to answer, from any folder that holds Long-VITA weights: a native run, a Hugging Face folder, MindSpeed-LLM's files."""
+"""A model ready to answer, from any folder that holds a whole model: whatever `vita convert --from` reads without starting new weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.hf.config import family_of, model_config
+from mindspeed_vita.checkpoint.hf.config import family_of
+from mindspeed_vita.checkpoint.hf.internvl_config import is_internvl
 from mindspeed_vita.checkpoint.hf.load import read_config
-from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling, read_processor
-from mindspeed_vita.checkpoint.hf.weights import open_weights
-from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import NativeView
-from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
+from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.source import SourceOptions, open_source
 from mindspeed_vita.choices import Precision
-from mindspeed_vita.config import ParallelConfig, Recipe, recipe_from_dict, stretched
+from mindspeed_vita.config import ParallelConfig, Recipe, stretched
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.session import init_distributed, world_size
+from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.hf.frame_pooling import read_pooling
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
@@ -51,13 +48,33 @@ class LoadedModel:
     """How the frames of videos are pooled (hf/frame_pooling.py)."""
 
 
-@dataclass(frozen=True)
-class _Source:
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A checkpoint that was found, before anything of it is loaded."""
+
     recipe: Recipe
-    weights: Optional[Mapping[str, torch.Tensor]]
-    """Full tensors; None for a native folder, whose shards are read directly."""
+    """What it says of itself. Its precision is that of the weights."""
+    weights: Optional[Tensors]
+    """Full tensors; None for a native checkpoint: each rank reads its own part of those, and its share of the checksums."""
     folder: Path
+    """Where it is."""
     frame_pooling: Optional[str] = None
+    """How the folder's own processor pools the frames of videos."""
+
+    def fill(self, model: VitaModel, recipe: Recipe) -> None:
+        """Loads this rank's part. Collective.
+
+        Args:
+            model: of any layout.
+            recipe: what the model was built from.
+
+        Raises:
+            ValueError: the weights are not this model's, or a file is damaged.
+        """
+        if self.weights is None:
+            native.load_weights(self.folder, model, config=recipe.model)
+        else:
+            native.load_full_weights(self.weights, model, source=str(self.folder))
 
 
 def load_model(
@@ -76,7 +93,7 @@ def load_model(
     """Load a checkpoint on the best device, in one process or under torchrun with tp * cp processes. Collective.
 
     Args:
-        path: native run or step folder, Hugging Face folder (exported or released), or MindSpeed-LLM's folder.
+        path: native run or step folder, Hugging Face folder (Long-VITA, exported or released, or InternVL), or MindSpeed-LLM's folder.
         tokenizer: folder; None takes the checkpoint's own.
         recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
@@ -90,7 +107,7 @@ def load_model(
         ValueError: no checkpoint there, no tokenizer, sizes that do not fit the model or the processes, or a scaling or pooling that
             does not fit the model.
     """
-    source = _find(Path(path), recipe)
+    source = find_model(path, recipe)
     wanted = inference_recipe(source.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     pooling = source.frame_pooling if frame_pooling is None else frame_pooling
     read_pooling(pooling, wanted.model.tokens_per_tile)
@@ -104,10 +121,7 @@ def load_model(
 
     model = build_model(wanted, layout, platform.device, sequence_parallel=False)
     model.requires_grad_(False)
-    if source.weights is None:
-        native.load_weights(source.folder, model, config=wanted.model)
-    else:
-        native.load_full_weights(source.weights, model, source=str(source.folder))
+    source.fill(model, wanted)
     return LoadedModel(
         model=model.eval(),
         layout=layout,
@@ -151,36 +165,36 @@ def begin(recipe: Recipe, tokenizer: Optional[str | Path]) -> tuple[Any, Platfor
     return loaded, platform, init_distributed(recipe, platform)
 
 
-def _find(path: Path, recipe: Optional[str | Path]) -> _Source:
+def find_model(path: str | Path, recipe: Optional[str | Path] = None) -> FoundModel:
+    """What a folder holds; reads headers, and no weights but those of a MindSpeed-LLM folder.
+
+    Args:
+        path: see load_model.
+        recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
+
+    Raises:
+        ValueError: no checkpoint there, only a part of a model, or one that does not fit together.
+    """
+    path = Path(path)
     if not path.is_dir():
         raise ValueError(f"checkpoint {path}: no such folder; expected a native run or step, Hugging Face or MindSpeed-LLM folder")
-    if is_mindspeed(path):
-        return _mindspeed(path, recipe)
-    if recipe is not None:
-        raise ValueError(f"{path} says its sizes itself; leave the recipe out")
     if (path / "config.json").is_file():
-        return _hugging_face(path)
-    folder = native.find(path)
-    return _Source(recipe_from_dict(native.saved_recipe(folder), where=str(folder)), None, folder)
-
-
-def _hugging_face(path: Path) -> _Source:
-    config = read_config(path)
-    if family_of(config) is None:
-        found = config.get("model_type")
-        raise ValueError(f"{path} is no Long-VITA folder: expected a config.json with model_type 'long_vita', found {found!r}")
-    model = model_config(config)
-    weights = NativeView(open_weights(path, "long_vita", model), family_rules("long_vita", model))
-    stored = weights["language.embedding.word_embeddings.weight"].dtype
-    made = Recipe(name=path.name, model=model, data=replace(read_processor(path), tokenizer=str(path)))
-    return _Source(_with_precision(made, stored), weights, path, read_frame_pooling(path))
-
-
-def _mindspeed(path: Path, recipe: Optional[str | Path]) -> _Source:
-    opened = open_source(path, SourceOptions(recipe=str(recipe or "")))
+        _refuse_part(path)
+    # a native checkpoint is compared with its checksums by all ranks together, as it is loaded
+    opened = open_source(path, SourceOptions(recipe=str(recipe or ""), compare=False))
+    if opened.format == "native":
+        return FoundModel(recipe=opened.recipe, weights=None, folder=native.find(path))
     stored = opened.weights.specs()["language.embedding.word_embeddings.weight"].dtype
-    return _Source(_with_precision(opened.recipe, stored), opened.weights, path)
+    train = replace(opened.recipe.train, precision="fp32" if stored is torch.float32 else "bf16")
+    pooling = read_frame_pooling(path) if opened.format == "hf" else None
+    return FoundModel(recipe=replace(opened.recipe, train=train), weights=opened.weights, folder=path, frame_pooling=pooling)
 
 
-def _with_precision(recipe: Recipe, dtype: torch.dtype) -> Recipe:
-    return replace(recipe, train=replace(recipe.train, precision="fp32" if dtype is torch.float32 else "bf16"))
+def _refuse_part(path: Path) -> None:
+    """Raises a ValueError for a decoder without a tower: the projector that joins them must be trained before it can answer."""
+    config = read_config(path)
+    if family_of(config) is None and not is_internvl(config):
+        raise ValueError(
+            f"{path} is no Long-VITA folder: expected a config.json with model_type 'long_vita', 'internvl' or 'internvl_chat', found "
+            f"{config.get('model_type')!r}; a decoder and a tower become a model by `vita convert --vision` and training"
+        )

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
-import numpy as np
 import torch
 
 from mindspeed_vita.checkpoint.hf.tokenizer import stop_ids
 from mindspeed_vita.data.assemble import EncodedSample, Medium
-from mindspeed_vita.inference.block_names import TileSpan, pooled_digest, root_name, settings_text
+from mindspeed_vita.inference.block_names import root_name
 from mindspeed_vita.inference.block_pool import BlockCounts, BlockPool
 from mindspeed_vita.inference.request import Answer, Fault, Request
 from mindspeed_vita.inference.sampling import SampledToken, SamplingParams, SamplingRow, broken_rows, sample
@@ -24,10 +23,18 @@ from mindspeed_vita.inference.sequence import Ended, NewSequence
 from mindspeed_vita.inference.session import InferenceSession
 from mindspeed_vita.inference.steps import Step
 from mindspeed_vita.inference.text_stream import TextStream
-from mindspeed_vita.inference.tile_memo import TileMemo
+from mindspeed_vita.inference.tile_memo import MediaContent, TileMemo, read_content
+from mindspeed_vita.inference.tile_names import TileNames
 
-_FRAMES_AT_ONCE = 64
-"""Frames that each rank decodes between two steps, while a film's tiles are named."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request of which everything is done that needs neither the model nor other requests."""
+
+    prompt: EncodedSample
+    """Its tokens, and its media ready to be cut."""
+    contents: tuple[MediaContent, ...]
+    """Of each medium; none where the prompt is too long to be taken."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,12 @@ class RequestLoop:
         )
         self.scheduler = Scheduler(self.pool, budgets, root=root_name(session.loaded.identity), block_size=size)
         self.memo = TileMemo()
-        self._naming: set[bytes] = set()
-        """Keys of the memo whose tiles a request decodes now."""
+        feed = session.runner.feed
+        media = {"tile_size": feed.tile_size, "decoding": asdict(feed.decoding), "pixels": feed.pixels}
+        self._names = TileNames(self.memo, media, recipe.model.tokens_per_tile)
         tokenizer = session.loaded.tokenizer
         self._stops = frozenset(stop_ids(tokenizer, recipe.data.template, recipe.model.language.family))
         self._banned = frozenset(session.prompts.ids.placeholders)
-        self._pixels = settings_text({"normalization": recipe.model.vision.normalization})
         self._active: dict[int, _Active] = {}
 
     @property
@@ -128,39 +135,48 @@ class RequestLoop:
         Raises:
             ValueError: a medium cannot be used, or prompt and answer fit neither the model nor the cache. Nothing is kept of it.
         """
-        slices = self._admit(request, params, time_limit=time_limit, waits=False)  # nobody goes on with the others meanwhile
-        while True:
-            try:
-                next(slices)
-            except StopIteration as done:
-                number: int = done.value
-                return number
+        return self._take_in(self.prepare(request), params, time_limit)
 
-    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        """`add` in slices: decoding a film takes long, and between two slices the steps of other requests can be computed.
-
-        A film that another request is decoding is waited for. A generator that is closed early leaves nothing behind; one that is given
-        up must be closed, or others may wait for its film.
-        """
-        return self._admit(request, params, time_limit=time_limit, waits=True)
-
-    def _admit(
-        self, request: Request, params: SamplingParams, *, time_limit: Optional[float], waits: bool
+    def admit(
+        self, asked: Union[Request, Prepared], params: SamplingParams, *, time_limit: Optional[float] = None
     ) -> Generator[None, None, int]:
-        """`admit`; waits: whether for films that another request is decoding."""
+        """`add` in slices: media are read in the first one, and before the next one the steps of other requests can be computed.
+
+        A generator that is closed early leaves nothing behind.
+        """
+        prepared = asked if isinstance(asked, Prepared) else self.prepare(asked)
+        yield
+        return self._take_in(prepared, params, time_limit)
+
+    def prepare(self, request: Request) -> Prepared:
+        """The part of `add` that needs neither the model nor other requests: the prompt's tokens, and one reading of each medium.
+
+        Raises:
+            ValueError: a medium cannot be used, or the text holds what none may hold.
+        """
         prompt = self.session.prompts.encode(request)
+        if len(prompt.tokens_T) >= self.scheduler.room():  # the scheduler will refuse it
+            return Prepared(prompt, ())
+        contents = []
+        for medium in prompt.media:
+            with _readable(medium):
+                contents.append(read_content(medium.path))
+        return Prepared(prompt, tuple(contents))
+
+    def _take_in(self, prepared: Prepared, params: SamplingParams, time_limit: Optional[float]) -> int:
+        prompt = prepared.prompt
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
         most = left if params.max_tokens is None else params.max_tokens
         params = replace(params.seeded(), max_tokens=most)
-        # what the scheduler will refuse need not be decoded
-        tiles = (yield from self._tile_spans(prompt, waits)) if length + most <= room else ()
+        fits = length + most <= room  # otherwise the scheduler will refuse it
+        tiles = self._names.spans(prompt, prepared.contents) if fits else ()
         # keys of long sequences are turned otherwise under LongRoPE, so that other sequences cannot use them
         turned = "long" if self.session.loaded.model.rotary.is_long(length + most) else ""
         options: dict[str, Any] = {"stop_ids": self._stops, "time_limit": time_limit, "turned": turned}
-        new = NewSequence(tokens=prompt.tokens_T, tiles=tiles, max_tokens=most, **options)
-        number = self.scheduler.add(new)
+        number = self.scheduler.add(NewSequence(tokens=prompt.tokens_T, tiles=tiles, max_tokens=most, **options))
         self.session.add(number, prompt, longest=length + most)
+        self._names.watch(number, prompt, prepared.contents)
         row = SamplingRow(params=params, stop_ids=self._stops, banned_ids=self._banned, prompt=torch.from_numpy(prompt.tokens_T))
         stream = TextStream(self.session.loaded.tokenizer, params.stop, min_tokens=params.min_tokens)
         frames = tuple(len(medium.numbers) for medium in prompt.media if medium.grid is None)
@@ -190,6 +206,8 @@ class RequestLoop:
         result = self.session.execute(step)
         for number, failure in result.failures.items():
             self._fail(number, "media", f"{failure.path} {failure.reason}")
+        for number, digests in result.digests.items():
+            self._learn(number, digests)
         for row in broken_rows(result.logits):
             self._fail(step.sampled[row], "model", "the model's logits are not finite; the weights or their precision are at fault")
         kept = [place for place, number in enumerate(step.sampled) if self._active[number].fault == "time"]
@@ -201,6 +219,18 @@ class RequestLoop:
         if not step.empty:
             self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
         return self._updates(pieces)
+
+    def _learn(self, number: int, digests: dict[int, bytes]) -> None:
+        """Names blocks by the tiles that a step decoded for a request."""
+        if self._active[number].fault != "time":  # it failed: its tiles may be blank
+            return
+        try:
+            learnt = self._names.learn(number, digests)
+        except ValueError as error:
+            self._fail(number, "media", str(error))
+            return
+        for sequence, named in learnt.items():
+            self.scheduler.learn(sequence, named)
 
     def _fail(self, number: int, fault: Fault, message: str) -> None:
         """Ends a request with an error. The first one counts."""
@@ -227,6 +257,7 @@ class RequestLoop:
 
     def _finish(self, ended: Ended, piece: str) -> Update:
         active = self._active.pop(ended.sequence)
+        self._names.forget(ended.sequence)
         piece += active.stream.finish()
         reason = "stop" if active.stream.stopped_by is not None else ended.reason
         answer = Answer(
@@ -241,56 +272,6 @@ class RequestLoop:
             tokens=tuple(active.tokens) if active.row.params.logprobs is not None else (),
         )
         return Update(ended.sequence, piece, answer, active.untold())
-
-    def _tile_spans(self, prompt: EncodedSample, waits: bool) -> Generator[None, None, tuple[TileSpan, ...]]:
-        """Where tiles stand in a prompt, with the digests of their pixels. Media that are remembered are not decoded."""
-        length = self.session.loaded.recipe.model.tokens_per_tile
-        digests: list[bytes] = []
-        for medium in prompt.media:
-            digests += yield from self._digests(prompt, medium, waits)
-        tiles = zip(prompt.tile_starts_N.tolist(), prompt.factors_N.tolist(), digests, strict=True)
-        return tuple(TileSpan(start, start + length // factor**2, pooled_digest(digest, factor)) for start, factor, digest in tiles)
-
-    def _digests(self, prompt: EncodedSample, medium: Medium, waits: bool) -> Generator[None, None, tuple[bytes, ...]]:
-        settings = settings_text({**self._media_settings(), "grid": medium.grid, "numbers": medium.numbers})
-        with _readable(medium):
-            key = self.memo.key(medium.path, settings)
-        while (found := self.memo.find(key)) is None and waits and key in self._naming:
-            yield  # the choices of one question come at once; if the first one fails, the next one decodes
-        if found is not None:
-            return found
-        self._naming.add(key)
-        try:
-            found = yield from self._decoded_digests(prompt, medium)
-            with _readable(medium):
-                self.memo.remember(key, medium.path, settings, found)
-        finally:
-            self._naming.discard(key)
-        return found
-
-    def _decoded_digests(self, prompt: EncodedSample, medium: Medium) -> Generator[None, None, tuple[bytes, ...]]:
-        made: list[bytes] = []
-        for piece in self._pieces(medium):
-            starts = np.zeros(piece.num_tiles, dtype=np.int64)
-            alone = replace(prompt, media=(piece,), tile_starts_N=starts, tokens_T=prompt.tokens_T[:0])
-            more, failure = self.session.digests(alone, self._pixels)
-            if failure is not None:
-                raise ValueError(f"{failure.path} {failure.reason}")
-            made += more
-            yield
-        return tuple(made)
-
-    def _pieces(self, medium: Medium) -> list[Medium]:
-        """A picture whole, a film a few frames at a time."""
-        if medium.grid is not None:
-            return [medium]
-        size = _FRAMES_AT_ONCE * self.session.loaded.layout.tile_group_size
-        parts = [slice(at, at + size) for at in range(0, len(medium.numbers), size)]
-        return [replace(medium, numbers=medium.numbers[part], factors=medium.factors[part]) for part in parts]
-
-    def _media_settings(self) -> dict[str, Any]:
-        feed = self.session.runner.feed
-        return {"tile_size": feed.tile_size, "decoding": asdict(feed.decoding), "pixels": self._pixels}
 
 
 @contextmanager

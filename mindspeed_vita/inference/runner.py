@@ -7,8 +7,8 @@ Shapes: T tokens of this rank, R rows with logits, H hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from mindspeed_vita.inference.cached_attention import CachedAttention
 from mindspeed_vita.inference.decoder import Decoder
 from mindspeed_vita.inference.plans import PrefillPlan, plan_decode, plan_prefill
 from mindspeed_vita.inference.steps import DecodeRow, PrefillChunk, Step
-from mindspeed_vita.inference.tile_feed import TileFeed, tiles_of, without_labels
+from mindspeed_vita.inference.tile_feed import Seen, TileFeed, tiles_of, without_labels
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class StepResult:
     """fp32 [R, vocabulary], one row for each of step.sampled."""
     failures: dict[int, MediaFailure]
     """Sequences of which a picture or video could not be decoded; what the model says of them means nothing."""
+    digests: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    """tile_digest of the tiles that were decoded, by sequence and by the tile's number in the prompt."""
 
 
 class ModelRunner:
@@ -83,11 +85,6 @@ class ModelRunner:
         self.prompts.pop(sequence, None)
         self._longest.pop(sequence, None)
 
-    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], Optional[MediaFailure]]:
-        """Digests of a prompt's tiles (TileFeed.digests), and the first of its media that failed; the same on every rank. Collective."""
-        found, failed = self.feed.digests(prompt, settings)
-        return found, self._known_to_all([(0, failure) for failure in failed]).get(0)
-
     @torch.no_grad()
     def run(self, step: Step) -> StepResult:
         """Executes one step. Collective over tp and cp."""
@@ -96,34 +93,33 @@ class ModelRunner:
         if step.empty:
             return StepResult(torch.zeros(0, self.vocab_size, device=self.device), {})
         hidden: list[torch.Tensor] = []
-        failures: dict[int, MediaFailure] = {}
+        seen = Seen()
         if step.prefill:
-            rows_RH, failures = self._prefill(step.prefill)
+            rows_RH, seen = self._prefill(step.prefill)
             hidden.append(rows_RH)
         if step.decode:
             hidden.append(self._decode(step.decode))
         hidden_RH = torch.cat(hidden)
         logits = self.model.head_logits(hidden_RH.unsqueeze(1), torch.arange(len(hidden_RH), device=self.device))
-        return StepResult(logits, failures)
+        return StepResult(logits, _first_failures(seen), seen.digests)
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> tuple[torch.Tensor, dict[int, MediaFailure]]:
-        """Final hidden states of the last tokens of the chunks that end their sequence's prefill, and what failed."""
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> tuple[torch.Tensor, Seen]:
+        """Final hidden states of the last tokens of the chunks that end their sequence's prefill, and what was seen of their media."""
         layout = self.layout
         plan = plan_prefill(chunks, rank=layout.cp_rank, size=layout.cp_size, block_size=self.block_size, device=self.device)
         prompts = [self.prompts[chunk.sequence] for chunk in plan.chunks]
         tokens = np.concatenate([_tokens(prompt, chunk) for prompt, chunk in zip(prompts, plan.chunks)])
         own = torch.from_numpy(np.append(tokens[plan.places[: plan.num_real]], 0))
-        vision = self._no_rows
-        failures: dict[int, MediaFailure] = {}
+        vision, seen = self._no_rows, Seen()
         needed = tiles_of(plan, prompts, self.feed.tokens_per_tile)
         if needed:
-            rows_RH, route, failed = self.feed.rows(plan, needed, self.device)
-            vision, failures = (rows_RH, route.targets), self._known_to_all(failed)
+            rows_RH, route, own_part = self.feed.rows(plan, needed, self.device)
+            vision, seen = (rows_RH, route.targets), self._known_to_all(own_part)
         longest = np.repeat([self._longest[chunk.sequence] for chunk in plan.chunks], [chunk.stop - chunk.start for chunk in plan.chunks])
         longest_T = np.append(longest[plan.places[: plan.num_real]], 0)
         embeddings_TH = self.model.embed(own.to(self.device), *vision).squeeze(1)
         hidden_TH = self.decoder(embeddings_TH, plan, *self._rotary(plan.positions, longest_T))
-        return self._last_rows(hidden_TH, plan, chunks), failures
+        return self._last_rows(hidden_TH, plan, chunks), seen
 
     def _last_rows(self, hidden_TH: torch.Tensor, plan: PrefillPlan, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
         """Rows of the chunks that need logits, in the order of the step. Each has one owner among the context-parallel ranks."""
@@ -148,16 +144,26 @@ class ModelRunner:
         positions, longest = (torch.from_numpy(values).to(self.device) for values in (positions_T, longest_T))
         return self.model.rotary(positions, longest=longest)
 
-    def _known_to_all(self, failures: list[tuple[int, MediaFailure]]) -> dict[int, MediaFailure]:
-        """The first failure of each sequence on any rank that shares the tiles."""
-        found: list[Any] = [failures]
-        if self.layout.tile_group_size > 1:
-            found = [None] * self.layout.tile_group_size
-            dist.all_gather_object(found, failures, group=self.layout.tp_cp_group)
-        merged: dict[int, MediaFailure] = {}
-        for sequence, failure in (pair for part in found for pair in part):
-            merged.setdefault(sequence, failure)
-        return merged
+    def _known_to_all(self, seen: Seen) -> Seen:
+        """What any rank saw that shares the tiles."""
+        if self.layout.tile_group_size == 1:
+            return seen
+        parts: list[Any] = [None] * self.layout.tile_group_size
+        dist.all_gather_object(parts, seen, group=self.layout.tp_cp_group)
+        together = Seen()
+        for part in parts:
+            together.failures += part.failures
+            for sequence, digests in part.digests.items():
+                together.digests.setdefault(sequence, {}).update(digests)
+        return together
+
+
+def _first_failures(seen: Seen) -> dict[int, MediaFailure]:
+    """The first failure of each sequence."""
+    first: dict[int, MediaFailure] = {}
+    for sequence, failure in seen.failures:
+        first.setdefault(sequence, failure)
+    return first
 
 
 def _tokens(prompt: EncodedSample, chunk: PrefillChunk) -> np.ndarray:

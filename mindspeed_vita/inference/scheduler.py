@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,9 +91,12 @@ class Scheduler:
                 f"{self.budgets.max_length} positions, the cache room for {self._cache_tokens()} tokens; shorten the prompt or ask "
                 f"for at most {max(room - len(prompt), 0)} tokens"
             )
-        names = BlockNames(self._root + new.turned.encode(), prompt, new.tiles, self.block_size)
+        root = self._root + new.turned.encode()
+        names = promised = BlockNames(root, prompt, new.tiles, self.block_size)
+        if any(tile.promised for tile in new.tiles):
+            promised = BlockNames(root, prompt, [replace(tile, digest=tile.promised or tile.digest) for tile in new.tiles], self.block_size)
         deadline = None if new.time_limit is None else self._clock() + new.time_limit
-        state = SequenceState(self._next_number, prompt, new.max_tokens, new.stop_ids, names, deadline)
+        state = SequenceState(self._next_number, prompt, new.max_tokens, new.stop_ids, names, promised, deadline)
         self._next_number += 1
         self.waiting.append(state)
         return state.number
@@ -110,6 +113,15 @@ class Scheduler:
         for state in (*self.running, *self.waiting):
             if state.number == number:
                 self._end(state, reason, message)
+
+    def learn(self, number: int, digests: Mapping[int, bytes]) -> None:
+        """Takes the pooled digests of a sequence's tiles that were not known when it was added, by their numbers.
+
+        Those that a step decoded must be known before its update. A sequence that has ended is left alone.
+        """
+        for state in (*self.running, *self.waiting):
+            if state.number == number:
+                state.names.learn(digests)
 
     def take_ended(self) -> list[Ended]:
         """The sequences that ended since the last call, in the order in which they ended."""
@@ -262,10 +274,8 @@ class Scheduler:
         """Whether a running sequence's prefill will compute the very block that this one would compute first. That is worth waiting for."""
         if block >= (state.length - 1) // self.block_size:
             return False
-        wanted, start = state.names.names[block], block * self.block_size
-        return any(
-            not other.decoding and other.computed <= start and wanted in other.names.names[block : block + 1] for other in self.running
-        )
+        start = block * self.block_size
+        return any(not other.decoding and other.computed <= start and state.same_block(other, block) for other in self.running)
 
     # Ends
 

@@ -56,7 +56,10 @@ class SequenceState:
     max_tokens: int
     stop_ids: frozenset[int]
     names: BlockNames
-    """Names of the full blocks of prompt and answer."""
+    """Names of the full blocks of prompt and answer, as far as the tiles are known."""
+    promised: BlockNames
+    """Names of the prompt's full blocks in which files stand for tiles that were not known when it was added. They tell which sequences
+    will have the same blocks."""
     deadline: float | None = None
     """When it times out, by the scheduler's clock."""
     answer: list[int] = field(default_factory=list)
@@ -82,6 +85,11 @@ class SequenceState:
     def decoding(self) -> bool:
         """Whether only the token that was sampled last is to be computed."""
         return bool(self.answer) and self.pending == 1
+
+    def same_block(self, other: SequenceState, block: int) -> bool:
+        """Whether a block of this sequence and that of another one will hold the same."""
+        here, there = ({*one.names.names[block : block + 1], *one.promised.names[block : block + 1]} for one in (self, other))
+        return bool(here & there)
 
     def answer_between(self, start: int, stop: int) -> tuple[int, ...]:
         """The answer's tokens at places [start, stop) of the sequence."""

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.data.assemble import EncodedSample
-from mindspeed_vita.data.batch import MediaFailure
 from mindspeed_vita.data.prepare import decode_settings
+from mindspeed_vita.inference.block_names import settings_text
 from mindspeed_vita.inference.cached_attention import CachedAttention
 from mindspeed_vita.inference.kv_cache import KVCache, blocks_in, bytes_per_block
 from mindspeed_vita.inference.loading import LoadedModel, load_model
@@ -83,6 +83,7 @@ class InferenceSession:
             tokens_per_tile=recipe.model.tokens_per_tile,
             decoding=decode_settings(recipe.data, recipe.model.vision.normalization),
             tiles_in_flight=settings.tiles_in_flight,
+            pixels=settings_text({"normalization": recipe.model.vision.normalization}),
         )
         self.runner = ModelRunner(model, language, layout, attention, feed, device)
 
@@ -97,12 +98,6 @@ class InferenceSession:
         """ModelRunner.add on every rank. First rank only."""
         self.ranks.tell(("add", number, prompt, longest))
         self.runner.add(number, prompt, longest=longest)
-
-    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], Optional[MediaFailure]]:
-        """ModelRunner.digests on every rank. First rank only."""
-        self.ranks.tell(("digests", prompt, settings))
-        with self.ranks.together():
-            return self.runner.digests(prompt, settings)
 
     def execute(self, step: Step) -> StepResult:
         """ModelRunner.run on every rank. First rank only."""
@@ -135,9 +130,6 @@ class InferenceSession:
             elif kind == "add":
                 number, prompt, longest = arguments
                 self.runner.add(number, prompt, longest=longest)
-            elif kind == "digests":
-                with self.ranks.together():
-                    self.runner.digests(*arguments)
             elif kind != "beat":
                 assert kind == "end", kind
                 result, problem = arguments

@@ -1,6 +1,7 @@
 """The vision rows of a step's prefill chunks: tiles are decoded and encoded in a pipeline of bounded depth, shared out over tp x cp.
 
 Only tiles whose tokens a chunk computes are decoded, so a film is never in memory as tiles. A tile that two chunks share is decoded twice.
+The digest of each tile is taken from the very pixels that are encoded.
 Shapes: N tiles, R vision rows, H hidden.
 """
 
@@ -9,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from mindspeed_vita.data.assemble import EncodedSample, decode_tiles
 from mindspeed_vita.data.batch import MediaFailure
@@ -69,6 +69,16 @@ def tiles_of(plan: PrefillPlan, prompts: Sequence[EncodedSample], tokens_per_til
     return found
 
 
+@dataclass
+class Seen:
+    """What decoding found out."""
+
+    failures: list[tuple[int, MediaFailure]] = field(default_factory=list)
+    """Media that could not be decoded, with their sequence."""
+    digests: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    """tile_digest by sequence and by the tile's number in the prompt. Tiles that were decoded together with a failed one have none."""
+
+
 class TileFeed:
     """Encodes tiles for one rank of the tp x cp group.
 
@@ -79,6 +89,7 @@ class TileFeed:
         tokens_per_tile: rows of a tile that is not pooled.
         decoding: caps and choices of decoding.
         tiles_in_flight: most tiles that this rank holds as pixels at a time: half of them are decoded while the other half is encoded.
+        pixels: settings_text of what happens to pixels before the tower sees them; part of the tiles' digests.
     """
 
     def __init__(
@@ -90,16 +101,17 @@ class TileFeed:
         tokens_per_tile: int,
         decoding: DecodeSettings,
         tiles_in_flight: int,
+        pixels: str = "",
     ) -> None:
         if tiles_in_flight < 2:
             raise ValueError(f"tiles_in_flight is {tiles_in_flight}; expected at least 2: one is encoded while the next is decoded")
         self.model, self.layout, self.decoding = model, layout, decoding
-        self.tile_size, self.tokens_per_tile, self.at_once = tile_size, tokens_per_tile, tiles_in_flight // 2
+        self.tile_size, self.tokens_per_tile, self.at_once, self.pixels = tile_size, tokens_per_tile, tiles_in_flight // 2, pixels
 
     def rows(
         self, plan: PrefillPlan, chunks: Sequence[ChunkTiles], device: torch.device
-    ) -> tuple[torch.Tensor, VisionRoute, list[tuple[int, MediaFailure]]]:
-        """Rows for this rank's tokens, where they belong, and which sequences' media failed on this rank. Collective over tp x cp.
+    ) -> tuple[torch.Tensor, VisionRoute, Seen]:
+        """Rows for this rank's tokens, where they belong, and what was found out on this rank. Collective over tp x cp.
 
         Args:
             plan: this rank's.
@@ -109,35 +121,16 @@ class TileFeed:
         group = self.layout.tile_group_size
         factors = np.concatenate([chunk.factors for chunk in chunks])
         own = tile_owner(len(factors), group)[self.layout.tile_rank]
-        failures: list[tuple[int, MediaFailure]] = []
-        encoded, done = [], own.start
-        for tiles in self._decoded(chunks, own, failures):
+        encoded, done, seen = [], own.start, Seen()
+        for tiles in self._decoded(chunks, own, seen):
             rows_RH = self.model.tile_rows(tiles.to(device))
             encoded.append(pooled_rows(rows_RH, factors[done : done + len(tiles)]))
             done += len(tiles)
         rows_RH = torch.cat(encoded) if encoded else self.model.tile_rows(self._no_tiles().to(device))
         route = self._route(plan, chunks, device)
-        return self.model.exchange(rows_RH, route), route, failures
+        return self.model.exchange(rows_RH, route), route, seen
 
-    def digests(self, prompt: EncodedSample, settings: str) -> tuple[list[bytes], list[MediaFailure]]:
-        """tile_digest of each of a prompt's tiles, and what failed on this rank; the same digests on every rank. Collective over tp x cp.
-
-        Args:
-            prompt: whose tiles.
-            settings: what happens to pixels before the tower sees them, for tile_digest.
-        """
-        layout, num_tiles = self.layout, len(prompt.tile_starts_N)
-        whole = ChunkTiles(0, prompt, range(num_tiles), prompt.tile_starts_N, (0, 0), prompt.factors_N)
-        failures: list[tuple[int, MediaFailure]] = []
-        own = tile_owner(num_tiles, layout.tile_group_size)[layout.tile_rank]
-        found = [tile_digest(tile, settings) for tiles in self._decoded([whole], own, failures) for tile in tiles.numpy()]
-        parts: list[list[bytes]] = [found]
-        if layout.tile_group_size > 1:
-            parts = [[] for _ in range(layout.tile_group_size)]
-            dist.all_gather_object(parts, found, group=layout.tp_cp_group)
-        return [digest for part in parts for digest in part], [failure for _, failure in failures]
-
-    def _decoded(self, chunks: Sequence[ChunkTiles], own: range, failures: list[tuple[int, MediaFailure]]) -> Iterator[torch.Tensor]:
+    def _decoded(self, chunks: Sequence[ChunkTiles], own: range, seen: Seen) -> Iterator[torch.Tensor]:
         """This rank's tiles in order, a few at a time; the next ones are decoded meanwhile."""
         jobs, base = [], 0
         for chunk in chunks:
@@ -150,15 +143,17 @@ class TileFeed:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="tiles") as pool:
             coming = pool.submit(self._decode, *jobs[0][1:])
-            for place, (sequence, *_) in enumerate(jobs):
-                tiles, failed = coming.result()
+            for place, (sequence, _, wanted) in enumerate(jobs):
+                tiles, failed, digests = coming.result()
                 if place + 1 < len(jobs):
                     coming = pool.submit(self._decode, *jobs[place + 1][1:])
-                failures += [(sequence, failure) for failure in failed]
+                seen.failures += [(sequence, failure) for failure in failed]
+                seen.digests.setdefault(sequence, {}).update(zip(wanted, digests))
                 yield tiles
 
-    def _decode(self, prompt: EncodedSample, wanted: range) -> tuple[torch.Tensor, list[MediaFailure]]:
-        return decode_tiles([prompt], wanted, self.tile_size, self.decoding)
+    def _decode(self, prompt: EncodedSample, wanted: range) -> tuple[torch.Tensor, list[MediaFailure], list[bytes]]:
+        tiles, failed = decode_tiles([prompt], wanted, self.tile_size, self.decoding)
+        return tiles, failed, [] if failed else [tile_digest(tile, self.pixels) for tile in tiles.numpy()]
 
     def _no_tiles(self) -> torch.Tensor:
         return torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8)

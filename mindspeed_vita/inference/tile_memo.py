@@ -4,12 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _PIECE = 1 << 20
 _DIGEST = 32
+_TICK = 20_000_000
+"""Nanoseconds in which two changes of a file may get the same time. Linux notes times every 1 to 10 ms."""
+_COARSE_TICK = 2_000_000_000
+"""The same where a file system notes whole seconds, or every second one."""
+
+
+@dataclass(frozen=True)
+class MediaContent:
+    """What a medium was when it was read."""
+
+    path: str
+    """The file or folder of frames."""
+    digest: bytes
+    """media_digest."""
+    state: tuple[tuple[str, int, int, int, int, int], ...]
+    """media_state at the time."""
+
+    def unchanged(self) -> bool:
+        """Whether it is still what it was. This reads no bytes, only what the file system notes of a change."""
+        try:
+            return media_state(self.path) == self.state
+        except OSError:
+            return False
+
+
+def read_content(path: str | Path) -> MediaContent:
+    """Reads a medium once, all of it.
+
+    A file that was written a moment ago is read a moment later: a further change of it then gets another time, so that it shows.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+    """
+    state = media_state(path)
+    newest = max(changed for *_, changed in state)
+    tick = _TICK if newest % 1_000_000_000 else _COARSE_TICK
+    left = newest + tick - time.time_ns()
+    if 0 < left <= tick:  # a time far ahead is another machine's clock
+        time.sleep(left / 1e9)
+    return MediaContent(str(path), media_digest(path), state)
+
+
+def media_state(path: str | Path) -> tuple[tuple[str, int, int, int, int, int], ...]:
+    """Name, device, inode, size, and times of the last write and of the last change of a file; of a folder, those of each file in it.
+
+    No program can set the time of the last change back.
+
+    Raises:
+        OSError: no such file.
+    """
+    found = []
+    for file in _files(Path(path)):
+        held = file.stat()
+        found.append((file.name, held.st_dev, held.st_ino, held.st_size, held.st_mtime_ns, held.st_ctime_ns))
+    return tuple(found) or (("", 0, 0, 0, 0, 0),)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield from sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else (path,)
 
 
 def media_digest(path: str | Path) -> bytes:
@@ -21,7 +82,7 @@ def media_digest(path: str | Path) -> bytes:
     path = Path(path)
     if path.is_dir():
         whole = hashlib.sha256(b"folder\n" + hashlib.sha256(os.fsencode(path.absolute())).digest())
-        for file in sorted(file for file in path.iterdir() if file.is_file()):
+        for file in _files(path):
             whole.update(hashlib.sha256(os.fsencode(file.name)).digest() + media_digest(file))
         return whole.digest()
     digest = hashlib.sha256()
@@ -34,8 +95,8 @@ def media_digest(path: str | Path) -> bytes:
 class TileMemo:
     """Tile digests by content of the file and settings; the entry that was used least recently goes first.
 
-    The key is the content itself, read anew each time. Size, time stamp and inode are no substitute: a file that is rewritten in place
-    within one tick of the file system's clock keeps all three. Reading and hashing a film costs little next to decoding it.
+    The key is the content itself, read anew for each question. Size, time stamp and inode are no substitute: a file that is rewritten in
+    place within one tick of the file system's clock keeps all three. Reading and hashing a film costs little next to decoding it.
 
     Args:
         max_tiles: tiles remembered in all, 32 bytes each; at least those of the last film are kept.
@@ -48,17 +109,15 @@ class TileMemo:
     def __len__(self) -> int:
         return len(self._held)
 
-    def key(self, path: str | Path, settings: str) -> bytes:
+    @staticmethod
+    def key(content: bytes, settings: str) -> bytes:
         """What a medium is remembered under.
 
         Args:
-            path: the file or folder of frames.
+            content: media_digest of the file or folder of frames.
             settings: settings_text of the sampling of frames and the processing of pixels.
-
-        Raises:
-            OSError: the file cannot be read.
         """
-        return hashlib.sha256(media_digest(path) + settings.encode()).digest()
+        return hashlib.sha256(content + settings.encode()).digest()
 
     def find(self, key: bytes) -> tuple[bytes, ...] | None:
         """The tile digests under a key, or None."""
@@ -68,21 +127,14 @@ class TileMemo:
         self._held.move_to_end(key)
         return tuple(held[at : at + _DIGEST] for at in range(0, len(held), _DIGEST))
 
-    def remember(self, key: bytes, path: str | Path, settings: str, digests: Sequence[bytes]) -> bool:
-        """Keeps the digests of tiles that were decoded after `key` was made.
+    def remember(self, key: bytes, digests: Sequence[bytes]) -> None:
+        """Keeps the digests of all tiles of a medium.
 
-        The file is read once more: if it changed in between, the tiles may not be those of the key, and nothing is kept.
-
-        Returns:
-            Whether they were kept.
-
-        Raises:
-            OSError: the file cannot be read any more.
+        Args:
+            key: of the medium. The caller has made sure that it did not change between its reading and its decoding.
+            digests: of the tiles, in order.
         """
-        if self.key(path, settings) != key:
-            return False
         self._num_tiles += len(digests) - len(self._held.pop(key, b"")) // _DIGEST
         self._held[key] = b"".join(digests)
         while self._num_tiles > self._max_tiles and len(self._held) > 1:
             self._num_tiles -= len(self._held.popitem(last=False)[1]) // _DIGEST
-        return True

@@ -148,7 +148,8 @@ def _internvl(folder: Path, config: Mapping[str, Any], dtype: Optional[torch.dty
             try:
                 rule.to_native([stored[name] for name in rule.hf])
             except ValueError as error:
-                raise ValueError(f"{folder}: {error}. --new-projector takes the decoder and the tower, and starts a projector") from error
+                advice = "vita convert --new-projector takes the decoder and the tower, and starts a projector"
+                raise ValueError(f"{folder}: {error}. {advice}") from error
         return ImportedModel(model=model, weights=cast(native_from_hf(stored, rules), dtype), data=data)
     left_out = {name for rule in of_projector for name in rule.hf}
     kept = Made({name: spec for name, spec in stored.specs().items() if name not in left_out}, stored.__getitem__)

@@ -167,34 +167,5 @@ def convert_to_native(hf: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -> 
         yield rule.native, rule.to_native([hf[name] for name in rule.hf])
 
 
-class NativeView(Mapping[str, torch.Tensor]):
-    """Native tensors that are converted when they are read, so that memory stays at what the caller keeps. The last one is kept.
-
-    Args:
-        hf: Hugging Face tensors by name; may be lazy.
-        rules: for all of them.
-
-    Raises:
-        ValueError: a Hugging Face tensor without a rule, or a rule without its tensors.
-    """
-
-    def __init__(self, hf: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -> None:
-        check_names(hf, (name for rule in rules for name in rule.hf), side="Hugging Face")
-        self._hf, self._rules = hf, {rule.native: rule for rule in rules}
-        self._last: tuple[str, torch.Tensor] | None = None
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if self._last is None or self._last[0] != name:
-            rule = self._rules[name]
-            self._last = name, rule.to_native([self._hf[part] for part in rule.hf])
-        return self._last[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rules)
-
-    def __len__(self) -> int:
-        return len(self._rules)
-
-
 def _some(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion
+from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion, nothing
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
 from mindspeed_vita.checkpoint.native.step_folder import find, latest, saved_recipe
@@ -24,8 +24,12 @@ _ONE_FILE = 1 << 62
 """Bytes that no file has."""
 
 
-def open_full_weights(path: str | Path) -> tuple[Tensors, dict[str, Any], Callable[[], None]]:
+def open_full_weights(path: str | Path, *, compare: bool = True) -> tuple[Tensors, dict[str, Any], Callable[[], None]]:
     """Full, unsharded weights by name, the recipe, and what waits for the comparison with the checksums, which begins in a thread.
+
+    Args:
+        path: a run folder (its newest step is taken) or a step folder.
+        compare: False leaves the comparison out, for a caller who does it otherwise.
 
     Returns:
         The weights, each read when it is asked for; the recipe; and a function that raises DamagedCheckpoint where a file differs
@@ -37,7 +41,7 @@ def open_full_weights(path: str | Path) -> tuple[Tensors, dict[str, Any], Callab
     """
     folder = find(path)
     names = [name for name in atomic.recorded(folder) if not name.startswith("optimizer/")]
-    wait = compared_with_checksums(folder, names)
+    wait = compared_with_checksums(folder, names) if compare else nothing
     try:
         reader = shards.Reader(folder / "weights")
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,35 @@ def test_a_sequence_that_grows_has_the_names_of_the_whole(tokens: list[int], cut
     for start, stop in zip(edges, edges[1:]):
         grown.extend(tokens[start:stop])
     assert grown.names == names(tokens, spans)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    starts=st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    known=st.lists(st.booleans(), min_size=5, max_size=5),
+    order=st.permutations(range(5)),
+    more=st.integers(0, 9),
+)
+def test_tiles_that_are_learnt_later_give_the_names_of_those_that_were_known(
+    starts: list[int], known: list[bool], order: list[int], more: int
+):
+    """Until then no block with an unknown tile has a name, nor any behind it."""
+    spans, at = [], 0
+    for number, gap in enumerate(starts):
+        spans.append(TileSpan(at + gap, at + gap + 3, bytes([number]) * 32))
+        at += gap + 3
+    tokens, extra = list(range(at)), [7] * more
+    wanted = names(tokens, tuple(spans))
+    learning = BlockNames(ROOT, tokens, [span if held else replace(span, digest=None) for span, held in zip(spans, known)], SIZE)
+    unknown = {number for number, held in zip(range(len(spans)), known) if not held}
+    for number in [None, *order]:
+        if number in unknown:
+            learning.learn({number: bytes([number]) * 32})
+            unknown.discard(number)
+        first = min((spans[left].start for left in unknown), default=at)
+        assert learning.names == wanted[: first // SIZE]
+    learning.extend(extra)
+    assert learning.names == names([*tokens, *extra], tuple(spans))
 
 
 @settings(max_examples=100, deadline=None)

@@ -164,8 +164,9 @@ def test_blocks_of_other_factors_have_other_names(folder: Path) -> None:
     request, names, frames = ask("What?", [], [str(folder / "film")]), [], []
     for pooling in ("slow_fast:every=9,factor=2", "slow_fast:every=9,factor=4", None, "none"):
         loop = RequestLoop(load_session(folder / "run", settings=SMALL, frame_pooling=pooling))
-        number = loop.add(request, SamplingParams(max_tokens=1))
-        names.append(next(state.names.names for state in loop.scheduler.waiting if state.number == number))
+        number = loop.add(request, SamplingParams(max_tokens=4))
+        loop.step()
+        names.append(next(state.names.names for state in loop.scheduler.running if state.number == number))
         frames.append(loop.session.prompts.encode(request))
     first_pooled = int(frames[0].tile_starts_N[1]) // 16
     assert names[0][:first_pooled] == names[1][:first_pooled] and first_pooled > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,18 @@ import torch
 from PIL import Image
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.data.batch import MediaFailure
 from mindspeed_vita.engine import session as processes
-from mindspeed_vita.inference import request_loop
+from mindspeed_vita.inference import tile_feed, tile_memo
 from mindspeed_vita.inference.answer import answer_all
-from mindspeed_vita.inference.request import Request, ask
+from mindspeed_vita.inference.request import Answer, Request, ask
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
 from mindspeed_vita.inference.session import InferenceSession, SessionSettings, load_session
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 FOUR = SamplingParams(max_tokens=4)
+TAIL = 16 // 4
+"""Most frames of the block in which a film ends: the question behind it is in that block, too, so each question computes it anew."""
 
 
 @pytest.fixture(scope="module")
@@ -45,81 +48,142 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_a_film_taken_in_slices_has_the_names_that_it_has_as_a_whole(
-    session: InferenceSession, film: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = RequestLoop(session)
-    wanted = answer_all(whole, [(ask("What happens?", [], [film]), FOUR)])[0]
-    monkeypatch.setattr(request_loop, "_FRAMES_AT_ONCE", 5)
-    loop = RequestLoop(session)
-    other = loop.add(ask("Hi?"), SamplingParams(max_tokens=40))
-    slices, steps = loop.admit(ask("What happens?", [], [film]), FOUR), 0
-    while True:
-        try:
-            next(slices)
-        except StopIteration as done:
-            number = done.value
-            break
-        steps += 1
-        assert [update.number for update in loop.step()] in ([other], []), "the other one goes on"
-    assert steps == 5
-    assert set(whole.memo._held.values()) == set(loop.memo._held.values()), "the same digests"
-    answers: dict[int, Any] = {}
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Tiles that were decoded, and bytes of media that were hashed."""
+    done: Counter[str] = Counter()
+    decode, digest = tile_feed.decode_tiles, tile_memo.media_digest
+
+    def decoded(samples: Any, wanted: range, *rest: Any) -> Any:
+        done["tiles"] += len(wanted)
+        return decode(samples, wanted, *rest)
+
+    def hashed(path: Any) -> bytes:
+        done["bytes"] += Path(path).stat().st_size if Path(path).is_file() else 0
+        return digest(path)
+
+    monkeypatch.setattr(tile_feed, "decode_tiles", decoded)
+    monkeypatch.setattr(tile_memo, "media_digest", hashed)
+    return done
+
+
+def size_of(folder: str) -> int:
+    return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
+def finish(loop: RequestLoop) -> dict[int, Answer]:
+    answers = {}
     while not loop.idle:
         answers.update({update.number: update.answer for update in loop.step() if update.answer is not None})
-    assert answers[number] == wanted and wanted.frames == (23,) and len(answers[other].token_ids) == 40
+    return answers
 
 
-def _drive(coming: list[Any]) -> tuple[list[int], list[str]]:
-    """A slice of each in turn, as the server does; the numbers of what was taken, and why the rest was not."""
-    numbers, problems = [], []
-    while coming:
-        slices = coming.pop(0)
-        try:
-            next(slices)
-            coming.append(slices)
-        except StopIteration as done:
-            numbers.append(done.value)
-        except ValueError as error:
-            problems.append(str(error))
-    return numbers, problems
-
-
-@pytest.mark.parametrize(
-    ("first", "wanted", "taken"),
-    [
-        ("goes on", [10, 10, 3], 3),
-        ("fails", [10, 10, 10, 10, 3], 2),
-        ("is closed", [10, 10, 10, 3], 2),
-        ("is passed by add", [10, 10, 10, 3, 10, 3], 3),  # which cannot wait: nobody would go on with the first
-    ],
-)
-def test_choices_of_one_film_decode_it_once(
-    session: InferenceSession, film: str, monkeypatch: pytest.MonkeyPatch, first: str, wanted: list[int], taken: int
+def test_the_first_question_about_a_film_reads_it_once_and_decodes_it_once(
+    session: InferenceSession, film: str, work: Counter[str]
 ) -> None:
-    monkeypatch.setattr(request_loop, "_FRAMES_AT_ONCE", 10)
-    loop, request, digests = RequestLoop(session), ask("What happens?", [], [film]), session.digests
-    decoded: list[int] = []
+    loop = RequestLoop(session)
+    first = answer_all(loop, [(ask("What happens?", [], [film]), FOUR)])[0]
+    assert work == {"tiles": 23, "bytes": size_of(film)} and first.frames == (23,)
+    second = answer_all(loop, [(ask("What happens?", [], [film]), FOUR)])[0]
+    assert work == {"tiles": 23, "bytes": 2 * size_of(film)}, "each question reads the file, to see whether it is the same film"
+    assert second == first and second.cached_tokens == (first.prompt_tokens - 1) // 16 * 16
 
-    def counted(prompt: Any, settings: str) -> Any:
-        decoded.append(len(prompt.tile_starts_N))
-        if first == "fails" and len(decoded) == 2:
-            return [], MediaFailure("prompt", 0, "film", "broke")
-        return digests(prompt, settings)
 
-    monkeypatch.setattr(session, "digests", counted)
-    coming = [loop.admit(request, FOUR) for _ in range(3)]
-    for slices in coming:
+@pytest.mark.parametrize("prefill_tokens", [8192, 32])
+def test_questions_about_one_film_that_come_at_once_decode_it_once(
+    session: InferenceSession, film: str, work: Counter[str], prefill_tokens: int
+) -> None:
+    """In chunks of 32 tokens, a frame at the edge of two chunks is decoded for both."""
+    texts = ["What happens?", "Who is it?", "Yes or no?"]
+    alone = [answer_all(RequestLoop(session), [(ask(text, [], [film]), FOUR)])[0] for text in texts]
+    work.clear()
+    loop = RequestLoop(session, prefill_tokens=prefill_tokens)
+    answers = answer_all(loop, [(ask(text, [], [film]), FOUR) for text in texts])
+    assert answers == alone
+    edges = answers[0].prompt_tokens // prefill_tokens
+    assert 23 <= work["tiles"] <= 23 + edges + 2 * TAIL
+    assert [answer.cached_tokens >= 23 * 3 for answer in answers] == [False, True, True]
+
+
+@pytest.mark.parametrize("first", ["goes on", "is cancelled", "fails", "is of another file"])
+def test_a_question_that_comes_while_a_film_is_computed(
+    session: InferenceSession, film: str, work: Counter[str], first: str, tmp_path: Path
+) -> None:
+    """It uses what is computed already, waits for what is being computed, and goes on alone where the first one ends early."""
+    film = str(shutil.copytree(film, tmp_path / "film"))
+    wanted = answer_all(RequestLoop(session), [(ask("Who is it?", [], [film]), FOUR)])[0]
+    work.clear()
+    loop = RequestLoop(session, prefill_tokens=32)
+    one = loop.add(ask("What happens?", [], [film]), FOUR)
+    loop.step()
+    other = loop.add(ask("Who is it?", [], [film]), FOUR)
+    loop.step()
+    assert 0 < work["tiles"] < 23 and [state.number for state in loop.scheduler.running] == [one], "the other one waits"
+    if first == "is cancelled":
+        loop.cancel(one)
+    elif first == "fails":
+        loop._fail(one, "media", "it broke")
+    elif first == "is of another file":
+        (Path(film) / "22.png").touch()
+    answers = finish(loop)
+    assert answers[other] == wanted and answers[other].cached_tokens >= 32
+    twice = 23 if first == "is of another file" else 0  # what is found in a file that changed is of no use to others
+    assert work["tiles"] <= 23 + wanted.prompt_tokens // 32 + TAIL + twice
+    assert not loop._names._requests and not loop._names._media
+    work.clear()
+    last = answer_all(loop, [(ask("Yes?", [], [film]), FOUR)])[0]
+    assert work["tiles"] <= TAIL if not twice else last.cached_tokens == 0
+
+
+def _picture(path: Path, seed: int) -> None:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(path)
+
+
+def test_blocks_are_named_by_the_pixels_that_were_computed_not_by_the_file_that_was_asked_about(
+    session: InferenceSession, tmp_path: Path
+) -> None:
+    path, question = tmp_path / "a.png", "<image>\nWhat? A photo of a cat on a table. Two people."
+    right = []
+    for seed in (1, 2):
+        _picture(path, seed)
+        right.append(answer_all(RequestLoop(session), [(ask(question, [str(path)]), FOUR)])[0])
+    loop = RequestLoop(session)
+    _picture(path, 1)
+    number = loop.add(ask(question, [str(path)]), FOUR)
+    _picture(path, 2)  # after it was read, before it is decoded
+    assert finish(loop)[number] == right[1] and not len(loop.memo), "the file is not the one that was read"
+    for seed in (1, 2):
+        _picture(path, seed)
+        again = [answer_all(loop, [(ask(question, [str(path)]), FOUR)])[0] for _ in range(2)]
+        assert again == [right[seed - 1]] * 2 and [answer.cached_tokens > 0 for answer in again] == [False, True]
+
+
+def test_a_known_picture_that_is_replaced_before_it_is_decoded_again_ends_its_request(session: InferenceSession, tmp_path: Path) -> None:
+    path, question = tmp_path / "a.png", "<image>\nWhat? A photo of a cat on a table. Two people."
+    _picture(path, 1)
+    memo = RequestLoop(session)
+    answer_all(memo, [(ask(question, [str(path)]), FOUR)])
+    loop = RequestLoop(session)
+    loop.memo._held.update(memo.memo._held)  # known, but its blocks are gone
+    number = loop.add(ask(question, [str(path)]), FOUR)
+    other = loop.add(ask("Hi?"), FOUR)
+    _picture(path, 2)
+    answers = finish(loop)
+    assert (answers[number].reason, answers[number].fault) == ("error", "media")
+    assert answers[number].message == f"{path} changed while the request waited; ask again"
+    assert answers[other].reason == "length" and sum(counts.used + counts.cached for counts in loop.counts()) <= 2
+
+
+def test_a_request_is_taken_in_slices_and_may_be_prepared_elsewhere(session: InferenceSession, film: str) -> None:
+    loop, request = RequestLoop(session), ask("What happens?", [], [film])
+    wanted = answer_all(RequestLoop(session), [(request, FOUR)])[0]
+    for asked in (request, loop.prepare(request)):
+        slices = loop.admit(asked, FOUR)
         next(slices)
-    assert decoded == [10], "the others wait"
-    if first == "is closed":
-        coming.pop(0).close()
-    if first == "is passed by add":
-        loop.add(request, FOUR)
-    numbers, problems = _drive(coming)
-    assert decoded == wanted and len(numbers) == taken and problems == (["film broke"] if first == "fails" else [])
-    while not loop.idle:
-        loop.step()
+        assert loop.idle
+        with pytest.raises(StopIteration) as done:
+            next(slices)
+        assert finish(loop) == {done.value.value: wanted}
 
 
 def test_slices_that_are_given_up_leave_nothing(session: InferenceSession, film: str) -> None:
@@ -127,18 +191,25 @@ def test_slices_that_are_given_up_leave_nothing(session: InferenceSession, film:
     slices = loop.admit(ask("What happens?", [], [film]), FOUR)
     next(slices)
     slices.close()
-    assert loop.idle and not loop.scheduler.waiting and not session.runner.prompts
+    assert loop.idle and not loop.scheduler.waiting and not session.runner.prompts and not loop._names._requests
 
 
-def test_a_file_that_goes_away_is_the_requests_fault(session: InferenceSession, tmp_path: Path) -> None:
+def test_a_file_that_goes_away_is_the_requests_fault(
+    session: InferenceSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "gone.png"
     Image.new("RGB", (40, 40)).save(path)
     loop = RequestLoop(session)
-    slices = loop.admit(ask("What?", [str(path)]), FOUR)
-    next(slices)
-    path.unlink()
+    encode = session.prompts.encode
+
+    def gone(request: Request) -> Any:
+        prompt = encode(request)
+        path.unlink()
+        return prompt
+
+    monkeypatch.setattr(session.prompts, "encode", gone)
     with pytest.raises(ValueError, match=r"gone.png cannot be read \(No such file or directory\)"):
-        next(slices)
+        loop.add(ask("What?", [str(path)]), FOUR)
     assert loop.idle
 
 

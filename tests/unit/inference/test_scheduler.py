@@ -26,14 +26,22 @@ class Asked:
     prompt: tuple[int, ...]
     max_tokens: int
     film: int = 0
+    decoded: bool = True
+    """Whether the film's digest is known before its tokens are computed."""
 
     @property
     def content(self) -> list[tuple[int, int]]:
         """What the model sees of each token: its id and its pixels."""
         return [(token, self.film if place < 6 else 0) for place, token in enumerate(self.prompt)]
 
+    @property
+    def digest(self) -> bytes:
+        """Of its film."""
+        return bytes([self.film]) * 32
+
     def new(self, time_limit: float | None = None) -> NewSequence:
-        tiles = (TileSpan(0, min(6, len(self.prompt)), bytes([self.film]) * 32),) if self.film else ()
+        digest, promised = (self.digest, b"") if self.decoded else (None, bytes([100 + self.film]) * 32)
+        tiles = (TileSpan(0, min(6, len(self.prompt)), digest, promised),) if self.film else ()
         return NewSequence(
             tokens=self.prompt, tiles=tiles, max_tokens=self.max_tokens, stop_ids=frozenset({STOP}), time_limit=time_limit
         )
@@ -129,6 +137,7 @@ class Trial:
         if cancel is not None:
             self.scheduler.end(cancel)
         if not step.empty:
+            self._learn(step)
             before = {state.number: len(state.answer) for state in self.scheduler.running}
             self.scheduler.update(step, sampled)
             for state in self.scheduler.running:
@@ -138,6 +147,15 @@ class Trial:
                     self.answers[number].append(token)
         self.ended.update({ended.sequence: ended for ended in self.scheduler.take_ended()})
         return step
+
+    def _learn(self, step: Step) -> None:
+        """The digests of films that the step decoded. All who asked about film 1 learn of it; film 2 is another file for each."""
+        for chunk in step.prefill:
+            asked = self.ranks.prompts[chunk.sequence]
+            if asked.film and chunk.start < 6:
+                same = [number for number, other in self.ranks.prompts.items() if other.film == asked.film]
+                for number in same if asked.film == 1 else (chunk.sequence,):
+                    self.scheduler.learn(number, {0: asked.digest})
 
     def _check(self, step: Step, decoding: list[int]) -> None:
         scheduler, pool = self.scheduler, self.scheduler.pool
@@ -175,6 +193,7 @@ ASKED = st.builds(
     ),
     max_tokens=st.integers(1, 14),
     film=st.sampled_from([0, 0, 1, 2]),
+    decoded=st.booleans(),
 )
 
 
@@ -369,9 +388,11 @@ def test_a_prompt_that_is_cached_whole_still_computes_its_end():
         assert trial.answers[number] == plainly(asked)[0]
 
 
-def test_a_prefix_asked_for_twice_at_once_is_computed_once():
+@pytest.mark.parametrize(("film", "decoded"), [(0, True), (1, True), (1, False)])
+def test_a_prefix_asked_for_twice_at_once_is_computed_once(film: int, decoded: bool):
+    """Also where it is of a film that nobody has decoded yet."""
     trial = Trial.of(50, prefill_blocks=2)
-    one, other = (Asked((*[1] * 20, word), 2) for word in (2, 3))
+    one, other = (Asked((*[1] * 20, word), 2, film, decoded) for word in (2, 3))
     first, second = trial.add(one), trial.add(other)
     trial.finish()
     assert [start for number, start in trial.ranks.written if number == first] == [0, 8, 16]

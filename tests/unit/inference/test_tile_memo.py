@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.inference.tile_memo import TileMemo, media_digest
+from mindspeed_vita.inference.tile_memo import TileMemo, media_digest, read_content
 
 DIGESTS = (b"1" * 32, b"2" * 32)
 
@@ -19,9 +19,13 @@ def film(tmp_path: Path) -> Path:
     return path
 
 
-def remembered(memo: TileMemo, path: Path, settings: str = "s", digests: tuple[bytes, ...] = DIGESTS) -> bytes:
-    key = memo.key(path, settings)
-    assert memo.remember(key, path, settings, digests)
+def key_of(path: Path, settings: str = "s") -> bytes:
+    return TileMemo.key(read_content(path).digest, settings)
+
+
+def remembered(memo: TileMemo, path: Path, digests: tuple[bytes, ...] = DIGESTS) -> bytes:
+    key = key_of(path)
+    memo.remember(key, digests)
     return key
 
 
@@ -30,14 +34,14 @@ def test_the_same_content_hits_under_any_name(film: Path):
     remembered(memo, film)
     copy = film.with_name("copy.mp4")
     copy.write_bytes(film.read_bytes())
-    assert memo.find(memo.key(film, "s")) == DIGESTS
-    assert memo.find(memo.key(copy, "s")) == DIGESTS
+    assert memo.find(key_of(film)) == DIGESTS
+    assert memo.find(key_of(copy)) == DIGESTS
 
 
 def test_other_settings_miss(film: Path):
     memo = TileMemo()
     remembered(memo, film)
-    assert memo.find(memo.key(film, "other")) is None
+    assert memo.find(key_of(film, "other")) is None
 
 
 def test_a_file_replaced_under_its_name_misses_with_the_same_size_inode_and_time(film: Path):
@@ -49,15 +53,39 @@ def test_a_file_replaced_under_its_name_misses_with_the_same_size_inode_and_time
     os.utime(film, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = film.stat()
     assert (before.st_size, before.st_ino, before.st_mtime_ns) == (after.st_size, after.st_ino, after.st_mtime_ns)
-    assert memo.find(memo.key(film, "s")) is None
+    assert memo.find(key_of(film)) is None
 
 
-def test_a_file_replaced_while_it_was_decoded_is_not_remembered(film: Path):
-    memo = TileMemo()
-    key = memo.key(film, "s")
-    film.write_bytes(b"other film")
-    assert not memo.remember(key, film, "s", DIGESTS)
-    assert memo.find(key) is None and len(memo) == 0
+@pytest.mark.parametrize("times", range(20))
+def test_a_file_that_changes_after_it_was_read_is_told_whatever_its_time_stamp(film: Path, times: int):
+    """Also where both writes fall into one tick of the clock, and the time of the last write is set back."""
+    film.write_bytes(b"first film")
+    content, before = read_content(film), film.stat()
+    assert content.unchanged()
+    with open(film, "r+b") as file:
+        file.write(b"other film")
+    os.utime(film, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert film.stat().st_mtime_ns == before.st_mtime_ns and not content.unchanged()
+
+
+def test_a_folder_changes_with_each_file_in_it(tmp_path: Path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"one")
+    content = read_content(tmp_path)
+    assert content.unchanged()
+    (tmp_path / "2.png").write_bytes(b"two")
+    assert not content.unchanged()
+    content = read_content(tmp_path)
+    (tmp_path / "3.png").write_bytes(b"three")
+    assert not content.unchanged()
+    (tmp_path / "3.png").unlink()
+    assert content.unchanged()
+
+
+def test_a_file_that_is_gone_is_not_unchanged(film: Path):
+    content = read_content(film)
+    film.unlink()
+    assert not content.unchanged()
 
 
 def test_a_folder_of_frames_is_its_path_its_names_and_its_pictures(tmp_path: Path):
@@ -98,4 +126,4 @@ def test_the_last_film_is_kept_even_if_it_alone_is_over_the_limit_and_counts_onc
 
 def test_a_missing_file_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        TileMemo().key(tmp_path / "none", "s")
+        read_content(tmp_path / "none")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mindspeed_vita.data.sample import Message
+from mindspeed_vita.inference import request_loop
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.inference.sampling import SamplingParams
 from mindspeed_vita.inference.session import InferenceSession
@@ -50,19 +51,20 @@ def test_a_request_that_cannot_be_prepared_is_a_500_and_the_server_goes_on(
         status, answer, _ = post(server.url, HI)
         assert (status, answer["error"]["code"]) == (500, "preparation_failed")
     with monkeypatch.context() as patch:
-        patch.setattr(session, "digests", failing(error))
+        patch.setattr(request_loop, "read_content", failing(error if not isinstance(error, OSError) else MemoryError()))
         assert post(server.url, {**HI, "messages": shown("What?", picture(77))})[0] == 500
     assert server.engine.failure is None and server.idle() and post(server.url, HI)[0] == 200
 
 
-def test_with_several_ranks_only_the_encoding_is_the_requests_own(
+def test_with_several_ranks_a_request_is_its_own_until_they_hear_of_it(
     session: InferenceSession, monkeypatch: pytest.MonkeyPatch, image: str
 ) -> None:
     loop = ServedLoop(session)
     monkeypatch.setattr(session.ranks, "size", 2)
-    monkeypatch.setattr(session, "digests", failing(ConnectionError("rank 1 ended")))
-    with pytest.raises(ConnectionError, match="rank 1 ended"):
-        take(loop, image)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "add", failing(ConnectionError("rank 1 ended")))
+        with pytest.raises(ConnectionError, match="rank 1 ended"):
+            take(loop, image)
     monkeypatch.setattr(session.prompts, "encode", failing(OSError("gone")))
     with pytest.raises(PreparationFailed):
         take(loop, image)

@@ -20,10 +20,10 @@ from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.checkpoint.hf.weights import family_shapes, native_tensors
 from mindspeed_vita.checkpoint.mapping.families import family_rules
-from mindspeed_vita.checkpoint.mapping.rules import convert_to_hf, convert_to_native
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.config import ModelConfig, RopeScalingConfig
 from mindspeed_vita.files.safetensors_folder import SINGLE
-from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe
+from tests.tiny_checkpoint import TINY, make_tokenizer, random_weights, tiny_recipe, write_internvl_chat
 
 QWEN3 = replace(TINY, language=replace(TINY.language, family="qwen3", head_width=12, tie_embeddings=True))
 LLAMA3 = RopeScalingConfig(kind="llama3", factor=8.0, original_positions=64)
@@ -52,23 +52,12 @@ def _edited(source: Path, folder: Path, *, config: dict[str, Any] | None = None,
 
 
 def _chat(folder: Path, bias: float = 0.0) -> Path:
-    """TINY as InternVL's own repositories lay it out, with remote code."""
+    """TINY as InternVL's own repositories lay it out; its projector has the width that they have."""
     model = replace(TINY, projector=replace(TINY.projector, hidden_size=TINY.language.hidden_size))
-    folder.mkdir()
-    tensors = {name: tensor.contiguous() for name, tensor in convert_to_hf(random_weights(model), family_rules("internvl_chat", model))}
-    tensors["mlp1.1.bias"] += bias
-    save_file(tensors, folder / SINGLE)
-    text = {
-        "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 384, "rope_theta": 5e5, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
-    }  # fmt: skip
-    tower = {
-        "model_type": "intern_vit_6b", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 7, "qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm",
-    }  # fmt: skip
-    config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": tower, "downsample_ratio": 0.5, "ps_version": "v2"}
-    settings = {"select_layer": -1, "force_image_size": 28, "max_dynamic_patch": 6, "min_dynamic_patch": 1}
-    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    write_internvl_chat(folder, random_weights(model), model)
+    if bias:
+        held = load_file(folder / SINGLE)
+        save_file({**held, "mlp1.1.bias": held["mlp1.1.bias"] + bias}, folder / SINGLE)
     return folder
 
 
