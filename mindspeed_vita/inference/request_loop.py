@@ -24,10 +24,20 @@ from mindspeed_vita.inference.sequence import Ended, NewSequence
 from mindspeed_vita.inference.session import InferenceSession
 from mindspeed_vita.inference.steps import Step
 from mindspeed_vita.inference.text_stream import TextStream
-from mindspeed_vita.inference.tile_memo import TileMemo
+from mindspeed_vita.inference.tile_memo import TileMemo, digest_slices, media_digest
 
 _FRAMES_AT_ONCE = 64
 """Frames that each rank decodes between two steps, while a film's tiles are named."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request of which everything is done that needs neither the model nor other requests."""
+
+    prompt: EncodedSample
+    """Its tokens, and its media ready to be cut."""
+    contents: tuple[bytes, ...]
+    """media_digest of each medium; none where the prompt is too long to be taken."""
 
 
 @dataclass(frozen=True)
@@ -136,25 +146,43 @@ class RequestLoop:
                 number: int = done.value
                 return number
 
-    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+    def prepare(self, request: Request) -> Prepared:
+        """The part of taking a request that needs neither the model nor other requests. Any thread may call it, several at a time.
+
+        Raises:
+            ValueError: a medium cannot be used, or the text holds what none may hold.
+        """
+        prompt = self.session.prompts.encode(request)
+        if len(prompt.tokens_T) >= self.scheduler.room():  # the scheduler will refuse it
+            return Prepared(prompt, ())
+        contents = []
+        for medium in prompt.media:
+            with _readable(medium):
+                contents.append(media_digest(medium.path))
+        return Prepared(prompt, tuple(contents))
+
+    def admit(
+        self, asked: Request | Prepared, params: SamplingParams, *, time_limit: Optional[float] = None
+    ) -> Generator[None, None, int]:
         """`add` in slices: decoding a film takes long, and between two slices the steps of other requests can be computed.
 
-        A film that another request is decoding is waited for. A generator that is closed early leaves nothing behind; one that is given
-        up must be closed, or others may wait for its film.
+        A request that was not prepared is prepared in the first slice. A film that another request is decoding is waited for. A generator
+        that is closed early leaves nothing behind; one that is given up must be closed, or others may wait for its film.
         """
-        return self._admit(request, params, time_limit=time_limit, waits=True)
+        return self._admit(asked, params, time_limit=time_limit, waits=True)
 
     def _admit(
-        self, request: Request, params: SamplingParams, *, time_limit: Optional[float], waits: bool
+        self, asked: Request | Prepared, params: SamplingParams, *, time_limit: Optional[float], waits: bool
     ) -> Generator[None, None, int]:
         """`admit`; waits: whether for films that another request is decoding."""
-        prompt = self.session.prompts.encode(request)
+        prepared = asked if isinstance(asked, Prepared) else self.prepare(asked)
+        prompt = prepared.prompt
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
         most = left if params.max_tokens is None else params.max_tokens
         params = replace(params.seeded(), max_tokens=most)
         # what the scheduler will refuse need not be decoded
-        tiles = (yield from self._tile_spans(prompt, waits)) if length + most <= room else ()
+        tiles = (yield from self._tile_spans(prepared, waits)) if length + most <= room else ()
         # keys of long sequences are turned otherwise under LongRoPE, so that other sequences cannot use them
         turned = "long" if self.session.loaded.model.rotary.is_long(length + most) else ""
         options: dict[str, Any] = {"stop_ids": self._stops, "time_limit": time_limit, "turned": turned}
@@ -242,19 +270,18 @@ class RequestLoop:
         )
         return Update(ended.sequence, piece, answer, active.untold())
 
-    def _tile_spans(self, prompt: EncodedSample, waits: bool) -> Generator[None, None, tuple[TileSpan, ...]]:
+    def _tile_spans(self, prepared: Prepared, waits: bool) -> Generator[None, None, tuple[TileSpan, ...]]:
         """Where tiles stand in a prompt, with the digests of their pixels. Media that are remembered are not decoded."""
-        length = self.session.loaded.recipe.model.tokens_per_tile
+        prompt, length = prepared.prompt, self.session.loaded.recipe.model.tokens_per_tile
         digests: list[bytes] = []
-        for medium in prompt.media:
-            digests += yield from self._digests(prompt, medium, waits)
+        for medium, content in zip(prompt.media, prepared.contents, strict=True):
+            digests += yield from self._digests(prompt, medium, content, waits)
         tiles = zip(prompt.tile_starts_N.tolist(), prompt.factors_N.tolist(), digests, strict=True)
         return tuple(TileSpan(start, start + length // factor**2, pooled_digest(digest, factor)) for start, factor, digest in tiles)
 
-    def _digests(self, prompt: EncodedSample, medium: Medium, waits: bool) -> Generator[None, None, tuple[bytes, ...]]:
+    def _digests(self, prompt: EncodedSample, medium: Medium, content: bytes, waits: bool) -> Generator[None, None, tuple[bytes, ...]]:
         settings = settings_text({**self._media_settings(), "grid": medium.grid, "numbers": medium.numbers})
-        with _readable(medium):
-            key = self.memo.key(medium.path, settings)
+        key = self.memo.key(content, settings)
         while (found := self.memo.find(key)) is None and waits and key in self._naming:
             yield  # the choices of one question come at once; if the first one fails, the next one decodes
         if found is not None:
@@ -263,7 +290,8 @@ class RequestLoop:
         try:
             found = yield from self._decoded_digests(prompt, medium)
             with _readable(medium):
-                self.memo.remember(key, medium.path, settings, found)
+                again = yield from digest_slices(medium.path)
+            self.memo.remember(key, self.memo.key(again, settings), found)
         finally:
             self._naming.discard(key)
         return found

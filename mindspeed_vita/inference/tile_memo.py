@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 _PIECE = 1 << 20
+_SLICE = 4 << 20
+"""Bytes that are read between two slices."""
 _DIGEST = 32
 
 
@@ -18,16 +20,35 @@ def media_digest(path: str | Path) -> bytes:
     Raises:
         OSError: no such file, or it cannot be read.
     """
+    slices = digest_slices(path)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            digest: bytes = done.value
+            return digest
+
+
+def digest_slices(path: str | Path) -> Generator[None, None, bytes]:
+    """media_digest in slices: between two of them other work can be done."""
     path = Path(path)
     if path.is_dir():
         whole = hashlib.sha256(b"folder\n" + hashlib.sha256(os.fsencode(path.absolute())).digest())
+        read = 0
         for file in sorted(file for file in path.iterdir() if file.is_file()):
-            whole.update(hashlib.sha256(os.fsencode(file.name)).digest() + media_digest(file))
+            whole.update(hashlib.sha256(os.fsencode(file.name)).digest() + (yield from digest_slices(file)))
+            read += file.stat().st_size
+            if read >= _SLICE:
+                read = 0
+                yield
         return whole.digest()
-    digest = hashlib.sha256()
+    digest, read = hashlib.sha256(), 0
     with open(path, "rb") as opened:
         while piece := opened.read(_PIECE):
             digest.update(piece)
+            read += len(piece)
+            if read % _SLICE == 0:
+                yield
     return digest.digest()
 
 
@@ -48,17 +69,15 @@ class TileMemo:
     def __len__(self) -> int:
         return len(self._held)
 
-    def key(self, path: str | Path, settings: str) -> bytes:
+    @staticmethod
+    def key(content: bytes, settings: str) -> bytes:
         """What a medium is remembered under.
 
         Args:
-            path: the file or folder of frames.
+            content: media_digest of the file or folder of frames.
             settings: settings_text of the sampling of frames and the processing of pixels.
-
-        Raises:
-            OSError: the file cannot be read.
         """
-        return hashlib.sha256(media_digest(path) + settings.encode()).digest()
+        return hashlib.sha256(content + settings.encode()).digest()
 
     def find(self, key: bytes) -> tuple[bytes, ...] | None:
         """The tile digests under a key, or None."""
@@ -68,18 +87,19 @@ class TileMemo:
         self._held.move_to_end(key)
         return tuple(held[at : at + _DIGEST] for at in range(0, len(held), _DIGEST))
 
-    def remember(self, key: bytes, path: str | Path, settings: str, digests: Sequence[bytes]) -> bool:
+    def remember(self, key: bytes, again: bytes, digests: Sequence[bytes]) -> bool:
         """Keeps the digests of tiles that were decoded after `key` was made.
 
-        The file is read once more: if it changed in between, the tiles may not be those of the key, and nothing is kept.
+        Args:
+            key: of the file before it was decoded.
+            again: the key of the file as it is now. If the file changed in between, the tiles may not be those of the key, and nothing
+                is kept.
+            digests: of the tiles.
 
         Returns:
             Whether they were kept.
-
-        Raises:
-            OSError: the file cannot be read any more.
         """
-        if self.key(path, settings) != key:
+        if again != key:
             return False
         self._num_tiles += len(digests) - len(self._held.pop(key, b"")) // _DIGEST
         self._held[key] = b"".join(digests)

@@ -6,12 +6,13 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any, Optional
 
-from mindspeed_vita.data.assemble import EncodedSample
-from mindspeed_vita.inference.block_names import TileSpan
 from mindspeed_vita.inference.request import Request
-from mindspeed_vita.inference.request_loop import RequestLoop
+from mindspeed_vita.inference.request_loop import Prepared, RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
 from mindspeed_vita.serving.engine import PreparationFailed
+
+_FAULTS = (OSError, RuntimeError, MemoryError)
+"""What this process can run out of: file descriptors, processes, memory."""
 
 
 class ServedLoop(RequestLoop):
@@ -19,17 +20,29 @@ class ServedLoop(RequestLoop):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._encoding = False
+        self.session.prompts.decoder_name = "headers"  # requests are prepared in other threads than the one that decodes
 
-    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+    def prepare(self, request: Request) -> Prepared:
+        """As RequestLoop.prepare.
+
+        Raises:
+            ValueError: the request cannot be answered.
+            PreparationFailed: this process failed. No other rank took part and nothing is kept.
+        """
+        try:
+            return super().prepare(request)
+        except _FAULTS as error:
+            raise PreparationFailed("a request could not be prepared") from error
+
+    def admit(self, asked: Request | Prepared, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
         """As RequestLoop.admit.
 
         Raises:
             ValueError: the request cannot be answered.
-            PreparationFailed: an OSError, RuntimeError or MemoryError of this process. No other rank took part and nothing is kept.
+            PreparationFailed: this process failed. No other rank took part and nothing is kept.
         """
-        self._encoding = True
-        with closing(super().admit(request, params, time_limit=time_limit)) as slices:
+        prepared = asked if isinstance(asked, Prepared) else self.prepare(asked)
+        with closing(super().admit(prepared, params, time_limit=time_limit)) as slices:
             while True:
                 waiting = len(self.scheduler.waiting)
                 try:
@@ -37,13 +50,9 @@ class ServedLoop(RequestLoop):
                 except StopIteration as done:
                     number: int = done.value
                     return number
-                except (OSError, RuntimeError, MemoryError) as error:
-                    alone = self.session.ranks.size == 1 or self._encoding
+                except _FAULTS as error:
+                    alone = self.session.ranks.size == 1  # otherwise the other ranks may have taken part
                     if not alone or len(self.scheduler.waiting) != waiting:
                         raise
                     raise PreparationFailed("a request could not be prepared") from error
                 yield
-
-    def _tile_spans(self, prompt: EncodedSample, waits: bool) -> Generator[None, None, tuple[TileSpan, ...]]:
-        self._encoding = False  # the other ranks take part from here on
-        return (yield from super()._tile_spans(prompt, waits))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from mindspeed_vita.inference.tile_memo import TileMemo, media_digest
+from mindspeed_vita.inference.tile_memo import TileMemo, digest_slices, media_digest
 
 DIGESTS = (b"1" * 32, b"2" * 32)
 
@@ -20,9 +21,13 @@ def film(tmp_path: Path) -> Path:
 
 
 def remembered(memo: TileMemo, path: Path, settings: str = "s", digests: tuple[bytes, ...] = DIGESTS) -> bytes:
-    key = memo.key(path, settings)
-    assert memo.remember(key, path, settings, digests)
+    key = key_of(path, settings)
+    assert memo.remember(key, key_of(path, settings), digests)
     return key
+
+
+def key_of(path: Path, settings: str = "s") -> bytes:
+    return TileMemo.key(media_digest(path), settings)
 
 
 def test_the_same_content_hits_under_any_name(film: Path):
@@ -30,14 +35,14 @@ def test_the_same_content_hits_under_any_name(film: Path):
     remembered(memo, film)
     copy = film.with_name("copy.mp4")
     copy.write_bytes(film.read_bytes())
-    assert memo.find(memo.key(film, "s")) == DIGESTS
-    assert memo.find(memo.key(copy, "s")) == DIGESTS
+    assert memo.find(key_of(film)) == DIGESTS
+    assert memo.find(key_of(copy)) == DIGESTS
 
 
 def test_other_settings_miss(film: Path):
     memo = TileMemo()
     remembered(memo, film)
-    assert memo.find(memo.key(film, "other")) is None
+    assert memo.find(key_of(film, "other")) is None
 
 
 def test_a_file_replaced_under_its_name_misses_with_the_same_size_inode_and_time(film: Path):
@@ -49,14 +54,14 @@ def test_a_file_replaced_under_its_name_misses_with_the_same_size_inode_and_time
     os.utime(film, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = film.stat()
     assert (before.st_size, before.st_ino, before.st_mtime_ns) == (after.st_size, after.st_ino, after.st_mtime_ns)
-    assert memo.find(memo.key(film, "s")) is None
+    assert memo.find(key_of(film)) is None
 
 
 def test_a_file_replaced_while_it_was_decoded_is_not_remembered(film: Path):
     memo = TileMemo()
-    key = memo.key(film, "s")
+    key = key_of(film)
     film.write_bytes(b"other film")
-    assert not memo.remember(key, film, "s", DIGESTS)
+    assert not memo.remember(key, key_of(film), DIGESTS)
     assert memo.find(key) is None and len(memo) == 0
 
 
@@ -98,4 +103,18 @@ def test_the_last_film_is_kept_even_if_it_alone_is_over_the_limit_and_counts_onc
 
 def test_a_missing_file_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        TileMemo().key(tmp_path / "none", "s")
+        media_digest(tmp_path / "none")
+
+
+def test_a_large_file_is_read_in_slices_with_the_same_digest(tmp_path: Path):
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(1 << 20) * 9)
+    slices, count = digest_slices(path), 0
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            assert done.value == media_digest(path) == hashlib.sha256(path.read_bytes()).digest()
+            break
+        count += 1
+    assert count == 2, "9 MiB in slices of 4"
