@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     media.add_argument("--max-videos", type=int, default=4, metavar="N", help="most videos of a request (default 4)")
     load = parser.add_argument_group("load")
     load.add_argument("--max-body", default="256MB", metavar="SIZE", help="largest request (default 256MB)")
+    load.add_argument("--max-characters", type=int, default=4_000_000, metavar="N", help="most characters of all texts of a request"
+                      " (default 4000000)")  # fmt: skip
     load.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer (default: the model's positions)")
     load.add_argument("--max-answer", type=int, metavar="N", help="most tokens of an answer (default: as many as there is room for)")
     load.add_argument("--max-choices", type=int, default=8, metavar="N", help="most answers to one request, n (default 8)")
@@ -128,7 +130,13 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         keys=keys,
         host=arguments.host,
         rules=MediaRules(root=root, fetcher=fetcher, max_bytes=most),
-        limits=RequestLimits(images=arguments.max_images, videos=arguments.max_videos, choices=arguments.max_choices, media_bytes=total),
+        limits=RequestLimits(
+            images=arguments.max_images,
+            videos=arguments.max_videos,
+            choices=arguments.max_choices,
+            media_bytes=total,
+            characters=arguments.max_characters,
+        ),
         max_body=parse_size(arguments.max_body, "--max-body"),
         max_wait=arguments.max_wait,
         max_answer=arguments.max_answer,
@@ -137,7 +145,7 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
     least = {"max_images": 0, "max_videos": 0, "drain": 0}
-    names = ("per_minute", "max_length", "max_answer", "max_choices", "max_queue", "max_running", "max_pixels", *least)
+    names = ("per_minute", "max_length", "max_answer", "max_choices", "max_characters", "max_queue", "max_running", "max_pixels", *least)
     for name in names:
         value, low = getattr(arguments, name), least.get(name, 1)
         if value is not None and value < low:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.assemble import EncodedSample, Medium, encode_sample
-from mindspeed_vita.data.media.decoder import get_decoder
+from mindspeed_vita.data.batch import IGNORE
+from mindspeed_vita.data.media.decoder import Decoder, get_decoder
 from mindspeed_vita.data.media.limits import media_limits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.prepare import decode_settings
@@ -19,11 +21,12 @@ from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import vision_token_ids
 from mindspeed_vita.hf.frame_pooling import read_pooling
 from mindspeed_vita.hf.token_layout import ReservedText
+from mindspeed_vita.inference.free_tokenizer import FreeTokenizer
 from mindspeed_vita.inference.request import Request
 
 
 class PromptEncoder:
-    """Turns requests into tokens and media.
+    """Turns requests into tokens and media. Several threads may use it at a time.
 
     Args:
         recipe: settings of the data section and the architecture.
@@ -35,12 +38,15 @@ class PromptEncoder:
     """
 
     def __init__(self, recipe: Recipe, tokenizer: Any, frame_pooling: Optional[str] = None) -> None:
-        self.recipe, self.tokenizer = recipe, tokenizer
+        self.recipe, self.tokenizer, self._free = recipe, tokenizer, FreeTokenizer(tokenizer)
         self.pooling = read_pooling(frame_pooling, recipe.model.tokens_per_tile)
         self.ids = vision_token_ids(tokenizer)
         model = recipe.model
         self.limits = media_limits(recipe.data, tokens_per_tile=model.tokens_per_tile, tile_size=model.vision.tile_size)
         self.decoding = decode_settings(recipe.data, model.vision.normalization)
+        self.decoder_name = ""
+        """Which of this process's decoders reads headers. One with a name of its own may do so while another thread decodes."""
+        self._decoder_lock = threading.Lock()
 
     def encode(self, request: Request) -> EncodedSample:
         """The prompt's tokens, and its media ready to be cut.
@@ -60,12 +66,10 @@ class PromptEncoder:
         template = get_template(self.recipe.data.template)
         # An empty answer gives its header; what training would supervise after it is what remains to be generated.
         messages = (*request.messages, Message("assistant", ""))
-        supervised = template.encode(messages, self.tokenizer)[1]
-        tail = len(supervised) - len(np.trim_zeros(np.logical_not(supervised), "b"))
         encoded = encode_sample(
             Sample(messages, request.images, request.videos),
             [*map(self._picture, request.images), *map(self._video, request.videos)],
-            tokenizer=self.tokenizer,
+            tokenizer=self._free,
             template=template,
             ids=self.ids,
             limits=self.limits,
@@ -74,7 +78,8 @@ class PromptEncoder:
             source="prompt",
             root=os.sep,
         )
-        keep = len(encoded.tokens_T) - tail
+        unsupervised = np.flatnonzero(encoded.labels_T[:-1] == IGNORE)
+        keep = int(unsupervised[-1]) + 2  # the label at t is the token at t + 1
         return replace(encoded, tokens_T=encoded.tokens_T[:keep], labels_T=encoded.labels_T[:keep])
 
     def _plain(self, text: str) -> EncodedSample:
@@ -83,10 +88,14 @@ class PromptEncoder:
         none = np.zeros(0, dtype=np.int64)
         return EncodedSample(0, 0, "prompt", os.sep, tokens_T=tokens, labels_T=none, tile_starts_N=none, media=())
 
+    def _decoder(self) -> Decoder:
+        return get_decoder(self.decoding, self.decoder_name)
+
     def _picture(self, path: str) -> Medium:
         path = os.path.abspath(path)
         try:
-            size = get_decoder(self.decoding).probe_picture(path, os.sep)
+            with self._decoder_lock:
+                size = self._decoder().probe_picture(path, os.sep)
             grid = self.limits.grid(size, self.limits.max_tiles)
         except MediaError as error:
             raise ValueError(f"image {error.path} {error.reason}") from error
@@ -95,7 +104,8 @@ class PromptEncoder:
     def _video(self, path: str) -> Medium:
         path = os.path.abspath(path)
         try:
-            header = get_decoder(self.decoding).probe_video(path, os.sep)
+            with self._decoder_lock:
+                header = self._decoder().probe_video(path, os.sep)
         except MediaError as error:
             raise ValueError(f"video {error.path} {error.reason}") from error
         numbers = tuple(self.limits.frames(header, self.limits.max_frames))

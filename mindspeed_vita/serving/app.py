@@ -70,7 +70,9 @@ def _add_api(app: FastAPI, engine: Engine, completions: Completions, settings: S
         place = engine.arrive()  # before the body: what is not taken shall cost nothing
         try:
             left = settings.body_seconds if place.left is None else min(settings.body_seconds, place.left)
-            asked = _validated(await read_json(request, max_bytes=settings.max_body, seconds=left), kind)
+            most = settings.limits.characters
+            body = await read_json(request, max_bytes=settings.max_body, max_characters=most, seconds=left)
+            asked = _validated(body, kind)
             return await completions.respond(request, asked, request.scope[NOTES], place)
         except BaseException:
             place.close()

@@ -15,17 +15,25 @@ from starlette.types import Receive, Scope, Send
 from mindspeed_vita.serving.errors import ApiError
 
 Found = TypeVar("Found")
+_MOST_VALUES = 20_000
+"""Numbers, texts, lists and objects of a body: some 5,000 turns of a conversation."""
 
 
 class ClientGone(Exception):
     """Nobody waits for the response any more."""
 
 
-async def read_json(request: Request, *, max_bytes: int, seconds: float) -> Any:
+async def read_json(request: Request, *, max_bytes: int, max_characters: int, seconds: float) -> Any:
     """The body of a request.
 
+    Args:
+        request: whose body was not read.
+        max_bytes: of the body.
+        max_characters: of all texts of a request.
+        seconds: that the body may take to arrive.
+
     Raises:
-        ApiError: 400: no JSON. 408: too slow. 413: too large.
+        ApiError: 400: no JSON, or too many values. 408: too slow. 413: too large.
         ClientGone: it ended before its body did.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -40,7 +48,7 @@ async def read_json(request: Request, *, max_bytes: int, seconds: float) -> Any:
         raise ApiError(408, f"the body did not arrive within {seconds:g} seconds", code="slow_body") from error
     except ClientDisconnect as error:
         raise ClientGone from error
-    return await asyncio.to_thread(_parse, body)
+    return await asyncio.to_thread(_parse, body, max_characters)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Found]) -> Found:
@@ -113,11 +121,25 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def _parse(body: bytes) -> Any:
+def _parse(body: bytes, max_characters: int) -> Any:
+    """The JSON value of a body. Reading and validating many values keeps all threads waiting, so their number is checked first."""
+    many = ApiError(400, f"the body has more than the {_MOST_VALUES:,} values that the server allows")
+    # each value but the first one comes after one of these; so may each character of a text
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES + max_characters:
+        raise many
     try:
-        return json.loads(body, parse_constant=_no_number)
+        value = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON ({error})") from error
+    count, left = 0, [value]
+    while left:
+        one = left.pop()
+        inner = one if isinstance(one, list) else list(one.values()) if isinstance(one, dict) else []
+        count += len(inner)
+        if count > _MOST_VALUES:
+            raise many
+        left += inner
+    return value
 
 
 def _no_number(name: str) -> Any:

@@ -8,10 +8,10 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.sampling import SampledToken, SamplingParams
 from mindspeed_vita.serving.clients import EventStream, unless_gone
-from mindspeed_vita.serving.conversation import conversation, plain_text
+from mindspeed_vita.serving.conversation import conversation, has_media, plain_text
 from mindspeed_vita.serving.engine import Engine, Place, Progress
 from mindspeed_vita.serving.errors import ApiError
 from mindspeed_vita.serving.media_rules import Kind, MediaRefused, MediaRules
@@ -31,6 +31,9 @@ from mindspeed_vita.serving.settings import ServeSettings
 Asked = Union[ChatRequest, CompletionRequest]
 _FAULTS = {"media": (400, None), "time": (408, "time_limit"), "model": (500, "model_failed")}
 _MEDIA_THREADS = 32
+"""They wait for hosts and disks."""
+_PROMPT_THREADS = 4
+"""They compute: each reads one prompt at a time, so that a few long ones do not keep the short ones waiting."""
 
 
 class Completions:
@@ -46,7 +49,8 @@ class Completions:
 
     def __init__(self, engine: Engine, settings: ServeSettings, metrics: Metrics, text_of: Callable[[int], str], folder: Path) -> None:
         self._engine, self._settings, self._metrics, self._text_of, self._folder = engine, settings, metrics, text_of, folder
-        self._threads = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="vita-media")
+        self._media_threads = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="vita-media")
+        self._prompt_threads = ThreadPoolExecutor(_PROMPT_THREADS, thread_name_prefix="vita-prompt")
 
     async def respond(self, http: HttpRequest, asked: Asked, notes: dict[str, Any], place: Place) -> Response:
         """The response to a request.
@@ -96,14 +100,18 @@ class Completions:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         wanted = threading.Event()
         wanted.set()
-        job = self._threads.submit(self._request, asked, folder, wanted)
+        # a text alone does not wait behind the media of others
+        threads = self._media_threads if isinstance(asked, ChatRequest) and has_media(asked.messages) else self._prompt_threads
+        jobs: list[Future[Any]] = [threads.submit(self._request, asked, folder, wanted)]
         try:
-            try:
-                request = await asyncio.wait_for(asyncio.wrap_future(job), place.left)
-            except asyncio.TimeoutError as error:
-                raise place.too_slow() from error
+            request: Request = await _in_time(jobs[0], place)
             tally.takes(request)
-            async with aclosing(_merged(self._engine, request, params, place)) as updates:
+            jobs.append(self._prompt_threads.submit(self._engine.prepare, request))
+            try:
+                prepared = await _in_time(jobs[1], place)
+            except ApiError as error:
+                raise _without_paths(error, request) from error
+            async with aclosing(_merged(self._engine, prepared, params, place)) as updates:
                 waits = True
                 while True:
                     try:
@@ -124,8 +132,8 @@ class Completions:
                     yield update
         finally:
             wanted.clear()
-            # a thread that still fetches for a client that is gone writes into the folder until that medium ends
-            job.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+            # a thread that still works for a client that is gone uses the folder until it ends; the last one ends last
+            jobs[-1].add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
             place.close()
             tally.end()
 
@@ -144,10 +152,13 @@ class _WhileWanted:
     def __init__(self, rules: MediaRules, wanted: threading.Event) -> None:
         self._rules, self._wanted = rules, wanted
 
-    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+    def declared_size(self, url: str, kind: Kind, number: int) -> Optional[int]:
+        return self._rules.declared_size(url, kind, number)
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int, most: Optional[int] = None) -> str:
         if not self._wanted.is_set():
             raise MediaRefused(f"{kind} {number}: nobody waits for it any more")
-        return self._rules.path_of(url, kind, folder, number)
+        return self._rules.path_of(url, kind, folder, number, most)
 
 
 class _Tally:
@@ -232,15 +243,23 @@ def _chunks(choice: int, progress: Progress, reply: Reply) -> list[dict[str, Any
     return [*found, reply.last(choice, progress.answer.reason)] if progress.answer is not None else found
 
 
+async def _in_time(job: Future[Any], place: Place) -> Any:
+    """What a thread's job gives. ApiError: it takes longer than the request may."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(job), place.left)
+    except asyncio.TimeoutError as error:
+        raise place.too_slow() from error
+
+
 async def _merged(
-    engine: Engine, request: Request, params: Sequence[SamplingParams], place: Place
+    engine: Engine, prepared: Any, params: Sequence[SamplingParams], place: Place
 ) -> AsyncGenerator[tuple[int, Progress], None]:
     """The progress of all choices of a request, as it comes. Leaving early cancels them all, and so does the end of its time."""
     came: asyncio.Queue[tuple[int, Progress | BaseException]] = asyncio.Queue()
 
     async def pump(choice: int) -> None:
         try:
-            async with aclosing(engine.submit(request, params[choice], place)) as updates:
+            async with aclosing(engine.submit(prepared, params[choice], place)) as updates:
                 async for update in updates:
                     came.put_nowait((choice, update))
         except Exception as error:  # noqa: BLE001  raised again by the one who waits

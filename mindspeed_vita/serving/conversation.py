@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Optional, Protocol
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request
@@ -18,7 +20,11 @@ _TAGS = ("<image>", "<video>")
 class Rules(Protocol):
     """Says where a medium is. MediaRules does."""
 
-    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+    def declared_size(self, url: str, kind: Kind, number: int) -> Optional[int]:
+        """As MediaRules.declared_size."""
+        ...
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int, most: Optional[int] = None) -> str:
         """As MediaRules.path_of."""
         ...
 
@@ -34,6 +40,11 @@ class RequestLimits:
     """Of all media together."""
     characters: int = 4_000_000
     """Of all texts together."""
+
+
+def has_media(messages: list[ChatMessage]) -> bool:
+    """Whether any message has a picture or a video."""
+    return any(not isinstance(part, TextPart) for message in messages if not isinstance(message.content, str) for part in message.content)
 
 
 def conversation(messages: list[ChatMessage], rules: Rules, limits: RequestLimits, folder: Path) -> Request:
@@ -72,26 +83,55 @@ def conversation(messages: list[ChatMessage], rules: Rules, limits: RequestLimit
     for kind, most in (("image", limits.images), ("video", limits.videos)):
         if len(found[kind]) > most:
             raise ApiError(400, f"the request has {len(found[kind])} {kind}s, the server allows {most}", param="messages")
-    images, left = _paths(found["image"], "image", rules, folder, limits.media_bytes, limits.media_bytes)
-    videos, _ = _paths(found["video"], "video", rules, folder, left, limits.media_bytes)
-    return Request(messages=tuple(turns), images=images, videos=videos)
+    media = [_Medium(kind, number, *one) for kind, those in found.items() for number, one in enumerate(those, start=1)]
+    paths = _paths(media, rules, folder, limits.media_bytes)
+    return Request(messages=tuple(turns), images=tuple(paths["image"]), videos=tuple(paths["video"]))
 
 
-def _paths(media: list[tuple[str, str]], kind: Kind, rules: Rules, folder: Path, left: int, most: int) -> tuple[tuple[str, ...], int]:
-    """The paths of one kind's media, and how many of the request's `most` bytes are left after them. The first one too many is the last."""
-    own = folder / kind
-    own.mkdir()
-    paths = []
-    for number, (url, at) in enumerate(media, start=1):
-        try:
-            paths.append(rules.path_of(url, kind, own, number))
-        except MediaRefused as error:
-            raise ApiError(400, f"{at}: {error}", param=at, code="invalid_media") from error
-        left -= Path(paths[-1]).stat().st_size
-        if left < 0:
-            message = f"{at}: the media up to this one have {most - left:,} bytes, the server allows {most:,} for a request"
-            raise ApiError(400, message, param=at, code="invalid_media")
-    return tuple(paths), left
+@dataclass(frozen=True)
+class _Medium:
+    """One medium of a request."""
+
+    kind: Kind
+    number: int
+    """Its place among those of its kind, from 1 on."""
+    url: str
+    at: str
+    """The field that it is in."""
+
+
+def _paths(media: list[_Medium], rules: Rules, folder: Path, most: int) -> dict[Kind, list[str]]:
+    """The paths of all media. The sizes that are known before are added up before the first one is written or fetched."""
+    sizes, total = [], 0
+    for one in media:
+        with _refused(one):
+            sizes.append(rules.declared_size(one.url, one.kind, one.number))
+        total += sizes[-1] or 0
+        _check_budget(one, total, most)
+    found: dict[Kind, list[str]] = {"image": [], "video": []}
+    for one, known in zip(media, sizes):
+        own = folder / one.kind
+        own.mkdir(exist_ok=True)
+        with _refused(one):
+            found[one.kind].append(rules.path_of(one.url, one.kind, own, one.number, most - total))
+        if known is None:
+            total += Path(found[one.kind][-1]).stat().st_size
+            _check_budget(one, total, most)
+    return found
+
+
+@contextmanager
+def _refused(medium: _Medium) -> Iterator[None]:
+    try:
+        yield
+    except MediaRefused as error:
+        raise ApiError(400, f"{medium.at}: {error}", param=medium.at, code="invalid_media") from error
+
+
+def _check_budget(medium: _Medium, total: int, most: int) -> None:
+    if total > most:
+        message = f"{medium.at}: the media up to this one have {total:,} bytes, the server allows {most:,} for a request"
+        raise ApiError(400, message, param=medium.at, code="invalid_media")
 
 
 def plain_text(text: str, at: str) -> str:

@@ -49,15 +49,19 @@ class Progress(Protocol):
 
 
 class Loop(Protocol):
-    """What computes. Only the engine's thread calls it."""
+    """What computes. Only the engine's thread calls it, except `prepare`."""
 
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
         ...
 
-    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        """Takes a request, in slices; returns its number. ValueError: it cannot be answered. PreparationFailed: it alone failed."""
+    def prepare(self, request: Request) -> Any:
+        """What of a request needs no model. Any thread. ValueError: it cannot be answered. PreparationFailed: it alone failed."""
+        ...
+
+    def admit(self, prepared: Any, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+        """Takes what `prepare` returned, in slices; returns its number. Raises as `prepare`."""
         ...
 
     def beat(self) -> None:
@@ -179,11 +183,22 @@ class Engine:
                 raise ApiError(429, f"{self._taken} of {self._most} places are taken; try again later", code="queue_full", retry_after=1)
             self._taken += number
 
-    async def submit(self, request: Request, params: SamplingParams, place: Place) -> AsyncGenerator[Progress, None]:
+    def prepare(self, request: Request) -> Any:
+        """What `submit` takes. It reads the prompt, which takes long for a long one. Call it outside of the event loop's thread.
+
+        Raises:
+            ApiError: 400: it cannot be answered. 500: it alone failed.
+        """
+        try:
+            return self._loop.prepare(request)
+        except (ValueError, PreparationFailed) as error:
+            raise _api_error(error) from error
+
+    async def submit(self, prepared: Any, params: SamplingParams, place: Place) -> AsyncGenerator[Progress, None]:
         """What each step brings a request; the last item has the answer. Leaving the iteration early cancels the request.
 
         Args:
-            request: what is asked.
+            prepared: what is asked, as `prepare` returns it.
             params: how tokens are chosen.
             place: of the request; stays open.
 
@@ -195,7 +210,7 @@ class Engine:
             if self._ended or not self.alive:
                 raise self._unavailable()
             self._jobs.add(job)
-            self._orders.put(lambda: self._add(job, request, params, place))
+            self._orders.put(lambda: self._add(job, prepared, params, place))
         try:
             while True:
                 what = await job.arrived.get()
@@ -250,8 +265,8 @@ class Engine:
             for job in left:
                 job.tell(self._unavailable())
 
-    def _add(self, job: _Job, request: Request, params: SamplingParams, place: Place) -> None:
-        self._go_on(job, self._loop.admit(request, params, time_limit=place.left))
+    def _add(self, job: _Job, prepared: Any, params: SamplingParams, place: Place) -> None:
+        self._go_on(job, self._loop.admit(prepared, params, time_limit=place.left))
 
     def _go_on(self, job: _Job, slices: Generator[None, None, int]) -> None:
         """One slice of taking a request; its film may need many. The others' steps come in between."""
@@ -263,11 +278,8 @@ class Engine:
         except StopIteration as done:
             job.number = done.value
             self._running[done.value] = job
-        except ValueError as error:
-            job.tell(ApiError(400, str(error)))
-        except PreparationFailed as error:
-            traceback.print_exception(error)
-            job.tell(ApiError(500, "the server failed to prepare this request; its log says why", code="preparation_failed"))
+        except (ValueError, PreparationFailed) as error:
+            job.tell(_api_error(error))
         else:
             self._coming.append((job, slices))
 
@@ -312,3 +324,11 @@ class Engine:
         if self.failure is not None:
             return ApiError(503, "the model stopped working; the server's log says why", code="engine_failed")
         return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=10)
+
+
+def _api_error(error: ValueError | PreparationFailed) -> ApiError:
+    """What a request gets that cannot be taken. The log has the cause of what was not its fault."""
+    if isinstance(error, ValueError):
+        return ApiError(400, str(error))
+    traceback.print_exception(error)
+    return ApiError(500, "the server failed to prepare this request; its log says why", code="preparation_failed")

@@ -60,21 +60,27 @@ class Fetcher:
         self._max_bytes, self._seconds = max_bytes, seconds
         self._resolve, self._connect, self._tls = resolve or _system_resolve, connect or _system_connect, tls
 
-    def fetch(self, url: str, target: BinaryIO) -> None:
+    def fetch(self, url: str, target: BinaryIO, most: Optional[int] = None) -> None:
         """Writes what a URL gives to a file.
+
+        Args:
+            url: of the medium.
+            target: the file.
+            most: bytes that it may have, where that is less than max_bytes.
 
         Raises:
             FetchError: the host or an address is not allowed, too large, too slow, or no answer with status 200.
         """
         deadline = time.monotonic() + self._seconds
+        most = self._max_bytes if most is None else min(most, self._max_bytes)
         for _ in range(_MOST_REDIRECTS + 1):
-            location = self._fetch_one(url, target, deadline)
+            location = self._fetch_one(url, target, deadline, most)
             if location is None:
                 return
             url = urljoin(url, location)
         raise FetchError(f"{_host_of(url)} redirects more than {_MOST_REDIRECTS} times")
 
-    def _fetch_one(self, url: str, target: BinaryIO, deadline: float) -> Optional[str]:
+    def _fetch_one(self, url: str, target: BinaryIO, deadline: float, most: int) -> Optional[str]:
         """One request; returns where it is redirected to, or None when the file is written."""
         scheme, host, port, path = self._parts(url)
         address = self._checked_address(host, port)
@@ -92,7 +98,7 @@ class Fetcher:
         alarm.start()
         try:
             with raw, closing(self._connection(scheme, host, port, raw, left)) as connection:
-                return self._exchange(connection, path, host, target, deadline)
+                return self._exchange(connection, path, host, target, deadline, most)
         except (OSError, http.client.HTTPException) as error:
             problem = FetchError(f"{host} gave no usable answer ({error or type(error).__name__})")
             raise (self._too_slow(host) if time.monotonic() >= deadline else problem) from error
@@ -111,7 +117,7 @@ class Fetcher:
         return connection
 
     def _exchange(
-        self, connection: http.client.HTTPConnection, path: str, host: str, target: BinaryIO, deadline: float
+        self, connection: http.client.HTTPConnection, path: str, host: str, target: BinaryIO, deadline: float, most: int
     ) -> Optional[str]:
         connection.request("GET", path, headers=_HEADERS)
         with connection.getresponse() as answer:
@@ -122,11 +128,13 @@ class Fetcher:
                 return location
             if answer.status != 200:
                 raise FetchError(f"{host} answered with status {answer.status}")
-            size = 0
+            size, too_large = 0, FetchError(f"the medium from {host} has more than the {most:,} bytes allowed")
+            if answer.length is not None and answer.length > most:  # the host says so itself
+                raise too_large
             while piece := answer.read(_PIECE):
                 size += len(piece)
-                if size > self._max_bytes:
-                    raise FetchError(f"the medium from {host} has more than the {self._max_bytes:,} bytes allowed")
+                if size > most:
+                    raise too_large
                 target.write(piece)
             if time.monotonic() >= deadline:  # to http.client, a connection that the alarm ended is an answer that ended
                 raise self._too_slow(host)

@@ -17,6 +17,8 @@ Kind = Literal["image", "video"]
 
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+)/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 _SHOWN = 60
+_PIECE = 1 << 20
+"""Characters of base64 that are decoded at a time; a multiple of 4. Decoding keeps all other threads waiting."""
 
 
 class MediaRefused(ValueError):
@@ -34,7 +36,22 @@ class MediaRules:
     max_bytes: int = 256 << 20
     """Largest medium that a request may carry itself, decoded, or name below the root."""
 
-    def path_of(self, url: str, kind: Kind, folder: Path, number: int) -> str:
+    def declared_size(self, url: str, kind: Kind, number: int) -> Optional[int]:
+        """Bytes of a medium, before it is decoded, read or fetched; None where that is not known yet.
+
+        Args:
+            url, kind, number: as for path_of.
+
+        Raises:
+            MediaRefused: not allowed, too large, or no such file.
+        """
+        where = f"{kind} {number}"
+        scheme = _scheme(url)
+        if scheme == "data":
+            return self._carried(url, kind, where)[1]
+        return None if scheme in ("http", "https") else Path(self._file(url, where)).stat().st_size
+
+    def path_of(self, url: str, kind: Kind, folder: Path, number: int, most: Optional[int] = None) -> str:
         """The path of a medium.
 
         Args:
@@ -42,15 +59,20 @@ class MediaRules:
             kind: what the request calls it.
             folder: where the bytes of a medium are written that has no file here.
             number: the medium's place in the request; names its file.
+            most: bytes that may be fetched, where that is less than what any medium may have.
 
         Raises:
             MediaRefused: not allowed, too large, or no such file.
         """
         where = f"{kind} {number}"
-        scheme = url[: url.find(":")].lower() if ":" in url else ""
+        scheme = _scheme(url)
         if scheme == "data":
             target = folder / f"{number}"
-            target.write_bytes(self._carried(url, kind, where))
+            try:
+                _decode(url, self._carried(url, kind, where)[0], target)
+            except (binascii.Error, UnicodeEncodeError) as error:
+                target.unlink()
+                raise MediaRefused(f"{where}: its data: URL is no base64 ({error})") from error
             return str(target)
         if scheme in ("http", "https"):
             if self.fetcher is None:
@@ -58,28 +80,26 @@ class MediaRules:
             target = folder / f"{number}"
             try:
                 with open(target, "wb") as file:
-                    self.fetcher.fetch(url, file)
+                    self.fetcher.fetch(url, file, most)
             except FetchError as error:
                 raise MediaRefused(f"{where}: {error}") from error
             return str(target)
         return self._file(url, where)
 
-    def _carried(self, url: str, kind: Kind, where: str) -> bytes:
+    def _carried(self, url: str, kind: Kind, where: str) -> tuple[int, int]:
+        """Where the base64 of a data: URL begins, and how many bytes it stands for."""
         found = _DATA.match(url)
         if found is None:
             raise MediaRefused(f"{where}: found {_shown(url)}; expected data:{kind}/...;base64,...")
         if found["kind"].lower() != kind:
             raise MediaRefused(f"{where}: its data: URL holds {found['kind']}; expected {kind}/...")
-        size = (len(url) - found.end()) * 3 // 4
-        if size > self.max_bytes + 2:  # padding counts for up to two bytes
-            raise MediaRefused(f"{where}: has {size:,} bytes, the server allows {self.max_bytes:,}")
-        try:
-            held = base64.b64decode(url[found.end() :].encode("ascii"), validate=True)
-        except (binascii.Error, UnicodeEncodeError) as error:
-            raise MediaRefused(f"{where}: its data: URL is no base64 ({error})") from error
-        if not held or len(held) > self.max_bytes:
-            raise MediaRefused(f"{where}: has {len(held):,} bytes; expected from 1 to {self.max_bytes:,}")
-        return held
+        fours, more = divmod(len(url) - found.end(), 4)
+        if more:
+            raise MediaRefused(f"{where}: its data: URL is no base64 ({4 * fours + more:,} characters are no multiple of 4)")
+        size = 3 * fours - (url.endswith("=") + url.endswith("==") if fours else 0)
+        if not 0 < size <= self.max_bytes:
+            raise MediaRefused(f"{where}: has {size:,} bytes; expected from 1 to {self.max_bytes:,}")
+        return found.end(), size
 
     def _file(self, url: str, where: str) -> str:
         if self.root is None:
@@ -107,6 +127,24 @@ class MediaRules:
         if size > self.max_bytes:
             raise MediaRefused(f"{where}: has {size:,} bytes, the server allows {self.max_bytes:,}")
         return found
+
+
+def _scheme(url: str) -> str:
+    return url[: url.find(":")].lower() if ":" in url else ""
+
+
+def _decode(url: str, start: int, target: Path) -> None:
+    """Writes the bytes that the base64 of a URL from `start` on stands for.
+
+    Raises:
+        binascii.Error, UnicodeEncodeError: it is none. The file is there then, too.
+    """
+    with open(target, "wb") as file:
+        for at in range(start, len(url), _PIECE):
+            piece = url[at : at + _PIECE].encode("ascii")
+            if at + _PIECE < len(url) and piece.endswith(b"="):
+                raise binascii.Error("Excess data after padding")
+            file.write(base64.b64decode(piece, validate=True))
 
 
 def _shown(url: str) -> str:

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from typing import Optional, Union
+from typing import Any, Optional
 
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.inference.request_loop import Prepared, RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
 from mindspeed_vita.serving.engine import PreparationFailed
 
+_FAULTS = (OSError, RuntimeError, MemoryError)
+"""What this process can run out of: file descriptors, processes, memory."""
+
 
 class ServedLoop(RequestLoop):
     """A RequestLoop that tells a failed preparation from a failed model. Takes the same arguments."""
 
-    def admit(
-        self, asked: Union[Request, Prepared], params: SamplingParams, *, time_limit: Optional[float] = None
-    ) -> Generator[None, None, int]:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.session.prompts.decoder_name = "headers"  # requests are prepared in other threads than the one that decodes
+
+    def prepare(self, request: Request) -> Prepared:
+        """As RequestLoop.prepare.
+
+        Raises:
+            ValueError: the request cannot be answered.
+            PreparationFailed: this process failed. No other rank took part and nothing is kept.
+        """
+        try:
+            return super().prepare(request)
+        except _FAULTS as error:
+            raise PreparationFailed("a request could not be prepared") from error
+
+    def admit(self, asked: Request | Prepared, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
         """As RequestLoop.admit.
 
         Raises:
             ValueError: the request cannot be answered.
-            PreparationFailed: an OSError, RuntimeError or MemoryError of this process. No other rank took part and nothing is kept.
+            PreparationFailed: this process failed. No other rank took part and nothing is kept.
         """
-        with closing(super().admit(asked, params, time_limit=time_limit)) as slices:
+        prepared = asked if isinstance(asked, Prepared) else self.prepare(asked)
+        with closing(super().admit(prepared, params, time_limit=time_limit)) as slices:
             while True:
                 waiting = len(self.scheduler.waiting)
                 try:
@@ -32,8 +50,9 @@ class ServedLoop(RequestLoop):
                 except StopIteration as done:
                     number: int = done.value
                     return number
-                except (OSError, RuntimeError, MemoryError) as error:
-                    if len(self.scheduler.waiting) != waiting:  # the other ranks may have heard of it
+                except _FAULTS as error:
+                    alone = self.session.ranks.size == 1  # otherwise the other ranks may have taken part
+                    if not alone or len(self.scheduler.waiting) != waiting:
                         raise
                     raise PreparationFailed("a request could not be prepared") from error
                 yield

@@ -319,12 +319,17 @@ class Decoder:
             ) from None
 
 
-_decoders: dict[tuple[int, DecodeSettings], Decoder] = {}
+_decoders: dict[tuple[int, DecodeSettings, str], Decoder] = {}
 
 
-def get_decoder(settings: DecodeSettings) -> Decoder:
-    """This process's decoder with these settings; a worker forked from it gets its own."""
-    key = (os.getpid(), settings)
+def get_decoder(settings: DecodeSettings, name: str = "") -> Decoder:
+    """This process's decoder with these settings; a worker forked from it gets its own.
+
+    Args:
+        settings: of decoding.
+        name: tells decoders apart that several threads use at the same time.
+    """
+    key = (os.getpid(), settings, name)
     if key not in _decoders:
         _decoders[key] = Decoder(settings)
     return _decoders[key]
@@ -333,6 +338,6 @@ def get_decoder(settings: DecodeSettings) -> Decoder:
 @atexit.register
 def close_decoders() -> None:
     """Ends this process's decoders."""
-    for (owner, _), decoder in list(_decoders.items()):
+    for (owner, _, _), decoder in list(_decoders.items()):
         if owner == os.getpid():
             decoder.close()

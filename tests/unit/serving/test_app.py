@@ -60,6 +60,9 @@ def test_states_and_the_page_need_no_key(tight: Running) -> None:
     [
         (b"{", 400, "the body is no JSON"),
         (b"[" * 200_000, 400, "the body is no JSON"),
+        (b"[" + b"[]," * 20_000 + b"1]", 400, "more than the 20,000 values"),
+        (b'{"a": {' + b",".join(b'"%d": 1' % number for number in range(20_001)) + b"}}", 400, "more than the 20,000 values"),
+        (b"{}," * 5_000_000, 400, "more than the 20,000 values"),
         (b"[]", 400, "the body is a list; expected an object"),
         (b'{"temperature": NaN}', 400, "NaN is no number of JSON"),
         (b"\xff\xfe", 400, "the body is no JSON"),

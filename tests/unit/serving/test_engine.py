@@ -29,13 +29,14 @@ class Piece:
 
 @dataclass
 class CountingLoop:
-    """Answers a request with max_tokens numbers, one a step. "bad" is refused, "unprepared" fails alone, "broken" breaks the loop."""
+    """Answers a request with max_tokens numbers, one a step. Some texts are refused, fail alone or break the loop."""
 
     seconds: float = 0.0
     active: dict[int, list[int]] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
+    prepared: set[int] = field(default_factory=set)
     time_limits: set[Optional[float]] = field(default_factory=set)
     slices: int = 50
     slices_done: int = 0
@@ -45,13 +46,22 @@ class CountingLoop:
     def idle(self) -> bool:
         return not self.active
 
-    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        self.threads.add(threading.get_ident())
-        self.time_limits.add(time_limit)
+    def prepare(self, request: Request) -> Request:
+        self.prepared.add(threading.get_ident())
         text = request.messages[0].content
         if text == "bad":
             raise ValueError("the prompt is too long")
         if text == "unprepared":
+            raise PreparationFailed("a request could not be prepared") from OSError("Too many open files")
+        return request
+
+    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+        self.threads.add(threading.get_ident())
+        self.time_limits.add(time_limit)
+        text = request.messages[0].content
+        if text == "bad film":
+            raise ValueError("the film is broken")
+        if text == "film without a process":
             raise PreparationFailed("a request could not be prepared") from OSError("Too many open files")
         for _ in range(self.slices if text == "film" else 0):
             self.slices_done += 1
@@ -97,7 +107,8 @@ def params(tokens: int = 5) -> SamplingParams:
 
 async def whole(engine: Engine, text: str = "count", tokens: int = 5) -> str:
     with closing(engine.arrive()) as place:
-        return "".join([piece.text async for piece in engine.submit(asked(text), params(tokens), place)])
+        prepared = await asyncio.to_thread(engine.prepare, asked(text))
+        return "".join([piece.text async for piece in engine.submit(prepared, params(tokens), place)])
 
 
 def within(seconds: float, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -117,26 +128,29 @@ def test_requests_are_computed_together_in_a_thread_of_their_own():
         return await asyncio.gather(*(whole(engine, tokens=tokens) for tokens in range(1, 9)))
 
     assert within(60, work) == ["".join(f"{one} " for one in range(1, tokens + 1)) for tokens in range(1, 9)]
-    assert len(loop.threads) == 1 and threading.get_ident() not in loop.threads and all(0 < one <= 30.0 for one in loop.time_limits)
+    assert len(loop.threads) == 1 and not loop.threads & loop.prepared and threading.get_ident() not in loop.threads
+    assert all(0 < one <= 30.0 for one in loop.time_limits)
     assert engine.num_requests == 0 and engine.drain(10) and not engine.alive
 
 
-def test_a_request_that_cannot_be_answered_is_a_400_and_no_one_elses():
+@pytest.mark.parametrize(("text", "message"), [("bad", "the prompt is too long"), ("bad film", "the film is broken")])
+def test_a_request_that_cannot_be_answered_is_a_400_and_no_one_elses(text: str, message: str):
     engine = Engine(CountingLoop())
 
     async def work() -> list[Any]:
-        return await asyncio.gather(whole(engine, "bad"), whole(engine), return_exceptions=True)
+        return await asyncio.gather(whole(engine, text), whole(engine), return_exceptions=True)
 
     refused, answered = within(60, work)
-    assert isinstance(refused, ApiError) and (refused.status, refused.message) == (400, "the prompt is too long")
+    assert isinstance(refused, ApiError) and (refused.status, refused.message) == (400, message)
     assert answered == "1 2 3 4 5 " and engine.drain(10)
 
 
-def test_a_request_that_fails_alone_is_a_500_and_the_log_says_why(capfd):
+@pytest.mark.parametrize("text", ["unprepared", "film without a process"])
+def test_a_request_that_fails_alone_is_a_500_and_the_log_says_why(capfd, text: str):
     engine = Engine(CountingLoop())
 
     async def work() -> list[Any]:
-        return await asyncio.gather(whole(engine, "unprepared"), whole(engine), return_exceptions=True)
+        return await asyncio.gather(whole(engine, text), whole(engine), return_exceptions=True)
 
     failed, answered = within(60, work)
     assert isinstance(failed, ApiError) and (failed.status, failed.code) == (500, "preparation_failed")

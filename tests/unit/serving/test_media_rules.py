@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import BinaryIO, Optional
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_carried_bytes_are_written_as_they_are(folder: Path):
         ("data:image/png;base64,ÄÄÄÄ", "is no base64"),
         ("data:image/png;base64,", "has 0 bytes"),
         (data_url(b"x" * 21), "has 21 bytes; expected from 1 to 20"),
-        (data_url(b"x" * 500), "has 501 bytes, the server allows 20"),
+        (data_url(b"x" * 500), "has 500 bytes; expected from 1 to 20"),
         ("http://example.com/a.png", "this server fetches nothing"),
         ("file:///etc/passwd", "reads no files"),
         ("/etc/passwd", "reads no files"),
@@ -153,6 +154,37 @@ def test_the_media_of_a_request_have_a_budget_together(folder: Path):
         conversation(messages, MediaRules(), RequestLimits(media_bytes=19), folder)
     assert (caught.value.status, caught.value.param) == (400, "messages.0.content.1")
     assert "the media up to this one have 20 bytes, the server allows 19 for a request" in caught.value.message
+
+
+def test_the_budget_is_checked_before_the_first_medium_is_written_or_fetched(root: Path, folder: Path):
+    """Sizes of data: URLs and of files are known from the start."""
+    fetched: list[str] = []
+
+    class Host:
+        def fetch(self, url: str, target: BinaryIO, most: Optional[int] = None) -> None:
+            fetched.append(f"{url} {most}")
+            target.write(b"z" * 7)
+
+    rules = MediaRules(root=root, fetcher=Host())  # type: ignore[arg-type]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in ("http://host/a", data_url(b"x" * 10), "sub dir/a.png")]
+    messages = [ChatMessage.model_validate({"role": "user", "content": parts})]
+    with pytest.raises(ApiError, match="messages.0.content.2: the media up to this one have 26 bytes, the server allows 25"):
+        conversation(messages, rules, RequestLimits(media_bytes=25), folder)
+    assert not fetched and not list(folder.rglob("*"))
+    with pytest.raises(ApiError, match="messages.0.content.0: the media up to this one have 33 bytes, the server allows 32"):
+        conversation(messages, rules, RequestLimits(media_bytes=32), folder)
+    assert fetched == ["http://host/a 6"], "it is told what is left for it"
+
+
+def test_a_large_data_url_is_decoded_in_pieces(folder: Path):
+    content = bytes(range(256)) * 10_000
+    url = data_url(content)
+    assert Path(MediaRules().path_of(url, "image", folder, 1)).read_bytes() == content
+    at = url.index(",") + 1 + (1 << 20)
+    for wrong in (url[: at - 1] + "=" + url[at:], url[:at] + "*" + url[at + 1 :], url[:-1]):
+        with pytest.raises(MediaRefused, match="image 2: its data: URL is no base64"):
+            MediaRules().path_of(wrong, "image", folder, 2)
+    assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class SlowHost:
         self.asked, self.go = threading.Event(), threading.Event()
         self.fetched: list[str] = []
 
-    def fetch(self, url: str, target: BinaryIO) -> None:
+    def fetch(self, url: str, target: BinaryIO, most: Optional[int] = None) -> None:
         self.fetched.append(url)
         target.write(b"pixels")
         self.asked.set()
