@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.choices import PRECISIONS, Precision
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from mindspeed_vita.checkpoint.conversion import Conversion
     from mindspeed_vita.checkpoint.hf.layout import Layout
     from mindspeed_vita.checkpoint.source import Source, SourceOptions
+    from mindspeed_vita.checkpoint.training import Training
 
 EXPORTS = ("hf", "internvl")
 """Targets with a tokenizer and a processor."""
 TARGETS = (*EXPORTS, "native", "mindspeed-llm", "megatron")
 LARGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
 """torch takes large tensors from pages of 2 MB: putting tensors together then costs a fifth of the processor time."""
+CONTINUED = ("native", "mindspeed-llm")
+"""Targets that can hold an optimizer."""
 _EPILOG = """
 examples:
   vita convert --from runs/stage4 --to hf --output exported
@@ -33,6 +36,7 @@ examples:
   vita convert --from Long-VITA-16K_HF --to hf --output readable      (released weights with code for a current transformers)
   vita convert --from runs/ascend --to hf --output exported           (what --engine mindspeed-llm saved)
   vita convert --from runs/ascend --to mindspeed-llm --tp 4 --pp 2 --output start    (the same weights for another layout)
+  vita convert --from runs/ascend --to mindspeed-llm --tp 1 --pp 2 --optimizer --output runs/pp2    (a run continues from it)
   vita convert --from Long-VITA_MindSpeed --recipe examples/long_vita_14b/stage1.yaml --to native --output runs/released
 
 One tensor at a time is in memory. The output appears when it is whole. A conversion that was stopped goes on when the same command
@@ -77,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", nargs="?", const="other", default="", metavar="LICENCE", help="with an export: write README.md for model"
                         " hubs, with the licence of the weights as they name it (apache-2.0, ...; default: other)")  # fmt: skip
     parser.add_argument("--max-shard-size", metavar="SIZE", help="largest file of an hf, internvl or native output (default 5GB)")
+    parser.add_argument("--optimizer", action="store_true", help="move the optimizer, steps and packs too, so that a run continues from the"
+                        " output (between native and mindspeed-llm)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="refuse to begin anew: there must be a stopped conversion to go on with")
 
 
@@ -135,7 +141,7 @@ def _check_output(output: Path, to: str) -> None:
         return
     held_names = [path.name for path in output.iterdir()] if output.is_dir() else []
     # what a stopped conversion to native left there is taken up
-    if (output.exists() and not output.is_dir()) or any(name not in (RUN_LOCK, ".writing-step_0000000") for name in held_names):
+    if (output.exists() and not output.is_dir()) or any(name != RUN_LOCK and not name.startswith(".writing-step_") for name in held_names):
         raise ValueError(f"{output} is not empty; choose another --output")
 
 
@@ -148,6 +154,7 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     from mindspeed_vita.checkpoint.source import open_source
     from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.config import stretched
+    from mindspeed_vita.files.unfinished import state_of
 
     if arguments.card and arguments.to not in EXPORTS:
         raise ValueError(f"--card describes an export; leave it out with --to {arguments.to}")
@@ -155,7 +162,9 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
         raise ValueError(f"--frame-pooling is a setting of our own processor, which --to hf writes; leave it out with --to {arguments.to}")
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
+    _check_optimizer(arguments)
     opened = open_source(source, source_options(arguments))
+    training, note = _training(source, opened, arguments)
     if arguments.rope_scaling is not None:
         recipe = replace(opened.recipe, model=stretched(opened.recipe.model, arguments.rope_scaling))
         opened = replace(opened, recipe=recipe)
@@ -166,12 +175,47 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     with bytes_bar(f"{source} to {arguments.to}") as start:
         settings = {"to": arguments.to, "dtype": str(dtype), "tp": arguments.tp, "pp": arguments.pp, "tile_size": arguments.tile_size,
                     "new": arguments.new_projector}
-        conversion = Conversion(origin=opened.origin(**settings), must_go_on=arguments.resume, start=start, before_publishing=opened.wait)
+        if training is not None:
+            settings["optimizer"] = state_of(training.files)
+
+        def wait() -> None:
+            opened.wait()
+            if training is not None:
+                training.wait()
+
+        conversion = Conversion(origin=opened.origin(**settings), must_go_on=arguments.resume, start=start, before_publishing=wait)
         written = _WRITERS[arguments.to](
-            opened, output, arguments, dtype, shard_bytes, conversion
+            opened, output, arguments, dtype, shard_bytes, conversion, training
         )
     print(written)
+    if note:
+        print(note)
     return 0
+
+
+def _check_optimizer(arguments: argparse.Namespace) -> None:
+    """Refuses what an optimizer cannot go with."""
+    if not arguments.optimizer:
+        return
+    if arguments.to not in CONTINUED:
+        raise ValueError(f"--optimizer: --to {arguments.to} writes weights only; leave it out, or use --to native or mindspeed-llm")
+    for option in ("dtype", "rope_scaling", "recipe"):
+        if getattr(arguments, option):
+            name = option.replace("_", "-")
+            raise ValueError(f"--optimizer moves a run as it is, and --{name} would change it; leave one of the two out")
+
+
+def _training(source: Path, opened: Source, arguments: argparse.Namespace) -> tuple[Optional[Training], str]:
+    """The optimizer that is moved, and what is said afterwards about what is not."""
+    from mindspeed_vita.checkpoint.training import NOT_MOVED, for_native, holds_training, open_training
+
+    if not arguments.optimizer:
+        left = arguments.to in CONTINUED and holds_training(source, opened)
+        return None, f"not moved: {source}'s optimizer and steps; --optimizer moves them, for a run to continue" if left else ""
+    training = open_training(source, opened)
+    if arguments.to == "native":
+        return for_native(source, training, opened.recipe), f"not moved: {NOT_MOVED}"
+    return training, f"not moved: {NOT_MOVED}; MindSpeed-LLM asks for --no-load-rng once, when the run continues"
 
 
 def _check_vocabulary(opened: Source) -> None:
@@ -190,7 +234,15 @@ def _check_vocabulary(opened: Source) -> None:
         )
 
 
-def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion) -> str:
+def _write_hf(
+    opened: Source,
+    output: Path,
+    arguments: argparse.Namespace,
+    dtype: Any,
+    shard_bytes: int,
+    conversion: Conversion,
+    training: Optional[Training],
+) -> str:
     from mindspeed_vita.checkpoint.hf.export import export_hf
     from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
     from mindspeed_vita.data.templates import get_template
@@ -214,7 +266,15 @@ def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype
     return f"{output}: {done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
 
 
-def _write_native(opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion) -> str:
+def _write_native(
+    opened: Source,
+    output: Path,
+    arguments: argparse.Namespace,
+    dtype: Any,
+    shard_bytes: int,
+    conversion: Conversion,
+    training: Optional[Training],
+) -> str:
     from dataclasses import replace
 
     import torch
@@ -226,19 +286,37 @@ def _write_native(opened: Source, output: Path, arguments: argparse.Namespace, d
     stored = tensors.specs()["language.embedding.word_embeddings.weight"].dtype
     precision: Precision = "fp32" if stored is torch.float32 else "bf16"
     recipe = replace(opened.recipe, train=replace(opened.recipe.train, precision=precision))
-    folder = native.save_full_weights(output, tensors, recipe, max_file_bytes=shard_bytes, conversion=conversion)
-    return f"{folder}: {len(tensors)} tensors; start from it with checkpoint.init_from={output}"
+    optimizer, state = (training.optimizer, training.state) if training else (None, None)
+    folder = native.save_full_weights(
+        output, tensors, recipe, max_file_bytes=shard_bytes, optimizer=optimizer, state=state, conversion=conversion
+    )
+    return f"{folder}: {len(tensors)} tensors{_use(output, training)}"
 
 
 def _write_megatron(
-    opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion
+    opened: Source,
+    output: Path,
+    arguments: argparse.Namespace,
+    dtype: Any,
+    shard_bytes: int,
+    conversion: Conversion,
+    training: Optional[Training],
 ) -> str:
     from mindspeed_vita.checkpoint.megatron.write import write_megatron
 
     tp, pp = arguments.tp or 1, arguments.pp or 1
     fused = arguments.to == "megatron"
-    files = write_megatron(opened.weights, opened.recipe, output, tp=tp, pp=pp, fused_norms=fused, dtype=dtype, conversion=conversion)
-    return f"{output}: {len(opened.weights)} tensors in {files} files for tp={tp} pp={pp}; start from it with checkpoint.init_from={output}"
+    files = write_megatron(
+        opened.weights, opened.recipe, output, tp=tp, pp=pp, fused_norms=fused, dtype=dtype, training=training, conversion=conversion
+    )
+    return f"{output}: {len(opened.weights)} tensors in {files} files for tp={tp} pp={pp}{_use(output, training)}"
+
+
+def _use(output: Path, training: Optional[Training]) -> str:
+    if training is None:
+        return f"; start from it with checkpoint.init_from={output}"
+    state = training.state
+    return f", the optimizer after step {state.step} and {state.packs} packs; continue from it with checkpoint.directory={output}"
 
 
 def _layout(to: str) -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def write_torch(
     path: Path,
     around: Callable[[Mapping[str, torch.Tensor]], Any],
     specs: Mapping[str, Spec],
-    take: Callable[[str], torch.Tensor],
+    take: Callable[[str], Iterable[torch.Tensor]],
     report: Report,
 ) -> None:
     """Writes one file. It is not synced.
@@ -37,7 +37,7 @@ def write_torch(
         path: file to create.
         around: makes the saved object around the tensors.
         specs: type and shape of the tensors, each with elements, in order.
-        take: gives a tensor by name; asked in order, each once.
+        take: gives a tensor by name, whole or as the flat parts that follow one another in it; asked in order, each once.
         report: told of the bytes written.
 
     Raises:
@@ -57,17 +57,18 @@ def write_torch(
             for number, (name, spec) in enumerate(specs.items()):
                 offset, size = offsets[number]
                 assert size == spec.nbytes, (name, size, spec)
-                tensor = take(name)
-                assert Spec.of(tensor) == spec, (name, Spec.of(tensor), spec)
-                content = tensor_bytes(tensor)
                 file.seek(offset)
-                for first in range(0, size, _BLOCK):
-                    block = content[first : first + _BLOCK]
-                    _touch(block)
-                    file.write(block)
-                    report(len(block))
-                    del block
-                del tensor, content
+                for tensor in take(name):
+                    assert tensor.dtype == spec.dtype, (name, tensor.dtype, spec)
+                    content = tensor_bytes(tensor)
+                    for first in range(0, len(content), _BLOCK):
+                        block = content[first : first + _BLOCK]
+                        _touch(block)
+                        file.write(block)
+                        report(len(block))
+                        del block
+                    del tensor, content
+                assert file.tell() == offset + size, (name, file.tell() - offset, size)
 
 
 def _touch(block: memoryview) -> None:

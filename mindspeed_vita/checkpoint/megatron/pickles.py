@@ -16,10 +16,22 @@ from typing import Any
 
 import torch
 
+
+class Arguments(SimpleNamespace):
+    """Stands for argparse.Namespace, in which Megatron keeps its command line. Values that are no plain ones are Inert."""
+
+
+def _rebuild_marked(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor to which a program gave attributes, such as Megatron's fp32 parameters, without them and of the plain type."""
+    return function(*arguments)
+
+
 _ALLOWED = {
+    ("argparse", "Namespace"): Arguments,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_marked,
     ("torch", "Size"): torch.Size,
 }
 

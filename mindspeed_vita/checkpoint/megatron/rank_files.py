@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -77,23 +78,17 @@ def read_full_weights(folder: str | Path, *, tied: bool = False) -> Tensors:
     Raises:
         ValueError: there is no such checkpoint, a rank's file is missing, or parts do not fit each other.
     """
-    ranks = rank_files(folder)
-    tensor_size = 1 + max(tensor for tensor, _ in ranks)
     held: dict[str, list[torch.Tensor]] = {}
     first_layer = 0
-    for stage in range(1 + max(stage for _, stage in ranks)):
-        missing = [tensor for tensor in range(tensor_size) if (tensor, stage) not in ranks]
-        if missing:
-            raise ValueError(f"{folder}: tensor-parallel rank {missing[0]} of pipeline stage {stage} has no file; copy all mp_rank folders")
-        parts = [_native(read_rank(ranks[tensor, stage])) for tensor in range(tensor_size)]
+    for stage, files in enumerate(stage_files(folder)):
+        parts = [native_weights(path) for path in files]
         for tensor, part in enumerate(parts):
             if part.keys() != parts[0].keys():
                 other = sorted(part.keys() ^ parts[0].keys())[0]
                 raise ValueError(f"{folder}: tensor-parallel ranks 0 and {tensor} of stage {stage} hold different weights ({other})")
-        layers = {int(match[2]) for name in parts[0] if (match := LAYER.fullmatch(name))}
         for name in parts[0]:
-            held[_renumbered(name, first_layer)] = [part[name] for part in parts]
-        first_layer += len(layers)
+            held[renumbered(name, first_layer)] = [part[name] for part in parts]
+        first_layer += num_layers(parts[0])
     if tied and _TIED in held:
         table = held["language.embedding.word_embeddings.weight"]
         if not all(map(same, held.pop(_TIED), table)):
@@ -113,13 +108,23 @@ def saved_recipe(folder: str | Path) -> Optional[dict[str, Any]]:
     Raises:
         ValueError: there is no such checkpoint, or the recipe in it cannot be read.
     """
+    content = run_state(folder)
+    return None if content is None else content.get("recipe")
+
+
+def run_state(folder: str | Path) -> Optional[dict[str, Any]]:
+    """All that this package wrote with the weights: the recipe and, where a run saved them, its data's state. None in others' checkpoints.
+
+    Raises:
+        ValueError: there is no such checkpoint, or what was written cannot be read.
+    """
     ranks = rank_files(folder)
     state = read_rank(next(iter(ranks.values()))).get("_extra_state")
     if state is None:
         return None
     try:
         content = json.loads(bytes(state.tolist()).decode("utf-8"))
-        return None if content is None else dict(content).get("recipe")
+        return None if content is None else dict(content)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: the recipe that the weights carry cannot be read ({error!r}); copy the files again") from error
 
@@ -155,11 +160,42 @@ def _rank_files(folder: Path) -> dict[tuple[int, int], Path]:
     return found
 
 
-def _native(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    named = ((native_name(name), value) for name, value in weights.items())
+def stage_files(folder: str | Path) -> list[list[Path]]:
+    """The files of each pipeline stage, in the order of the tensor-parallel ranks.
+
+    Raises:
+        ValueError: there are none, or a rank has no file.
+    """
+    ranks = rank_files(folder)
+    tp, pp = 1 + max(tensor for tensor, _ in ranks), 1 + max(stage for _, stage in ranks)
+    for stage in range(pp):
+        missing = [tensor for tensor in range(tp) if (tensor, stage) not in ranks]
+        if missing:
+            raise ValueError(f"{folder}: tensor-parallel rank {missing[0]} of pipeline stage {stage} has no file; copy all mp_rank folders")
+    return [[ranks[tensor, stage] for tensor in range(tp)] for stage in range(pp)]
+
+
+def native_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of one rank's file under native names, in the order of the file. Layers count from 0 on each stage.
+
+    Raises:
+        ValueError: it is no checkpoint's file.
+    """
+    named = ((native_name(name), value) for name, value in read_rank(path).items())
     return {name: value for name, value in named if name is not None and not name.endswith("_extra_state")}
 
 
-def _renumbered(name: str, first_layer: int) -> str:
+def num_layers(names: Iterable[str]) -> int:
+    """Decoder layers among native names."""
+    return len({match[2] for name in names if (match := LAYER.fullmatch(name))})
+
+
+def renumbered(name: str, first_layer: int) -> str:
+    """A stage's name as the whole model has it.
+
+    Args:
+        name: native, with the stage's own number of a decoder layer.
+        first_layer: decoder layers of the stages before.
+    """
     match = LAYER.fullmatch(name)
     return f"{match[1]}{int(match[2]) + first_layer}{match[3]}" if match else name

@@ -1,13 +1,14 @@
 """Writes whole native tensors as a MindSpeed-LLM or Megatron checkpoint (--ckpt-format torch) of any tensor and pipeline parallel size.
 
-Weights only: the tracker says `release`, so Megatron starts at iteration 0 and looks for no optimizer.
+Weights only: the tracker says `release`, so Megatron starts at iteration 0 and looks for no optimizer. With an optimizer it names the
+iteration, from which MindSpeed-LLM continues.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,12 @@ import torch
 
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_megatron, to_mindspeed
+from mindspeed_vita.checkpoint.megatron.flat_buffers import SHARED, TABLE
 from mindspeed_vita.checkpoint.megatron.layout import LAYER, part
+from mindspeed_vita.checkpoint.megatron.optimizer_files import FLAT_FILE, group_keys
 from mindspeed_vita.checkpoint.megatron.rank_files import RANK_FILE, TRACKER
+from mindspeed_vita.checkpoint.megatron.write_optimizer import RankOptimizer, flat_content, order_of, plan_optimizer
+from mindspeed_vita.checkpoint.training import Training
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.files.publish import publish_folder
 from mindspeed_vita.files.read_ahead import read_ahead
@@ -30,7 +35,6 @@ from mindspeed_vita.files.writing import write_bytes
 
 RELEASE = "release"
 _STATE = "_extra_state"
-_TABLE, _OUTPUT = "language.embedding.word_embeddings.weight", "language.output_layer.weight"
 
 
 class WriteFailed(OSError):
@@ -39,17 +43,21 @@ class WriteFailed(OSError):
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank's file."""
+    """One file of a rank."""
 
     name: str
     """Relative to the folder."""
     groups: tuple[Group, ...]
-    """One for each tensor, under its name in the file."""
+    """Make the tensors, or the flat parts that they consist of, in the order of the file."""
+    around: Callable[[Mapping[str, torch.Tensor]], Any]
+    """Makes the saved object around the tensors."""
+    joined: Optional[Mapping[str, Spec]] = None
+    """The saved tensors, where the groups make parts of them."""
 
     @property
-    def specs(self) -> dict[str, Spec]:
-        """Types and shapes by name in the file."""
-        return {name: spec for group in self.groups for name, spec in group.specs.items()}
+    def specs(self) -> Mapping[str, Spec]:
+        """Types and shapes of the saved tensors."""
+        return {name: spec for group in self.groups for name, spec in group.specs.items()} if self.joined is None else self.joined
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +67,8 @@ class RankPlan:
     @property
     def fingerprint(self) -> str:
         """Differs where the content is laid out differently."""
-        return hashlib.sha256(repr(sorted(self.specs.items())).encode()).hexdigest()
+        parts = [(name, spec) for group in self.groups for name, spec in group.specs.items()]
+        return hashlib.sha256(repr((parts, sorted(self.specs.items()))).encode()).hexdigest()
 
 
 def write_megatron(
@@ -71,6 +80,7 @@ def write_megatron(
     pp: int,
     fused_norms: bool,
     dtype: Optional[torch.dtype] = None,
+    training: Optional[Training] = None,
     conversion: Conversion = IN_MEMORY,
 ) -> int:
     """Writes the files of all ranks; the folder appears whole or not at all.
@@ -83,6 +93,7 @@ def write_megatron(
         pp: pipeline parallel size.
         fused_norms: names of TransformerEngine's layers (Megatron-LM); otherwise those of plain layers (MindSpeed-LLM).
         dtype: type to store; None keeps each tensor's.
+        training: what a run continues from; None writes weights to start from.
         conversion: where the weights come from, and who is told how far it is.
 
     Returns:
@@ -93,12 +104,13 @@ def write_megatron(
         WriteFailed: the disk is full or not writable.
     """
     told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced"))
-    state = torch.frombuffer(bytearray(json.dumps({"recipe": recipe_to_dict(told)}), "utf-8"), dtype=torch.uint8)
-    ranks = plan_ranks(cast(weights, dtype), told, fused_norms=fused_norms, more={_STATE: state})
+    state: dict[str, Any] = {"recipe": recipe_to_dict(told)}
+    if training is not None:
+        state |= {"fingerprint": training.state.fingerprint, "failed_samples": sorted(training.state.failed_samples)}
+    more = {_STATE: torch.frombuffer(bytearray(json.dumps(state), "utf-8"), dtype=torch.uint8)}
+    ranks = plan_ranks(cast(weights, dtype), told, fused_norms=fused_norms, more=more, training=training)
     temporary = conversion.folder(output.with_name(f".{output.name}.partial"))
-
-    def around(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        return {"model": dict(tensors), "checkpoint_version": 3.0, "iteration": 0}
+    tracked = RELEASE if training is None else str(training.state.step)
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -109,10 +121,10 @@ def write_megatron(
             with Finishing(temporary, journal) as finishing:
                 for plan in (plan for plan in ranks if plan.name not in whole):
                     stream = read_ahead(plan.groups, lambda name: True)
-                    write_torch(temporary / plan.name, around, plan.specs, partial(_take, stream), report)
+                    write_torch(temporary / plan.name, plan.around, plan.specs, partial(_take, stream, plan.specs), report)
                     finishing.add(plan.name, "")
             conversion.before_publishing()
-            write_bytes(temporary / TRACKER, RELEASE.encode())
+            write_bytes(temporary / TRACKER, tracked.encode())
         if output.is_dir():
             output.rmdir()  # empty, as the command made sure
         publish_folder(temporary, output, known_by=TRACKER, replace=True)
@@ -121,13 +133,20 @@ def write_megatron(
     return len(ranks)
 
 
-def _take(stream: Iterator[tuple[str, torch.Tensor]], name: str) -> torch.Tensor:
-    found, tensor = next(stream)
-    assert found == name, (found, name)
-    return tensor
+def _take(stream: Iterator[tuple[str, torch.Tensor]], specs: Mapping[str, Spec], name: str) -> Iterator[torch.Tensor]:
+    """The parts of a saved tensor."""
+    left = specs[name].nbytes
+    while left:
+        part, tensor = next(stream)
+        left -= tensor.numel() * tensor.element_size()
+        assert left >= 0, (name, part, left)
+        yield tensor
+        del tensor
 
 
-def plan_ranks(weights: Tensors, recipe: Recipe, *, fused_norms: bool, more: Mapping[str, torch.Tensor]) -> list[RankPlan]:
+def plan_ranks(
+    weights: Tensors, recipe: Recipe, *, fused_norms: bool, more: Mapping[str, torch.Tensor], training: Optional[Training] = None
+) -> list[RankPlan]:
     """What each rank holds, in the order of the files.
 
     Args:
@@ -135,9 +154,10 @@ def plan_ranks(weights: Tensors, recipe: Recipe, *, fused_norms: bool, more: Map
         recipe: with the target's tp and pp.
         fused_norms: as write_megatron.
         more: tensors that every rank holds, under the names they have there.
+        training: what a run continues from.
 
     Raises:
-        ValueError: tp or pp does not fit the architecture.
+        ValueError: tp or pp does not fit the architecture, or the optimizer does not fit MindSpeed-LLM's.
     """
     language, tp, pp = recipe.model.language, recipe.parallel.tp, recipe.parallel.pp
     if language.num_layers % pp:
@@ -145,24 +165,48 @@ def plan_ranks(weights: Tensors, recipe: Recipe, *, fused_norms: bool, more: Map
     if language.num_kv_heads % tp:
         raise ValueError(f"--tp {tp} does not divide {language.num_kv_heads} key/value heads; use a divisor")
     rename = to_megatron if fused_norms else to_mindspeed
-    per_stage = language.num_layers // pp
+    iteration = RELEASE if training is None else f"iter_{training.state.step:07d}"
+    keys = [] if training is None else sorted(set(group_keys(weights.shapes(), recipe).values()), reverse=True)
     plans = []
     for stage in range(pp):
-        held: dict[str, str] = {}
-        for name in weights:
-            match = LAYER.fullmatch(name)
-            if match is not None:
-                if int(match[2]) // per_stage == stage:
-                    held[f"{match[1]}{int(match[2]) % per_stage}{match[3]}"] = name
-            elif stage == (pp - 1 if name.startswith(("language.decoder.final", _OUTPUT)) else 0):
-                held[name] = name
-        if stage == pp - 1 and pp > 1 and language.tie_embeddings:
-            held[_OUTPUT] = _TABLE  # the last stage has a copy of the table
+        held = _held(weights, recipe, stage)
         for rank in range(tp):
-            folder = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+            folder = f"{iteration}/mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+            if training is None:
+                optimizer = None
+            else:
+                held = order_of(held)
+                optimizer = plan_optimizer(training, recipe, held, rank, keys)
             groups = tuple(_group(rename(local), weights, name, rank, tp) for local, name in held.items())
-            plans.append(RankPlan(f"{RELEASE}/{folder}/{RANK_FILE}", (*groups, *one_by_one(held_in_memory(more)))))
+            own = (*groups, *one_by_one(held_in_memory(more)))
+            around = partial(_around, tuple(name for group in own for name in group.specs), optimizer)
+            plans.append(RankPlan(f"{folder}/{RANK_FILE}", (*own, *(optimizer.groups if optimizer else ())), around))
+            if optimizer and optimizer.has_flat_file:
+                plans.append(RankPlan(f"{folder}/{FLAT_FILE}", optimizer.flat, flat_content, optimizer.flat_specs))
     return plans
+
+
+def _held(weights: Tensors, recipe: Recipe, stage: int) -> dict[str, str]:
+    """The native names of a stage's weights, by the names with its own layer numbers."""
+    language, pp = recipe.model.language, recipe.parallel.pp
+    per_stage = language.num_layers // pp
+    held: dict[str, str] = {}
+    for name in weights:
+        match = LAYER.fullmatch(name)
+        if match is not None:
+            if int(match[2]) // per_stage == stage:
+                held[f"{match[1]}{int(match[2]) % per_stage}{match[3]}"] = name
+        elif stage == (pp - 1 if name.startswith(("language.decoder.final", SHARED)) else 0):
+            held[name] = name
+    if stage == pp - 1 and pp > 1 and language.tie_embeddings:
+        held[SHARED] = TABLE  # the last stage has a copy of the table
+    return held
+
+
+def _around(names: Sequence[str], optimizer: Optional[RankOptimizer], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The object in a rank's main file."""
+    model = {"model": {name: tensors[name] for name in names}, "checkpoint_version": 3.0}
+    return {**model, "iteration": 0} if optimizer is None else {**model, **optimizer.content(tensors)}
 
 
 def _group(name: str, weights: Tensors, native: str, rank: int, size: int) -> Group:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,10 +15,10 @@ import torch
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion, nothing
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
-from mindspeed_vita.checkpoint.native.step_folder import find, latest, saved_recipe
+from mindspeed_vita.checkpoint.native.step_folder import TrainState, find, latest, saved_recipe
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.files.shard_stream import ShardFile, cut, write_stream
-from mindspeed_vita.files.tensors import Spec, Tensors, held, one_by_one
+from mindspeed_vita.files.tensors import Spec, Tensors, held, joined, one_by_one
 from mindspeed_vita.files.writing import write_json
 
 _ONE_FILE = 1 << 62
@@ -105,9 +106,11 @@ def save_full_weights(
     *,
     step: int = 0,
     max_file_bytes: Optional[int] = None,
+    optimizer: Optional[Tensors] = None,
+    state: Optional[TrainState] = None,
     conversion: Conversion = IN_MEMORY,
 ) -> Path:
-    """Writes a step that holds weights only, from full tensors by name, in one process and without a model.
+    """Writes a step from full tensors by name, in one process and without a model: weights only, or a step that a run continues from.
 
     Args:
         directory: folder of the run.
@@ -115,6 +118,8 @@ def save_full_weights(
         recipe: what they are of.
         step: its number.
         max_file_bytes: size at which a new file starts; None writes one.
+        optimizer: whole tensors of the optimizer, named as optimizer_state.pieces; with `state` only.
+        state: where the run stands; its step is the step's number.
         conversion: where the weights come from, for a later try to go on, and who is told how far it is.
 
     Returns:
@@ -124,15 +129,20 @@ def save_full_weights(
         ValueError: the disk is too small.
         SaveFailed: the disk is full or not writable.
     """
+    assert (optimizer is None) == (state is None), "an optimizer goes with the state of its run"
+    step = step if state is None else state.step
     directory, weights = Path(directory), held(tensors)
     temp, final = atomic.temporary(directory, step), directory / atomic.step_name(step)
-    files = shard_files("weights", weights, max_file_bytes or _ONE_FILE)
+    parts = {"weights": weights} if optimizer is None else {"weights": weights, "optimizer": optimizer}
+    files = [file for part, whole in parts.items() for file in shard_files(part, whole, max_file_bytes or _ONE_FILE)]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with conversion.begun(temp, files) as journal:
-            sums = write_stream(temp, files, one_by_one(weights), journal, conversion.started(files))
+            sums = write_stream(temp, files, one_by_one(joined(*parts.values())), journal, conversion.started(files))
             conversion.before_publishing()
             sums["recipe.json"] = write_json(temp / "recipe.json", recipe_to_dict(recipe))
+            if state is not None:
+                sums["state.json"] = write_json(temp / "state.json", asdict(state))
         atomic.publish(temp, final, sums)
         atomic.prune(directory, keep=0)
     except OSError as error:
