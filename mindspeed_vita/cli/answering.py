@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from mindspeed_vita.inference.session import InferenceSession
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and on how many processes."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="native run or step folder, Hugging Face folder (Long-VITA or InternVL) or"
-                        " MindSpeed-LLM folder")  # fmt: skip
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Which model, and on how many processes; optional: the checkpoint may be left out."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?" if optional else None,
+                        help="native run or step folder, Hugging Face folder (Long-VITA or InternVL) or MindSpeed-LLM folder")  # fmt: skip
     parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where CHECKPOINT is a MindSpeed-LLM folder without them")
     parser.add_argument("--max-frames", type=int, metavar="N", help="most frames taken from a video; default: as in training")
     parser.add_argument("--frame-pooling", metavar="TEXT", help="fewer tokens for some frames of a video: slow_fast:every=4,factor=4 |"

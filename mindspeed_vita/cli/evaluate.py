@@ -1,0 +1,18 @@
+"""`vita eval ACTION`: which actions there are. Each has a module of its own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from mindspeed_vita.cli import evaluate_needle
+
+ACTIONS = {
+    "needle": ("find coloured shapes at any depth of long films, or make rows that teach it", evaluate_needle.add_arguments),
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one action."""
+    status: int = importlib.import_module(f"mindspeed_vita.cli.evaluate_{arguments.action}").run(arguments)
+    return status
