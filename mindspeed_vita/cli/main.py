@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "chat": ("mindspeed_vita.cli.chat", "talk with a checkpoint in the terminal, over several turns"),
     "serve": ("mindspeed_vita.cli.serve", "serve a checkpoint: OpenAI's API, and a page to chat on"),
+    "eval": ("mindspeed_vita.cli.evaluate", "measure a model: held-out loss, visual needles, choice files"),
     "doctor": ("mindspeed_vita.cli.doctor", "say what this machine has; --parity: check that every parallel layout is exact on it"),
     "patches": ("mindspeed_vita.cli.patches", "the patches of upstream code: list them, compare them with upstream's sources"),
     "completion": ("mindspeed_vita.cli.completion", "print a script that lets bash, zsh or fish complete vita's arguments"),

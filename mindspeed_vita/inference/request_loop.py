@@ -53,6 +53,7 @@ class _Active:
     stream: TextStream
     frames: tuple[int, ...] = ()
     tokens: list[SampledToken] = field(default_factory=list)
+    watched: tuple[float, ...] = ()
     num_told: int = 0
     """Tokens that an update had."""
     fault: Fault = "time"
@@ -148,6 +149,7 @@ class RequestLoop:
         self, request: Request, params: SamplingParams, *, time_limit: Optional[float], waits: bool
     ) -> Generator[None, None, int]:
         """`admit`; waits: whether for films that another request is decoding."""
+        _check_tokens(params, self.session.runner.vocab_size)
         prompt = self.session.prompts.encode(request)
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
@@ -196,6 +198,7 @@ class RequestLoop:
         fine = [step.sampled[place] for place in kept]
         chosen = dict(zip(fine, sample(result.logits[kept], [self._active[number].row for number in fine])))
         for number, token in chosen.items():
+            self._active[number].watched = token.watched or self._active[number].watched
             if token.token not in self._stops:
                 pieces[number] = self._take(number, token)
         if not step.empty:
@@ -239,6 +242,7 @@ class RequestLoop:
             cached_tokens=ended.cached_tokens,
             frames=active.frames,
             tokens=tuple(active.tokens) if active.row.params.logprobs is not None else (),
+            watched=active.watched,
         )
         return Update(ended.sequence, piece, answer, active.untold())
 
@@ -291,6 +295,12 @@ class RequestLoop:
     def _media_settings(self) -> dict[str, Any]:
         feed = self.session.runner.feed
         return {"tile_size": feed.tile_size, "decoding": asdict(feed.decoding), "pixels": self._pixels}
+
+
+def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+    unknown = [token for token in (*params.forced, *params.watched) if token >= vocab_size]
+    if unknown:
+        raise ValueError(f"forced or watched tokens {unknown} are none of the model's {vocab_size}; take ids of its tokenizer")
 
 
 @contextmanager
