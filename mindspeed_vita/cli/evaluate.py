@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from mindspeed_vita.cli import evaluate_needle
+from mindspeed_vita.cli import evaluate_choice, evaluate_needle
 
 ACTIONS = {
     "needle": ("find coloured shapes at any depth of long films, or make rows that teach it", evaluate_needle.add_arguments),
+    "choice": ("answer the multiple-choice and open questions of a benchmark's file", evaluate_choice.add_arguments),
 }
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Answer, Request, ask
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
 
-_SAMPLING = tuple(field.name for field in fields(SamplingParams))
+_SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name not in ("forced", "watched"))
 _KEYS = ("id", "prompt", "messages", "images", "videos", *_SAMPLING)
 _ROLES = ("system", "user", "assistant")
 
@@ -105,20 +105,23 @@ class BatchFile:
         path: requests, one a line; empty lines count but ask nothing.
         output: records, appended to. What is there already is not asked again.
         settings: what the answers depend on besides the lines, such as the checkpoint. A record holds a digest of both.
+        lines: what is asked by number, where `path` is a file of another format; None: the lines of `path`.
 
     Raises:
         ValueError: no such file, an output that belongs to another file or other settings, or whose folder is missing.
     """
 
-    def __init__(self, path: Path, output: Path, settings: str = "") -> None:
-        if not path.is_file():
+    def __init__(self, path: Path, output: Path, settings: str = "", lines: Optional[dict[int, bytes]] = None) -> None:
+        if lines is None and not path.is_file():
             raise ValueError(f"batch file {path}: no such file")
         if not output.parent.is_dir():
             raise ValueError(f"{output}: {output.parent} is no folder; make it first")
         self.path, self.output, self._settings = path, output, settings.encode()
         self.failed: set[int] = set()
         """Lines whose record is an error."""
-        self.lines = {number: line for number, line in enumerate(_lines(path.read_bytes()), 1) if line.strip()}
+        if lines is None:
+            lines = {number: line for number, line in enumerate(_lines(path.read_bytes()), 1) if line.strip()}
+        self.lines = lines
         self.done = self._read_done()
 
     @property
@@ -194,7 +197,31 @@ def answer_file(loop: RequestLoop, batch: BatchFile, params: SamplingParams, *, 
         at_once: most requests that are read ahead.
         said: called with the number of lines that have a record, whenever it grows.
     """
-    waiting, folder, more = iter(batch.left), batch.path.parent, True
+    folder = batch.path.parent
+
+    def read(number: int) -> tuple[Request, SamplingParams]:
+        return read_request(batch.lines[number], folder, params)
+
+    return answer_lines(loop, batch, read, lambda number, answer: _record(answer), at_once=at_once, said=said)
+
+
+def answer_lines(
+    loop: RequestLoop,
+    batch: BatchFile,
+    read: Callable[[int], tuple[Request, SamplingParams]],
+    record: Callable[[int, Answer], dict[str, Any]],
+    *,
+    at_once: int,
+    said: Callable[[int], None],
+) -> Iterator[str]:
+    """`answer_file` for lines of any format.
+
+    Args:
+        loop, batch, at_once, said: see answer_file.
+        read: the request of a line. Its ValueError or OSError becomes the line's error.
+        record: what is written for a line's answer.
+    """
+    waiting, more = iter(batch.left), True
     running: dict[int, int] = {}
     while more or running:
         while more and len(running) < at_once:
@@ -203,7 +230,7 @@ def answer_file(loop: RequestLoop, batch: BatchFile, params: SamplingParams, *, 
                 more = False
                 break
             try:
-                request, chosen = read_request(batch.lines[number], folder, params)
+                request, chosen = read(number)
                 running[loop.add(request, chosen)] = number
             except ConnectionError:  # another rank is gone
                 raise
@@ -213,7 +240,7 @@ def answer_file(loop: RequestLoop, batch: BatchFile, params: SamplingParams, *, 
         for update in loop.step() if running else ():
             if update.answer is not None:
                 number = running.pop(update.number)
-                batch.write(number, _record(update.answer))
+                batch.write(number, record(number, update.answer))
                 if update.answer.reason == "error":
                     yield f"{batch.path}:{number} {update.answer.message}"
         said(len(batch.done))
@@ -223,4 +250,5 @@ def _record(answer: Answer) -> dict[str, Any]:
     if answer.reason == "error":
         return {"error": answer.message}
     found = {"answer": answer.text, "reason": answer.reason, "prompt_tokens": answer.prompt_tokens, "tokens": len(answer.token_ids)}
-    return {**found, "logprobs": [asdict(token) for token in answer.tokens]} if answer.tokens else found
+    tokens = [{"token": token.token, "logprob": token.logprob, "top": token.top} for token in answer.tokens]
+    return {**found, "logprobs": tokens} if tokens else found

@@ -52,6 +52,8 @@ class Answer:
     """Frames taken from each video."""
     tokens: tuple[SampledToken, ...] = ()
     """The tokens with their log-probabilities, where those were asked for."""
+    watched: tuple[float, ...] = ()
+    """The log-probabilities that SamplingParams.watched asked for, before the answer's first token."""
 
 
 class Generator(Protocol):

@@ -60,6 +60,7 @@ class _Active:
     stream: TextStream
     frames: tuple[int, ...] = ()
     tokens: list[SampledToken] = field(default_factory=list)
+    watched: tuple[float, ...] = ()
     num_told: int = 0
     """Tokens that an update had."""
     fault: Fault = "time"
@@ -164,6 +165,7 @@ class RequestLoop:
         return Prepared(prompt, tuple(contents))
 
     def _take_in(self, prepared: Prepared, params: SamplingParams, time_limit: Optional[float]) -> int:
+        _check_tokens(params, self.session.runner.vocab_size)
         prompt = prepared.prompt
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
@@ -214,6 +216,7 @@ class RequestLoop:
         fine = [step.sampled[place] for place in kept]
         chosen = dict(zip(fine, sample(result.logits[kept], [self._active[number].row for number in fine])))
         for number, token in chosen.items():
+            self._active[number].watched = token.watched or self._active[number].watched
             if token.token not in self._stops:
                 pieces[number] = self._take(number, token)
         if not step.empty:
@@ -270,8 +273,15 @@ class RequestLoop:
             cached_tokens=ended.cached_tokens,
             frames=active.frames,
             tokens=tuple(active.tokens) if active.row.params.logprobs is not None else (),
+            watched=active.watched,
         )
         return Update(ended.sequence, piece, answer, active.untold())
+
+
+def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+    unknown = [token for token in (*params.forced, *params.watched) if token >= vocab_size]
+    if unknown:
+        raise ValueError(f"forced or watched tokens {unknown} are none of the model's {vocab_size}; take ids of its tokenizer")
 
 
 @contextmanager

@@ -59,6 +59,10 @@ class SamplingParams:
     """The model's stop tokens are never chosen, so the answer ends by its length or a stop string. For measurements."""
     logprobs: Optional[int] = None
     """None: no log-probabilities; otherwise that of the chosen token, and so many of the most likely ones, at most 20."""
+    forced: tuple[int, ...] = ()
+    """Ids of the answer's first tokens, whatever the model would choose; with `logprobs` a given text is scored so. No stop tokens."""
+    watched: tuple[int, ...] = ()
+    """Ids of tokens whose log-probabilities come with the answer's first token, such as the letters of options. Needs `logprobs`."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -88,6 +92,11 @@ class SamplingParams:
             raise ValueError(f"stop={self.stop!r}; expected several texts, none of them empty")
         if len(self.stop) > _MOST_STOPS:
             raise ValueError(f"stop has {len(self.stop)} texts; expected at most {_MOST_STOPS}")
+        for name in ("forced", "watched"):
+            for token in getattr(self, name):
+                _check_integer(f"a token of {name}", token, 0)
+        if self.watched and self.logprobs is None:
+            raise ValueError(f"watched={self.watched} asks for log-probabilities; set logprobs, at least to 0")
         if not isinstance(self.ignore_end, bool):
             raise ValueError(f"ignore_end={self.ignore_end!r}; expected true or false")
 
@@ -145,6 +154,8 @@ class SampledToken:
     """Its log-probability in the model's own distribution: before penalties, bans, temperature and truncation."""
     top: tuple[tuple[int, float], ...] = ()
     """The most likely tokens with theirs, most likely first."""
+    watched: tuple[float, ...] = ()
+    """The log-probabilities of SamplingParams.watched, in their order; with the answer's first token only."""
 
 
 @torch.no_grad()
@@ -161,9 +172,11 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledTok
     if drawn:
         uniforms = torch.tensor([rows[place].uniform() for place in drawn], dtype=torch.float64)
         tokens[drawn] = _draw(scores[drawn].cpu(), uniforms)
+    for place, row in enumerate(rows):
+        if row.num_tokens < len(row.params.forced):
+            tokens[place] = row.params.forced[row.num_tokens]
     asked = [place for place, row in enumerate(rows) if row.params.logprobs is not None]
-    logprobs = _logprobs(logits[asked], tokens[asked], [rows[place].params.logprobs or 0 for place in asked]) if asked else []
-    found = dict(zip(asked, logprobs))
+    found = dict(zip(asked, _logprobs(logits[asked], tokens[asked], [rows[place] for place in asked]))) if asked else {}
     return [found.get(place, SampledToken(token)) for place, token in enumerate(tokens.tolist())]
 
 
@@ -265,12 +278,15 @@ def _draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.minimum(token, last)[:, 0]
 
 
-def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, most: Sequence[int]) -> list[SampledToken]:
+def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     everything = logits.log_softmax(-1)
+    most = [row.params.logprobs or 0 for row in rows]
     chosen = everything.gather(1, tokens[:, None].to(logits.device))[:, 0].tolist()
     values, ids = torch.topk(everything, min(max(most), logits.shape[-1]))
     tops = [tuple(zip(row_ids, row_values))[:count] for row_ids, row_values, count in zip(ids.tolist(), values.tolist(), most)]
-    return [SampledToken(token, logprob, top) for token, logprob, top in zip(tokens.tolist(), chosen, tops)]
+    watched = [() if row.num_tokens else row.params.watched for row in rows]
+    seen = [tuple(everything[place, list(ids)].tolist()) if ids else () for place, ids in enumerate(watched)]
+    return [SampledToken(*found) for found in zip(tokens.tolist(), chosen, tops, seen)]
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
