@@ -29,6 +29,11 @@ class TinyData:
         """A mixture that has the pictures and the texts as two sources."""
         return str(self.folder / "two_sources.yaml")
 
+    @property
+    def held_out(self) -> str:
+        """A mixture of two sources whose rows are not in the other mixtures."""
+        return str(self.folder / "held_out.yaml")
+
     def recipe(self, directory: Path, **sections: Any) -> Recipe:
         """A recipe with small sizes; sections replace single keys: train={"steps": 3}."""
         content: dict[str, Any] = {
@@ -73,6 +78,20 @@ def curve() -> Callable[..., list[float]]:
     return read_metrics
 
 
+def _write_held_out(folder: Path) -> None:
+    asked: dict[str, list[dict[str, Any]]] = {"seen": [], "counted": []}
+    for number in range(12):
+        colour = list(COLOURS)[number % 4]
+        talk = [{"role": "user", "content": "<image>\nWhich is it?"}, {"role": "assistant", "content": f"It is {colour}."}]
+        asked["seen"].append({"messages": talk, "images": [f"{colour}{number // 4}.png"]})
+        down = " ".join(map(str, range(number, -1, -1)))
+        asked["counted"].append({"messages": [{"role": "user", "content": f"From {number}."}, {"role": "assistant", "content": down}]})
+    for name, rows in asked.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = {name: {"data_paths": [str(folder / f"{name}.jsonl")]} for name in asked}
+    (folder / "held_out.yaml").write_text(json.dumps({"dataset": entries}))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     """The data set, made once."""
@@ -95,5 +114,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     for name, sources in (("mixture", {"all": "data"}), ("two_sources", {"pictures": "pictures", "text": "text"})):
         entries = {source: {"ratio": 1, "data_paths": [str(folder / f"{file}.jsonl")]} for source, file in sources.items()}
         (folder / f"{name}.yaml").write_text(json.dumps({"dataset": entries}))
+    _write_held_out(folder)
     train_tokenizer([message["content"] for row in rows for message in row["messages"]], VOCABULARY, folder / "tokenizer")
     return TinyData(folder)

@@ -65,7 +65,8 @@ def read_stage(folder: Path, name: str) -> Stage:
         raise ValueError(f"{folder} holds no checkpoint; its training did not finish, see {folder}.log")
     recipe = json.loads((steps[-1] / "recipe.json").read_text(encoding="utf-8"))
     state = json.loads((steps[-1] / "state.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [entry for entry in entries if "loss" in entry]  # the others are evaluations
     seconds = sum(line["seconds"] for line in lines[1:])
     tokens = recipe["train"]["global_batch"] * recipe["data"]["seq_length"] * (len(lines) - 1)
     return Stage(

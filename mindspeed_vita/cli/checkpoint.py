@@ -28,7 +28,7 @@ def _reshard_arguments(parser: argparse.ArgumentParser) -> None:
 ACTIONS = {
     "list": ("steps of a run: size, layout, and whether a run resumes from them", _one_folder),
     "verify": ("compare every file with its checksum; exit status 1 where one is damaged", _one_folder),
-    "prune": ("remove all but the newest steps", _prune_arguments),
+    "prune": ("remove all but the newest steps and the best one (eval.keep_best)", _prune_arguments),
     "reshard": ("write a step anew, optimizer included, with whole tensors in files of a chosen size", _reshard_arguments),
 }
 
@@ -71,7 +71,7 @@ def _prune(folder: Path, arguments: argparse.Namespace) -> int:
     if not atomic.complete_steps(folder):
         raise ValueError(f"{folder} holds no whole checkpoint; expected a run folder with step_XXXXXXX folders")
     if arguments.dry_run:
-        gone = atomic.complete_steps(folder)[: -arguments.keep]
+        gone = atomic.surplus(folder, arguments.keep)
     else:
         with held(folder / RUN_LOCK, folder=folder, work="vita checkpoint prune", advice="wait until it ends, or stop it"):
             gone = atomic.prune(folder, arguments.keep)

@@ -26,7 +26,7 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     """
     where = f"recipe {recipe.name!r}"
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
-    problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe)]
+    problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe), *_eval(recipe)]
     if problems:
         raise ValueError(listed(where, problems))
 
@@ -168,3 +168,15 @@ def _train(recipe: Recipe) -> list[str]:
     if 0 <= train.min_lr <= train.lr < math.inf:
         return []
     return [f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr"]
+
+
+def _eval(recipe: Recipe) -> list[str]:
+    told = recipe.eval
+    if told.mixture:
+        return []
+    useless = [("patience", told.patience), ("keep_best", told.keep_best), ("gate", told.gate)]
+    return [
+        f"eval.{name}={str(value).lower()} without eval.mixture: no held-out loss is measured; set eval.mixture, or leave eval.{name} out"
+        for name, value in useless
+        if value
+    ]

@@ -49,7 +49,7 @@ class FailedSamples:
         run: Optional[str] = None,
         budget: Optional[FailureBudget] = None,
     ) -> None:
-        self.quarantine = quarantine
+        self.quarantine, self.run = quarantine, run
         self._run = {} if run is None else {"run": run}
         self.ids: set[int] = set(known)
         self._budget = budget

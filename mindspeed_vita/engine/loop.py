@@ -10,7 +10,9 @@ from typing import Any, Iterator, Optional
 
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint import gates
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
+from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
@@ -19,6 +21,7 @@ from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine import optimizer as optim
 from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
+from mindspeed_vita.engine.held_out_run import RunEvaluation
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
@@ -48,6 +51,14 @@ class TrainResult:
     """tp, pp, cp, dp."""
     stopped_by: int
     """Number of the signal that ended the run after `step`, which is saved; 0: the run reached the step it was to reach."""
+    held_out: tuple[tuple[int, float], ...] = ()
+    """(step, held-out loss) of every evaluation, those before a restart too."""
+    best: Optional[int] = None
+    """Step with the lowest held-out loss."""
+    stopped_early: bool = False
+    """eval.patience ended the run before train.steps."""
+    gate: Optional[Gate] = None
+    """That of the held-out loss, where the run ended and eval.gate sets a bound."""
 
 
 def train(recipe: Recipe, *, stop_at_step: Optional[int] = None, stop: Optional[StopRequest] = None) -> TrainResult:
@@ -99,6 +110,7 @@ class _Run:
         self.objective = build_objective(recipe, layout, self.dataset)
         self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
+            gates.check_handover(native.find(recipe.checkpoint.init_from))
             self.start = f"starting from the weights of {native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)}"
         self.model = optim.wrap_model(model)
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
@@ -121,6 +133,10 @@ class _Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=recipe.logging.tensorboard)
         self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
+        self.evaluation: Optional[RunEvaluation] = None
+        if recipe.eval.mixture:
+            parts: dict[str, Any] = {"model": self.model, "failed": self.failed, "training": self.dataset, "log": self.log}
+            self.evaluation = RunEvaluation(recipe, layout, platform, **parts)
 
     def _resume_from(self) -> Optional[Path]:
         newest = native.latest(self.directory)
@@ -156,7 +172,8 @@ class _Run:
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
             with stop.finishing_steps():
-                while self.step < last and not stop.agreed:
+                self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
+                while self.step < last and not stop.agreed and not self._exhausted:
                     start, waited = time.perf_counter(), batches.waited
                     result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
                     self.platform.synchronize()
@@ -165,8 +182,9 @@ class _Run:
                     self.packs += recipe.train.global_batch
                     self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
                     self._publish(wait=False)
-                    ends = self.step == last or stop.agreed != 0
-                    if self.step % recipe.checkpoint.save_every == 0 or ends:
+                    best = self._evaluate(progress) if not stop.agreed else False
+                    ends = self.step == last or stop.agreed != 0 or self._exhausted
+                    if self.step % recipe.checkpoint.save_every == 0 or ends or best:
                         self._save()
                         self._publish(wait=not recipe.checkpoint.background or ends)
         except TrainingDiverged:
@@ -179,6 +197,14 @@ class _Run:
             if self.log is not None:
                 self.log.close()
         return self._finish(tokens, busy, stop)
+
+    @property
+    def _exhausted(self) -> bool:
+        return self.evaluation is not None and self.evaluation.exhausted
+
+    def _evaluate(self, progress: Optional[Progress]) -> bool:
+        """Measures the held-out loss where it is due; returns whether the step is to be saved as the best one."""
+        return self.evaluation is not None and self.evaluation.if_due(self.step, progress)
 
     def _report(self, result: StepResult, seconds: float, speed: float, waited: float, progress: Optional[Progress]) -> None:
         if self.log is None or progress is None:
@@ -228,6 +254,8 @@ class _Run:
         every = max(recipe.logging.every, recipe.train.steps // 20)
         progress = Progress(recipe.name, steps=recipe.train.steps, done=self.step, bar=recipe.logging.progress, every=every)
         progress.line(f"{recipe.name}: {self.dataset.describe()}")
+        for line in self.evaluation.describe() if self.evaluation else ():
+            progress.line(f"{recipe.name}: {line}")
         if self.start:
             progress.line(f"{recipe.name}: {self.start}")
         return progress
@@ -237,6 +265,8 @@ class _Run:
         dist.all_gather_object(peaks, self.platform.memory().peak)
         warm = busy[1:] or busy
         assert self.saved is not None and atomic.step_of(self.saved) == self.step
+        early, watch = self._exhausted and self.step < self.recipe.train.steps, self.evaluation.watch if self.evaluation else None
+        ended = early or self.step == self.recipe.train.steps
         result = TrainResult(
             step=self.step,
             first_loss=self.log.first_loss if self.log else None,
@@ -246,5 +276,9 @@ class _Run:
             peak_memory=max(peaks),
             layout=self.layout.describe(),
             stopped_by=stop.agreed,
+            held_out=tuple(watch.losses.items()) if watch else (),
+            best=watch.best if watch else None,
+            stopped_early=early,
+            gate=self.evaluation.finish(self.step) if self.evaluation and ended else None,
         )
         return result

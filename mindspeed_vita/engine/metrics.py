@@ -11,6 +11,9 @@ from typing import Any, Iterator, Mapping, Optional
 
 from mindspeed_vita.files.publish import whole_file
 
+HELD_OUT_LOSS = "eval/loss"
+"""Key of the held-out loss. The lines of evaluations have it, and no "loss"."""
+
 
 def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[str, Any]]:
     """Drop a run's lines of a JSONL file that lie beyond a step, and a torn last line.
@@ -104,19 +107,21 @@ class MetricsLog:
         self.path = directory / "metrics.jsonl"
         kept = truncate(self.path, step)
         losses = [entry["loss"] for entry in kept if "loss" in entry]
+        self.held_out: list[dict[str, Any]] = [entry for entry in kept if HELD_OUT_LOSS in entry]
+        """Lines of evaluations that are kept, oldest first."""
         self.first_loss: Optional[float] = losses[0] if losses else None
         self.last_loss: Optional[float] = losses[-1] if losses else None
         self._events = _event_writer(directory / "tensorboard", step) if tensorboard else None
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Add one step's line; it needs "step" and "loss"."""
+        """Add one line of a step; it needs "step", and "loss" or HELD_OUT_LOSS. Only numbers go to TensorBoard."""
         append(self.path, [dict(entry)])
-        if self.first_loss is None:
-            self.first_loss = entry["loss"]
-        self.last_loss = entry["loss"]
+        if "loss" in entry:
+            self.first_loss = entry["loss"] if self.first_loss is None else self.first_loss
+            self.last_loss = entry["loss"]
         if self._events is not None:
             for name, value in entry.items():
-                if name != "step" and value is not None:
+                if name != "step" and value is not None and not isinstance(value, str):
                     self._events.add_scalar(name, value, entry["step"])
 
     def close(self) -> None:

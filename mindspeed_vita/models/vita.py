@@ -52,6 +52,11 @@ class Head(Protocol):
     ) -> torch.Tensor:
         """Weighted cross-entropy of each token: float32[T], 0 where the label is -100."""
 
+    def hits(
+        self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, supervised_Q: torch.Tensor
+    ) -> torch.Tensor:
+        """Whether each token's label has the highest logit: float32[T] of 1 and 0, without a gradient."""
+
     def logits(self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen tokens, fp32 [R, vocabulary]."""
 
@@ -134,12 +139,21 @@ class VitaModel(MegatronModule):
                 # gradients over tensor parallel. In a tower that is cut each rank has the whole gradient of what it holds.
                 parameter.sequence_parallel = partial and transformer_config.sequence_parallel  # type: ignore[attr-defined]
 
-    def forward(self, inputs: ModelInputs) -> torch.Tensor:
-        """On the last stage the loss of each token, float32[T], 0 where unsupervised; on the others hidden states [L, 1, H]."""
+    def forward(self, inputs: ModelInputs, *, with_hits: bool = False) -> torch.Tensor:
+        """On the last stage the loss of each token, float32[T], 0 where unsupervised; on the others hidden states [L, 1, H].
+
+        Args:
+            inputs: of one pack.
+            with_hits: the last stage gives float32[2, T]: the losses, and 1 where a label has the highest logit (Head.hits).
+        """
         hidden = self._decode(inputs)
         if not self.post_process:
             return hidden
-        return self.head.losses(hidden, self._output_weight(), inputs.labels_T, inputs.weights_T, inputs.supervised_Q)
+        weight_VH = self._output_weight()
+        losses_T = self.head.losses(hidden, weight_VH, inputs.labels_T, inputs.weights_T, inputs.supervised_Q)
+        if not with_hits:
+            return losses_T
+        return torch.stack([losses_T, self.head.hits(hidden, weight_VH, inputs.labels_T, inputs.supervised_Q)])
 
     def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""

@@ -75,6 +75,28 @@ class LanguageHead:
         losses_Q = losses_Q * shown_Q * weights_T[rows_Q]
         return torch.zeros_like(weights_T, dtype=torch.float32).index_add(0, rows_Q, losses_Q)
 
+    @torch.no_grad()
+    def hits(
+        self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, supervised_Q: torch.Tensor
+    ) -> torch.Tensor:
+        """Whether each token's label has the highest logit: float32[T] of 1 and 0, 0 where the label is -100.
+
+        Of equal logits the one with the lowest id counts as the highest. Arguments as losses.
+        """
+        first, vocabulary = self.tp_rank * len(weight_VH), self.tp_size * len(weight_VH)
+        found = []
+        for hidden_CH in self._take(hidden_L1H.squeeze(1), supervised_Q).split(self.chunk):
+            highest_C, ids_C = F.linear(hidden_CH, weight_VH).float().max(-1)
+            ids_C = ids_C + first
+            if self.tp_group is not None:
+                mine_C = highest_C.clone()
+                dist.all_reduce(highest_C, dist.ReduceOp.MAX, group=self.tp_group)
+                ids_C = ids_C.masked_fill(mine_C != highest_C, vocabulary)
+                dist.all_reduce(ids_C, dist.ReduceOp.MIN, group=self.tp_group)
+            found.append(ids_C)
+        hits_Q = (torch.cat(found) == labels_T[supervised_Q]).float()  # the label -100 of an unsupervised token is no id
+        return torch.zeros_like(labels_T, dtype=torch.float32).index_add(0, supervised_Q, hits_Q)
+
     def logits(self, hidden_L1H: torch.Tensor, weight_VH: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen tokens, whole vocabulary, fp32: [R, V]."""
         logits = F.linear(self._take(hidden_L1H.squeeze(1), rows_R), weight_VH)

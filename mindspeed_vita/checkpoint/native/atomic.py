@@ -9,13 +9,15 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Iterable, Mapping
+from typing import Iterable, Mapping, Optional
 
 from mindspeed_vita.files.digest import CHECKSUM, algorithm_of, checksum_of
-from mindspeed_vita.files.publish import publish_folder, restore_all
+from mindspeed_vita.files.publish import publish_folder, restore_all, whole_file
 from mindspeed_vita.files.writing import write_json
 
 CHECKSUMS = "checksums.json"
+BEST = "best.json"
+"""File in a run's folder that names the step with the lowest held-out loss (eval.keep_best); that step is not pruned."""
 _STEP = re.compile(r"step_(\d{7,})")
 
 
@@ -115,13 +117,44 @@ def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {'; '.join(problems)}; {advice}")
 
 
+def mark_best(directory: Path, step: Optional[int], loss: float = 0.0) -> None:
+    """Names the step that pruning spares, in the place of the one before; None: there is none."""
+    if step is None:
+        (directory / BEST).unlink(missing_ok=True)
+        return
+    with whole_file(directory / BEST) as temporary:
+        temporary.write_text(json.dumps({"step": step, "loss": loss}) + "\n", encoding="utf-8")
+
+
+def best_step(directory: Path) -> Optional[Path]:
+    """The step folder that mark_best names, whether it is there or not; None where no step is named.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    path = directory / BEST
+    if not path.is_file():
+        return None
+    try:
+        return directory / step_name(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
+
+
+def surplus(directory: Path, keep: int) -> list[Path]:
+    """The whole steps that prune removes: all but the `keep` newest and the best one; none with 0."""
+    steps = complete_steps(directory)[:-keep] if keep > 0 else []
+    best = best_step(directory) if steps else None
+    return [folder for folder in steps if folder != best]
+
+
 def prune(directory: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest whole steps (0 keeps all) and what interrupted writes left; returns what went.
+    """Remove all but the `keep` newest whole steps (0 keeps all) and the best one, and what interrupted writes left; returns what went.
 
     A step whose replacement died between two renames gets its name back first: it is whole.
     """
     restore_all(directory, "step_*", known_by=CHECKSUMS)
-    gone = complete_steps(directory)[:-keep] if keep > 0 else []
+    gone = surplus(directory, keep)
     for folder in gone:
         # the checksum file goes first: a removal that is interrupted leaves no folder that looks whole
         (folder / CHECKSUMS).unlink()

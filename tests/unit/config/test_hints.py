@@ -22,7 +22,7 @@ from mindspeed_vita.config.aliases import ALIASES, _keys
         ({"train": {"lr_scheduler_type": "cosine"}}, r"; there is no key: the schedule is a linear warm-up"),
         ({"lr": 1e-4}, r"unknown key lr; did you mean train\.lr\?"),
         ({"train": {"seq_length": 512}}, r"unknown key train\.seq_length; did you mean data\.seq_length\?"),
-        ({"seed": 3}, r"did you mean data\.seed or train\.seed\?"),
+        ({"seed": 3}, r"did you mean data\.seed or train\.seed or eval\.seed\?"),
         ({"train": {"save_evry": 3}}, r"did you mean checkpoint\.save_every\?"),
         ({"train": {"qqqq": 3}}, r"unknown key train\.qqqq; known keys: beta1, "),
     ],

@@ -1,0 +1,104 @@
+"""Gates: measured values that hold a step's weights back from the next stage. One JSON file for each gate and step of a run.
+
+This file is the format and the refusal. evaluation/gates.py makes gates from measurements; the engine makes that of the held-out loss.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from mindspeed_vita.files.publish import whole_file
+
+FOLDER = "gates"
+"""Folder of the gates, in a run's folder."""
+BETTER = ("lower", "higher")
+_NAME = re.compile(r"[a-z0-9_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One measured value and its bound.
+
+    Raises:
+        ValueError: a name that is no file name, or an unknown direction.
+    """
+
+    name: str
+    """Lower-case letters, digits and _: held_out_loss, needle, choice_mmmu."""
+    measured: float
+    bound: float
+    """The worst value that passes."""
+    better: str
+    """lower | higher: which values are good ones."""
+    detail: str = ""
+    """What was measured on, for people."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.better not in BETTER:
+            raise ValueError(
+                f"gate {self.name!r}, better={self.better!r}; expected a name of a-z, 0-9 and _, and one of {', '.join(BETTER)}"
+            )
+
+    @property
+    def held(self) -> bool:
+        """Whether the weights are held back. A value that is no number holds them."""
+        return not (self.measured <= self.bound if self.better == "lower" else self.measured >= self.bound)
+
+    def describe(self) -> str:
+        """One line for people."""
+        allowed = f"at {'most' if self.better == 'lower' else 'least'} {self.bound:g}"
+        return f"gate {self.name}: measured {self.measured:.6g}, passes with {allowed}: {'HELD BACK' if self.held else 'passed'}"
+
+
+def write_gate(step_folder: Path, gate: Gate) -> Path:
+    """Writes a gate of a step, in the place of an earlier one of its name; returns the file.
+
+    Args:
+        step_folder: `<run>/step_XXXXXXX`, whether it is there or not.
+        gate: what was measured on it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = step_folder.parent / FOLDER / f"{gate.name}.{step_folder.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({**asdict(gate), "held": gate.held}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def gates_of(step_folder: Path) -> dict[Path, Gate]:
+    """The gates of a step by their files, sorted by name.
+
+    Raises:
+        ValueError: a file is no gate.
+    """
+    found = sorted((step_folder.parent / FOLDER).glob(f"*.{step_folder.name}.json"))
+    return {path: _read(path) for path in found}
+
+
+def check_handover(step_folder: Path) -> None:
+    """Refuses a step that one of its gates holds back.
+
+    Raises:
+        ValueError: naming each such gate, what was measured and what to do; or a file is no gate.
+    """
+    held = {path: gate for path, gate in gates_of(step_folder).items() if gate.held}
+    if held:
+        lines = "; ".join(f"{gate.describe()} ({path})" for path, gate in held.items())
+        raise ValueError(
+            f"{step_folder} is held back: {lines}. Train that stage further, start from another step, measure again with another bound "
+            "(`vita eval`), or remove the file to start from it all the same"
+        )
+
+
+def _read(path: Path) -> Gate:
+    names = [field.name for field in fields(Gate)]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Gate(**{name: content[name] for name in names if name in content})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no gate ({error}); measure again with `vita eval`, or remove it") from error
