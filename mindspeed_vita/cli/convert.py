@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.choices import PRECISIONS, Precision
+from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
     from mindspeed_vita.checkpoint.conversion import Conversion
@@ -207,7 +208,7 @@ def _write_hf(opened: Source, output: Path, arguments: argparse.Namespace, dtype
         frame_pooling=pooling,
         conversion=conversion,
     )
-    return f"{output}: {done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
+    return f"{output}: {counted(done.num_tensors, 'tensor')}, {counted(done.num_parameters, 'parameter')}, {done.dtype}"
 
 
 def _write_native(opened: Source, output: Path, arguments: argparse.Namespace, dtype: Any, shard_bytes: int, conversion: Conversion) -> str:
@@ -223,7 +224,7 @@ def _write_native(opened: Source, output: Path, arguments: argparse.Namespace, d
     precision: Precision = "fp32" if stored is torch.float32 else "bf16"
     recipe = replace(opened.recipe, train=replace(opened.recipe.train, precision=precision))
     folder = native.save_full_weights(output, tensors, recipe, max_file_bytes=shard_bytes, conversion=conversion)
-    return f"{folder}: {len(tensors)} tensors; start from it with checkpoint.init_from={output}"
+    return f"{folder}: {counted(len(tensors), 'tensor')}; start from it with checkpoint.init_from={output}"
 
 
 def _write_megatron(
