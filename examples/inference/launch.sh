@@ -13,8 +13,9 @@ answer() { # TP CP [arguments of vita generate]
     python="$(find_python)" || exit
     settings=("DEVICE=$device" "PYTHONPATH=$VITA_ROOT${PYTHONPATH:+:$PYTHONPATH}" "CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}")
     add_device_settings "$device"
-    command=(env "${settings[@]}" "$python" -m torch.distributed.run --standalone --nproc_per_node "$((tp * cp))"
-        -m mindspeed_vita.cli.main generate "$CHECKPOINT" --tp "$tp" --cp "$cp" --prompt "$PROMPT")
+    command=(env "${settings[@]}" "$python")
+    [ "$((tp * cp))" = 1 ] || command+=(-m torch.distributed.run --standalone --nproc_per_node "$((tp * cp))")
+    command+=(-m mindspeed_vita.cli.main generate "$CHECKPOINT" --tp "$tp" --cp "$cp" --prompt "$PROMPT")
     [ -z "${IMAGE:-}" ] || command+=(--image "$IMAGE")
     [ -z "${VIDEO:-}" ] || command+=(--video "$VIDEO")
     command+=("$@")

@@ -8,6 +8,7 @@ from typing import Callable, Sequence
 
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe, load_recipe, validate
+from mindspeed_vita.wording import counted
 
 _EPILOG = """
 examples:
@@ -16,6 +17,8 @@ examples:
 
 Nothing is read but names, headers and the tokenizer: no device is touched and no sample opened (`vita data check` opens them).
 The stage scripts of examples/ call this with DRY_RUN=1.
+
+Exit status: 0 the run would start, 2 it would not: a line PROBLEM says why, and what to do.
 """
 
 
@@ -60,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             problems += 1
             print(f"  {name:<10} PROBLEM: {' '.join(str(error).split())}")
-    print("PASS: the run would start" if not problems else f"FAIL: {problems} of {len(topics)} topics have a problem")
+    found = f"{problems} of {len(topics)} topics {'has' if problems == 1 else 'have'} a problem"
+    print(f"FAIL: {found}" if problems else "PASS: the run would start")
     return 2 if problems else 0
 
 
@@ -68,12 +72,13 @@ def _packs(recipe: Recipe) -> str:
     data = recipe.data
     sources = "of one source" if data.packing == "same_source" else "across sources"
     isolated = "samples isolated" if data.resets else "samples not isolated"
-    return f"{data.seq_length:,} tokens {sources}, {isolated}; at most {data.max_images} pictures, {data.max_frames} frames a video"
+    most = f"{counted(data.max_images, 'picture')}, {counted(data.max_frames, 'frame')} a video"
+    return f"{counted(data.seq_length, 'token')} {sources}, {isolated}; at most {most}"
 
 
 def _training(recipe: Recipe) -> str:
     train = recipe.train
-    steps = f"{train.steps:,} steps of {train.global_batch} packs, learning rate {train.lr:g} -> {train.min_lr:g}"
+    steps = f"{counted(train.steps, 'step')} of {counted(train.global_batch, 'pack')}, learning rate {train.lr:g} -> {train.min_lr:g}"
     return f"{', '.join(train.modules)}; {steps}, {train.precision}, recompute {train.recompute}"
 
 
@@ -83,7 +88,8 @@ def _layout(recipe: Recipe, processes: int, engine: str) -> str:
     layout = recipe.parallel
     dp = processes // (layout.tp * layout.pp * layout.cp)
     packs = recipe.train.global_batch // dp
-    return f"{processes} processes: tp {layout.tp} pp {layout.pp} cp {layout.cp} dp {dp}; {packs} packs a step for each data-parallel rank"
+    sizes = f"tp {layout.tp} pp {layout.pp} cp {layout.cp} dp {dp}"
+    return f"{counted(processes, 'process', 'processes')}: {sizes}; {counted(packs, 'pack')} a step for each data-parallel rank"
 
 
 def _data(recipe: Recipe) -> str:
@@ -94,7 +100,8 @@ def _data(recipe: Recipe) -> str:
     if root and not Path(root).is_dir():
         raise ValueError(f"data.media_root {root}: no such folder")
     files = sum(len(source.paths) for source in sources)
-    return f"{recipe.data.mixture}: {len(sources)} sources, {files} files, all there; media below {root or 'the folder of each file'}"
+    found = f"{counted(len(sources), 'source')}, {counted(files, 'file')}"
+    return f"{recipe.data.mixture}: {found}, all there; media below {root or 'the folder of each file'}"
 
 
 def _tokenizer(recipe: Recipe) -> str:
@@ -135,4 +142,4 @@ def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
 
     line = command_line(recipe, passed_on)
     unused = "".join(f"; {note}" for note in check_line(line, recipe.model.language))
-    return f"{len(line)} words for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"
+    return f"{counted(len(line), 'word')} for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"

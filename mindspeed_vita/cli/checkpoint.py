@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
+from mindspeed_vita.wording import counted
 
 
 def _one_folder(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def _list(folder: Path, arguments: argparse.Namespace) -> int:
     for step in summaries(folder):
         layout = " ".join(f"{axis}={size}" for axis in ("tp", "pp", "cp", "dp") if (size := (step.layout or {}).get(axis)))
         holds = f"resumes, written with {layout}" if step.resumes else "weights only"
-        print(f"{step.folder.name}: {step.num_bytes / 1e9:,.2f} GB in {step.num_files} files, {holds}")
+        print(f"{step.folder.name}: {step.num_bytes / 1e9:,.2f} GB in {counted(step.num_files, 'file')}, {holds}")
     return 0
 
 
@@ -77,7 +78,7 @@ def _prune(folder: Path, arguments: argparse.Namespace) -> int:
             gone = atomic.prune(folder, arguments.keep)
     for step in gone:
         print(f"{step.name}: {'would go' if arguments.dry_run else 'removed'}")
-    print(f"{len(atomic.complete_steps(folder))} steps in {folder}")
+    print(f"{counted(len(atomic.complete_steps(folder)), 'step')} in {folder}")
     return 0
 
 
@@ -99,5 +100,5 @@ def _reshard(folder: Path, arguments: argparse.Namespace) -> int:
         wait = compared_with_checksums(step, list(atomic.recorded(step)))
         conversion = Conversion(must_go_on=arguments.resume, start=start, before_publishing=wait)
         written = reshard(step, output, max_file_bytes=size, conversion=conversion)
-    print(f"{written}: {sum(1 for path in written.rglob('*.safetensors'))} files of tensors")
+    print(f"{written}: {counted(len(list(written.rglob('*.safetensors'))), 'file')} of tensors")
     return 0

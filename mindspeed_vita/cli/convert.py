@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.choices import PRECISIONS, Precision
+from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
     from mindspeed_vita.checkpoint.conversion import Conversion
@@ -263,7 +264,7 @@ def _write_hf(
         frame_pooling=pooling,
         conversion=conversion,
     )
-    return f"{output}: {done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.dtype}"
+    return f"{output}: {counted(done.num_tensors, 'tensor')}, {counted(done.num_parameters, 'parameter')}, {done.dtype}"
 
 
 def _write_native(
@@ -290,7 +291,7 @@ def _write_native(
     folder = native.save_full_weights(
         output, tensors, recipe, max_file_bytes=shard_bytes, optimizer=optimizer, state=state, conversion=conversion
     )
-    return f"{folder}: {len(tensors)} tensors{_use(output, training)}"
+    return f"{folder}: {counted(len(tensors), 'tensor')}{_use(output, training)}"
 
 
 def _write_megatron(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_vita.cli import data_import
+from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
     from mindspeed_vita.config import Recipe
@@ -123,7 +124,7 @@ def _index(recipe: Recipe, arguments: argparse.Namespace) -> int:
         indexed = index_mixture(recipe.data, tokenizer, again=True, progress=progress)
     for spec, files in indexed:
         for _, head in files:
-            print(f"{spec.name}: {head.path}: {head.num_rows:,} rows, {head.num_skipped:,} skipped")
+            print(f"{spec.name}: {head.path}: {counted(head.num_rows, 'row')}, {head.num_skipped:,} skipped")
     print(f"index in {index_folder(recipe.data)}, {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -136,7 +137,8 @@ def _plan(recipe: Recipe, arguments: argparse.Namespace) -> int:
     for number in range(epoch + 1):
         plan = dataset.plan(number)
         fill = plan.tokens.sum(dtype=float) / (len(plan.packs) * recipe.data.seq_length)
-        print(f"epoch {number}: {len(plan.packs):,} packs, fill {fill:.2%}, {len(plan.packs) / recipe.train.global_batch:,.1f} steps")
+        packs = counted(len(plan.packs), "pack")
+        print(f"epoch {number}: {packs}, fill {fill:.2%}, {len(plan.packs) / recipe.train.global_batch:,.1f} steps")
     print(f"plan in {dataset.folder}, {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -160,12 +162,13 @@ def _check(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     total = 0
     for checked in check_mixture(recipe.data, headers=arguments.headers):
-        print(f"{checked.source}: {checked.path}: {checked.num_rows:,} rows, {len(checked.problems):,} findings", flush=True)
+        found = f"{counted(checked.num_rows, 'row')}, {counted(len(checked.problems), 'finding')}"
+        print(f"{checked.source}: {checked.path}: {found}", flush=True)
         print_findings(checked.problems)
         for note in checked.notes:
             print(f"  note: {note}")
         total += len(checked.problems)
-    print(f"{total:,} findings" if total else "nothing found")
+    print(counted(total, "finding") if total else "nothing found")
     return 1 if total else 0
 
 
@@ -183,7 +186,7 @@ def _skipped(recipe: Recipe, arguments: argparse.Namespace) -> int:
         print(f"vita: {error}", file=sys.stderr)
     for item in found:
         print(f"{item.where}: {item.reason}")
-    print(f"{len(found):,} rows are left out", file=sys.stderr)
+    print(f"{counted(len(found), 'row')} {'is' if len(found) == 1 else 'are'} left out", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 import shlex
 import sys
 
+from mindspeed_vita.wording import counted
+
 _EPILOG = """
 what SOURCE may be:
   a .csv or .tsv file     a header line, then one picture per line: columns with its path, the answer and, if there is one, the question
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         columns=columns,
         skip_bad=arguments.skip_bad,
     )
-    print(f"{arguments.source}: {done.what}; {done.num_rows:,} rows, {done.num_rows - done.num_good:,} of them bad")
+    print(f"{arguments.source}: {done.what}; {counted(done.num_rows, 'row')}, {done.num_rows - done.num_good:,} of them bad")
     print_findings(done.problems, sys.stderr)
     if done.mixture is None:
         advice = "correct them, or leave them out with --skip-bad" if done.num_good else "no row is good"
@@ -66,5 +68,5 @@ def run(arguments: argparse.Namespace) -> int:
             "--media-root names another folder)"
         )
     settings = shlex.join([f"data.mixture={done.mixture}", f"data.media_root={done.media_root}"])
-    print(f"{done.num_good:,} samples in {done.rows}\nsettings: {settings}\nnext: vita data check RECIPE.yaml {settings}")
+    print(f"{counted(done.num_good, 'sample')} in {done.rows}\nsettings: {settings}\nnext: vita data check RECIPE.yaml {settings}")
     return 0

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     media.add_argument("--media-root", metavar="DIR", help="folder below which requests may name files (default: none)")
     media.add_argument("--allow-host", action="append", default=[], metavar="HOST", help="host that media may be fetched from, HOST or"
                        " HOST:PORT; may be repeated (default: none)")  # fmt: skip
+    media.add_argument("--scratch", metavar="DIR", help="where media of requests are kept while they are needed; on several nodes, a"
+                       " folder that all of them see (default: the system's temporary folder)")  # fmt: skip
     media.add_argument("--fetch-seconds", type=float, default=20.0, metavar="S", help="time to fetch one medium (default 20)")
     media.add_argument("--max-media", default="256MB", metavar="SIZE", help="largest picture or video (default 256MB)")
     media.add_argument("--max-media-total", default="1GB", metavar="SIZE", help="all media of a request together (default 1GB)")
@@ -102,8 +104,8 @@ def _serve(session: InferenceSession, settings: ServeSettings, bound: socket.soc
     )
     engine = Engine(loop, most=arguments.max_queue, time_limit=arguments.max_time)
     host, port = bound.getsockname()[:2]
-    with tempfile.TemporaryDirectory(prefix="vita-serve-") as folder:
-        app = create_app(engine, loop, settings, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="vita-serve-", dir=arguments.scratch) as folder:
+        app = create_app(engine, loop, settings, Path(folder).absolute())
         shown = f"[{host}]" if ":" in host else host
         listening = f"serving {settings.model} at http://{shown}:{port}"
         server.run(app, engine, bound, drain=arguments.drain, most=arguments.max_queue, listening=listening)
@@ -118,6 +120,7 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
     from mindspeed_vita.serving.settings import ServeSettings
 
     _check_numbers(arguments)
+    _check_scratch(arguments.scratch)
     keys = ApiKeys(read_keys(arguments.api_key_file, os.environ.get("VITA_API_KEYS")), per_minute=arguments.per_minute)
     check_binding(arguments.host, keys, insecure=arguments.insecure)
     root = None if arguments.media_root is None else Path(arguments.media_root).absolute()
@@ -141,6 +144,17 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         max_wait=arguments.max_wait,
         max_answer=arguments.max_answer,
     )
+
+
+def _check_scratch(folder: str | None) -> None:
+    """On every rank: each one reads there, and the first one writes."""
+    if folder is None:
+        return
+    host = socket.gethostname()
+    if not Path(folder).is_dir():
+        raise ValueError(f"--scratch {folder}: no such folder on {host}; on several nodes it must be one that all of them see")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise ValueError(f"--scratch {folder} may not be written on {host}; change its permissions, or choose another folder")
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

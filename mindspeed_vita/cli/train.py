@@ -9,6 +9,7 @@ import sys
 
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.wording import counted
 
 _EPILOG = """
 examples:
@@ -90,7 +91,8 @@ def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
 def _builtin(recipe: Recipe) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         # these imports take seconds, and torchrun's own start before them too
-        print(f"{recipe.name}: starting {os.environ.get('WORLD_SIZE', '1')} process(es), loading torch and megatron.core", file=sys.stderr)
+        processes = counted(int(os.environ.get("WORLD_SIZE", "1")), "process", "processes")
+        print(f"{recipe.name}: starting {processes}, loading torch and megatron.core", file=sys.stderr)
     from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.cli.after_training import results
     from mindspeed_vita.engine.loop import train
@@ -111,10 +113,17 @@ def _builtin(recipe: Recipe) -> int:
             print(line, result.checkpoint, file=sys.stderr, flush=True)
         return 128 + result.stopped_by
     if leads:
+        if not result.tokens_per_second:
+            print(
+                f"{recipe.name}: step {result.step} of {recipe.train.steps} was done before, so nothing was trained; checkpoint "
+                f"{result.checkpoint}. train.steps=N trains to step N, another checkpoint.directory starts anew",
+                flush=True,
+            )
+            return 0
         first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
         print(
-            f"{recipe.name}: {result.step} steps, {result.layout}, loss {first} -> {last}, {result.tokens_per_second:,.0f} tokens/s, "
-            f"peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
+            f"{recipe.name}: {counted(result.step, 'step')}, {result.layout}, loss {first} -> {last}, "
+            f"{result.tokens_per_second:,.0f} tokens/s, peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
             flush=True,
         )
         try:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mindspeed_vita.cli.convert import add_source_arguments
+from mindspeed_vita.wording import counted
 
 _EPILOG = """
 examples:
@@ -65,5 +66,5 @@ def run(arguments: argparse.Namespace) -> int:
     if len(found.problems) > 20:
         print(f"and {len(found.problems) - 20:,} more in {report}")
     if found.same:
-        print(f"the same model: {found.num_tensors:,} tensors, {found.num_parameters:,} parameters ({report})")
+        print(f"the same model: {counted(found.num_tensors, 'tensor')}, {counted(found.num_parameters, 'parameter')} ({report})")
     return 0 if found.same else 1

@@ -29,6 +29,7 @@ from mindspeed_vita.data.templates import ChatTemplate, get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
 from mindspeed_vita.files.writing import written_below
 from mindspeed_vita.hf.token_layout import VisionTokenIds
+from mindspeed_vita.wording import counted
 
 _OPEN_PLANS = 3
 """Epochs whose plans stay open."""
@@ -151,8 +152,9 @@ class PackDataset:
         """One line on what was indexed and what was skipped, with the commonest reasons."""
         prepared = self._prepared
         sources = ", ".join(f"{name} {count:,}" for name, count in zip(prepared.sources, prepared.samples))
-        packs = f"{self.num_packs(0):,} packs of {self.settings.seq_length:,}"
-        line = f"{self.num_samples:,} samples ({sources}), {prepared.num_tokens:,} tokens, {prepared.num_tiles:,} tiles, {packs}"
+        packs = f"{counted(self.num_packs(0), 'pack')} of {self.settings.seq_length:,}"
+        sizes = f"{counted(prepared.num_tokens, 'token')}, {counted(prepared.num_tiles, 'tile')}"
+        line = f"{counted(self.num_samples, 'sample')} ({sources}), {sizes}, {packs}"
         return line if not self.skipped else f"{line}; skipped {skip_summary(self.skipped)}"
 
     def failure_budget(self) -> FailureBudget:

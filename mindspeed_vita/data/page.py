@@ -12,6 +12,7 @@ from PIL import Image
 
 from mindspeed_vita.data.batch import IGNORE, PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
+from mindspeed_vita.wording import counted
 
 _STYLE = """
 body { font: 14px/1.5 sans-serif; margin: 2em; max-width: 70em; }
@@ -33,8 +34,8 @@ def pack_page(dataset: PackDataset, number: int) -> str:
     documents = set(batch.cu_seqlens.tolist())
     parts = [
         f"<!doctype html><meta charset=utf-8><title>pack {number}</title><style>{_STYLE}</style><h1>Pack {number}</h1>",
-        f"<p>Pack {pack} of epoch {epoch}: {len(batch.sample_ids)} samples, {used:,} of {length:,} tokens, "
-        f"{len(batch.tile_first_token)} tiles, {int((batch.labels_T != IGNORE).sum()):,} supervised tokens. "
+        f"<p>Pack {pack} of epoch {epoch}: {counted(len(batch.sample_ids), 'sample')}, {used:,} of {length:,} tokens, "
+        f"{counted(len(batch.tile_first_token), 'tile')}, {counted(int((batch.labels_T != IGNORE).sum()), 'supervised token')}. "
         "A green span is learnt, with \u21b5 for a line feed, \u2192 for a tab and \u00b7 for a space "
         "at the start of a span or the end of a line; "
         "a double red line starts an attention document.</p>",
@@ -45,7 +46,8 @@ def pack_page(dataset: PackDataset, number: int) -> str:
             parts.append(f'<div class="document">document at token {start:,}</div>')
         parts.append(_sample(dataset, batch, sample, start, stop))
     if used < length:
-        parts.append(f'<div class="document">padding from token {used:,}: {length - used:,} tokens</div>')
+        padding = counted(length - used, "token")
+        parts.append(f'<div class="document">padding from token {used:,}: {padding}</div>')
     return "\n".join(parts) + "\n"
 
 

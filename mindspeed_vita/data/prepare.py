@@ -30,6 +30,7 @@ from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
 from mindspeed_vita.files.publish import whole_folder
 from mindspeed_vita.hf.tiling import background
+from mindspeed_vita.wording import counted
 
 _FORMAT = 2
 """Raised when the same index and settings would give other packs."""
@@ -285,7 +286,7 @@ def _open(folder: Path) -> Prepared:
 
 
 def _why_empty(data: DataConfig, source: str, heads: Sequence[IndexHead], skipped: Sequence[SkippedSample]) -> str:
-    names = ", ".join(f"{head.path} ({head.num_rows} rows)" for head in heads)
+    names = ", ".join(f"{head.path} ({counted(head.num_rows, 'row')})" for head in heads)
     why = f"all were skipped: {skip_summary(skipped)}" if skipped else "no rows are drawn, which follows from ratio and num"
     return (
         f"source {source!r} of {data.mixture} has no usable sample: {names}: {why}; correct it and run `vita data index`, or set its "

@@ -16,6 +16,7 @@ from mindspeed_vita.data.budget import FailureBudget, kind_of
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
@@ -138,7 +139,7 @@ class FailedSamples:
         why = "; ".join(f"{count:,} x {kind}" for kind, count in kinds) or "no sample failed: look at a pack with `vita data show`"
         raise ValueError(
             f"nothing was learnt in steps {step - self.empty_steps + 1} to {step}: their samples have no supervised token; "
-            f"{len(self.ids):,} samples failed to decode ({why}); {self.quarantine} names each: repair them, and start again"
+            f"{counted(len(self.ids), 'sample')} failed to decode ({why}); {self.quarantine} names each: repair them, and start again"
         )
 
     def note_skipped(self, skipped: Any) -> None:

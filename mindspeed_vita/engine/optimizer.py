@@ -10,6 +10,7 @@ import torch
 from mindspeed_vita.config import Recipe, TrainConfig
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
 from mindspeed_vita.platform import Platform, megatron_compat
+from mindspeed_vita.wording import counted
 
 
 def wrap_model(model: Any) -> Any:
@@ -86,8 +87,8 @@ def describe_new_length(schedule: Any, train: TrainConfig, *, steps_before: int,
         return f"{change}; the checkpoint is at step {step}, so nothing is left to train"
     rates = _rate(schedule, train, steps_before, step), _rate(schedule, train, train.steps, step + 1)
     return (
-        f"{change}: warm-up and cosine span {train.steps} steps from here on; the learning rate was {rates[0]:.2e} at step {step} "
-        f"and is {rates[1]:.2e} at step {step + 1}"
+        f"{change}: warm-up and cosine span {counted(train.steps, 'step')} from here on; "
+        f"the learning rate was {rates[0]:.2e} at step {step} and is {rates[1]:.2e} at step {step + 1}"
     )
 
 

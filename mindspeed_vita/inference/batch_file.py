@@ -7,6 +7,7 @@ A line that cannot be answered gets a record with "error".
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -40,7 +41,10 @@ def read_request(line: bytes, folder: Path, params: SamplingParams) -> tuple[Req
         raise ValueError(f"is a JSON {type(row).__name__}; expected an object")
     unknown = sorted(set(row) - set(_KEYS))
     if unknown:
-        raise ValueError(f"has unknown keys {', '.join(unknown)}; expected some of {', '.join(_KEYS)}")
+        close = [near for key in unknown for near in difflib.get_close_matches(key, _KEYS, n=1)]
+        meant = f"did you mean {' and '.join(close)}? " if close else ""
+        names = f"key{'s' * (len(unknown) > 1)} {', '.join(unknown)}"
+        raise ValueError(f"has the unknown {names}; {meant}expected some of {', '.join(_KEYS)}")
     if isinstance(row.get("id"), (list, dict)):
         raise ValueError(f"has an id of type {type(row['id']).__name__}; expected a text or a number")
     if ("prompt" in row) == ("messages" in row):

@@ -16,6 +16,7 @@ from mindspeed_vita.data.sample import Message
 from mindspeed_vita.inference.request import Request, ask
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
+from mindspeed_vita.wording import counted
 
 HELP = """/image FILE   show a picture with the next question
 /video FILE   show a video, or a folder of frames, with the next question
@@ -103,7 +104,7 @@ class Chat:
             self.conversation = Conversation()
         elif name == "/save":
             self._save(Path(argument))
-            self.show(f"{argument}: {len(self.conversation.messages)} turns\n")
+            self.show(f"{argument}: {counted(len(self.conversation.messages), 'turn')}\n")
         elif name == "/help":
             self.show(HELP + "\n")
         elif name != "/quit":

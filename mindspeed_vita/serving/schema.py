@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from mindspeed_vita.inference.sampling import SamplingParams
 
@@ -57,18 +57,27 @@ class TextPart(_Strict):
     text: str
 
 
+def _is_object(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f'found a text; expected {{"type": "{info.field_name}", "{info.field_name}": {{"url": "..."}}}}')
+    return value
+
+
+MediaPlace = Annotated[MediaUrl, BeforeValidator(_is_object)]
+
+
 class ImagePart(_Strict):
     """A picture."""
 
     type: Literal["image_url"]
-    image_url: MediaUrl
+    image_url: MediaPlace
 
 
 class VideoPart(_Strict):
     """A video."""
 
     type: Literal["video_url"]
-    video_url: MediaUrl
+    video_url: MediaPlace
 
 
 Part = Annotated[Union[TextPart, ImagePart, VideoPart], Field(discriminator="type")]

@@ -40,7 +40,7 @@ def test_a_recipe_that_would_start(recipe, tiny, capsys):
     assert main(["check", "--processes", "2", recipe(), "train.steps=7"]) == 0
     out = capsys.readouterr().out
     assert "7 steps of 4 packs" in out and "dp 2; 2 packs a step for each data-parallel rank" in out
-    assert "1 sources, 1 files, all there; media below the folder of each file" in out
+    assert "1 source, 1 file, all there; media below the folder of each file" in out
     assert "random, as checkpoint.init_from is empty" in out and out.splitlines()[-1] == "PASS: the run would start"
 
 

@@ -23,7 +23,7 @@ def test_a_run_ends_with_its_results_and_the_next_commands(tiny, tmp_path, capsy
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     assert main(["train", "recipe.yaml"]) == 0
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[0] == "tiny: starting 1 process(es), loading torch and megatron.core"
+    assert captured.err.splitlines()[0] == "tiny: starting 1 process, loading torch and megatron.core"
     first, *lines = captured.out.splitlines()
     assert first.startswith("tiny: 3 steps, ")
     shown = {line[:15].strip(): line[15:] for line in lines}
@@ -32,6 +32,9 @@ def test_a_run_ends_with_its_results_and_the_next_commands(tiny, tmp_path, capsy
     assert shown["metrics"] == f"{run}/metrics.jsonl" and (run / "metrics.jsonl").is_file()
     assert shlex.split(shown["TensorBoard"]) == ["tensorboard", "--logdir", f"{run}/tensorboard"] and any((run / "tensorboard").iterdir())
     (tmp_path / "photo.jpg").write_bytes((tiny.folder / "red0.png").read_bytes())
+    assert main(["train", "recipe.yaml"]) == 0
+    (again,) = capsys.readouterr().out.splitlines()
+    assert again.startswith("tiny: step 3 of 3 was done before, so nothing was trained; checkpoint "), "no speed of no steps"
     for name in ("ask it", "export it"):
         program, *words = shlex.split(shown[name])
         assert program == "vita" and main(words) == 0, name

@@ -220,7 +220,7 @@ def test_a_source_without_a_usable_sample_stops_the_run(world, say):
     mute = world.rows("mute.jsonl", [{"messages": say("Only a question")}])
     world.mixture(good={"data_paths": [good]}, bad={"data_paths": [gone, mute]})
     message = (
-        r"source 'bad' .*gone\.jsonl \(3 rows\), .*mute\.jsonl \(1 rows\): all were skipped: 4 \(3 x no such file.*1 x no assistant turn"
+        r"source 'bad' .*gone\.jsonl \(3 rows\), .*mute\.jsonl \(1 row\): all were skipped: 4 \(3 x no such file.*1 x no assistant turn"
     )
     with pytest.raises(ValueError, match=message + ".*set its ratio to 0"):
         world.build()

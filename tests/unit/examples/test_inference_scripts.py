@@ -33,7 +33,9 @@ def test_it_prints_its_command(name: str, device: str, tmp_path: Path) -> None:
     tp, cp = LAYOUTS[name]
     wanted = ["generate", str(tmp_path), "--tp", str(tp), "--cp", str(cp), "--prompt", "What happens?", "--video", "a film.mp4"]
     assert words[words.index("generate") :] == [*wanted, "--max-new-tokens", "7"]
-    assert words[words.index("--nproc_per_node") + 1] == str(tp * cp) and f"DEVICE={device}" in words
+    started = [words[words.index("--nproc_per_node") + 1]] if "torch.distributed.run" in words else []
+    assert started == ([str(tp * cp)] if tp * cp > 1 else []), "one process needs no launcher"
+    assert f"DEVICE={device}" in words
     assert any(word.startswith("HCCL_EXEC_TIMEOUT=") for word in words) == (device == "npu")
 
 

@@ -160,7 +160,9 @@ def test_a_line_sets_its_own_sampling_and_paths_are_the_files_own(tmp_path: Path
     ("line", "message"),
     [
         ("[1]", "is a JSON list; expected an object"),
-        ('{"prompt": "x", "colour": 1}', "has unknown keys colour; expected some of id, prompt"),
+        ('{"prompt": "x", "colour": 1}', "has the unknown key colour; expected some of id, prompt"),
+        ('{"prompt": "x", "temperatur": 1}', r"unknown key temperatur; did you mean temperature\? expected some of id"),
+        ('{"prompt": "x", "imges": [], "max_token": 1}', r"keys imges, max_token; did you mean images and max_tokens\? expected"),
         ('{"images": []}', "needs either prompt or messages"),
         ('{"prompt": 3}', "has a prompt of type int; expected a text"),
         ('{"prompt": "x", "images": "a.png"}', "has images that are no list of paths"),

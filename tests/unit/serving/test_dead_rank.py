@@ -15,15 +15,15 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.unit.serving.conftest import until
+from tests.unit.serving.conftest import picture, shown, until
 from tests.unit.serving.test_serve_command import SMALL, VITA, Process, ask, running, started
 
 
-def test_a_rank_that_dies_ends_the_server(checkpoint: Path) -> None:
+def test_a_rank_that_dies_ends_the_server(checkpoint: Path, tmp_path: Path) -> None:
     """The ranks are started without torchrun, which would end the first one by a signal before it notices."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [*VITA, str(checkpoint), *SMALL, "--cp", "2"]
+    command = [*VITA, str(checkpoint), *SMALL, "--cp", "2", "--scratch", str(tmp_path)]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**shared, "RANK": "1", "LOCAL_RANK": "1"}.items():
@@ -31,6 +31,8 @@ def test_a_rank_that_dies_ends_the_server(checkpoint: Path) -> None:
         with started(command) as second, _first(patch, command) as server, ThreadPoolExecutor(1) as pool:
             url = server.url
             assert ask(url, 4)[0] == 200
+            assert len(os.listdir(tmp_path)) == 1, "both ranks find the media of requests there"
+            assert ask(url, 4, shown("What is it?", picture(1, (90, 60))))[0] == 200
             second.process.send_signal(signal.SIGTERM)
             assert ask(url, 4)[0] == 200, "only the first rank listens to the launcher's signal"
             answer = pool.submit(ask, url, 3900)
@@ -44,6 +46,7 @@ def test_a_rank_that_dies_ends_the_server(checkpoint: Path) -> None:
             assert server.wait() == 1 and "the model stopped working" in server.text
             watch.join(60)
             assert states == {200, 503}, "it says so before it ends"
+            assert not os.listdir(tmp_path), "nothing is left"
 
 
 def _first(patch: pytest.MonkeyPatch, command: list[str]) -> AbstractContextManager[Process]:

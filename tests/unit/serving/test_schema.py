@@ -110,6 +110,16 @@ def test_parts_of_a_message_keep_their_order():
             "messages.0.content.0.image_url.url",
             "valid string",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "cat.jpg"}]}]},
+            "messages.0.content.0.image_url",
+            'found a text; expected {"type": "image_url", "image_url": {"url": "..."}}',
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": "clip.mp4"}]}]},
+            "messages.0.content.0.video_url",
+            'found a text; expected {"type": "video_url", "video_url": {"url": "..."}}',
+        ),
         ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages.0.colour", "Unrecognized request argument"),
         ({"messages": [HI, {"role": "assistant", "content": "ho"}]}, None, "the last message is the assistant's"),
     ],

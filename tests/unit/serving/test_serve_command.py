@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -67,8 +68,9 @@ def started(command: list[str]) -> Iterator[Process]:
             process.process.wait()
 
 
-def ask(url: str, tokens: int) -> tuple[int, dict]:
-    body = json.dumps({"messages": [{"role": "user", "content": "How many?"}], "temperature": 0, "max_tokens": tokens}).encode()
+def ask(url: str, tokens: int, messages: list[dict[str, Any]] | None = None) -> tuple[int, dict]:
+    messages = messages or [{"role": "user", "content": "How many?"}]
+    body = json.dumps({"messages": messages, "temperature": 0, "max_tokens": tokens}).encode()
     try:
         with urlopen(Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"}), timeout=120) as answer:
             return answer.status, json.loads(answer.read())
@@ -110,6 +112,8 @@ def test_what_does_not_finish_in_time_gets_a_503(checkpoint: Path) -> None:
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in without a key; set --api-key-file, or --insecure"),
         (["--media-root", "/nowhere"], "--media-root /nowhere: no such folder"),
+        (["--scratch", "/nowhere"], "--scratch /nowhere: no such folder on "),
+        (["--max-characters", "0"], "--max-characters is 0; expected at least 1"),
         (["--max-queue", "0"], "--max-queue is 0; expected at least 1"),
         (["--max-wait", "nan"], "--max-wait is nan; expected more than 0"),
         (["--drain", "-1"], "--drain is -1; expected at least 0"),
