@@ -98,19 +98,23 @@ def _native(folder: Path, options: SourceOptions) -> Source:
 def _mindspeed(folder: Path, options: SourceOptions) -> Source:
     from mindspeed_vita.checkpoint.hf.weights import native_tensors
     from mindspeed_vita.checkpoint.mapping.rules import check_shapes
-    from mindspeed_vita.checkpoint.megatron import rank_files
+    from mindspeed_vita.checkpoint.megatron import dist_files, rank_files
 
-    content = rank_files.saved_recipe(folder)
+    distributed = dist_files.is_distributed(folder)
+    content = None if distributed else rank_files.saved_recipe(folder)
     if content is None and not options.recipe:
         raise ValueError(f"{folder} does not say its sizes; add --recipe with a recipe of the same architecture")
     recipe = load_recipe(options.recipe) if options.recipe else recipe_from_dict(content or {}, where=str(folder))
-    weights = rank_files.read_full_weights(folder, tied=recipe.model.language.tie_embeddings)
+    if distributed:
+        weights, files = dist_files.read_full_weights(folder, recipe.model.language.num_layers)
+    else:
+        weights = rank_files.read_full_weights(folder, tied=recipe.model.language.tie_embeddings)
+        files = tuple(rank_files.rank_files(folder).values())
     needed = {name: tuple(tensor.shape) for name, tensor in native_tensors(recipe.model).items()}
     try:
         check_shapes(weights.shapes(), needed, side="MindSpeed-LLM")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    files = tuple(rank_files.rank_files(folder).values())
     return Source(format="mindspeed-llm", weights=weights, recipe=_with_tokenizer(recipe, options), files=files)
 
 

@@ -82,10 +82,11 @@ def holds_training(folder: Path, source: Source) -> bool:
         from mindspeed_vita.checkpoint.native.step_folder import find
 
         return (find(folder) / "state.json").is_file()
-    if source.format != "mindspeed-llm":
-        return False
+    from mindspeed_vita.checkpoint.megatron.dist_files import is_distributed
     from mindspeed_vita.checkpoint.megatron.rank_files import saved_layout
 
+    if source.format != "mindspeed-llm" or is_distributed(folder):
+        return False
     return saved_layout(folder).has_optimizer
 
 
@@ -99,6 +100,10 @@ def open_training(folder: Path, source: Source) -> Training:
     Raises:
         ValueError: there is no optimizer, it is not of the weights' architecture, or it cannot be moved; the message says why.
     """
+    from mindspeed_vita.checkpoint.megatron.dist_files import is_distributed
+
+    if source.format == "mindspeed-llm" and is_distributed(folder):
+        raise ValueError(f"--optimizer: {folder} is of --ckpt-format torch_dist, of which the weights are read only; leave --optimizer out")
     if not holds_training(folder, source):
         raise ValueError(f"--optimizer: {folder} holds weights only; leave --optimizer out")
     training = _native(folder) if source.format == "native" else _mindspeed(folder, source)

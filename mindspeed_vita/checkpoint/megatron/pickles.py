@@ -10,6 +10,8 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +86,63 @@ def _check_memo(content: bytes) -> None:
             raise ValueError(f"object number {argument} at byte {at} of a pickle of {len(content)} bytes")
 
 
+class Record:
+    """Stands for a dataclass of torch.distributed.checkpoint.metadata: its values, and none of its code."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+
+_RECORDS = {
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata",
+        "MetadataIndex",
+        "TensorStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorProperties",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+}
+
+
+class _Metadata(_Restricted):
+    def find_class(self, module: str, name: str) -> Any:
+        return Record if name in _RECORDS.get(module, ()) else super().find_class(module, name)
+
+
+_READER = SimpleNamespace(Unpickler=_Restricted, __name__=__name__)
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, file: Any, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise ValueError(f"place {base + offset} before the part's begin")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        wanted = max(0, min(len(buffer), self._length - self._at))
+        count = int(self._file.readinto(memoryview(buffer)[:wanted]))
+        self._at += count
+        return count
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """A file of torch.save whose top level is a dict. Its tensors are mapped, not read.
 
@@ -91,15 +150,54 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ValueError: the file is cut off, or is no such file.
         OSError: it cannot be read.
     """
-    reader = SimpleNamespace(Unpickler=_Restricted, __name__=__name__)
     if not zipfile.is_zipfile(path):  # the older format cannot be mapped, and nobody writes it any more
         raise ValueError(f"{path} is not a whole file of torch.save: it is no zip archive; copy it again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
-    except OSError:
-        raise
-    except Exception as error:  # a pickle of anybody's can go wrong in any way
-        raise ValueError(f"{path} is not a whole file of torch.save: {' '.join(str(error).split())[:200]}; copy it again") from error
+    with _refusing(path, "file of torch.save"):
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_READER, mmap=True)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict with the key 'model'")
     return content
+
+
+def read_tensor(path: Path, start: int, length: int) -> Any:
+    """What torch.save wrote into a part of a file; its elements are read into memory.
+
+    Args:
+        path: the file.
+        start: first byte of the part.
+        length: its bytes.
+
+    Raises:
+        ValueError: the part is cut off, or torch.save did not write it.
+        OSError: it cannot be read.
+    """
+    with _refusing(path, "file of torch.save"), path.open("rb") as file:
+        window: Any = io.BufferedReader(_Window(file, start, length))
+        if not zipfile.is_zipfile(window):
+            raise ValueError(f"its {length:,} bytes at {start:,} are no zip archive")
+        window.seek(0)
+        return torch.load(window, map_location="cpu", weights_only=False, pickle_module=_READER)
+
+
+def read_metadata(path: Path) -> Record:
+    """The .metadata file of torch.distributed.checkpoint, as records without behaviour.
+
+    Raises:
+        ValueError: the file is cut off, or is no such file.
+        OSError: it cannot be read.
+    """
+    with _refusing(path, "metadata file of torch.distributed.checkpoint"), path.open("rb") as file:
+        content = _Metadata(file).load()
+        if not isinstance(content, Record):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    return content
+
+
+@contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # a pickle of anybody's can go wrong in any way
+        raise ValueError(f"{path} is not a whole {what}: {' '.join(str(error).split())[:200]}; copy it again") from error

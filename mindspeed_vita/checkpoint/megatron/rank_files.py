@@ -18,6 +18,8 @@ from mindspeed_vita.files.tensors import Made, Spec, Tensors, same
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
+METADATA = ".metadata"
+"""In the folder of an iteration that --ckpt-format torch_dist wrote."""
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
 _TIED = "language.output_layer.weight"
 
@@ -43,7 +45,7 @@ def saved_layout(folder: str | Path, step: Optional[int] = None) -> SavedLayout:
     Raises:
         ValueError: there is no such checkpoint, or the sizes differ from stage to stage.
     """
-    ranks = _rank_files(Path(folder) / f"iter_{step:07d}" if step is not None else _iteration(Path(folder)))
+    ranks = _rank_files(Path(folder) / f"iter_{step:07d}" if step is not None else iteration_of(Path(folder)))
     tp, pp = 1 + max(tensor for tensor, _ in ranks), 1 + max(stage for _, stage in ranks)
     if len(ranks) != tp * pp:
         raise ValueError(f"{folder}: {len(ranks)} files of ranks, but tp={tp} pp={pp} by their names; copy all mp_rank folders")
@@ -53,7 +55,7 @@ def saved_layout(folder: str | Path, step: Optional[int] = None) -> SavedLayout:
 
 def is_mindspeed(folder: Path) -> bool:
     """Whether a folder holds what MindSpeed-LLM saved: a run's folder, or one of its iterations."""
-    return (folder / TRACKER).is_file() or any(folder.glob(f"mp_rank_*/{RANK_FILE}"))
+    return (folder / TRACKER).is_file() or (folder / METADATA).is_file() or any(folder.glob(f"mp_rank_*/{RANK_FILE}"))
 
 
 def read_rank(path: Path) -> dict[str, torch.Tensor]:
@@ -135,10 +137,15 @@ def rank_files(folder: str | Path) -> dict[tuple[int, int], Path]:
     Raises:
         ValueError: there are none.
     """
-    return _rank_files(_iteration(Path(folder)))
+    return _rank_files(iteration_of(Path(folder)))
 
 
-def _iteration(folder: Path) -> Path:
+def iteration_of(folder: Path) -> Path:
+    """The folder of a run's latest iteration, or the folder itself where it is one.
+
+    Raises:
+        ValueError: the file that names the iteration is damaged.
+    """
     tracker = folder / TRACKER
     if not tracker.is_file():
         return folder

@@ -151,7 +151,8 @@ def test_all_of_this_holds_on_the_other_core_lines(line):
         pytest.skip("this is the inner run")
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((folder, str(root))), "VITA_INNER": "1"}
-    files = [__file__, str(root / "tests/unit/checkpoint/native/test_checkpoint.py")]
+    others = ("tests/unit/checkpoint/native/test_checkpoint.py", "tests/unit/checkpoint/megatron/test_flat_buffers.py")
+    files = [__file__, *(str(root / name) for name in others)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
