@@ -133,6 +133,15 @@ def rank_files(folder: str | Path) -> dict[tuple[int, int], Path]:
     return _rank_files(_iteration(Path(folder)))
 
 
+def iteration_folder(folder: str | Path) -> Path:
+    """The folder of a run's latest iteration (iter_0000500, or release), or the folder itself where it is an iteration's.
+
+    Raises:
+        ValueError: the file that names the latest iteration cannot be read.
+    """
+    return _iteration(Path(folder))
+
+
 def _iteration(folder: Path) -> Path:
     tracker = folder / TRACKER
     if not tracker.is_file():

@@ -56,3 +56,20 @@ def test_a_replaced_step_that_a_crash_left_behind_goes(tmp_path: Path) -> None:
     _publish(tmp_path, 1, b"new")
     assert atomic.prune(tmp_path, keep=0) == []
     assert [path.name for path in tmp_path.iterdir()] == [step.name] and (step / "data").read_bytes() == b"new"
+
+
+def test_pruning_spares_the_best_step_and_says_beforehand_what_goes(tmp_path: Path) -> None:
+    steps = [_publish(tmp_path, step, b"x") for step in (1, 2, 3, 4)]
+    atomic.mark_best(tmp_path, 2, 1.5)
+    assert atomic.surplus(tmp_path, 1) == [steps[0], steps[2]] == atomic.prune(tmp_path, keep=1)
+    assert atomic.complete_steps(tmp_path) == [steps[1], steps[3]]
+    atomic.mark_best(tmp_path, None)
+    assert atomic.prune(tmp_path, keep=1) == [steps[1]]
+
+
+def test_a_marker_that_names_no_step_is_refused_before_anything_goes(tmp_path: Path) -> None:
+    steps = [_publish(tmp_path, step, b"x") for step in (1, 2)]
+    (tmp_path / atomic.BEST).write_text('{"step": "two"}')
+    with pytest.raises(ValueError, match="best.json does not name a step .*; remove it, and the best step may be pruned"):
+        atomic.prune(tmp_path, keep=1)
+    assert atomic.complete_steps(tmp_path) == steps
