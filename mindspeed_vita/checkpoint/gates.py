@@ -9,7 +9,9 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Optional
 
+from mindspeed_vita.checkpoint.native import atomic, step_folder
 from mindspeed_vita.files.publish import whole_file
 
 FOLDER = "gates"
@@ -53,44 +55,71 @@ class Gate:
         return f"gate {self.name}: measured {self.measured:.6g}, passes with {allowed}: {'HELD BACK' if self.held else 'passed'}"
 
 
-def write_gate(step_folder: Path, gate: Gate) -> Path:
+def write_gate(step: Path, gate: Gate) -> Path:
     """Writes a gate of a step, in the place of an earlier one of its name; returns the file.
 
     Args:
-        step_folder: `<run>/step_XXXXXXX`, whether it is there or not.
+        step: `<run>/step_XXXXXXX`, as of judged_step.
         gate: what was measured on it.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path = step_folder.parent / FOLDER / f"{gate.name}.{step_folder.name}.json"
+    path = step.parent / FOLDER / f"{gate.name}.{step.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps({**asdict(gate), "held": gate.held}, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def gates_of(step_folder: Path) -> dict[Path, Gate]:
+def gates_of(step: Path) -> dict[Path, Gate]:
     """The gates of a step by their files, sorted by name.
 
     Raises:
         ValueError: a file is no gate.
     """
-    found = sorted((step_folder.parent / FOLDER).glob(f"*.{step_folder.name}.json"))
+    found = sorted((step.parent / FOLDER).glob(f"*.{step.name}.json"))
     return {path: _read(path) for path in found}
 
 
-def check_handover(step_folder: Path) -> None:
-    """Refuses a step that one of its gates holds back.
+def judged_step(checkpoint: Path) -> Optional[Path]:
+    """The step that the gates of a checkpoint are about, as `<run>/step_XXXXXXX`, whether that folder is there or not.
+
+    Args:
+        checkpoint: native run or step folder, or what MindSpeed-LLM saved, whose iterations count as steps.
+
+    Returns:
+        None for a Hugging Face folder, which no run starts from, and for weights without a step.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    from mindspeed_vita.checkpoint.megatron import rank_files  # imports torch
+
+    if (checkpoint / "config.json").is_file():
+        return None
+    if not rank_files.is_mindspeed(checkpoint):
+        return step_folder.find(checkpoint)
+    found = rank_files.iteration_of(checkpoint)
+    number = found.name.removeprefix("iter_")
+    return found.parent / atomic.step_name(int(number)) if number.isdecimal() else None
+
+
+def check_handover(checkpoint: Path) -> None:
+    """Refuses a checkpoint whose step one of its gates holds back.
+
+    Args:
+        checkpoint: as judged_step.
 
     Raises:
         ValueError: naming each such gate, what was measured and what to do; or a file is no gate.
     """
-    held = {path: gate for path, gate in gates_of(step_folder).items() if gate.held}
+    step = judged_step(checkpoint)
+    held = {path: gate for path, gate in gates_of(step).items() if gate.held} if step else {}
     if held:
         lines = "; ".join(f"{gate.describe()} ({path})" for path, gate in held.items())
         raise ValueError(
-            f"{step_folder} is held back: {lines}. Train that stage further, start from another step, measure again with another bound "
+            f"{step} is held back: {lines}. Train that stage further, start from another step, measure again with another bound "
             "(`vita eval`), or remove the file to start from it all the same"
         )
 

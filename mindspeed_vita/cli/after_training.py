@@ -5,8 +5,23 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.engine.loop import TrainResult
 from mindspeed_vita.engine.loss_curve import write_loss_curve
+
+
+def held_out(recipe: Recipe, result: TrainResult) -> list[str]:
+    """A line about the held-out losses of a run, where it has some."""
+    if not result.held_out:
+        return []
+    (_, first), (_, last) = result.held_out[0], result.held_out[-1]
+    best = ""
+    if result.best is not None:
+        kept = f": {Path(recipe.checkpoint.directory) / atomic.step_name(result.best)}" if recipe.eval.keep_best else ""
+        best = f", lowest {dict(result.held_out)[result.best]:.4f} at step {result.best}{kept}"
+    early = f"; stopped early, as {recipe.eval.patience} evaluations in a row found none lower" if result.stopped_early else ""
+    return [f"{recipe.name}: held-out loss {first:.4f} -> {last:.4f}{best}{early}"]
 
 
 def results(recipe: Recipe) -> list[str]:

@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("training", lambda: _training(recipe)),
         ("layout", lambda: _layout(recipe, arguments.processes, arguments.engine)),
         ("data", lambda: _data(recipe)),
+        *([("held out", lambda: _held_out(recipe))] if recipe.eval.mixture else []),
         ("tokenizer", lambda: _tokenizer(recipe)),
         ("weights", lambda: _weights(recipe, arguments.engine)),
     ]
@@ -104,6 +105,18 @@ def _data(recipe: Recipe) -> str:
     return f"{recipe.data.mixture}: {found}, all there; media below {root or 'the folder of each file'}"
 
 
+def _held_out(recipe: Recipe) -> str:
+    from mindspeed_vita.data.mixture import load_mixture
+    from mindspeed_vita.engine.held_out_packs import held_out_recipe
+
+    told = held_out_recipe(recipe)
+    sources = load_mixture(told.data.mixture)
+    if told.data.media_root and not Path(told.data.media_root).is_dir():
+        raise ValueError(f"eval.media_root {told.data.media_root}: no such folder")
+    packs = f"{recipe.eval.packs:,} packs" if recipe.eval.packs else "every pack"
+    return f"{told.data.mixture}: {len(sources)} sources, all there; {packs} every {recipe.eval.every:,} steps"
+
+
 def _tokenizer(recipe: Recipe) -> str:
     from mindspeed_vita.data.tokenizer import check_tokenizer
 
@@ -111,6 +124,7 @@ def _tokenizer(recipe: Recipe) -> str:
 
 
 def _weights(recipe: Recipe, engine: str) -> str:
+    from mindspeed_vita.checkpoint.gates import check_handover
     from mindspeed_vita.checkpoint.native import step_folder
 
     directory, start = recipe.checkpoint.directory, recipe.checkpoint.init_from
@@ -121,6 +135,7 @@ def _weights(recipe: Recipe, engine: str) -> str:
         if resumes(recipe):
             return f"continues from {directory}"
         if holds_checkpoint(start):
+            check_handover(Path(start))
             return f"start from {start}, which MindSpeed-LLM saved; checkpoints go to {directory}"
     newest = step_folder.latest(directory) if engine == "builtin" else None
     if newest is not None and recipe.checkpoint.resume:
@@ -132,6 +147,7 @@ def _weights(recipe: Recipe, engine: str) -> str:
     if (Path(start) / "latest_checkpointed_iteration.txt").is_file():
         raise ValueError(f"{start} was saved by MindSpeed-LLM; vita convert --from {start} --to native --output DIR, and start from DIR")
     found = step_folder.find(start)
+    check_handover(found)
     step_folder.check_architecture(found, recipe.model)
     return f"start from {found}; checkpoints go to {directory}"
 

@@ -24,8 +24,9 @@ built-in engine, SIGTERM and Ctrl-C let the run finish its step and save; a seco
 the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds. On others,
 send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
 
-exit status: 0 trained to the last step; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its message says how to mend; 1 a fault of
-vita's own. torchrun ends with 1 whenever a process of its run does not end with 0.
+exit status: 0 trained to the last step, or stopped early by eval.patience; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its
+message says how to mend; 1 trained and saved, but eval.gate holds the weights back, or a fault of vita's own. torchrun ends with 1
+whenever a process of its run does not end with 0.
 
 docs/recipe_keys.md, made from mindspeed_vita/config/recipe.py, documents every recipe key. `vita schema` prints the same as a JSON schema,
 for editors. `--print-recipe` shows the recipe with all defaults filled in.
@@ -94,7 +95,7 @@ def _builtin(recipe: Recipe) -> int:
         processes = counted(int(os.environ.get("WORLD_SIZE", "1")), "process", "processes")
         print(f"{recipe.name}: starting {processes}, loading torch and megatron.core", file=sys.stderr)
     from mindspeed_vita.checkpoint.native import checkpoint as native
-    from mindspeed_vita.cli.after_training import results
+    from mindspeed_vita.cli.after_training import held_out, results
     from mindspeed_vita.engine.loop import train
     from mindspeed_vita.engine.stopping import Stopped, stop_signals
 
@@ -126,9 +127,15 @@ def _builtin(recipe: Recipe) -> int:
             f"{result.tokens_per_second:,.0f} tokens/s, peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
             flush=True,
         )
+        for line in held_out(recipe, result):
+            print(line, flush=True)
         try:
             print(*results(recipe), sep="\n", flush=True)
         except (OSError, ValueError) as error:  # the training itself is done and saved
             print(f"vita: the checkpoint {result.checkpoint} is whole, but its loss curve was not drawn: {error}", file=sys.stderr)
     sys.stdout.flush()
-    return 0
+    if result.gate is None or not result.gate.held:
+        return 0
+    if leads:
+        print(f"vita: {result.gate.describe()}; checkpoint.init_from refuses {result.checkpoint}", file=sys.stderr, flush=True)
+    return 1

@@ -110,7 +110,7 @@ class _Run:
         self.objective = build_objective(recipe, layout, self.dataset)
         self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
-            gates.check_handover(native.find(recipe.checkpoint.init_from))
+            gates.check_handover(Path(recipe.checkpoint.init_from))
             self.start = f"starting from the weights of {native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)}"
         self.model = optim.wrap_model(model)
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)

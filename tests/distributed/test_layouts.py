@@ -221,3 +221,51 @@ def test_bf16_on_two_data_parallel_ranks_follows_one_process(layout_pool, conten
     layout_pool.run(RUN, content=content(one, precision=precision, steps=20))
     layout_pool.run(RUN, dp=2, content=content(two, precision=precision, steps=20))
     assert curves(two)["loss"] == pytest.approx(curves(one)["loss"], rel=tolerance)
+
+
+HELD_OUT = [(2, 1, 1, 1, 1), (1, 2, 1, 1, 1), (1, 1, 2, 1, 1), (1, 1, 1, 2, 1), (1, 1, 2, 1, 2), (1, 1, 1, 4, 1)]
+"""tp, pp, cp, dp, ulysses; ten packs do not divide by four ranks."""
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, start, pools, tmp_path_factory):
+    """Measures the common weights, and what one step makes of them: both evaluations' numbers by their keys."""
+    from json import loads
+
+    def measure(line: str = "installed", tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, ulysses: int = 1) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("held_out")
+        told = {"eval": {"mixture": tiny.held_out, "every": 1}, "parallel": {"ulysses": ulysses}, "checkpoint": {"init_from": str(start)}}
+        content = recipe_to_dict(tiny.recipe(folder, data={"mixture": tiny.two_sources, "packing": "cross_source"}, **told))
+        pools(line).run(RUN, tp=tp, pp=pp, cp=cp, dp=dp, content=content, stop=1)
+        lines = [loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key.startswith("eval/")} for line in lines if "eval/loss" in line]
+
+    return measure
+
+
+def assert_same_scores(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for ours, theirs, tolerance in zip(found, expected, (1e-6, 1e-5), strict=True):  # the second ones are of weights that a step moved
+        assert ours.keys() == theirs.keys() >= {"eval/loss/seen", "eval/accuracy/counted"}
+        for key in theirs.keys() - {"eval/seconds"}:
+            exact = "loss" not in key
+            assert ours[key] == (theirs[key] if exact else pytest.approx(theirs[key], rel=tolerance)), key
+
+
+@pytest.fixture(scope="module")
+def scores(measured) -> list[dict[str, Any]]:
+    """Of one process."""
+    found = measured()
+    assert found[0]["eval/failed"] == 0 and found[0]["eval/loss"] > found[1]["eval/loss"] > 0
+    return found
+
+
+@pytest.mark.parametrize("sizes", HELD_OUT, ids=str)
+def test_the_held_out_loss_is_that_of_one_process_under_every_layout(measured, scores, sizes):
+    tp, pp, cp, dp, ulysses = sizes
+    assert_same_scores(measured(tp=tp, pp=pp, cp=cp, dp=dp, ulysses=ulysses), scores)
+
+
+@pytest.mark.parametrize("other", OVERLAYS)
+def test_the_held_out_loss_is_the_same_on_another_core_line(measured, scores, pools, other):
+    pools(other)  # skips here where the line is missing
+    assert_same_scores(measured(other, tp=2, pp=2), scores)

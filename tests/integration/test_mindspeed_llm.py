@@ -62,6 +62,39 @@ def assert_same_norms(found: Printed, expected: dict[int, float], steps: int, to
     assert found.norms == pytest.approx({step: expected[step] for step in found.norms}, abs=tolerance)
 
 
+EVALUATED = re.compile(r"validation loss at iteration (\d+)(?: on validation set)? \| ([^\n]*)")
+
+
+def held_out(printed: Printed) -> dict[int, dict[str, float]]:
+    """What Megatron printed of each evaluation, by iteration; the last step is measured at its interval, and again at the end."""
+    found: dict[int, dict[str, float]] = {}
+    for iteration, text in EVALUATED.findall(printed.text):
+        scores = {name.strip(): float(value) for name, value in re.findall(r"([\w/ ]+) value: (\S+)", text)}
+        assert found.setdefault(int(iteration), scores) == scores
+    return found
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny: TinyData) -> dict[str, Any]:
+    """An eval section: seven packs of two sources, in global batches of four."""
+    return {"mixture": tiny.held_out, "packs": 7, "every": 5, "gate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def scores(recipe: Any, evaluation: dict[str, Any]) -> dict[int, Any]:
+    """What the built-in engine measures, by step and by Megatron's names."""
+    from mindspeed_vita.engine.loop import train
+
+    own = recipe("held_out_built_in", eval=evaluation)
+    train(own)
+    lines = [json.loads(line) for line in (Path(own.checkpoint.directory) / "metrics.jsonl").read_text().splitlines()]
+    names = {"lm loss": "eval/loss", "token accuracy": "eval/accuracy"}
+    names |= {f"{what}/{source}": f"eval/{what}/{source}" for what in ("loss", "accuracy") for source in ("seen", "counted")}
+    measured = {line["step"]: line for line in lines if line.get("eval/loss") and line["step"]}
+    assert set(measured) == {5, 10}
+    return {step: pytest.approx({name: line[key] for name, key in names.items()}, rel=LOSS) for step, line in measured.items()}
+
+
 def test_losses_equal_the_built_in_engine(mindspeed: MindSpeed, one_rank: Printed, recipe: Any):
     from mindspeed_vita.engine.loop import train
 
@@ -90,14 +123,40 @@ def name_of(parallel: dict[str, int], head: str) -> str:
 
 
 @pytest.mark.parametrize("parallel, head", LAYOUTS, ids=[name_of(*layout) for layout in LAYOUTS])
-def test_a_layout_trains_the_curve_of_one_rank(mindspeed: MindSpeed, recipe: Any, one_rank: Printed, parallel: dict[str, int], head: str):
+def test_a_layout_trains_the_curve_of_one_rank_and_measures_the_built_in_engines_held_out_loss(
+    mindspeed: MindSpeed,
+    recipe: Any,
+    one_rank: Printed,
+    evaluation: dict[str, Any],
+    scores: dict[int, Any],
+    parallel: dict[str, int],
+    head: str,
+):
     name = name_of(parallel, head)
-    plain = recipe(name, parallel=parallel)
+    plain = recipe(name, parallel=parallel, eval=evaluation)
     told = replace(plain, model=replace(plain.model, lm_head=head))
     world = parallel.get("tp", 1) * parallel.get("pp", 1) * parallel.get("cp", 1)
     printed = mindspeed.train(told, world, name)
     assert mindspeed.off_by(f"fp32, {name.replace('_', ', head ')}", world, printed, one_rank.losses) <= LOSS
     assert_same_norms(printed, one_rank.norms, STEPS)
+    assert held_out(printed) == scores
+
+
+def test_evaluations_leave_no_trace_in_the_training_and_a_gate_behind(
+    mindspeed: MindSpeed, recipe: Any, one_rank: Printed, evaluation: dict[str, Any], scores: dict[int, Any]
+):
+    from mindspeed_vita.integration.mindspeed_llm.handover import command_line
+
+    told = recipe("held_out", eval=evaluation)
+    first = mindspeed.train(told, 1, "held_out", ["--exit-interval", "6"])
+    second = mindspeed.train(told, 1, "held_out_resumed")
+    assert mindspeed.off_by("fp32, with held-out loss, stopped and resumed", 1, second, one_rank.losses) == 0
+    assert {**first.losses, **second.losses} == one_rank.losses and {**first.norms, **second.norms} == one_rank.norms
+    assert (held_out(first), held_out(second)) == ({5: scores[5]}, {10: scores[10]})
+    (gate,) = (Path(told.checkpoint.directory) / "gates").iterdir()
+    assert gate.name == "held_out_loss.step_0000010.json" and json.loads(gate.read_text())["held"]
+    with pytest.raises(ValueError, match="step_0000010 is held back: gate held_out_loss"):
+        command_line(recipe("held_out_next", checkpoint={"init_from": told.checkpoint.directory}))
 
 
 def test_losses_by_source_are_those_of_the_built_in_engine(mindspeed: MindSpeed, recipe: Any, tiny: TinyData):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import yaml
 
@@ -85,6 +85,17 @@ def arguments_from_recipe(recipe: Recipe) -> list[str]:
     return line
 
 
+def eval_iterations(recipe: Recipe) -> Optional[int]:
+    """Global batches of one evaluation, which is what Megatron counts; the last one is filled up with masked packs.
+
+    Returns:
+        0 where nothing is held out; None with eval.packs=0, where only the data tells: it is set once that was opened.
+    """
+    if not recipe.eval.mixture:
+        return 0
+    return -(-recipe.eval.packs // recipe.train.global_batch) or None
+
+
 def without_effect(recipe: Recipe) -> list[str]:
     """A line for every key that was set and that MindSpeed-LLM does not know."""
     content, defaults = recipe_to_dict(recipe), recipe_to_dict(Recipe())
@@ -105,6 +116,9 @@ def _switches(recipe: Recipe) -> list[str]:
         switches += ["--recompute-method", "uniform", "--recompute-num-layers", "1"]
     if recipe.checkpoint.resume:
         switches += ["--load", recipe.checkpoint.directory]
+    iterations = eval_iterations(recipe)
+    if iterations is not None:
+        switches += ["--eval-iters", str(iterations)]
     if recipe.logging.tensorboard:
         switches += ["--tensorboard-dir", str(Path(recipe.checkpoint.directory) / "tensorboard")]
     return switches

@@ -38,6 +38,7 @@ MEGATRON = {
     "checkpoint.directory": "--save",
     "checkpoint.save_every": "--save-interval",
     "logging.every": "--log-interval",
+    "eval.every": "--eval-interval",
 }
 """Keys whose value is the flag's value."""
 
@@ -80,8 +81,6 @@ FIXED = (
     "single",
     "--num-workers",
     "0",
-    "--eval-iters",
-    "0",
     "--ckpt-format",
     "torch",
     "--no-create-attention-mask-in-dataloader",
@@ -99,6 +98,9 @@ NO_EFFECT = {
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
     "logging.progress": "MindSpeed-LLM prints lines",
+    "eval.at_start": "Megatron measures from the first interval on; `vita eval loss` measures the weights it starts from",
+    "eval.patience": "Megatron trains to --train-iters",
+    "eval.keep_best": "MindSpeed-LLM keeps every checkpoint",
 }
 """Keys that only the built-in engine knows, and why. They are carried along, so that the recipe comes back whole."""
 

@@ -27,9 +27,15 @@ def command_line(recipe: Recipe, passed_on: Sequence[str] = ()) -> list[str]:
     Args:
         recipe: a run; init_from may name what MindSpeed-LLM saved, which its loader then takes over without the optimizer.
         passed_on: flags of the user's, which come last and so count; a --load among them stands.
+
+    Raises:
+        ValueError: as arguments_from_recipe, or a gate holds back what init_from names.
     """
     start = recipe.checkpoint.init_from
     if any(word.split("=")[0] == "--load" for word in passed_on) or resumes(recipe) or not holds_checkpoint(start):
         return [*arguments_from_recipe(recipe), *passed_on]
+    from mindspeed_vita.checkpoint.gates import check_handover  # imports torch
+
+    check_handover(Path(start))
     told = replace(recipe, checkpoint=replace(recipe.checkpoint, init_from="", resume=False))
     return [*arguments_from_recipe(told), "--load", start, "--finetune", *passed_on]

@@ -36,7 +36,8 @@ def check_arguments(
     """
     refused, unused = judge(parser, arguments, given)
     decoder = check_decoder(arguments, language or LanguageConfig())
-    problems = [*refused, *_missing(arguments), *decoder, *_combinations(arguments, given), *_loading(arguments)]
+    combined = [*_combinations(arguments, given), *_evaluation(arguments, given)]
+    problems = [*refused, *_missing(arguments), *decoder, *combined, *_loading(arguments)]
     if problems:
         raise ValueError("command line: " + "; ".join(problems))
     return unused
@@ -104,6 +105,21 @@ def _combinations(arguments: argparse.Namespace, given: Collection[str]) -> list
     if _get(arguments, "save") and not _get(arguments, "save_interval"):
         problems.append("--save without --save-interval: name the steps between two checkpoints")
     return problems + _stages(arguments)
+
+
+def _evaluation(arguments: argparse.Namespace, given: Collection[str]) -> list[str]:
+    """--eval-iters follows from the held-out packs, so one that says something else is a mistake."""
+    found = _get(arguments, "eval_iters")
+    if "--eval-iters" not in given or found is None:
+        return []
+    if not _get(arguments, "vita_eval_mixture"):
+        return [f"--eval-iters {found} without --vita-eval-mixture: there is no held-out data; name its mixture, or use 0"] if found else []
+    packs, batch = int(_get(arguments, "vita_eval_packs") or 0), _get(arguments, "global_batch_size") or 1
+    expected = -(-packs // batch)
+    if packs and found != expected:
+        what = f"{packs} held-out packs (--vita-eval-packs) are {expected} batches of {batch}"
+        return [f"--eval-iters {found}: {what}; use that number, or leave the flag out"]
+    return []
 
 
 def _stages(arguments: argparse.Namespace) -> list[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint.gates import check_handover
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
-from mindspeed_vita.engine.faults import open_failed_samples
+from mindspeed_vita.engine.faults import FailedSamples, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
+from mindspeed_vita.engine.held_out_packs import describe_overlap, open_held_out
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments, running_recipe
 from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
@@ -20,6 +23,13 @@ from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
 from mindspeed_vita.parallel.build import model_arguments
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
+
+if TYPE_CHECKING:
+    from mindspeed_vita.data.dataset import PackDataset
+
+
+_ENDLESS = 1 << 40
+"""Held-out numbers that Megatron's sampler may count: every evaluation counts on, also after a restart."""
 
 
 class PackNumbers(torch.utils.data.Dataset):
@@ -65,10 +75,11 @@ class MindSpeedRun:
         )
         self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
         if self.recipe.checkpoint.init_from and not checkpoint_exists(arguments.load):
+            check_handover(Path(self.recipe.checkpoint.init_from))
             native.load_weights(self.recipe.checkpoint.init_from, self.built, config=self.recipe.model)
         return self.built
 
-    def datasets(self, samples: Any) -> tuple[PackNumbers, None, None]:
+    def datasets(self, samples: Any) -> tuple[PackNumbers, Optional[PackNumbers], None]:
         """Megatron's data provider, called once a checkpoint was loaded: opens the data where it left off.
 
         Raises:
@@ -85,7 +96,22 @@ class MindSpeedRun:
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
         objective = build_objective(recipe, self.layout, dataset)
         self.forward_step.open(recipe, self.layout, loader, failed=failed, objective=objective, step=arguments.iteration)
-        return PackNumbers(samples[0]), None, None
+        return PackNumbers(samples[0]), self._held_out(dataset, failed), None
+
+    def _held_out(self, training: PackDataset, failed: FailedSamples) -> Optional[PackNumbers]:
+        """Opens the held-out data of the recipe, and tells Megatron how many global batches an evaluation has."""
+        arguments, recipe = megatron_arguments(), self.recipe
+        if not recipe.eval.mixture:
+            return None
+        dataset = open_held_out(recipe, self.layout)
+        own = FailedSamples(failed.quarantine, run=failed.run, budget=dataset.failure_budget())
+        packs = self.forward_step.hold_out(dataset, own)
+        arguments.eval_iters = packs.rounds
+        if dist.get_rank() == 0:
+            warning = describe_overlap(recipe, packs, training)
+            said = f"{recipe.name}: {packs.count:,} held-out packs every {recipe.eval.every} steps: {dataset.describe()}"
+            print(said if warning is None else f"{said}\n{recipe.name}: {warning}", flush=True)
+        return PackNumbers(_ENDLESS)
 
     datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron then asks every tensor-parallel rank
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.distributed as dist
@@ -14,12 +14,17 @@ from mindspeed_vita.config import Recipe, TrainConfig
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
+from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.objective import Objective, report_table
+from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
 from mindspeed_vita.integration.mindspeed_llm.patches import settings_of
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
+
+if TYPE_CHECKING:
+    from mindspeed_vita.data.dataset import PackDataset
 
 LOSS = "lm loss"
 """Under which Megatron prints the loss."""
@@ -62,10 +67,29 @@ class ForwardStep:
         self._objective, self._shard = objective, Sharder(recipe, layout, self.platform)
         # Megatron divides what it prints by all steps since the last line, also where a source was absent from some of them
         self.reported = objective.names if recipe.logging.every == 1 else ()
-        self._host = _host_groups(layout)
+        self.host = _host_groups(layout)
+        self.evaluation: Optional[HeldOutEvaluation] = None
         self._micro_batches = loader.micro_batches
         self._numbers, self._loaded = loader.counted(), iter(loader)
         self._packs: Iterator[PackedBatch] = iter(())
+
+    def hold_out(self, dataset: PackDataset, failed: FailedSamples) -> HeldOutPacks:
+        """Sets up the held-out evaluation. Collective over the world, after `open`.
+
+        Args:
+            dataset: the held-out data.
+            failed: record of those of its samples that do not decode.
+
+        Returns:
+            What is evaluated.
+
+        Raises:
+            ValueError: the data has fewer packs than eval.packs.
+        """
+        packs = HeldOutPacks(self.recipe, self.host, dataset=dataset, failed=failed, whole_batches=True)
+        self.evaluation = HeldOutEvaluation(self.recipe, self.layout, self._shard, packs, loss=LOSS)
+        self.evaluation.prepare(self.done)
+        return packs
 
     def start_step(self) -> None:
         """Packs of the next step. With a pipeline, collective over the ranks that share them.
@@ -73,19 +97,28 @@ class ForwardStep:
         Inside it the stages could not agree on samples that failed to decode: a later one waits there for an earlier one's output.
         """
         self._learnt = 0
-        packs = (self.failed.agree(next(self._loaded), self._host, self.done + 1) for _ in range(self._micro_batches))
+        packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
         self._packs = packs if self.layout.pp_size == 1 else iter(list(packs))
 
     def finish_step(self) -> None:
         """Every rank learns which samples failed in the step. Collective over the world."""
         step, learnt = self.done + 1, self._learnt
-        self.failed.settle(self._host.dp_cp_group, learnt=learnt, step=step, last_step=self.recipe.train.steps)
+        self.failed.settle(self.host.dp_cp_group, learnt=learnt, step=step, last_step=self.recipe.train.steps)
         if self.failed.empty_steps and dist.get_rank() == 0:
             print(f"step {step}: no token was supervised, nothing was learnt", flush=True)
         self.done += 1
+        if self.evaluation is not None:
+            self.evaluation.prepare(self.done)
 
     def __call__(self, numbers: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-        """Losses of one micro-batch's tokens (hidden states before the last stage), and what makes a loss of them."""
+        """Losses of one micro-batch's tokens (hidden states before the last stage), and what makes a loss of them.
+
+        While the model is in evaluation mode, scores of a held-out pack instead.
+        """
+        if not model.training:
+            assert self.evaluation is not None, "Megatron evaluates only where there is held-out data"
+            next(numbers)  # its sampler counts on; the packs are the same each time
+            return self.evaluation(model)
         dealt, expected = int(next(numbers)), next(self._numbers)
         assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"
         batch = next(self._packs)

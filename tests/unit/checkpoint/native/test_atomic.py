@@ -74,3 +74,20 @@ def test_checksums_of_an_unknown_kind_are_no_checksums(tmp_path: Path) -> None:
     (step / atomic.CHECKSUMS).write_text(json.dumps({"crc32": {"data": "00"}}))
     with pytest.raises(atomic.DamagedCheckpoint, match="it has crc32, expected xxh128 or sha256"):
         atomic.recorded(step)
+
+
+def test_pruning_spares_the_best_step_and_says_beforehand_what_goes(tmp_path: Path) -> None:
+    steps = [_publish(tmp_path, step, b"x") for step in (1, 2, 3, 4)]
+    atomic.mark_best(tmp_path, 2, 1.5)
+    assert atomic.surplus(tmp_path, 1) == [steps[0], steps[2]] == atomic.prune(tmp_path, keep=1)
+    assert atomic.complete_steps(tmp_path) == [steps[1], steps[3]]
+    atomic.mark_best(tmp_path, None)
+    assert atomic.prune(tmp_path, keep=1) == [steps[1]]
+
+
+def test_a_marker_that_names_no_step_is_refused_before_anything_goes(tmp_path: Path) -> None:
+    steps = [_publish(tmp_path, step, b"x") for step in (1, 2)]
+    (tmp_path / atomic.BEST).write_text('{"step": "two"}')
+    with pytest.raises(ValueError, match="best.json does not name a step .*; remove it, and the best step may be pruned"):
+        atomic.prune(tmp_path, keep=1)
+    assert atomic.complete_steps(tmp_path) == steps

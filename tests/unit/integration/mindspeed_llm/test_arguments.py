@@ -64,6 +64,7 @@ RECIPES = [
         "train": {"modules": ["projector", "vision"], "vision_lr_mult": 0.1, "vision_layer_decay": 0.9, "recompute": "full", "lr": 3e-6},
         "checkpoint": {"directory": "runs/x", "init_from": "runs/w", "resume": False, "keep": 0, "background": True},
         "logging": {"tensorboard": False, "progress": False, "every": 7},
+        "eval": {"mixture": "held out.yaml", "packs": 13, "every": 40, "seed": 9, "patience": 3, "keep_best": True, "gate": 1.25},
     },
 ]
 
@@ -118,6 +119,16 @@ def test_flags_say_what_they_carry():
     assert "--num-layers 48 --hidden-size 5120 --num-attention-heads 40 --num-query-groups 8" in text
     assert "--rotary-base 1000000 " in text and "--sequence-parallel" in text and "--untie-embeddings-and-output-weights" in text
     assert "--vita-stage 2" in text and "vision-lr-mult" not in text, "the stage says it"
+
+
+@pytest.mark.parametrize(
+    ("told", "iterations"),
+    [({}, ["0"]), ({"mixture": "m.yaml", "packs": 16}, ["2"]), ({"mixture": "m.yaml", "packs": 17}, ["3"]), ({"mixture": "m.yaml"}, [])],
+)
+def test_the_held_out_packs_are_iterations_of_whole_global_batches(told, iterations):
+    line = arguments_from_recipe(recipe_from_dict({"train": {"global_batch": 8}, "eval": {**told, "every": 40}}))
+    assert [value for flag, value in zip(line, line[1:]) if flag == "--eval-iters"] == iterations
+    assert line[line.index("--eval-interval") + 1] == "40"
 
 
 def test_a_familys_traits_are_flags():

@@ -47,8 +47,9 @@ BAD = [
     ("--cp-attention-mask-type general", "--cp-attention-mask-type general: .*use causal"),
     ("--position-embedding-type none", "--position-embedding-type none: positions are rotary; use rope"),
     ("--loss-compute-mode chunk", "--loss-compute-mode chunk: .*use --vita-model-lm-head chunked"),
-    ("--eval-iters 2", "--eval-iters 2: there is no validation data"),
-    ("--eval-iters 100", "--eval-iters 100: there is no validation data"),
+    ("--eval-iters 2", "--eval-iters 2 without --vita-eval-mixture: there is no held-out data; name its mixture, or use 0"),
+    ("--eval-iters 3 --vita-eval-mixture m.yaml --vita-eval-packs 529", r"529 held-out packs \(--vita-eval-packs\) are 2 batches of 528"),
+    ("--skip-train", "--skip-train: there is no test data, .*vita eval loss measures a checkpoint"),
     ("--rope-scaling-type yarn", "--rope-scaling-type yarn: .*--vita-model-language-rope-scaling-kind"),
     ("--sliding-window 4096", "--sliding-window"),
     ("--multi-latent-attention", "--multi-latent-attention"),
@@ -129,11 +130,17 @@ def test_all_problems_come_at_once():
 
 
 def test_what_has_no_effect_is_said_once_and_passes():
-    flags = "--use-fused-ring-attention-update --use-flash-attn --shape-order BSND --split 100,0,0 --num-workers 4 --eval-interval 10"
+    flags = "--use-fused-ring-attention-update --use-flash-attn --shape-order BSND --split 100,0,0 --num-workers 4"
     notes = check_line([*LINE, *flags.split(), "--sparse-mode", "2"])
     expected = ["--" + words for words in flags.removeprefix("--").split(" --")]
     assert sorted(note.split(" has no effect here: ")[0] for note in notes) == sorted(expected)
     assert check_line([*LINE, "--shape-order", "SBH"]) == [], "upstream's default"
+
+
+def test_iterations_of_an_evaluation_that_fit_the_packs_pass():
+    held_out = ["--vita-eval-mixture", "m.yaml", "--vita-eval-packs", "529"]
+    assert check_line([*LINE, *held_out, "--eval-iters", "2", "--eval-interval", "10"]) == []
+    assert check_line([*without("--eval-iters"), *held_out]) == [], "left out, they are set once the data was opened"
 
 
 def test_layers_that_do_not_divide_are_refused_unless_the_stages_are_named():

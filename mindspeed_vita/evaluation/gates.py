@@ -1,0 +1,35 @@
+"""From a measurement to a gate: written where the next stage's checkpoint.init_from looks, and told as an exit status.
+
+Every evaluator of this room uses it. checkpoint/gates.py has the format, and refuses the hand-over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from mindspeed_vita.checkpoint.gates import Gate, judged_step, write_gate
+
+__all__ = ["Gate", "record_gate", "status_of"]
+
+
+def record_gate(checkpoint: Path, gate: Gate) -> Optional[Path]:
+    """Writes a gate into the folder of the checkpoint's run, for the step that was measured. Call it on one process.
+
+    Args:
+        checkpoint: what was measured: native run or step folder, MindSpeed-LLM's folder, or a Hugging Face folder.
+        gate: the measured value and its bound.
+
+    Returns:
+        The file; None for a Hugging Face folder, which no run starts from.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    step = judged_step(checkpoint)
+    return None if step is None else write_gate(step, gate)
+
+
+def status_of(gate: Gate) -> int:
+    """The exit status of a command that measured it: 0 passed, 1 held back."""
+    return int(gate.held)
