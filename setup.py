@@ -65,6 +65,7 @@ setup(
     entry_points={
         "console_scripts": ["vita = mindspeed_vita.cli.main:main"],
         "vllm.general_plugins": ["long_vita = mindspeed_vita.integration.vllm:register"],
+        "lmms_eval.models": ["long_vita = mindspeed_vita.evaluation.lmms_eval:manifest"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

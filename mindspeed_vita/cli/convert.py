@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.choices import PRECISIONS, Precision
+from mindspeed_vita.files.sizes import parse_size
 from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ examples:
 One tensor at a time is in memory. The output appears when it is whole. A conversion that was stopped goes on when the same command
 runs again. A native or mindspeed-llm folder is a start for checkpoint.init_from. `vita verify A B` compares two checkpoints.
 """
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -334,19 +333,3 @@ _WRITERS = {
     "mindspeed-llm": _write_megatron,
     "megatron": _write_megatron,
 }
-
-
-def parse_size(text: str, option: str = "--max-shard-size") -> int:
-    """Bytes of "5GB", "200MB" or a plain number.
-
-    Args:
-        text: what was given.
-        option: where, for the message.
-
-    Raises:
-        ValueError: anything else, or zero.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|)", text.strip().upper())
-    if match is None or not float(match.group(1)):
-        raise ValueError(f"{option} is {text!r}; expected something like 5GB or 200MB")
-    return max(1, int(float(match.group(1)) * _UNITS[match.group(2)]))

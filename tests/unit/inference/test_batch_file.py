@@ -178,3 +178,9 @@ def test_a_line_sets_its_own_sampling_and_paths_are_the_files_own(tmp_path: Path
 def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_request(line.encode(), tmp_path, PARAMS)
+
+
+def test_tokens_that_are_forced_or_watched_are_no_setting_of_a_line(tmp_path: Path) -> None:
+    for name in ("forced", "watched"):
+        with pytest.raises(ValueError, match=f"unknown keys {name}"):
+            read_request(json.dumps({"prompt": "x", name: [1]}).encode(), tmp_path, PARAMS)

@@ -235,3 +235,23 @@ def test_log_probabilities_are_the_models_own():
 def test_values_outside_their_range_are_refused(wrong: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**wrong)
+
+
+def test_forced_tokens_are_taken_and_watched_ones_scored() -> None:
+    logits = logits_of(3, 3)
+    own = logits.log_softmax(-1)
+    params = SamplingParams(forced=(7, 9), watched=(4, 2), logprobs=1)
+    first, second = SamplingRow(params), SamplingRow(params, num_tokens=1)
+    free = SamplingRow(params, num_tokens=2)
+    one, two, three = sample(logits, [first, second, free])
+    assert (one.token, two.token, three.token) == (7, 9, int(logits[2].argmax()))
+    assert one.logprob == own[0, 7].item() and two.logprob == own[1, 9].item(), "the model's own probability of what was forced"
+    assert one.top == ((int(logits[0].argmax()), own[0].max().item()),)
+    assert one.watched == (own[0, 4].item(), own[0, 2].item()) and two.watched == three.watched == ()
+
+
+def test_forced_and_watched_tokens_out_of_range() -> None:
+    with pytest.raises(ValueError, match="a token of forced=-1; expected a whole number of at least 0"):
+        SamplingParams(forced=(-1,))
+    with pytest.raises(ValueError, match="asks for log-probabilities; set logprobs, at least to 0"):
+        SamplingParams(watched=(1,))

@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,19 @@ def test_the_answer_comes_in_pieces(folder: Path, session: InferenceSession) -> 
             answer = update.answer
     assert "".join(pieces) == answer.text and len(pieces) > 2 and answer.reason == "length"
     assert [token.token for token in answer.tokens] == list(answer.token_ids) and len(answer.tokens[0].top) == 2
+
+
+def test_a_given_text_is_scored_as_the_model_scores_its_own(session: InferenceSession) -> None:
+    """What greedy decoding chose has the same log-probabilities when it is forced, and another text has lower ones."""
+    own = generate(session, [ask("Hi?")], SamplingParams(max_tokens=6, logprobs=1, watched=(70, 80)))[0]
+    again = generate(session, [ask("Hi?")], SamplingParams(max_tokens=6, logprobs=1, forced=own.token_ids))[0]
+    assert again.token_ids == own.token_ids and again.tokens == tuple(replace(token, watched=()) for token in own.tokens)
+    other = tuple(token + 1 for token in own.token_ids)
+    forced = generate(session, [ask("Hi?")], SamplingParams(max_tokens=6, logprobs=1, forced=other, watched=(other[0],)))[0]
+    assert forced.token_ids == other and sum(token.logprob for token in forced.tokens) < sum(token.logprob for token in own.tokens)
+    assert len(own.watched) == 2 and forced.watched == (forced.tokens[0].logprob,)
+    with pytest.raises(ValueError, match=r"forced or watched tokens \[384\] are none of the model's 384"):
+        generate(session, [ask("Hi?")], SamplingParams(logprobs=0, watched=(384,)))
 
 
 def test_a_stop_string_ends_the_answer_before_it(session: InferenceSession) -> None:

@@ -148,8 +148,8 @@ def test_mmmu_as_parquet_with_pictures_in_rows(tmp_path: Path) -> None:
 
 def test_mmbench_with_base64_and_options_turned_in_a_circle(tmp_path: Path) -> None:
     row = {
-        "index": 241, "question": "Which?", "hint": "Look.", "A": "cat", "B": "dog", "C": "", "D": "", "answer": "A", "category": "identity",
-        "image": PICTURE, "source": "made up", "l2-category": "finegrained", "comment": "", "split": "dev",
+        "index": 241, "question": "Which?", "hint": "Look.", "A": "cat", "B": "dog", "C": "", "D": "", "answer": "A",
+        "category": "identity", "image": PICTURE, "source": "made up", "l2-category": "finegrained", "comment": "", "split": "dev",
     }  # fmt: skip
     turned = {**row, "index": 1_000_241, "A": "dog", "B": "cat", "answer": "B", "image": "241"}
     schema, (first, second) = questions(write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [row, turned]))

@@ -1,0 +1,101 @@
+"""A session for evaluators: every rank hands in requests of its own, the model answers them together, each rank gets its own answers back.
+
+Evaluators deal a benchmark's rows to processes as if each had a model. Here tp x cp processes share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch.distributed as dist
+
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.evaluation.answer_tokens import answer_tokens
+from mindspeed_vita.evaluation.choice.clips import ClipEncoder
+from mindspeed_vita.inference.request import Answer, Request
+from mindspeed_vita.inference.request_loop import RequestLoop
+from mindspeed_vita.inference.sampling import SamplingParams
+from mindspeed_vita.inference.session import InferenceSession
+
+
+class SharedSession:
+    """One rank's side.
+
+    Args:
+        session: the loaded model. It then takes parts of videos too, see choice/clips.py.
+        budgets: of RequestLoop.
+    """
+
+    def __init__(self, session: InferenceSession, **budgets: Any) -> None:
+        self.session = session
+        loaded = session.loaded
+        session.prompts = ClipEncoder(loaded.recipe, loaded.tokenizer, loaded.frame_pooling)
+        self._loop = RequestLoop(session, **budgets) if session.ranks.first else None
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """The tokens of an answer's text, as training encodes it."""
+        loaded = self.session.loaded
+        return answer_tokens(get_template(loaded.recipe.data.template), loaded.tokenizer, text)
+
+    def answers(self, requests: Sequence[tuple[str, Request, SamplingParams]]) -> list[Answer]:
+        """The answers to this rank's requests. Collective: every rank calls it, with as many requests as it has.
+
+        Args:
+            requests: a name for messages, what is asked, and how tokens are chosen.
+
+        Raises:
+            ValueError: a request of any rank cannot be answered; on every rank.
+        """
+        everyone = self._gathered(list(requests))
+        flat = [request for own in everyone for request in own]
+        if self._loop is None:
+            answers: list[Answer] = self.session.serve()
+        else:
+            try:
+                answers = _answer_in_turn(self._loop, flat)
+            except (ValueError, OSError) as error:
+                self.session.dismiss(problem=str(error))
+                raise
+            self.session.dismiss(answers)
+        first = sum(map(len, everyone[: self.session.ranks.rank]))
+        return answers[first : first + len(requests)]
+
+    def _gathered(self, requests: list[Any]) -> list[list[Any]]:
+        ranks = self.session.ranks
+        if ranks.size == 1:
+            return [requests]
+        found: list[Optional[list[Any]]] = [None] * ranks.size
+        dist.all_gather_object(found, requests, group=ranks.group)
+        return [own or [] for own in found]
+
+
+def _answer_in_turn(loop: RequestLoop, requests: Sequence[tuple[str, Request, SamplingParams]]) -> list[Answer]:
+    """Answers in the order of the requests. Only some are prepared ahead, so that their media do not fill the memory."""
+    answers: dict[int, Answer] = {}
+    running: dict[int, int] = {}
+    next_one = 0
+    while len(answers) < len(requests):
+        while next_one < len(requests) and len(running) < 2 * loop.scheduler.budgets.sequences:
+            name, request, params = requests[next_one]
+            try:
+                running[loop.add(request, params)] = next_one
+            except ValueError as error:
+                _cancel(loop, running)
+                raise ValueError(f"{name}: {error}") from error
+            next_one += 1
+        for update in loop.step():
+            if update.answer is not None:
+                place = running.pop(update.number)
+                if update.answer.reason == "error":
+                    _cancel(loop, running)
+                    raise ValueError(f"{requests[place][0]}: {update.answer.message}")
+                answers[place] = update.answer
+    return [answers[place] for place in range(len(requests))]
+
+
+def _cancel(loop: RequestLoop, running: dict[int, int]) -> None:
+    """Ends what runs, so that the loop can be used again."""
+    for number in running:
+        loop.cancel(number)
+    loop.step()  # all ranks let go of them

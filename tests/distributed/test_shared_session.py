@@ -1,0 +1,33 @@
+"""Ranks that share a model, each with rows of its own as an evaluator deals them, get one process's answers and likelihoods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mindspeed_vita.checkpoint.native import checkpoint as native
+from tests.pools import Pools
+from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
+
+PROMPTS = ["Hi?", "What is it?", "A cat on a table.", "Two people?", "Yes or no?", "Look.", "How many?"]
+CONTINUATIONS = ["A cat", "No.", "two"]
+
+
+@pytest.mark.distributed
+def test_every_rank_gets_the_answers_to_its_own_rows(pools: Pools, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "tokenizer")
+    native.save_full_weights(tmp_path / "run", random_weights(seed=8), tiny_recipe(tokenizer=str(tmp_path / "tokenizer")))
+    arguments = {"folder": str(tmp_path / "run"), "continuations": CONTINUATIONS}
+    run = "tests.distributed.evaluation_runs:shared"
+    (said, alone, problem), *_ = pools("installed").run(run, tp=1, cp=1, prompts=[PROMPTS], **arguments)
+    assert problem.startswith("Hi?: a prompt of")
+    expected = dict(zip(PROMPTS, said))
+    dealt = [PROMPTS[rank::4] for rank in range(3)]  # the last rank has none, as where a benchmark has few rows
+    dealt[2] += PROMPTS[3::4]
+    found = pools("installed").run(run, tp=2, cp=2, prompts=[*dealt, []], **arguments)
+    for rank, (texts, losses, problem) in enumerate(found):
+        assert texts == [expected[prompt] for prompt in [*dealt, []][rank]]
+        assert problem.startswith("Hi?: a prompt of"), "every rank learns of it"
+        assert len(losses) == (len(CONTINUATIONS) if rank < 3 else 0)
+    assert found[0][1] == pytest.approx(alone, abs=1e-4)
