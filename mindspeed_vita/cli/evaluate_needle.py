@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--media", default="video", metavar="KIND", help="video (default): frames of one video | pictures")
     parser.add_argument("--distractor-every", type=int, default=8, metavar="N", help="one card that no question asks about in each N"
                         " frames (default 8; 0: none)")  # fmt: skip
+    parser.add_argument("--wall", default="", metavar="COLOUR", help="black | white: the wall of all needles; default: either, so that only"
+                        " the question says which cards are needles")  # fmt: skip
     parser.add_argument("--control", action="store_true", help="ask all of it again with blanked needles, which must be at chance")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the haystacks (default 0)")
     parser.add_argument("--output", metavar="DIR", help="folder for the answers, the scores and the heat map")
@@ -98,6 +100,7 @@ def _grid(arguments: argparse.Namespace) -> Grid:
         samples=arguments.samples,
         media=arguments.media,
         distractor_every=arguments.distractor_every,
+        wall=arguments.wall,
         control=arguments.control,
         seed=arguments.seed,
     )

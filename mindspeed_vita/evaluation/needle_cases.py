@@ -85,13 +85,15 @@ class Haystack:
     seed: str
     distractor_every: int = 8
     """One distractor in each stretch of so many frames; 0: none."""
+    asked_wall: str = ""
+    """The wall of the needles; empty: drawn from WALLS, so that only the question says which cards are needles."""
     pool: Optional[int] = None
     """How many different frames of each kind there are; None: no limit."""
 
     @property
     def wall(self) -> str:
         """The wall of the needles."""
-        return self._draw("wall").choice(tuple(WALLS))
+        return self.asked_wall or self._draw("wall").choice(tuple(WALLS))
 
     def frame(self, place: int) -> Frame:
         """The frame at a place."""
@@ -102,14 +104,14 @@ class Haystack:
                 return self._card(draw, draw.choice(walls), draw.choice(tuple(COLOURS)))
         return Hay(self._number(self._draw(f"hay {place}")))
 
-    def needles(self, count: int) -> tuple[Card, ...]:
-        """Needles, all of different colours."""
-        draw = self._draw(f"{count} needles")
+    def needles(self, count: int, depth: float) -> tuple[Card, ...]:
+        """The needles for a depth, all of different colours. Other depths have others, so that their answers are drawn independently."""
+        draw = self._draw(f"{count} needles at {depth!r}")
         return tuple(self._card(draw, self.wall, colour) for colour in draw.sample(tuple(COLOURS), count))
 
-    def asked(self) -> int:
+    def asked(self, depth: float) -> int:
         """Which of several needles is asked about."""
-        return self._draw("asked").randrange(NUM_NEEDLES)
+        return self._draw(f"asked at {depth!r}").randrange(NUM_NEEDLES)
 
     def _card(self, draw: random.Random, wall: str, colour: str) -> Card:
         return Card(wall, draw.choice(tuple(SHAPES)), colour, self._number(draw))
@@ -145,7 +147,7 @@ class Case:
     @property
     def needles(self) -> tuple[Card, ...]:
         """The needles as they are without a control."""
-        return self.haystack.needles(TASKS[self.task].num_needles)
+        return self.haystack.needles(TASKS[self.task].num_needles, self.depth)
 
     def frames(self) -> list[Frame]:
         """The frames, length of them."""
@@ -166,7 +168,7 @@ class Case:
 
     @property
     def _place(self) -> int:
-        return self.haystack.asked() if TASKS[self.task].num_needles > 1 else 0
+        return self.haystack.asked(self.depth) if TASKS[self.task].num_needles > 1 else 0
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer names exactly the expected words. Other words do not count, nor does a word that is said again at once."""

@@ -72,7 +72,7 @@ class PromptSizes:
         """
         key = case.length, case.question
         if key not in self._known:
-            self._known[key] = self._checked(case.length, self._prompts.encode(self._request(*key)))
+            self._known[key] = self._checked(*key)
         return self._known[key]
 
     def _request(self, length: int, question: str) -> Request:
@@ -87,34 +87,35 @@ class PromptSizes:
                 (film / f"{number:06d}.png").symlink_to(picture)
         return ask(question, videos=[str(film)])
 
-    def _checked(self, length: int, prompt: EncodedSample) -> EncodedSample:
-        data, language = self._prompts.recipe.data, self._prompts.recipe.model.language
+    def _checked(self, length: int, question: str) -> EncodedSample:
+        prompt = self._prompts.encode(self._request(length, question))
+        data, positions = self._prompts.recipe.data, self._prompts.recipe.model.language.max_positions
         if self._media == "video" and prompt.media[0].num_tiles != length:
             raise ValueError(
                 f"of a video of {length} frames, one per second, {prompt.media[0].num_tiles} are taken: the checkpoint's data.max_fps is "
                 f"{data.max_fps:g}, its data.frame_sampler {data.frame_sampler}; ask with --media pictures"
             )
         needed = len(prompt.tokens_T) + ANSWER_TOKENS
-        if needed > language.max_positions:
-            room = language.max_positions * length // needed
+        if needed > positions:
+            short = len(self._prompts.encode(self._request(1, question)).tokens_T) + ANSWER_TOKENS
+            room = 1 + (positions - short) * (length - 1) // max(needed - short, 1)
             raise ValueError(
-                f"a haystack of {length} frames takes {needed:,} positions with question and answer, the model has "
-                f"{language.max_positions:,}: take lengths up to {room}, stretch the positions with --rope-scaling, or give frames fewer "
-                "tokens with --frame-pooling"
+                f"a haystack of {length} frames takes {needed:,} positions with question and answer, the model has {positions:,}: take "
+                f"lengths up to {max(room, 0)}, stretch the positions with --rope-scaling, or give frames fewer tokens with --frame-pooling"
             )
         return prompt
 
 
 def check_lengths(grid: Grid, prompts: PromptEncoder) -> None:
-    """Encodes the longest prompt of each task.
+    """Encodes the longest prompt of each question.
 
     Raises:
         ValueError: as PromptSizes.encode.
     """
-    longest = {case.task: case for case in sorted(grid.cases(), key=lambda case: case.length)}
+    longest = {case.question: case for case in sorted(grid.cases(), key=lambda case: case.length)}
     with tempfile.TemporaryDirectory(prefix="needles_") as folder:
         sizes = PromptSizes(prompts, grid.media, Path(folder))
-        for case in longest.values():
+        for case in sorted(longest.values(), key=lambda case: -len(case.question)):
             sizes.encode(case)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mindspeed_vita.evaluation.needle_cases import TASKS, Case, Haystack
+from mindspeed_vita.evaluation.needle_frames import WALLS
 
 MEDIA = ("video", "pictures")
 """Frames of one video, or pictures."""
@@ -34,6 +35,8 @@ class Grid:
     """One of MEDIA."""
     distractor_every: int = 8
     """See Haystack."""
+    wall: str = ""
+    """The wall of the needles, see Haystack.asked_wall."""
     control: bool = False
     """Ask all of it again with blanked needles."""
     seed: int = 0
@@ -49,6 +52,8 @@ class Grid:
             raise ValueError(f"task {unknown[0]!r} is unknown; expected some of {', '.join(TASKS)}")
         if self.media not in MEDIA:
             raise ValueError(f"media {self.media!r} is unknown; expected one of {', '.join(MEDIA)}")
+        if self.wall and self.wall not in WALLS:
+            raise ValueError(f"wall {self.wall!r} is unknown; expected one of {', '.join(WALLS)}, or none for either")
         outside = [depth for depth in self.depths if not 0 <= depth <= 1]
         if outside:
             raise ValueError(f"depth {outside[0]:g} lies outside 0 to 1; 0 is the first frame of a haystack, 1 the last")
@@ -68,7 +73,7 @@ class Grid:
 
     def haystack(self, sample: int) -> Haystack:
         """One of the haystacks. Its frames are the same at every length."""
-        return Haystack(seed=f"test {self.seed} haystack {sample}", distractor_every=self.distractor_every)
+        return Haystack(seed=f"test {self.seed} haystack {sample}", distractor_every=self.distractor_every, asked_wall=self.wall)
 
     def cases(self) -> list[Case]:
         """All requests in the order in which they are asked.

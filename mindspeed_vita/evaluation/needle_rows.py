@@ -65,7 +65,7 @@ def write_rows(folder: Path, grid: Grid, settings: RowSettings, said: Callable[[
 def _case(grid: Grid, settings: RowSettings, number: int) -> Case:
     seed = f"rows {grid.seed} row {number}"
     draw = random.Random(seed)
-    haystack = Haystack(seed=seed, distractor_every=grid.distractor_every, pool=settings.pool)
+    haystack = Haystack(seed=seed, distractor_every=grid.distractor_every, asked_wall=grid.wall, pool=settings.pool)
     return Case(haystack=haystack, task=draw.choice(grid.tasks), length=draw.choice(grid.lengths), depth=draw.random())
 
 

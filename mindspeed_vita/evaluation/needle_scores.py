@@ -91,13 +91,24 @@ class Scores:
                 tally = self.tally(task=task, length=length, blank=False)
                 if tally.share < least:
                     found.append(f"{task} at {length:,} frames: {tally.right} of {tally.asked} right, expected {least:.0%}")
-            blanked = self.tally(task=task, blank=True)
-            if blanked.asked and by_chance(blanked.right, blanked.asked, TASKS[task].chance) < _LEAK:
-                found.append(
-                    f"{task} with blanked needles: {blanked.right} of {blanked.asked} right, chance is {TASKS[task].chance:.1%}; the "
-                    "answers leak"
-                )
+            leak = self._leak(task)
+            if leak:
+                found.append(leak)
         return found
+
+    def _leak(self, task: str) -> str:
+        """What is wrong with a control that is answered; empty: nothing.
+
+        Answers about one haystack and one depth at several lengths have one right answer, so they count as one guess.
+        """
+        blanked = self.tally(task=task, blank=True)
+        if not blanked.asked:
+            return ""
+        guesses = len({(row["haystack"], row["depth"]) for row in self.rows if row["task"] == task and row["blank"]})
+        chance = TASKS[task].chance
+        if by_chance(math.floor(blanked.share * guesses), guesses, chance) >= _LEAK:
+            return ""
+        return f"{task} with blanked needles: {blanked.right} of {blanked.asked} right, chance is {chance:.1%}; the answers leak"
 
 
 def by_chance(right: int, asked: int, chance: float) -> float:
