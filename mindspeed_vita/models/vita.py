@@ -136,14 +136,14 @@ class VitaModel(MegatronModule):
 
     def forward(self, inputs: ModelInputs) -> torch.Tensor:
         """On the last stage the loss of each token, float32[T], 0 where unsupervised; on the others hidden states [L, 1, H]."""
-        hidden = self._decode(inputs)
+        hidden = self.decode(inputs)
         if not self.post_process:
             return hidden
         return self.head.losses(hidden, self._output_weight(), inputs.labels_T, inputs.weights_T, inputs.supervised_Q)
 
     def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""
-        return self.head_logits(self._decode(inputs), rows_R)
+        return self.head_logits(self.decode(inputs), rows_R)
 
     def embed(self, tokens_T: torch.Tensor, rows_RH: torch.Tensor, places_R: torch.Tensor) -> torch.Tensor:
         """Embeddings of this rank's tokens [L, 1, H], with vision rows that are encoded already at their places. First pipeline stage."""
@@ -170,7 +170,8 @@ class VitaModel(MegatronModule):
         rows_RH = self.tile_rows(inputs.tiles_NCHW)
         return replace(inputs, tiles_NCHW=inputs.tiles_NCHW[:0], vision_rows_RH=self.exchange(rows_RH, inputs.route))
 
-    def _decode(self, inputs: ModelInputs) -> torch.Tensor:
+    def decode(self, inputs: ModelInputs) -> torch.Tensor:
+        """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
         cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,

@@ -49,6 +49,34 @@ def test_values_that_a_type_cannot_hold_are_a_difference(folder: Path, tmp_path:
     assert main(["verify", str(folder / "bf16"), str(folder / "native"), "--report", str(tmp_path / "report.json")]) == 1
 
 
+def test_logits_are_compared_layer_by_layer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = str(tmp_path / "report.json")
+    assert main(["verify", str(folder / "native"), str(folder / "bf16"), "--level", "logits", "--report", report]) == 0
+    said = capsys.readouterr().out
+    assert f"{folder / 'bf16'}: computed by the exported modeling_long_vita.py" in said
+    assert "both compute the same: 9 layers, 29 tokens" in said
+    assert main(["verify", str(folder / "other"), str(folder / "hf"), "--level", "logits", "--report", report]) == 1
+    said = capsys.readouterr().out
+    lines = [line.split()[0] for line in said.splitlines() if line.endswith("differs")]
+    # from the start on, what follows a changed layer differs, too
+    assert lines[0] == "vision.layers.1" and "vision.layers.1 is the first of" in said
+    content = json.loads(Path(report).read_text())
+    assert not content["same"] and content["level"] == "logits" and content["first_difference"] == "vision.layers.1"
+    assert content["points"][2]["alone"]["share"] > 0.01 > content["points"][3]["alone"]["share"]
+
+
+def test_logits_of_a_folder_with_a_missing_shard_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--max-shard-size", "40KB", "--output", str(tmp_path / "hf")]
+    assert main(["convert", "--from", str(folder / "native"), "--to", "hf", *more]) == 0
+    gone = sorted((tmp_path / "hf").glob("model-*.safetensors"))[1]
+    gone.unlink()
+    command = ["verify", str(folder / "native"), str(tmp_path / "hf"), "--level", "logits", "--report", str(tmp_path / "report.json")]
+    assert main(command) == 2
+    assert f"lacks {gone.name} of its index; download or copy the folder again" in capsys.readouterr().err
+    assert main([*command[:3], "--trust-remote-code"]) == 2 and not (tmp_path / "report.json").exists()
+    assert "--level hash runs no code of a folder; leave it out" in capsys.readouterr().err
+
+
 def test_a_report_does_not_replace_an_exports_own_verification(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     own = (folder / "hf" / "verification.json").read_bytes()
     monkeypatch.chdir(folder / "hf")
