@@ -129,9 +129,12 @@ def _check_output(output: Path, to: str) -> None:
 
         check_output(output, _layout(to))
         return
+    from mindspeed_vita.files.shard_stream import JOURNAL
+
     held_names = [path.name for path in output.iterdir()] if output.is_dir() else []
     # what a stopped conversion to native left there is taken up
-    if (output.exists() and not output.is_dir()) or any(name not in (RUN_LOCK, ".writing-step_0000000") for name in held_names):
+    left_by_a_stop = (RUN_LOCK, ".writing-step_0000000", f".writing-step_0000000{JOURNAL}")
+    if (output.exists() and not output.is_dir()) or any(name not in left_by_a_stop for name in held_names):
         raise ValueError(f"{output} is not empty; choose another --output")
 
 

@@ -144,7 +144,7 @@ def export_hf(
                 (partial / CARD).write_text(_card(recipe, output.name, layout, card, dtype), encoding="utf-8")
             verification = _verify(partial, layout, files, dtype, sha256)
             write_json(partial / VERIFICATION, asdict(verification))
-        publish_folder(partial, output, known_by=VERIFICATION, replace=True)
+            publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except OSError as error:
         if conversion.origin is None:
             shutil.rmtree(partial, ignore_errors=True)

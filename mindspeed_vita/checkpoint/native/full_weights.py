@@ -129,7 +129,7 @@ def save_full_weights(
             sums = write_stream(temp, files, one_by_one(weights), journal, conversion.started(files))
             conversion.before_publishing()
             sums["recipe.json"] = write_json(temp / "recipe.json", recipe_to_dict(recipe))
-        atomic.publish(temp, final, sums)
+            atomic.publish(temp, final, sums)
         atomic.prune(directory, keep=0)
     except OSError as error:
         if conversion.origin is None:

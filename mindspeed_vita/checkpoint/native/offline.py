@@ -110,7 +110,7 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
                 with naming(temp / name):
                     shutil.copyfile(folder / name, temp / name)
                 sums[name] = sha256_of(temp / name)
-        atomic.publish(temp, final, sums)
+            atomic.publish(temp, final, sums)
     except OSError as error:
         raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}") from error
     return final
