@@ -138,7 +138,8 @@ def test_steps_are_listed_verified_and_pruned(tmp_path: Path, capsys: pytest.Cap
         step(run, number)
     assert main(["checkpoint", "list", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[0].startswith("step_0000001: ") and lines[0].endswith("resumes, written with tp=2 pp=1 cp=1 dp=1")
+    assert len(lines) == 4 and lines[3].startswith("Judged by names and sizes of files; `vita checkpoint verify ")
+    assert lines[0].startswith("step_0000001: ") and lines[0].endswith("resumes, written with tp=2 pp=1 cp=1 dp=1")
     (run / "step_0000002/state.json").write_text("{}")
     assert main(["checkpoint", "verify", str(run)]) == 1
     assert "step_0000002: state.json does not match its checksum\nstep_0000003: whole" in capsys.readouterr().out
@@ -148,6 +149,39 @@ def test_steps_are_listed_verified_and_pruned(tmp_path: Path, capsys: pytest.Cap
     assert [path.name for path in run.iterdir()] == ["step_0000003"]
     assert main(["checkpoint", "prune", str(run), "--keep", "0"]) == 2
     assert main(["checkpoint", "verify", str(run / "step_0000003")]) == 0
+
+
+def test_a_step_that_lacks_a_file_or_the_end_of_one_is_listed_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    for number in (1, 2, 3):
+        step(run, number)
+    (run / "step_0000001/optimizer/rank_00001.safetensors").unlink()
+    path = run / "step_0000002/weights/rank_00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert main(["checkpoint", "list", str(run)]) == 0
+    first, second, third, _ = capsys.readouterr().out.splitlines()
+    assert first.endswith("does not load: optimizer/rank_00001.safetensors is missing")
+    assert "does not load: weights/rank_00000.safetensors is not a whole safetensors file: it has" in second
+    assert "resumes, written with" in third
+
+
+def test_resharding_carries_over_files_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that a later version records with the step, and those that somebody added to it."""
+    old = step(tmp_path / "run", 7)
+    for name in ("notes.txt", "weights/notes.txt", "weights_of_the_teacher.bin", "evaluation/scores.json"):
+        (old / name).parent.mkdir(exist_ok=True)
+        (old / name).write_text(name)
+    sums = json.loads((old / "checksums.json").read_text())
+    sums["sha256"]["weights_of_the_teacher.bin"] = sha256_of(old / "weights_of_the_teacher.bin")
+    (old / "checksums.json").write_text(json.dumps(sums))
+    assert main(["checkpoint", "reshard", str(old), "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "no checksum of them: evaluation/scores.json, notes.txt, weights/notes.txt\n" in said
+    new = tmp_path / "out/step_0000007"
+    for name in ("notes.txt", "weights/notes.txt", "weights_of_the_teacher.bin", "evaluation/scores.json"):
+        assert (new / name).read_text() == name
+    recorded = json.loads((new / "checksums.json").read_text())["sha256"]
+    assert recorded["weights_of_the_teacher.bin"] == sums["sha256"]["weights_of_the_teacher.bin"] and "notes.txt" not in recorded
 
 
 def test_a_resharded_step_holds_the_same_in_whole_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
