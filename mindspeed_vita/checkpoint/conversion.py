@@ -34,6 +34,11 @@ class Conversion:
     before_publishing: Callable[[], None] = nothing
     """Called once all is written; an error of it keeps the target from appearing. Waits for the source's checksums."""
 
+    lineage: str = ""
+    """Which weights these are, see Source.lineage. An export keeps it."""
+    replaces: bool = True
+    """An export of other weights that has the target's name goes."""
+
     @property
     def advice(self) -> str:
         """What to do where the disk is full."""

@@ -27,7 +27,7 @@ def _reshard_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 ACTIONS = {
-    "list": ("steps of a run: size, layout, and whether a run resumes from them", _one_folder),
+    "list": ("steps of a run: size, layout, and whether a run resumes from them, judged by names and sizes of files", _one_folder),
     "verify": ("compare every file with its checksum; exit status 1 where one is damaged", _one_folder),
     "prune": ("remove all but the newest steps and the best one (eval.keep_best)", _prune_arguments),
     "reshard": ("write a step anew, optimizer included, with whole tensors in files of a chosen size", _reshard_arguments),
@@ -49,7 +49,11 @@ def _list(folder: Path, arguments: argparse.Namespace) -> int:
     for step in summaries(folder):
         layout = " ".join(f"{axis}={size}" for axis in ("tp", "pp", "cp", "dp") if (size := (step.layout or {}).get(axis)))
         holds = f"resumes, written with {layout}" if step.resumes else "weights only"
+        if step.problems:
+            more = f" and {len(step.problems) - 3} more" if len(step.problems) > 3 else ""
+            holds = f"does not load: {'; '.join(step.problems[:3])}{more}"
         print(f"{step.folder.name}: {step.num_bytes / 1e9:,.2f} GB in {counted(step.num_files, 'file')}, {holds}")
+    print(f"Judged by names and sizes of files; `vita checkpoint verify {folder}` compares their content with the checksums.")
     return 0
 
 
@@ -86,7 +90,7 @@ def _reshard(folder: Path, arguments: argparse.Namespace) -> int:
     from mindspeed_vita.checkpoint.conversion import Conversion
     from mindspeed_vita.checkpoint.native import atomic
     from mindspeed_vita.checkpoint.native.full_weights import compared_with_checksums
-    from mindspeed_vita.checkpoint.native.offline import reshard
+    from mindspeed_vita.checkpoint.native.offline import other_files, reshard
     from mindspeed_vita.checkpoint.native.step_folder import find
     from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.cli.convert import parse_size
@@ -97,8 +101,12 @@ def _reshard(folder: Path, arguments: argparse.Namespace) -> int:
         raise ValueError(f"{output / step.name} is there already; choose another --output")
     advice = "choose another --output, or wait"
     with held(output / RUN_LOCK, folder=output, work="vita checkpoint reshard", advice=advice), bytes_bar(str(step)) as start:
-        wait = compared_with_checksums(step, list(atomic.recorded(step)))
+        recorded = atomic.recorded(step)
+        wait = compared_with_checksums(step, list(recorded))
         conversion = Conversion(must_go_on=arguments.resume, start=start, before_publishing=wait)
         written = reshard(step, output, max_file_bytes=size, conversion=conversion)
+    unknown = [name for name in other_files(step) if name not in recorded]
+    if unknown:
+        print(f"copied as they are, since the step has no checksum of them: {', '.join(unknown)}")
     print(f"{written}: {counted(len(list(written.rglob('*.safetensors'))), 'file')} of tensors")
     return 0

@@ -83,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-shard-size", metavar="SIZE", help="largest file of an hf, internvl or native output (default 5GB)")
     parser.add_argument("--optimizer", action="store_true", help="move the optimizer, steps and packs too, so that a run continues from the"
                         " output (between native and mindspeed-llm)")  # fmt: skip
+    parser.add_argument("--replace", action="store_true", help="with an export: replace an earlier one in --output although it was made"
+                        " from other weights")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="refuse to begin anew: there must be a stopped conversion to go on with")
 
 
@@ -158,6 +160,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
 
     if arguments.card and arguments.to not in EXPORTS:
         raise ValueError(f"--card describes an export; leave it out with --to {arguments.to}")
+    if arguments.replace and arguments.to not in EXPORTS:
+        raise ValueError(f"--replace: a {arguments.to} output replaces nothing, its folder must be empty; leave it out")
     if arguments.to != "hf" and arguments.frame_pooling is not None:
         raise ValueError(f"--frame-pooling is a setting of our own processor, which --to hf writes; leave it out with --to {arguments.to}")
 
@@ -183,7 +187,14 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
             if training is not None:
                 training.wait()
 
-        conversion = Conversion(origin=opened.origin(**settings), must_go_on=arguments.resume, start=start, before_publishing=wait)
+        conversion = Conversion(
+            origin=opened.origin(**settings),
+            must_go_on=arguments.resume,
+            start=start,
+            before_publishing=wait,
+            lineage=opened.lineage(),
+            replaces=arguments.replace,
+        )
         written = _WRITERS[arguments.to](
             opened, output, arguments, dtype, shard_bytes, conversion, training
         )

@@ -1,6 +1,6 @@
 """Writes groups of tensors to safetensors files as a stream: one group in memory at a time, hashed while it is written.
 
-A journal in the folder names every file that is whole, with its checksum. A stream that was stopped goes on behind the last of them.
+A journal next to the folder names every file that is whole, with its checksum. A stream that was stopped goes on behind the last of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from mindspeed_vita.files.safetensors_file import encode_header, tensor_bytes
 from mindspeed_vita.files.tensors import Group, Spec
 from mindspeed_vita.files.writing import naming
 
-JOURNAL = "journal.jsonl"
+JOURNAL = ".journal"
+"""Behind the name of a temporary folder: its journal, which lies next to it, so that the folder can get its final name as it is."""
 _BLOCK = 1 << 23
 """Bytes that are written while the hash of the same bytes is computed."""
 
@@ -85,37 +86,43 @@ class Journal:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.path = folder / JOURNAL
-        self._first = json.dumps({"identity": identity}, sort_keys=True)
+        self._folder, self.identity = folder, identity
+        self.path = folder.with_name(folder.name + JOURNAL)
+        self._first = json.dumps({"identity": identity}, sort_keys=True) + "\n"
         self.done: dict[str, str] = {}
         """Relative name to checksum."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        self.fits = bool(lines) and lines[0] == self._first
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+        self.fits = folder.is_dir() and bool(lines) and lines[0] == self._first
         """Whether the folder holds a beginning of the same work."""
+        self._length = len(self._first.encode())
+        """Bytes of the lines that are whole."""
         for line in lines[1:] if self.fits else ():
+            if not line.endswith("\n"):
+                break  # cut off
             try:
                 entry = json.loads(line)
                 file, size, digest = str(entry["file"]), int(entry["bytes"]), str(entry[CHECKSUM])
             except (ValueError, KeyError, TypeError):
-                break  # cut off in the middle of this line
+                break
+            self._length += len(line.encode())
             if (folder / file).is_file() and (folder / file).stat().st_size == size:
                 self.done[file] = digest
 
     def begin(self) -> None:
-        """Writes the first line, where the journal is new, and drops a line that was cut off."""
-        lines = [self._first, *(self._line(file, digest) for file, digest in self.done.items())]
-        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        """Writes the first line, where the journal is new, and drops a line that was cut off. Loses no whole line wherever it is killed."""
+        if self.fits:
+            os.truncate(self.path, self._length)
+        else:
+            self.path.write_text(self._first, encoding="utf-8")
 
     def add(self, file: str, digest: str) -> None:
         """Notes that a file is whole. It must be synced already."""
         self.done[file] = digest
+        line = json.dumps({"file": file, "bytes": (self._folder / file).stat().st_size, CHECKSUM: digest})
         with self.path.open("a", encoding="utf-8") as journal:
-            journal.write(self._line(file, digest) + "\n")
+            journal.write(line + "\n")
             journal.flush()
             os.fsync(journal.fileno())
-
-    def _line(self, file: str, digest: str) -> str:
-        return json.dumps({"file": file, "bytes": (self.path.parent / file).stat().st_size, CHECKSUM: digest})
 
 
 class Finishing:

@@ -39,7 +39,9 @@ def unfinished(
 ) -> Iterator[Journal]:
     """Makes the folder, or takes up the one that an earlier try with the same origin and plan left behind.
 
-    An OSError or a stop inside the block keeps the folder. Anything else removes it.
+    The block writes the folder and gives it its final name. Then its journal goes. A process that is killed at any point leaves the folder
+    under its final name, or one that the same work goes on in. An OSError or a stop inside the block keeps the folder, too. Anything else
+    removes it.
 
     Args:
         folder: the temporary folder; one process at a time uses it.
@@ -57,8 +59,12 @@ def unfinished(
         if must_go_on:
             found = "what is there is of another source or other settings" if folder.exists() else "there is none"
             raise ValueError(f"--resume needs the beginning of this conversion in {folder}; {found}: leave --resume out to begin anew")
-        shutil.rmtree(folder, ignore_errors=True)
-        journal.done.clear()
+        _remove(folder, journal)
+        journal = Journal(folder, journal.identity)
+    else:
+        # what was not finished is written anew: its room is free, and nothing of another try comes along
+        for path in [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in journal.done]:
+            path.unlink()
     check_space(folder, sum(file.nbytes for file in files if file.name not in journal.done), advice=advice)
     try:
         for file in files:
@@ -68,5 +74,10 @@ def unfinished(
         journal.path.unlink()
     except BaseException as error:
         if origin is None or not isinstance(error, (OSError, KeyboardInterrupt)):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder, journal)
         raise
+
+
+def _remove(folder: Path, journal: Journal) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    journal.path.unlink(missing_ok=True)

@@ -146,7 +146,7 @@ class VitaModel(MegatronModule):
             inputs: of one pack.
             with_hits: the last stage gives float32[2, T]: the losses, and 1 where a label has the highest logit (Head.hits).
         """
-        hidden = self._decode(inputs)
+        hidden = self.decode(inputs)
         if not self.post_process:
             return hidden
         weight_VH = self._output_weight()
@@ -157,7 +157,7 @@ class VitaModel(MegatronModule):
 
     def logits(self, inputs: ModelInputs, rows_R: torch.Tensor) -> torch.Tensor:
         """Logits of chosen local tokens, fp32 [R, vocabulary]; last pipeline stage only."""
-        return self.head_logits(self._decode(inputs), rows_R)
+        return self.head_logits(self.decode(inputs), rows_R)
 
     def embed(self, tokens_T: torch.Tensor, rows_RH: torch.Tensor, places_R: torch.Tensor) -> torch.Tensor:
         """Embeddings of this rank's tokens [L, 1, H], with vision rows that are encoded already at their places. First pipeline stage."""
@@ -184,7 +184,8 @@ class VitaModel(MegatronModule):
         rows_RH = self.tile_rows(inputs.tiles_NCHW)
         return replace(inputs, tiles_NCHW=inputs.tiles_NCHW[:0], vision_rows_RH=self.exchange(rows_RH, inputs.route))
 
-    def _decode(self, inputs: ModelInputs) -> torch.Tensor:
+    def decode(self, inputs: ModelInputs) -> torch.Tensor:
+        """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
         cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,

@@ -33,11 +33,11 @@ def build_model(
     Args:
         recipe: architecture, precision and what trains.
         layout: this rank's place.
-        device: where the parameters go.
+        device: where the parameters go; "meta", within torch.device("meta"), makes them without data.
         sequence_parallel: as training has it; False for inference, where each tp rank holds all tokens (language_transformer_config).
     """
     model = recipe.model
-    on_cpu = torch.device(device).type == "cpu"
+    on_cpu = torch.device(device).type in ("cpu", "meta")
     torch.manual_seed(recipe.train.seed + 100 * layout.pp_rank)  # every stage draws its own layers
     transformer_config = language_transformer_config(
         model.language,

@@ -18,7 +18,7 @@ from mindspeed_vita.checkpoint.hf.card import CARD, card_text, is_unchanged_card
 from mindspeed_vita.checkpoint.hf.config import hf_config, model_config
 from mindspeed_vita.checkpoint.hf.generation import generation_config, special_ids
 from mindspeed_vita.checkpoint.hf.layout import Layout
-from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, write_processor
+from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, read_json, write_processor
 from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, write_json, write_tokenizer
 from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
 from mindspeed_vita.checkpoint.mapping.families import family_rules
@@ -84,6 +84,8 @@ class Verification:
     hf_groups proves for each of them; the checksums are of the bytes as they were handed to the disk."""
     xxh128: dict[str, str]
     """Checksum per shard, of what was written."""
+    lineage: str = ""
+    """Which weights it was made from, see Source.lineage; empty where they were in memory."""
 
 
 def export_hf(
@@ -101,7 +103,7 @@ def export_hf(
 ) -> Verification:
     """Write a folder that transformers loads, in our layout with trust_remote_code. One tensor group at a time is in memory.
 
-    The folder appears whole or not at all; an earlier export at the same place is replaced.
+    The folder appears whole or not at all; an earlier export at the same place is replaced, where the conversion allows that.
 
     Args:
         weights: native names and full tensors.
@@ -117,12 +119,13 @@ def export_hf(
 
     Raises:
         ValueError: the weights do not fit the recipe, the layout cannot hold them, frames cannot be pooled so, `output` holds
-            something else, or the disk is too small.
+            something else or an export of other weights, or the disk is too small.
         ExportFailed: the disk is full or not writable.
     """
     output, layout = Path(output).resolve(), layout or LONG_VITA
     restore(output, known_by=VERIFICATION)
     check_output(output, layout)
+    _check_lineage(output, conversion)
     layout.check(recipe)
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
@@ -142,9 +145,9 @@ def export_hf(
             layout.write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
             if card:
                 (partial / CARD).write_text(_card(recipe, output.name, layout, card, dtype), encoding="utf-8")
-            verification = _verify(partial, layout, files, dtype, sums)
+            verification = _verify(partial, layout, files, dtype, sums, conversion.lineage)
             write_json(partial / VERIFICATION, asdict(verification))
-        publish_folder(partial, output, known_by=VERIFICATION, replace=True)
+            publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except OSError as error:
         if conversion.origin is None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -186,7 +189,19 @@ def write_side_files(
         shutil.copyfile(code / name, folder / name)
 
 
-def _verify(folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sums: Mapping[str, str]) -> Verification:
+def _check_lineage(output: Path, conversion: Conversion) -> None:
+    """Refuse to replace an export of other weights unasked: nobody could make it again."""
+    if conversion.replaces or not (output / VERIFICATION).is_file():
+        return
+    held = read_json(output / VERIFICATION).get("lineage")
+    if not held or held != conversion.lineage:
+        of = "other weights" if held else "weights that it does not name"
+        raise ValueError(f"{output} holds an export of {of}; choose another --output, or add --replace to replace it")
+
+
+def _verify(
+    folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sums: Mapping[str, str], lineage: str
+) -> Verification:
     """Compares names and shapes in the files with those that the written config.json calls for."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written = open_weights(folder, layout.family, layout.read_model(config)).specs()
@@ -197,6 +212,7 @@ def _verify(folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: tor
         num_parameters=sum(torch.Size(spec.shape).numel() for spec in written.values()),
         max_diff=0.0,
         xxh128={file.name: sums[file.name] for file in files},
+        lineage=lineage,
     )
 
 

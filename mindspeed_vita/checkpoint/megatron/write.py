@@ -125,9 +125,9 @@ def write_megatron(
                     finishing.add(plan.name, "")
             conversion.before_publishing()
             write_bytes(temporary / TRACKER, tracked.encode())
-        if output.is_dir():
-            output.rmdir()  # empty, as the command made sure
-        publish_folder(temporary, output, known_by=TRACKER, replace=True)
+            if output.is_dir():
+                output.rmdir()  # empty, as the command made sure
+            publish_folder(temporary, output, known_by=TRACKER, replace=True)
     except OSError as error:
         raise WriteFailed(f"cannot write {output}: {error}; {conversion.advice}; nothing appears there") from error
     return len(ranks)

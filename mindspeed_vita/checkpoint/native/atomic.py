@@ -160,5 +160,8 @@ def prune(directory: Path, keep: int) -> list[Path]:
         (folder / CHECKSUMS).unlink()
         shutil.rmtree(folder)
     for rest in directory.glob(".writing-step_*"):
-        shutil.rmtree(rest, ignore_errors=True)
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:  # the journal of a conversion
+            rest.unlink(missing_ok=True)
     return gone

@@ -143,7 +143,7 @@ def save_full_weights(
             sums["recipe.json"] = write_json(temp / "recipe.json", recipe_to_dict(recipe))
             if state is not None:
                 sums["state.json"] = write_json(temp / "state.json", asdict(state))
-        atomic.publish(temp, final, sums)
+            atomic.publish(temp, final, sums)
         atomic.prune(directory, keep=0)
     except OSError as error:
         if conversion.origin is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -14,13 +15,13 @@ from mindspeed_vita.checkpoint.native.full_weights import shard_files
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
 from mindspeed_vita.checkpoint.native.step_folder import find, load_state
 from mindspeed_vita.files.digest import checksum_of
+from mindspeed_vita.files.safetensors_file import SafetensorsFile
 from mindspeed_vita.files.shard_stream import write_stream
 from mindspeed_vita.files.tensors import joined, one_by_one
 from mindspeed_vita.files.unfinished import state_of
 from mindspeed_vita.files.writing import naming
 
 _PARTS = ("weights", "optimizer")
-_COPIED = ("recipe.json", "state.json", "rng.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,9 @@ class StepSummary:
     num_bytes: int
     num_files: int
     resumes: bool
-    """Holds optimizer and state; otherwise weights only."""
+    """Holds optimizer and state, and nothing is missing."""
+    problems: tuple[str, ...]
+    """Files that are missing or cut off, by names and sizes. No content was read."""
     layout: Optional[dict[str, int]]
     """tp, pp, cp, dp of the run that wrote it; None for weights only."""
 
@@ -57,15 +60,34 @@ def steps_of(directory: Path) -> list[Path]:
 
 def _summary(folder: Path) -> StepSummary:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    resumes = (folder / "state.json").is_file()
+    has_state, problems = (folder / "state.json").is_file(), tuple(_missing_or_cut_off(folder))
     return StepSummary(
         folder=folder,
         step=atomic.step_of(folder),
         num_bytes=sum(path.stat().st_size for path in files),
         num_files=len(files),
-        resumes=resumes,
-        layout=load_state(folder).layout if resumes else None,
+        resumes=has_state and (folder / "optimizer").is_dir() and not problems,
+        problems=problems,
+        layout=load_state(folder).layout if has_state else None,
     )
+
+
+def _missing_or_cut_off(folder: Path) -> Iterator[str]:
+    for name in sorted(atomic.recorded(folder)):
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+        elif name.endswith(".safetensors"):
+            try:
+                SafetensorsFile(folder / name)
+            except ValueError as error:
+                yield str(error).removeprefix(f"{folder}/")
+
+
+def other_files(folder: Path) -> list[str]:
+    """The files of a step that hold no weights and no optimizer state, whoever wrote them, without the checksums themselves."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    tensors = {f"{part}/{path.name}" for part in _PARTS for path in (folder / part).glob("*.safetensors")}
+    return [name.as_posix() for name in names if name.as_posix() not in tensors and name.as_posix() != atomic.CHECKSUMS]
 
 
 def damage(folder: Path) -> list[str]:
@@ -80,7 +102,8 @@ def damage(folder: Path) -> list[str]:
 def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: Conversion) -> Path:
     """Writes a step anew: every tensor whole, in files of a chosen size, instead of pieces in a file for each rank.
 
-    A run resumes from either, under any layout. The random states are copied, and serve the layout that they were saved under.
+    A run resumes from either, under any layout. The random states are copied, and serve the layout that they were saved under. All other
+    files are copied, too. Those that had no checksum have none afterwards.
 
     Args:
         source: run or step folder.
@@ -94,7 +117,7 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
         SaveFailed: the disk is full or not writable.
     """
     folder = find(source)
-    names = [name for name in atomic.recorded(folder) if not name.startswith(_PARTS)]
+    recorded = atomic.recorded(folder)
     step = atomic.step_of(folder)
     temp, final = atomic.temporary(directory, step), directory / atomic.step_name(step)
     parts = {part: shards.Reader(folder / part).whole() for part in _PARTS if (folder / part).is_dir()}
@@ -106,11 +129,13 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
         with conversion.begun(temp, files) as journal:
             sums = write_stream(temp, files, one_by_one(joined(*parts.values())), journal, conversion.started(files))
             conversion.before_publishing()
-            for name in (name for name in _COPIED if name in names):
+            for name in other_files(folder):
                 with naming(temp / name):
+                    (temp / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(folder / name, temp / name)
-                sums[name] = checksum_of(temp / name)
-        atomic.publish(temp, final, sums)
+                if name in recorded:
+                    sums[name] = checksum_of(temp / name)
+            atomic.publish(temp, final, sums)
     except OSError as error:
         raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}") from error
     return final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mindspeed_vita.checkpoint.folder_lock import held
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.convert import parse_size
 from mindspeed_vita.cli.main import main
+from mindspeed_vita.files.digest import sha256_of
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 
@@ -56,7 +58,54 @@ def test_native_to_internvl_to_native_is_exact(run: Path, tmp_path: Path, capsys
 def test_exported_again_from_the_export_nothing_changes(exported: Path, tmp_path: Path) -> None:
     assert main(["convert", "--from", str(exported), "--to", "hf", "--output", str(tmp_path / "again")]) == 0
     for path in exported.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+        again = tmp_path / "again" / path.name
+        if path.name == "verification.json":  # it also says what the export was made from
+            ours, theirs = (json.loads(each.read_text()) for each in (path, again))
+            assert ours.pop("lineage") != theirs.pop("lineage") and ours == theirs
+        else:
+            assert path.read_bytes() == again.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("to", ["hf", "internvl"])
+def test_an_export_of_other_weights_is_replaced_only_where_that_is_asked_for(
+    run: Path, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(tokenizer=str(run / "tokenizer"))
+    native.save_full_weights(tmp_path / "other", random_weights(seed=1), recipe)
+    shutil.copytree(run / "run", tmp_path / "copy")
+    command = ["convert", "--to", to, "--output", str(tmp_path / "out"), "--from"]
+    assert main([*command, str(run / "run")]) == 0
+    before = sha256_of(tmp_path / "out/model.safetensors")
+    assert main([*command, str(tmp_path / "other")]) == 2
+    assert "out holds an export of other weights; choose another --output, or add --replace to replace it" in capsys.readouterr().err
+    assert sha256_of(tmp_path / "out/model.safetensors") == before and not list(tmp_path.glob(".out*"))
+    assert main([*command, str(tmp_path / "copy" / "step_0000000"), "--dtype", "bf16"]) == 0, "the same weights, from a copy"
+    assert main([*command, str(tmp_path / "other"), "--replace"]) == 0
+    verification = json.loads((tmp_path / "out/verification.json").read_text())
+    del verification["lineage"]  # as earlier versions wrote it
+    (tmp_path / "out/verification.json").write_text(json.dumps(verification))
+    assert main([*command, str(tmp_path / "other")]) == 2
+    assert "out holds an export of weights that it does not name" in capsys.readouterr().err
+
+
+def test_a_later_step_of_the_run_does_not_replace_the_export_of_an_earlier_one(run: Path, tmp_path: Path) -> None:
+    """The earlier step may be pruned by then."""
+    recipe = tiny_recipe(tokenizer=str(run / "tokenizer"))
+    for number in (1, 2):
+        native.save_full_weights(tmp_path / "run", random_weights(seed=number), recipe, step=number)
+        command = ["convert", "--from", str(tmp_path / "run"), "--to", "hf", "--output", str(tmp_path / "out")]
+        assert main(command) == (0 if number == 1 else 2)
+    assert main([*command, "--replace"]) == 0
+
+
+@pytest.mark.parametrize("to", ["native", "mindspeed-llm", "megatron"])
+def test_other_outputs_replace_nothing(run: Path, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert", "--from", str(run / "run"), "--to", to, "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert main(command) == 2 and "is not empty; choose another --output" in capsys.readouterr().err
+    assert main([*command, "--replace"]) == 2
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
 def test_both_formats_give_the_same_answer(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

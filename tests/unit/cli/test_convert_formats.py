@@ -123,11 +123,12 @@ def test_a_stopped_conversion_goes_on_behind_the_last_whole_file(
     with monkeypatch.context() as patch:
         patch.setattr(shard_stream.Journal, "add", stop)
         assert convert(run, to, tmp_path / "out", *more) == 130
-    assert not (tmp_path / "out").exists() or [path.name for path in (tmp_path / "out").iterdir()] == [".writing-step_0000000"]
+    left = {path.name for path in (tmp_path / "out").glob("*")}
+    assert left in (set(), {".writing-step_0000000", f".writing-step_0000000{shard_stream.JOURNAL}"})
     # a rename keeps a file's inode
-    journal = next(path for path in tmp_path.rglob(shard_stream.JOURNAL))
+    journal = next(path for path in tmp_path.rglob(f"*{shard_stream.JOURNAL}"))
     names = [json.loads(line)["file"] for line in journal.read_text().splitlines()[1:]]
-    whole = {os.stat(journal.parent / name).st_ino for name in names}
+    whole = {os.stat(journal.with_suffix("") / name).st_ino for name in names}
     assert len(whole) >= stops
     assert convert(run, to, tmp_path / "out", "--resume", *more) == 0
     written = {str(path.relative_to(tmp_path / "out")): path for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -176,6 +177,25 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
     assert convert(run, to, tmp_path / "out") == 2
     assert "its disk has 0.00 GB free; free space or choose another --output" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_that_was_half_written_does_not_count_as_used_space(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written anew in the room that it has."""
+    more = ["--max-shard-size", "60KB"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_stream.Journal, "add", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert convert(run, "hf", tmp_path / "out", *more) == 130
+    partial = tmp_path / ".out.partial"
+    half = next(partial.glob("model-*.safetensors"))
+    half.write_bytes(bytes(50 << 20))
+    limit = 50 << 20
+
+    def usage(path: Path) -> Usage:
+        held = sum(each.stat().st_size for each in tmp_path.rglob("*") if each.is_file())
+        return Usage(limit, held, max(limit - held, 0))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert convert(run, "hf", tmp_path / "out", "--resume", *more) == 0
 
 
 @pytest.mark.parametrize("to", ["hf", "native", "mindspeed-llm"])
@@ -232,20 +252,28 @@ def test_a_disk_that_fills_up_keeps_what_is_whole_for_the_next_try(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_the_journal_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"xyz")
-    journal = shard_stream.Journal(tmp_path, {"of": 1})
+@pytest.mark.parametrize("tail", ['{"file": "b", "by', '{"file": "b", "bytes": 3, "sha256": "11"}'], ids=["in a line", "before its end"])
+def test_the_journal_survives_a_line_that_was_cut_off(tmp_path: Path, tail: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_bytes(b"xyz")
+    journal = shard_stream.Journal(folder, {"of": 1})
     journal.begin()
     journal.add("a", "00")
     with journal.path.open("a") as file:
-        file.write('{"file": "b", "by')
-    again = shard_stream.Journal(tmp_path, {"of": 1})
+        file.write(tail)
+    again = shard_stream.Journal(folder, {"of": 1})
     assert again.fits and again.done == {"a": "00"}
     again.begin()
     assert [json.loads(line) for line in again.path.read_text().splitlines()][1] == {"bytes": 3, "file": "a", "xxh128": "00"}
-    (tmp_path / "a").write_bytes(b"longer")
-    assert shard_stream.Journal(tmp_path, {"of": 1}).done == {}
-    assert not shard_stream.Journal(tmp_path, {"of": 2}).fits
+    again.add("c", "22")
+    assert shard_stream.Journal(folder, {"of": 1}).done == {"a": "00", "c": "22"}
+    (folder / "a").write_bytes(b"longer")
+    assert shard_stream.Journal(folder, {"of": 1}).done == {"c": "22"}
+    assert not shard_stream.Journal(folder, {"of": 2}).fits
+    shutil.rmtree(folder)
+    assert not shard_stream.Journal(folder, {"of": 1}).fits, "it has its final name, and the journal was left behind"
 
 
 def test_a_table_too_small_for_its_tokenizer_is_refused_when_going_in(

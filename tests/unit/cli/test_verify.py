@@ -49,6 +49,34 @@ def test_values_that_a_type_cannot_hold_are_a_difference(folder: Path, tmp_path:
     assert main(["verify", str(folder / "bf16"), str(folder / "native"), "--report", str(tmp_path / "report.json")]) == 1
 
 
+def test_logits_are_compared_layer_by_layer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = str(tmp_path / "report.json")
+    assert main(["verify", str(folder / "native"), str(folder / "bf16"), "--level", "logits", "--report", report]) == 0
+    said = capsys.readouterr().out
+    assert f"{folder / 'bf16'}: computed by the exported modeling_long_vita.py" in said
+    assert "both compute the same: 9 layers, 29 tokens" in said
+    assert main(["verify", str(folder / "other"), str(folder / "hf"), "--level", "logits", "--report", report]) == 1
+    said = capsys.readouterr().out
+    lines = [line.split()[0] for line in said.splitlines() if line.endswith("differs")]
+    # from the start on, what follows a changed layer differs, too
+    assert lines[0] == "vision.layers.1" and "vision.layers.1 is the first of" in said
+    content = json.loads(Path(report).read_text())
+    assert not content["same"] and content["level"] == "logits" and content["first_difference"] == "vision.layers.1"
+    assert content["points"][2]["alone"]["share"] > 0.01 > content["points"][3]["alone"]["share"]
+
+
+def test_logits_of_a_folder_with_a_missing_shard_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--max-shard-size", "40KB", "--output", str(tmp_path / "hf")]
+    assert main(["convert", "--from", str(folder / "native"), "--to", "hf", *more]) == 0
+    gone = sorted((tmp_path / "hf").glob("model-*.safetensors"))[1]
+    gone.unlink()
+    command = ["verify", str(folder / "native"), str(tmp_path / "hf"), "--level", "logits", "--report", str(tmp_path / "report.json")]
+    assert main(command) == 2
+    assert f"lacks {gone.name} of its index; download or copy the folder again" in capsys.readouterr().err
+    assert main([*command[:3], "--trust-remote-code"]) == 2 and not (tmp_path / "report.json").exists()
+    assert "--level hash runs no code of a folder; leave it out" in capsys.readouterr().err
+
+
 def test_a_report_does_not_replace_an_exports_own_verification(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     own = (folder / "hf" / "verification.json").read_bytes()
     monkeypatch.chdir(folder / "hf")
@@ -110,7 +138,8 @@ def test_steps_are_listed_verified_and_pruned(tmp_path: Path, capsys: pytest.Cap
         step(run, number)
     assert main(["checkpoint", "list", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[0].startswith("step_0000001: ") and lines[0].endswith("resumes, written with tp=2 pp=1 cp=1 dp=1")
+    assert len(lines) == 4 and lines[3].startswith("Judged by names and sizes of files; `vita checkpoint verify ")
+    assert lines[0].startswith("step_0000001: ") and lines[0].endswith("resumes, written with tp=2 pp=1 cp=1 dp=1")
     (run / "step_0000002/state.json").write_text("{}")
     assert main(["checkpoint", "verify", str(run)]) == 1
     assert "step_0000002: state.json does not match its checksum\nstep_0000003: whole" in capsys.readouterr().out
@@ -120,6 +149,39 @@ def test_steps_are_listed_verified_and_pruned(tmp_path: Path, capsys: pytest.Cap
     assert [path.name for path in run.iterdir()] == ["step_0000003"]
     assert main(["checkpoint", "prune", str(run), "--keep", "0"]) == 2
     assert main(["checkpoint", "verify", str(run / "step_0000003")]) == 0
+
+
+def test_a_step_that_lacks_a_file_or_the_end_of_one_is_listed_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    for number in (1, 2, 3):
+        step(run, number)
+    (run / "step_0000001/optimizer/rank_00001.safetensors").unlink()
+    path = run / "step_0000002/weights/rank_00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert main(["checkpoint", "list", str(run)]) == 0
+    first, second, third, _ = capsys.readouterr().out.splitlines()
+    assert first.endswith("does not load: optimizer/rank_00001.safetensors is missing")
+    assert "does not load: weights/rank_00000.safetensors is not a whole safetensors file: it has" in second
+    assert "resumes, written with" in third
+
+
+def test_resharding_carries_over_files_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that a later version records with the step, and those that somebody added to it."""
+    old = step(tmp_path / "run", 7)
+    for name in ("notes.txt", "weights/notes.txt", "weights_of_the_teacher.bin", "evaluation/scores.json"):
+        (old / name).parent.mkdir(exist_ok=True)
+        (old / name).write_text(name)
+    sums = json.loads((old / "checksums.json").read_text())
+    sums["xxh128"]["weights_of_the_teacher.bin"] = checksum_of(old / "weights_of_the_teacher.bin")
+    (old / "checksums.json").write_text(json.dumps(sums))
+    assert main(["checkpoint", "reshard", str(old), "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "no checksum of them: evaluation/scores.json, notes.txt, weights/notes.txt\n" in said
+    new = tmp_path / "out/step_0000007"
+    for name in ("notes.txt", "weights/notes.txt", "weights_of_the_teacher.bin", "evaluation/scores.json"):
+        assert (new / name).read_text() == name
+    recorded = json.loads((new / "checksums.json").read_text())["sha256"]
+    assert recorded["weights_of_the_teacher.bin"] == sums["sha256"]["weights_of_the_teacher.bin"] and "notes.txt" not in recorded
 
 
 def test_a_resharded_step_holds_the_same_in_whole_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
