@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_keeps_what_is_whole_for_the_next_try(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.parametrize("tail", ['{"file": "b", "by', '{"file": "b", "bytes": 3, "sha256": "11"}'], ids=["in a line", "before its end"])
+@pytest.mark.parametrize("tail", ['{"file": "b", "by', '{"file": "b", "bytes": 3, "xxh128": "11"}'], ids=["in a line", "before its end"])
 def test_the_journal_survives_a_line_that_was_cut_off(tmp_path: Path, tail: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
