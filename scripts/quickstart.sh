@@ -58,7 +58,7 @@ for stage in 0 1 2 3 4; do
         train "examples/tiny/stage$stage.yaml" $(overrides "$stage") 2>&1 | tee "$out/stage$stage.log" || fail "stage $stage failed, see $out/stage$stage.log"
 done
 echo "== export"
-"$VITA_PYTHON" -m mindspeed_vita.cli.main convert --from "$out/stage4" --to hf --dtype fp32 --tokenizer "$out/data/tokenizer" --output "$out/export" --replace \
+"$VITA_PYTHON" -m mindspeed_vita.cli.main convert --from "$out/stage4" --to hf --dtype fp32 --tokenizer "$out/data/tokenizer" --output "$out/export" \
     || fail "the export failed"
 echo "== ask"
 "$VITA_PYTHON" examples/tiny/evaluate.py --export "$out/export" --data "$out/data" --out "$out/evaluation.json" || fail "asking the export failed"

@@ -1,1 +1,1 @@
-"""Whether an installation and a machine do what training needs: versions, kernels, parallel layouts."""
+"""Whether an installation and a machine do what training needs, and whether two checkpoints compute the same."""

@@ -133,6 +133,6 @@ def _print_table(found: LogitsComparison) -> None:
     print(f"{'largest difference behind':{width}}  of the layer alone, its share   from the start, its share")
     for point in found.points:
         alone, whole = point.alone, point.from_start
-        mark = "" if point.same else "   differs"
+        mark = "" if point.same else "   differs from the start" if point.same_alone else "   differs"
         print(f"{point.name:{width}}  {alone.largest:18.1e} {alone.share:11.1e}   {whole.largest:14.1e} {whole.share:11.1e}{mark}")
     print(f"tolerance of the share: {found.tolerances[0]:.0e} for a layer alone, {found.tolerances[1]:.0e} from the start")

@@ -58,9 +58,14 @@ class Point:
     """Of two passes that are independent of each other."""
 
     @property
+    def same_alone(self) -> bool:
+        """The layer computes the same, but for another order of summation."""
+        return self.alone.share <= ALONE_TOLERANCE
+
+    @property
     def same(self) -> bool:
-        """Within what another order of summation explains."""
-        return self.alone.share <= ALONE_TOLERANCE and self.from_start.share <= FROM_START_TOLERANCE
+        """So it does, and what comes before it, too."""
+        return self.same_alone and self.from_start.share <= FROM_START_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ class LogitsComparison:
     points: tuple[Point, ...]
     """In the order of the forward pass."""
     first_difference: str
-    """The first point beyond the tolerance; empty where there is none."""
+    """The first layer that computes something else; empty where there is none."""
     problems: tuple[str, ...]
     """Every difference of the settings, and every layer that differs; empty where both compute the same."""
 
@@ -115,7 +120,7 @@ def compare_logits(
         tokens=len(probe.tokens_T),
         tolerances=(ALONE_TOLERANCE, FROM_START_TOLERANCE),
         points=tuple(found),
-        first_difference=next((point.name for point in found if not point.same), ""),
+        first_difference=next((point.name for point in found if not point.same_alone), ""),
         problems=tuple(_problems(sources, found)),
     )
 
@@ -187,6 +192,9 @@ def measure(left: torch.Tensor, right: torch.Tensor) -> Difference:
 def _problems(sources: tuple[Source, Source], found: Sequence[Point]) -> Iterator[str]:
     for key, (ours, theirs) in differing_keys(sources[0].recipe.model, sources[1].recipe.model).items():
         yield f"model.{key}: {ours!r} in the first, {theirs!r} in the second"
-    differing = [point.name for point in found if not point.same]
-    if differing:
-        yield f"{differing[0]} is the first of {len(differing)} layers that compute something else"
+    alone = [point.name for point in found if not point.same_alone]
+    from_start = [point.name for point in found if not point.same]
+    if alone:
+        yield f"{alone[0]} computes something else" + (f", and so do {len(alone) - 1} more behind it" if len(alone) > 1 else "")
+    elif from_start:
+        yield f"no layer alone computes something else, but from the start on {from_start[0]} differs"

@@ -42,7 +42,8 @@ def make_probe(model: ModelConfig, avoid: Collection[int]) -> Probe:
         avoid: token ids that mean a picture to one of the sides.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    words = torch.tensor([token for token in range(model.language.vocab_size) if token not in set(avoid)])
+    avoided = set(avoid)
+    words = torch.tensor([token for token in range(model.language.vocab_size) if token not in avoided])
     parts, places, length = [], [], 0
     for number, size in enumerate(_TEXTS):
         parts.append(words[torch.randint(len(words), (size,), generator=generator)])

@@ -57,9 +57,9 @@ def test_logits_are_compared_layer_by_layer(folder: Path, tmp_path: Path, capsys
     assert "both compute the same: 9 layers, 29 tokens" in said
     assert main(["verify", str(folder / "other"), str(folder / "hf"), "--level", "logits", "--report", report]) == 1
     said = capsys.readouterr().out
-    lines = [line.split()[0] for line in said.splitlines() if line.endswith("differs")]
-    # from the start on, what follows a changed layer differs, too
-    assert lines[0] == "vision.layers.1" and "vision.layers.1 is the first of" in said
+    assert [line.split()[0] for line in said.splitlines() if line.endswith("   differs")] == ["vision.layers.1"]
+    followers = [line.split()[0] for line in said.splitlines() if line.endswith("differs from the start")]
+    assert "logits" in followers and said.endswith("\nvision.layers.1 computes something else\n")
     content = json.loads(Path(report).read_text())
     assert not content["same"] and content["level"] == "logits" and content["first_difference"] == "vision.layers.1"
     assert content["points"][2]["alone"]["share"] > 0.01 > content["points"][3]["alone"]["share"]
