@@ -21,8 +21,6 @@ class MindSpeedVitaModel(VitaModel):
     """What it was in the checkpoint that was loaded; None where that had none."""
     parameter_settings: Any = None
     """How learning rates differ between parameters."""
-    parameter_rates: Optional[list[tuple[float, float]]] = None
-    """Highest and lowest learning rate of each parameter group of this run's optimizer, in order."""
 
     def state_dict_for_save_checkpoint(self, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
         """This rank's weights under MindSpeed-LLM's names."""

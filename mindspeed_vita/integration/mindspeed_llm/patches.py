@@ -29,21 +29,19 @@ def parameter_groups_wrapper(original: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(original)
     def wrapper(model_chunks: Sequence[Any], *arguments: Any, **named: Any) -> Any:
-        found = [settings_of(chunk) for chunk in model_chunks]
+        found = [_settings(chunk) for chunk in model_chunks]
         if all(settings is None for _, settings in found):
             return original(model_chunks, *arguments, **named)
         if len(found) != 1:
             raise ValueError(f"{len(found)} model chunks on one pipeline stage; leave out --num-layers-per-virtual-pipeline-stage")
         model, settings = found[0]
         assert settings is not None
-        groups = parameter_groups(model, settings.train, settings.num_vision_layers)
-        model.parameter_rates = [(group["max_lr"], group["min_lr"]) for group in groups]
-        return groups
+        return parameter_groups(model, settings.train, settings.num_vision_layers)
 
     return wrapper
 
 
-def settings_of(chunk: Any) -> tuple[Any, Optional[ParameterSettings]]:
+def _settings(chunk: Any) -> tuple[Any, Optional[ParameterSettings]]:
     """The model below DDP and mixed precision, and its settings if it has any."""
     model = chunk
     while not hasattr(model, "parameter_settings") and hasattr(model, "module"):

@@ -24,10 +24,12 @@ def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state
         return [str(error)]
     problems = []
     if (saved.tp, saved.pp) != (tp, pp):
+        resumes = optimizer and saved.has_optimizer
+        use = "continue in DIR (checkpoint.directory; --load and --save)" if resumes else "start from DIR (checkpoint.init_from; --load)"
         problems.append(
             f"{folder} was saved with tp={saved.tp} pp={saved.pp}, this run has tp={tp} pp={pp}, and Megatron's loader cannot cut weights "
-            f"anew; use the same sizes, or vita convert --from {folder} --to native --output DIR and start from it with "
-            f"--vita-checkpoint-init-from DIR (checkpoint.init_from in a recipe)"
+            f"anew; use the same sizes, or vita convert --from {folder} --to mindspeed-llm --tp {tp} --pp {pp}"
+            f"{' --optimizer' if resumes else ''} --output DIR and {use}"
         )
         return problems
     if optimizer and not saved.has_optimizer:

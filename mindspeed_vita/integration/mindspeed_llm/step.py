@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Optional
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
-from mindspeed_vita.integration.mindspeed_llm.patches import settings_of
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
@@ -153,7 +152,6 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
     def step(forward_step_func: Any, data_iterator: Any, model: Any, optimizer: Any, opt_param_scheduler: Any, config: Any) -> Any:
         if isinstance(forward_step_func, ForwardStep):
             forward_step_func.start_step()
-            keep_rates(opt_param_scheduler, forward_step_func.recipe.train, settings_of(model[0])[0].parameter_rates)
             look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
         result = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
         if not isinstance(forward_step_func, ForwardStep):
@@ -175,22 +173,6 @@ def present(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return losses
     absent = torch.stack([losses[name] for name in further]).isnan().tolist()
     return {name: value for name, value in losses.items() if name == LOSS or not absent[further.index(name)]}
-
-
-def keep_rates(scheduler: Any, train: TrainConfig, rates: Sequence[tuple[float, float]]) -> None:
-    """Gives every parameter group its own highest and lowest learning rate again.
-
-    MindSpeed's loader of the distributed optimizer tells groups apart by their weight decay and lr_mult only. A checkpoint that was
-    loaded leaves those that differ in nothing but max_lr with the rates of the last of them.
-
-    Args:
-        scheduler: Megatron's; a checkpoint's own rates, where it was told to take them, scale the groups'.
-        train: what the run was told.
-        rates: highest and lowest of each group, as built.
-    """
-    highest, lowest = scheduler.max_lr / train.lr, scheduler.min_lr / train.min_lr if train.min_lr else 1.0
-    for group, (max_lr, min_lr) in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["max_lr"], group["min_lr"] = max_lr * highest, min_lr * lowest
 
 
 def look_ahead(scheduler: Any, samples: int) -> None:

@@ -125,7 +125,8 @@ def test_a_start_from_another_tensor_parallel_size_is_found_before_the_run(recip
     capsys.readouterr()
     assert main([*line, "parallel.tp=2"]) == 2
     out = capsys.readouterr().out
-    assert "was saved with tp=1 pp=1, this run has tp=2 pp=1" in out and f"vita convert --from {tmp_path / 'saved'} --to native" in out
+    assert "was saved with tp=1 pp=1, this run has tp=2 pp=1" in out
+    assert f"vita convert --from {tmp_path / 'saved'} --to mindspeed-llm --tp 2" in out
 
 
 def test_an_uneven_pipeline_names_the_flag_that_makes_it_work(recipe, capsys):

@@ -96,6 +96,16 @@ def test_a_converted_optimizer_is_what_core_itself_stores(tmp_path: Path) -> Non
         assert torch.equal(ours[kind], theirs[kind]), kind
     assert ours["numel_unpadded"] == theirs["numel_unpadded"] == ours["param"].numel()
 
+    assert main(["convert", "--from", str(tmp_path / "ranks"), "--to", "native", "--output", str(tmp_path / "back"), "--optimizer"]) == 0
+    model, optimizer, _ = stepped(recipe, tmp_path)
+    optimizer.optimizer.state.clear()
+    folder = native.find(tmp_path / "back")
+    found_state = native.load(folder, model=model, optimizer=optimizer, recipe=recipe, fingerprint="a" * 64)
+    assert found_state == state, "a run of the built-in engine continues from it"
+    optimizer.save_parameter_state(str(tmp_path / "again.pt"))
+    (again,) = torch.load(tmp_path / "again.pt", weights_only=False)[0].values()
+    assert all(torch.equal(again[kind], theirs[kind]) for kind in ("param", "exp_avg", "exp_avg_sq"))
+
 
 @pytest.mark.parametrize("size", [1, 5_000, 20_000])
 def test_places_in_buckets_are_those_of_core(tmp_path: Path, size: int) -> None:

@@ -55,7 +55,6 @@ def test_a_model_with_settings_gets_its_own_groups(layers):
         (1e-2, 1e-3, 0.0, 1.0): [id(ours["language"].bias)],
     }
     assert not any(group["is_expert_parallel"] or group["is_decoupled_lr"] for group in groups)
-    assert ours.parameter_rates == [(group["max_lr"], group["min_lr"]) for group in groups]
 
 
 def test_a_rank_that_trains_nothing_has_the_groups_of_the_others(monkeypatch):
@@ -85,7 +84,7 @@ class Steps(ForwardStep):
 
     def __init__(self, seen: list) -> None:
         super().__init__(torch.device("cpu"))
-        self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1))
+        self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2))
 
     def start_step(self) -> None:
         self.seen.append("start")
@@ -106,11 +105,7 @@ def schedule(optimizer):
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     seen: list = []
-    # MindSpeed's loader leaves groups that differ in their rates only with those of the last one
-    loaded = (0.5, 0.5) if ours else (1.0, 0.5)
-    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": rate, "min_lr": rate / 10, "lr_mult": 1.0} for rate in loaded]
-    built = Wrapped(torch.nn.Linear(1, 1))
-    built.module.parameter_settings, built.module.parameter_rates = None, [(1.0, 0.1), (0.5, 0.05)]
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": rate, "min_lr": rate / 10, "lr_mult": 1.0} for rate in (1.0, 0.5)]
     scheduler = schedule(torch.optim.SGD(groups, lr=1.0))
 
     def train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config):
@@ -122,7 +117,7 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     kept = [LOSS, "loss/pets"] if ours else list(losses)  # no token of text in this step
     forward_step = Steps(seen) if ours else object()
     for _ in range(3):
-        found, *rest = train_step_wrapper(train_step)(forward_step, None, [built], scheduler.optimizer, scheduler, None)
+        found, *rest = train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, None)
         assert list(found) == kept and rest == [0, None]
     assert scheduler.num_steps == 6
     rates = [entry for entry in seen if isinstance(entry, list)]

@@ -187,8 +187,9 @@ def test_finetune_that_would_find_nothing_to_load_is_refused(tmp_path: Path):
 def test_another_tensor_parallel_size_is_refused_before_the_start_and_names_vita_convert(tmp_path: Path):
     save(tmp_path)
     assert loading(tmp_path) == []
-    for flags in ((), ("--finetune",)):
-        with pytest.raises(ValueError, match=f"with tp=2 pp=1, this run has tp=4 pp=1, .*vita convert --from {tmp_path} --to native"):
+    for flags, advice in (((), "--optimizer --output DIR and continue in DIR"), (("--finetune",), "--output DIR and start from DIR")):
+        expected = f"with tp=2 pp=1, this run has tp=4 pp=1, .*--from {tmp_path} --to mindspeed-llm --tp 4 --pp 1 {advice}"
+        with pytest.raises(ValueError, match=expected):
             loading(tmp_path, *flags, tp=4)
     with pytest.raises(ValueError, match="was saved with tp=2 pp=2, this run has tp=2 pp=1"):
         loading(save(tmp_path / "stages", pp=2))
