@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--model", help="the model's name at --url; default: the first one that it lists")
     parser.add_argument("--write-language-model", metavar="DIR", help="write the language model of an InternVL export, and measure nothing")
     parser.add_argument("--requests", type=int, default=8, help="requests of each client (default 8)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="clients at a time (default 1 8 32)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer (default 32)")
     arguments = parser.parse_args()
     if arguments.write_language_model:
@@ -115,7 +116,7 @@ def _table(name: str, url: str, model: Optional[str], arguments: argparse.Namesp
         return Measured(first or time.perf_counter() - start, tokens)
 
     ask(-1)
-    for clients in (1, 8, 32):
+    for clients in arguments.clients:
         start = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
             found = list(pool.map(ask, range(clients * 1000, clients * 1000 + clients * arguments.requests)))
