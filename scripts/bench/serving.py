@@ -1,16 +1,20 @@
 """Requests per second, tokens per second and time to first token of a server at 1, 8 and 32 clients, and of a serial loop over generate.
 
     python scripts/bench/serving.py runs/tiny/hf
-    python scripts/bench/serving.py runs/tiny/hf --url http://127.0.0.1:9000/v1 --model NAME     another OpenAI-compatible server, such as
-                                                                                                 `transformers serve`, on the same export
+    python scripts/bench/serving.py runs/tiny/internvl --url http://127.0.0.1:9000/v1 --model NAME    another OpenAI-compatible server
+    python scripts/bench/serving.py runs/tiny/internvl --write-language-model runs/tiny/language      writes a folder for such a server
 
-All answers have the same number of tokens: the model's stop tokens are not chosen (min_tokens), or, where a server has no such setting,
-tokens are counted as they come.
+`transformers serve` batches continuously for models of text alone. --write-language-model takes the language model out of an InternVL
+export (`vita convert --to internvl`): the same weights, tokenizer and chat template.
+
+All answers have the same number of tokens: vita serve does not choose the model's stop tokens (min_tokens), and the folder that is written
+names none. The tokens of another server's answers are counted as it reports them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 import subprocess
@@ -47,9 +51,14 @@ def main() -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("--url", help="measure this server in place of vita serve")
     parser.add_argument("--model", help="the model's name at --url; default: the first one that it lists")
+    parser.add_argument("--write-language-model", metavar="DIR", help="write the language model of an InternVL export, and measure nothing")
     parser.add_argument("--requests", type=int, default=8, help="requests of each client (default 8)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="clients at a time (default 1 8 32)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer (default 32)")
     arguments = parser.parse_args()
+    if arguments.write_language_model:
+        _write_language_model(arguments.checkpoint, arguments.write_language_model)
+        return 0
     print("| what | clients | requests/s | tokens/s | median first token, ms |\n|---|---|---|---|---|")
     if arguments.url:
         _table(arguments.url, arguments.url, arguments.model, arguments, {})
@@ -72,6 +81,23 @@ def main() -> int:
     return 0
 
 
+def _write_language_model(checkpoint: str, folder: str) -> None:
+    """Qwen2ForCausalLM without a stop token, from an InternVL export."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2ForCausalLM
+
+    whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="float32")
+    alone = Qwen2ForCausalLM(whole.config.text_config)
+    state = {f"model.{name}": tensor for name, tensor in whole.model.language_model.state_dict().items()}
+    alone.load_state_dict({**state, "lm_head.weight": whole.lm_head.weight})
+    alone.generation_config.eos_token_id = alone.config.eos_token_id = None
+    alone.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    settings = Path(folder) / "tokenizer_config.json"
+    held = json.loads(settings.read_text(encoding="utf-8"))
+    del held["processor_class"]  # else a server looks for the processor of pictures
+    settings.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+
+
 def _table(name: str, url: str, model: Optional[str], arguments: argparse.Namespace, extra: dict[str, Any]) -> None:
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     served = model or client.models.list().data[0].id
@@ -90,7 +116,7 @@ def _table(name: str, url: str, model: Optional[str], arguments: argparse.Namesp
         return Measured(first or time.perf_counter() - start, tokens)
 
     ask(-1)
-    for clients in (1, 8, 32):
+    for clients in arguments.clients:
         start = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
             found = list(pool.map(ask, range(clients * 1000, clients * 1000 + clients * arguments.requests)))

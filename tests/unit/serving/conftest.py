@@ -97,6 +97,51 @@ def server(session: InferenceSession, tmp_path_factory: pytest.TempPathFactory) 
         yield running
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.unit.serving.chat_page import CHROMIUM
+
+    assert CHROMIUM is not None, "chromium is not installed; .ci/run installs it"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    """The page, opened by a browser that reaches nothing but the server."""
+    context = browser.new_context(viewport={"width": 900, "height": 700}, permissions=["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith((server.url, "data:", "blob:")) else faults.append(request.url))
+    page.goto(server.url)
+    page.locator("#model", has_text="tiny").wait_for()
+    yield page
+    context.close()
+    assert not faults
+
+
+class Gate:
+    """Lets a server's loop make so many steps, and then waits until it is opened."""
+
+    def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+        self.open, self._left, self._step = threading.Event(), steps, server.loop.step
+        monkeypatch.setattr(server.loop, "step", self.step)
+
+    def step(self) -> Any:
+        """The loop's own step, when it may."""
+        if not self._left:
+            assert self.open.wait(60)
+        self._left = max(0, self._left - 1)
+        return self._step()
+
+
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Waits for a condition; the seconds only bound a test that fails."""
     deadline = time.monotonic() + seconds

@@ -8,14 +8,12 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.unit.serving.conftest import Running, picture, raw, shown, until
+from tests.unit.serving.conftest import Gate, Running, picture, raw, shown, until
 from tests.unit.serving.test_app import HI, post
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if os.access("/usr/sbin/nginx", os.X_OK) else None)
@@ -70,20 +68,6 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-class Gate:
-    """Lets a loop make so many steps, and then waits."""
-
-    def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-        self.open, self._left, self._step = threading.Event(), steps, server.loop.step
-        monkeypatch.setattr(server.loop, "step", self.step)
-
-    def step(self) -> Any:
-        if not self._left:
-            assert self.open.wait(60)
-        self._left = max(0, self._left - 1)
-        return self._step()
 
 
 def test_the_first_text_comes_while_the_rest_is_not_computed_yet(server: Running, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:

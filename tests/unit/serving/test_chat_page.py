@@ -3,71 +3,16 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.serving.chat_page import ask, drop, finished, last, needs_chromium
 from tests.unit.serving.conftest import Running, picture, until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SCREENSHOT = os.environ.get("VITA_SCREENSHOT")
-"""Where to write a screenshot; docs/figures/chat_page.png was made with it."""
-if CHROMIUM is None and os.environ.get("CI") != "true":
-    pytest.skip("chromium is not installed (Debian: apt-get install chromium)", allow_module_level=True)
-
-DROP = """([name, type, url]) => {
-    const bytes = Uint8Array.from(atob(url.split(",")[1]), (one) => one.charCodeAt(0));
-    const data = new DataTransfer();
-    data.items.add(new File([bytes], name, { type }));
-    document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM is not None, "chromium is not installed; .ci/run installs it"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Any, server: Running) -> Iterator[Any]:
-    """The page, opened by a browser that reaches nothing but the server."""
-    context = browser.new_context(viewport={"width": 900, "height": 700}, permissions=["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(60_000)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((server.url, "data:", "blob:")) else faults.append(request.url))
-    page.goto(server.url)
-    page.locator("#model", has_text="tiny").wait_for()
-    yield page
-    context.close()
-    assert not faults
-
-
-def ask(page: Any, text: str, tokens: int = 12) -> None:
-    page.evaluate("(tokens) => { document.getElementById('max_tokens').value = tokens; }", tokens)
-    page.get_by_label("Your question").fill(text)
-    page.keyboard.press("Enter")
-
-
-def last(page: Any) -> Any:
-    return page.locator("article.assistant").last
-
-
-def finished(page: Any, answers: int) -> str:
-    page.locator("article.assistant[aria-busy=false]").nth(answers - 1).wait_for()
-    return last(page).locator(".text").text_content()
+needs_chromium()
 
 
 def wanted(server: Running, messages: list[dict[str, Any]], tokens: int = 12) -> str:
@@ -80,7 +25,7 @@ def wanted(server: Running, messages: list[dict[str, Any]], tokens: int = 12) ->
 
 def test_a_dropped_picture_is_asked_about_over_two_turns(page: Any, server: Running, film: str) -> None:
     seen = picture(5, (80, 60))
-    page.evaluate(DROP, ["noise.png", "image/png", seen])
+    drop(page, "noise.png", seen)
     page.get_by_role("img", name="noise.png").wait_for()
     ask(page, "What is it?")
     part = {"type": "image_url", "image_url": {"url": seen}}
@@ -96,10 +41,6 @@ def test_a_dropped_picture_is_asked_about_over_two_turns(page: Any, server: Runn
     turns += [{"role": "assistant", "content": first}, {"role": "user", "content": [clip, {"type": "text", "text": "And this?"}]}]
     assert finished(page, 2) == wanted(server, turns)
     assert page.get_by_text("clip.mp4, 5 frames used").count() == 1
-    if SCREENSHOT:
-        page.set_viewport_size({"width": 900, "height": 1150})
-        page.locator("#turns").evaluate("(turns) => turns.scrollTo(0, 0)")
-        page.screenshot(path=SCREENSHOT)
     page.reload()
     assert page.locator("article").count() == 0
 
@@ -118,7 +59,7 @@ def test_stop_ends_an_answer_and_retry_asks_again(page: Any, server: Running) ->
 
 
 def test_an_error_is_shown_and_the_chat_goes_on(page: Any, server: Running) -> None:
-    page.evaluate(DROP, ["broken.png", "image/png", "data:image/png;base64,AAAA"])
+    drop(page, "broken.png", "data:image/png;base64,AAAA")
     page.get_by_role("button", name="Remove broken.png").wait_for()
     ask(page, "What is it?")
     page.get_by_text("image 1 cannot be read as a picture").first.wait_for()

@@ -240,3 +240,19 @@ def test_https_verifies_the_hosts_name_and_is_cut_off_in_time_too(tmp_path: Path
             over_tls(net, url, tls)
     with refused("did not arrive within 0.5 seconds"):
         over_tls(Net({"host/a": answer(b"x" * 90)}, drip=0.05), "https://host/a", seconds=0.5)
+
+
+def test_a_request_may_have_less_left_than_a_medium_may_have():
+    """The host says the length before the first byte comes; without a length, the bytes are counted."""
+    for length in ({}, {"Transfer-Encoding": "chunked"}):
+        body = b"32\r\n" + b"x" * 50 + b"\r\n0\r\n\r\n" if length else b"x" * 50
+        headers = {"Connection": "close", **(length or {"Content-Length": "50"})}
+        lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        net, target = Net({"host/a": "\r\n".join(lines).encode() + body}), io.BytesIO()
+        fetcher = Fetcher(("host",), max_bytes=100, seconds=20.0, resolve=net.resolve, connect=net.connect)
+        with refused("the medium from host has more than the 49 bytes allowed"):
+            fetcher.fetch("http://host/a", target, most=49)
+        assert not target.getvalue()
+        fetcher = Fetcher(("host",), max_bytes=100, seconds=20.0, resolve=net.resolve, connect=net.connect)
+        fetcher.fetch("http://host/a", target, most=50)
+        assert target.getvalue() == b"x" * 50
