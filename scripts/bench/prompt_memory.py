@@ -137,7 +137,7 @@ def _ours(folder: str) -> Callable[[int], None]:
     )
 
     def attempt(length: int) -> None:
-        session = InferenceSession(loaded, SessionSettings(cache_memory=-(-length // CHUNK) * block))
+        session = InferenceSession(loaded, SessionSettings(cache_memory=-(-length // CHUNK) * block, block_size=CHUNK))
         session.runner.add(0, replace(session.prompts.encode(ask("x")), tokens_T=_tokens(length)), longest=length + 1)
         Drive(session).prefill([0], chunk=CHUNK)
 
