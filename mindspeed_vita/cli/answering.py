@@ -6,6 +6,7 @@ How tokens are chosen is an argument of the first two only; a server's requests 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, optional: bool 
                         " as in training")  # fmt: skip
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel size, under torchrun (default 1)")
     parser.add_argument("--cp", type=int, default=1, metavar="N", help="context parallel size, under torchrun (default 1)")
+    parser.add_argument("--rank-timeout", type=float, metavar="S", help="under torchrun: seconds that a process waits for another one"
+                        " before all end (default 600)")  # fmt: skip
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="Python module that registers the decoder of a"
                         " Hugging Face folder; may be repeated")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder, where the checkpoint's own is missing")
@@ -70,6 +73,8 @@ def check_checkpoint(arguments: argparse.Namespace) -> Path:
     """
     if arguments.max_frames is not None and arguments.max_frames < 1:
         raise ValueError(f"--max-frames is {arguments.max_frames}; expected at least 1")
+    if arguments.rank_timeout is not None and not arguments.rank_timeout > 0:
+        raise ValueError(f"--rank-timeout is {arguments.rank_timeout:g}; expected more than 0 seconds")
     if arguments.prefill_chunk < 1:
         raise ValueError(f"--prefill-chunk is {arguments.prefill_chunk}; expected at least 1")
     checkpoint = Path(arguments.checkpoint)
@@ -93,4 +98,7 @@ def open_session(arguments: argparse.Namespace) -> InferenceSession:
     memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")
     names = ("tokenizer", "recipe", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling", "max_pixels")
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    return load_session(arguments.checkpoint, settings=SessionSettings(cache_memory=memory), **options)
+    settings = SessionSettings(cache_memory=memory)
+    if arguments.rank_timeout is not None:
+        settings = replace(settings, rank_timeout=arguments.rank_timeout)
+    return load_session(arguments.checkpoint, settings=settings, **options)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import signal
 import sys
+from collections import deque
+from typing import Optional, TextIO
 
 from mindspeed_vita.cli.answering import add_checkpoint_arguments, add_sampling_arguments, check_checkpoint, open_session, sampling
 
@@ -14,7 +19,8 @@ examples:
   torchrun --nproc_per_node 4 -m mindspeed_vita.cli.main chat runs/stage4 --tp 2 --cp 2
 
 Commands inside: /image FILE, /video FILE, /reset, /save FILE, /help, /quit. What was said and shown stays in the cache, so a further
-question costs its own tokens only. Ctrl-C stops an answer at the end of its step; a second one ends the chat at once.
+question costs its own tokens only. Enter stops an answer at the end of its step. So does Ctrl-C, and a second one ends the chat at once;
+but torchrun ends all its processes at the first one.
 """
 
 
@@ -42,20 +48,43 @@ def run(arguments: argparse.Namespace) -> int:
         def show(text: str) -> None:
             print(text, end="", flush=True)
 
-        chat = Chat(RequestLoop(session, prefill_tokens=arguments.prefill_chunk), params, show)
+        lines, loop = TypedLines(sys.stdin), RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
+        chat = Chat(loop, params, show, stopped=lines.entered, ends_by_interrupt="TORCHELASTIC_RUN_ID" in os.environ)
         print(HELP, file=sys.stderr, flush=True)
-        while (line := _read()) is not None and chat.line(line):
+        while (line := lines.read()) is not None and chat.line(line):
             pass
         session.dismiss()
     else:
+        # The first process says when to end; a terminal and a launcher send the signal to all of them.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         session.serve()
     shutdown()
     return 0
 
 
-def _read() -> str | None:
-    """The next line, or None at the end of the input."""
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line or None
+class TypedLines:
+    """The user's lines, and whether one came while an answer is shown.
+
+    Args:
+        source: where they come from. What comes early from a pipe or file waits for its turn; it stops nothing.
+    """
+
+    def __init__(self, source: TextIO) -> None:
+        self._source, self._early = source, deque[str]()
+
+    def read(self) -> Optional[str]:
+        """The next line, or None at the end of the input."""
+        if self._early:
+            return self._early.popleft() or None
+        if self._source.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        return self._source.readline() or None
+
+    def entered(self) -> bool:
+        """Whether the user of a terminal pressed Enter on an empty line. Other lines are kept for `read`."""
+        while self._source.isatty() and "" not in self._early and select.select([self._source], [], [], 0)[0]:
+            line = self._source.readline()
+            if line.strip() == "" != line:
+                return True
+            self._early.append(line)
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,8 @@ from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, announce, megatron_compat
 
 _TIMEOUT = timedelta(minutes=30)
+_STORE_SECONDS = 5.0
+"""How long the processes' common store may take to say who reports an error."""
 
 
 def world_size() -> int:
@@ -99,10 +102,19 @@ def first_to_report() -> bool:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10))
     else:
         return True
+    # the process that keeps the store may hang, and then never answers
+    answer: list[bool] = []
+    asking = threading.Thread(target=_ask_store, args=(store, answer), name="vita-first", daemon=True)
+    asking.start()
+    asking.join(_STORE_SECONDS)
+    return answer[0] if answer else True
+
+
+def _ask_store(store: dist.Store, answer: list[bool]) -> None:
     try:
-        return bool(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
+        answer.append(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
     except (dist.DistNetworkError, dist.DistStoreError):  # the process that keeps the store is gone, without having said why
-        return True
+        answer.append(True)
 
 
 def quiet_imports() -> None:

@@ -22,7 +22,8 @@ HELP = """/image FILE   show a picture with the next question
 /video FILE   show a video, or a folder of frames, with the next question
 /reset        forget the conversation
 /save FILE    write the conversation as a line of JSON, as training reads it
-/quit         end (as Ctrl-D)"""
+/quit         end (as Ctrl-D)
+Enter stops an answer that is being shown."""
 
 
 @dataclass
@@ -69,10 +70,20 @@ class Chat:
         loop: of the session.
         params: how tokens are chosen.
         show: takes text as it comes.
+        stopped: asked between two steps whether the user wants no more of the answer.
+        ends_by_interrupt: whether the first Ctrl-C ends the program, because the launcher ends the other processes anyway.
     """
 
-    def __init__(self, loop: RequestLoop, params: SamplingParams, show: Callable[[str], None]) -> None:
-        self.loop, self.params, self.show = loop, params, show
+    def __init__(
+        self,
+        loop: RequestLoop,
+        params: SamplingParams,
+        show: Callable[[str], None],
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        ends_by_interrupt: bool = False,
+    ) -> None:
+        self.loop, self.params, self.show, self._stopped, self._ends_by_interrupt = loop, params, show, stopped, ends_by_interrupt
         self.conversation = Conversation()
         self._saved: set[Path] = set()
         """Files that this chat wrote, and may write again."""
@@ -123,7 +134,7 @@ class Chat:
         request = self.conversation.request(text)
         with interrupts() as interrupted:
             number = self._admitted(request, interrupted)
-            while number is not None and not interrupted():
+            while number is not None and not interrupted() and not self._stopped():
                 for update in self.loop.step():
                     self.show(update.text)
                     if update.answer is not None:
@@ -135,6 +146,8 @@ class Chat:
             if number is not None:
                 self.loop.cancel(number)
                 self.loop.step()  # every rank lets go of it
+            if interrupted() and self._ends_by_interrupt:
+                raise KeyboardInterrupt
         self.show("\n(stopped)\n")  # the answer so far is dropped, the conversation stays as it was
 
     def _admitted(self, request: Request, interrupted: Callable[[], bool]) -> Optional[int]:

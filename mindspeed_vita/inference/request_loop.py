@@ -115,6 +115,7 @@ class RequestLoop:
         self._stops = frozenset(stop_ids(tokenizer, recipe.data.template, recipe.model.language.family))
         self._banned = frozenset(session.prompts.ids.placeholders)
         self._active: dict[int, _Active] = {}
+        session.ranks.lead()
 
     @property
     def idle(self) -> bool:

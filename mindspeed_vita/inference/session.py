@@ -16,7 +16,7 @@ from mindspeed_vita.inference.cached_attention import CachedAttention
 from mindspeed_vita.inference.kv_cache import KVCache, blocks_in, bytes_per_block
 from mindspeed_vita.inference.loading import LoadedModel, load_model
 from mindspeed_vita.inference.prompt import PromptEncoder
-from mindspeed_vita.inference.ranks import Ranks
+from mindspeed_vita.inference.ranks import TIMEOUT, Ranks
 from mindspeed_vita.inference.runner import ModelRunner, StepResult
 from mindspeed_vita.inference.steps import BLOCK_SIZE, Step, decode_step, encode_step
 from mindspeed_vita.inference.tile_feed import TileFeed
@@ -34,6 +34,8 @@ class SessionSettings:
     """Most tiles that a rank holds as pixels at a time."""
     travels: str = "auto"
     """What moves between context-parallel ranks for cached tokens before a chunk: auto | queries | keys."""
+    rank_timeout: float = TIMEOUT
+    """Seconds that a rank waits for another one before all end."""
 
 
 class InferenceSession:
@@ -54,7 +56,8 @@ class InferenceSession:
         if settings.block_size < 1:
             raise ValueError(f"block_size is {settings.block_size}; expected at least 1")
         self.loaded, self.settings = loaded, settings
-        self.ranks = Ranks(loaded.layout.tp_cp_group, loaded.layout.tile_group_size, loaded.layout.tile_rank)
+        groups = loaded.layout.tp_cp_group, loaded.layout.tp_group, loaded.layout.cp_group
+        self.ranks = Ranks(groups, loaded.layout.tile_group_size, loaded.layout.tile_rank, settings.rank_timeout)
         self.prompts = PromptEncoder(loaded.recipe, loaded.tokenizer, loaded.frame_pooling)
         model, layout, recipe, device = loaded.model, loaded.layout, loaded.recipe, loaded.device
         language = recipe.model.language
@@ -89,7 +92,7 @@ class InferenceSession:
 
     def run(self, step: Step) -> StepResult:
         """Executes one step on this rank. Collective over tp and cp: every rank is given the same step."""
-        with self.ranks.together():
+        with self.ranks.together(f"computing {step.described}"):
             return self.runner.run(step)
 
     # What the first rank has all ranks do
@@ -101,12 +104,12 @@ class InferenceSession:
 
     def execute(self, step: Step) -> StepResult:
         """ModelRunner.run on every rank. First rank only."""
-        self.ranks.tell(("step", encode_step(step)))
+        self.ranks.tell(("step", encode_step(step)), f"handing out {step.described}")
         return self.run(step)
 
     def beat(self) -> None:
         """Nothing, on every rank: it fails where another rank is gone, while no request makes the ranks meet. First rank only."""
-        self.ranks.tell(("beat",))
+        self.ranks.beat()
 
     def dismiss(self, result: Any = None, problem: str = "") -> None:
         """Lets the other ranks return from `serve`. First rank only.
@@ -115,6 +118,7 @@ class InferenceSession:
             result: what `serve` returns there.
             problem: what `serve` raises there as a ValueError; empty: it returns.
         """
+        self.ranks.rest()
         self.ranks.tell(("end", result, problem))
 
     def serve(self) -> Any:
@@ -130,7 +134,7 @@ class InferenceSession:
             elif kind == "add":
                 number, prompt, longest = arguments
                 self.runner.add(number, prompt, longest=longest)
-            elif kind != "beat":
+            else:
                 assert kind == "end", kind
                 result, problem = arguments
                 if problem:

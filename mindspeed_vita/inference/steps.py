@@ -78,6 +78,16 @@ class Step:
         return sum(chunk.stop - chunk.start for chunk in self.prefill) + len(self.decode)
 
     @property
+    def described(self) -> str:
+        """What the step is, in words."""
+        parts = [f"tokens {chunk.start:,} to {chunk.stop:,} of request {chunk.sequence}" for chunk in self.prefill[:3]]
+        if len(self.prefill) > 3:
+            parts.append(f"chunks of {len(self.prefill) - 3} more requests")
+        if self.decode:
+            parts.append(f"the next token of {len(self.decode)} requests, from request {self.decode[0].sequence} on")
+        return ", ".join(parts) or "nothing"
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to compute."""
         return not self.prefill and not self.decode

@@ -1,12 +1,14 @@
 """Cached inference on a CPU, each figure next to its baseline in one run; ratios are what counts on a busy machine.
 
-    OMP_NUM_THREADS=1 python -m scripts.bench.inference [--only throughput,decode,question,prefill,memory]
+    OMP_NUM_THREADS=1 python -m scripts.bench.inference [--only throughput,decode,question,prefill,memory,head,prompt]
 
 throughput: tokens per second of a tiny export, and of transformers' generate on the same weights: eight prompts one by one, and at once.
 decode: CPU time of a token after a long and a short context, and of one that computes the whole sequence anew.
 question: wall time to the first token of a second question about a clip of 256 frames, over that of the first.
 prefill: CPU time of the slower of 2 and 4 context-parallel ranks, over that of one process.
-memory: by how much the prefill of a film of 120 and of 960 frames raises a process's peak, and the cache in it.
+memory: by how much the prefill of a film of 512 and of 4,096 frames raises a process's peak, and the cache in it.
+head: CPU time of one row of logits over that of 16,384 rows, as the original computes them.
+prompt: the longest prompt under one limit of memory, by the original's head and by one row and chunks.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ with packages_needed():
     from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
     from mindspeed_vita.data.tokenizer import load_tokenizer
     from mindspeed_vita.inference.request import ask
+    from scripts.bench.prompt_memory import film, longest_prompt, one_row
 
 TEXTS = ["What is in this picture? A photo of a cat on a table.", "How many? Two people and one dog.", "\n\nYes.\nNo.", "system user"]
 LARGER = VisionConfig(tile_size=224, patch_size=14, hidden_size=128, num_layers=4, num_heads=4, ffn_hidden_size=512)
@@ -217,48 +220,10 @@ def question(folder: Path, frames: int = 256) -> None:
     print(f"second question over the first: {seconds[1] / seconds[0]:.3f}")
 
 
-def film_memory(layout: Any, *, folder: str, clip: str, frames: int) -> dict[str, float]:
-    """MB by which the prefill of a film raises this process's peak, and those of the cache that it fills."""
-    import resource
-
-    from mindspeed_vita.inference.request_loop import RequestLoop
-    from mindspeed_vita.inference.sampling import SamplingParams
-    from mindspeed_vita.inference.session import SessionSettings, load_session
-
-    session = load_session(folder, settings=SessionSettings(cache_memory=1 << 28, tiles_in_flight=16), max_frames=frames)
-    loop = RequestLoop(session, prefill_tokens=2048)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    loop.add(ask("What happens?", [], [clip]), SamplingParams(max_tokens=1))
-    while not loop.idle:
-        loop.step()
-    held = sum(counts.cached for counts in loop.counts())
-    cache = held * session.cache.tensor.nbytes / session.cache.num_blocks
-    return {"peak": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "cache": cache / 2**20}
-
-
-def memory(folder: Path, most: int = 960) -> None:
-    """Memory of a film's prefill, which must not grow with the film but for the cache."""
-    clip = folder / "film"
-    clip.mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(most):
-        Image.fromarray(draw.integers(0, 256, (90, 160, 3), dtype=np.uint8)).save(clip / f"{number:04d}.jpg")
-    write(folder / "film_model", model(LARGER))
-    for frames in (most // 8, most):
-        pool = LayoutPool(1)  # a new process each time: a peak never falls
-        try:
-            place = {"folder": str(folder / "film_model" / "run"), "clip": str(clip)}
-            found = pool.run("scripts.bench.inference:film_memory", frames=frames, **place)[0]
-        finally:
-            pool.close()
-        pixels = frames * 3 * LARGER.tile_size**2 / 2**20
-        print(f"memory, {frames} frames: peak {found['peak']:.0f} MB, of it cache {found['cache']:.0f} MB; its tiles: {pixels:.0f} MB")
-
-
 def main() -> None:
     """Runs the figures that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="throughput,decode,question,prefill,memory")
+    parser.add_argument("--only", default="throughput,decode,question,prefill,memory,head,prompt")
     chosen = parser.parse_args().only.split(",")
     torch.set_num_threads(1)
     with TemporaryDirectory() as name:
@@ -269,7 +234,11 @@ def main() -> None:
         if "question" in chosen:
             question(folder)
         if "memory" in chosen:
-            memory(folder)
+            film(folder, write)
+        if "head" in chosen:
+            one_row()
+        if "prompt" in chosen:
+            longest_prompt(folder, write)
         if {"decode", "prefill"} & set(chosen):
             pool = LayoutPool(4)
             try:

@@ -162,3 +162,28 @@ def _cancelled(session: Any, questions: list[Question], turns: list[str], count:
         answers.update({update.number: update.answer for update in loop.step() if update.answer is not None})
     reasons = [answers[number].reason for number in (*numbers, late)]
     return {"reasons": reasons, "used": sum(counts.used for counts in loop.counts()), "kept": len(session.runner.prompts)}
+
+
+def silence(layout: Any, *, timeout: float, seconds: float, leads: bool) -> str:
+    """What the second rank hears after the first one was silent for so long; or why it gave up."""
+    import time
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    from mindspeed_vita.inference.ranks import Ranks
+
+    ranks = Ranks([layout.tp_cp_group], layout.tile_group_size, layout.tile_rank, timeout)
+    try:
+        if not ranks.first:
+            return str(ranks.hear())
+        if leads:
+            ranks.lead()
+        time.sleep(seconds)
+        ranks.rest()
+        ranks.tell("word")
+        return ""
+    except ConnectionError as error:
+        return str(error)
+    finally:
+        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=30), layout.tp_cp_group)

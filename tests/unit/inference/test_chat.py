@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mindspeed_vita.cli.chat import TypedLines
 from mindspeed_vita.inference.chat import Chat, interrupts
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.request_loop import Update
@@ -107,3 +110,46 @@ def test_a_second_interrupt_ends_and_the_handler_is_given_back() -> None:
         assert interrupted()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_where_the_launcher_ends_all_at_an_interrupt_the_first_one_ends_the_chat_after_its_step() -> None:
+    loop = Loop()
+    chat = Chat(loop, SamplingParams(), lambda text: None, ends_by_interrupt=True)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        chat.line("stop me")
+    assert loop.cancelled == [1], "the ranks let go of it first"
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, TypedLines]]:
+    """What a user types into, and the lines that arrive."""
+    user, end = pty.openpty()
+    with os.fdopen(end, "r") as source:
+        yield user, TypedLines(source)
+    os.close(user)
+
+
+def test_enter_stops_an_answer_and_a_line_typed_early_is_the_next_question(terminal: tuple[int, TypedLines]) -> None:
+    user, lines = terminal
+    assert not lines.entered()
+    os.write(user, b"Next?\n")
+    assert not lines.entered()
+    os.write(user, b"\n")
+    assert lines.entered() and not lines.entered()
+    assert lines.read() == "Next?\n"
+    os.write(user, b"\x04")  # Ctrl-D
+    assert not lines.entered() and not lines.entered() and lines.read() is None
+    loop = Loop()
+    shown: list[str] = []
+    chat = Chat(loop, SamplingParams(), shown.append, stopped=lines.entered)  # type: ignore[arg-type]
+    os.write(user, b"\n")
+    assert chat.line("Hi") and "".join(shown) == "\n(stopped)\n" and loop.cancelled == [1] and not chat.conversation.messages
+
+
+def test_lines_of_a_pipe_wait_for_their_turn() -> None:
+    read, write = os.pipe()
+    os.write(write, b"One?\n\nTwo?\n")
+    os.close(write)
+    with os.fdopen(read, "r") as source:
+        lines = TypedLines(source)
+        assert not lines.entered() and [lines.read() for _ in range(4)] == ["One?\n", "\n", "Two?\n", None]
