@@ -49,6 +49,8 @@ MIXTURES: dict[int, dict[str, float]] = {
     4: {"photos": 0.70, "several": 0.15, "clips": 0.15},
 }
 """Share of each source in the samples of a stage."""
+HELD_OUT = 150
+"""Questions about held-out pictures, of which the training recipes measure the loss."""
 
 
 def find_file(subject: Subject) -> Path:
@@ -226,7 +228,7 @@ def clip_items(paths: dict[str, list[str]], rng: random.Random) -> list[dict[str
 
 
 def write_mixtures(folder: Path, counts: dict[str, int]) -> None:
-    """mixture_stageN.yaml: the number of samples an epoch takes from each file; the scarcest source decides the size of the epoch."""
+    """mixture_held_out.yaml, and mixture_stageN.yaml: samples that an epoch takes from each file. The scarcest source decides its size."""
     for stage, shares in MIXTURES.items():
         total = min(counts[name] / share for name, share in shares.items())
         lines = ["dataset:"]
@@ -234,13 +236,15 @@ def write_mixtures(folder: Path, counts: dict[str, int]) -> None:
             lines += [f"  {name}:", f"    num: {int(total * share)}", "    data_paths:", f"      - {json.dumps(str(folder / name))}.jsonl"]
         text = "\n".join(lines).replace('".jsonl', '.jsonl"') + "\n"
         (folder / f"mixture_stage{stage}.yaml").write_text(text, encoding="utf-8")
+    held_out = f"dataset:\n  held_out:\n    data_paths:\n      - {json.dumps(str(folder / 'held_out.jsonl'))}\n"
+    (folder / "mixture_held_out.yaml").write_text(held_out, encoding="utf-8")
 
 
 def build(folder: Path, size: str = "full", seed: int = 7) -> dict[str, int]:
     """Writes everything below folder.
 
     Args:
-        folder: receives media/, *.jsonl, mixture_stage*.yaml, eval.json and tokenizer/.
+        folder: receives media/, *.jsonl, mixture_stage*.yaml, mixture_held_out.yaml, eval.json and tokenizer/.
         size: a key of SIZES.
         seed: of every draw; the same seed gives the same files.
 
@@ -256,7 +260,9 @@ def build(folder: Path, size: str = "full", seed: int = 7) -> dict[str, int]:
         "several": several_samples(sizes["several"], pictures["train"], rng),
         "text": text_samples(sizes["text"], rng),
     }
-    for name, samples in files.items():
+    # with draws of its own, so that it changes no other file
+    measured = photo_samples(HELD_OUT, pictures["eval"], random.Random(seed + 1))
+    for name, samples in {**files, "held_out": measured}.items():
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     print("data: questions written; training the tokenizer", file=sys.stderr, flush=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
+from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
+
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 900, 420, 70, 40, 20, 50
 _POINTS = 800
 """Most points of a line."""
@@ -26,30 +28,37 @@ def write_loss_curve(directory: Path) -> Optional[Path]:
     if not metrics.is_file():
         return None
     entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    points = [(entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry.get("loss", math.nan))]
+
+    def column(key: str) -> list[tuple[int, float]]:
+        return [(entry["step"], entry[key]) for entry in entries if math.isfinite(entry.get(key, math.nan))]
+
+    points = column("loss")
     if len(points) < 2:
         return None
     picture = directory / "loss.svg"
-    picture.write_text(loss_curve([step for step, _ in points], [loss for _, loss in points]), encoding="utf-8")
+    held_out = [point for point in column(HELD_OUT_LOSS) if points[0][0] <= point[0] <= points[-1][0]]  # the start lies before them
+    picture.write_text(loss_curve([step for step, _ in points], [loss for _, loss in points], held_out), encoding="utf-8")
     return picture
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
-    """An SVG document: every loss as a thin line, and their running mean as a thick one.
+def loss_curve(steps: Sequence[int], losses: Sequence[float], held_out: Sequence[tuple[int, float]] = ()) -> str:
+    """An SVG document: every loss as a thin line, their running mean as a thick one, and held-out losses as dots.
 
     The vertical axis is logarithmic where all losses are positive. The mean is over a twentieth of the points.
 
     Args:
         steps: ascending, at least two.
         losses: one for each step, finite.
+        held_out: (step, loss) of evaluations, steps within those, finite.
     """
     window = max(1, len(losses) // 20)
     sums = [0.0]
     for loss in losses:
         sums.append(sums[-1] + loss)
     means = [(sums[place + 1] - sums[max(0, place + 1 - window)]) / min(window, place + 1) for place in range(len(losses))]
-    scale = math.log10 if min(losses) > 0 else float
-    low, high = scale(min(losses)), scale(max(losses))
+    shown = [*losses, *(loss for _, loss in held_out)]
+    scale = math.log10 if min(shown) > 0 else float
+    low, high = scale(min(shown)), scale(max(shown))
     high = high if high > low else low + 1
 
     def place(step: float, loss: float) -> str:
@@ -64,7 +73,8 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
 
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" font-size="12">']
     parts.append(f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>')
-    parts.append(f'<text x="{_LEFT}" y="20">loss; thick: mean of {window} steps that were logged</text>')
+    dots = "; dots: held-out loss" if held_out else ""
+    parts.append(f'<text x="{_LEFT}" y="20">loss; thick: mean of {window} steps that were logged{dots}</text>')
     for share in range(5):
         value = low + (high - low) * share / 4
         loss = 10**value if scale is math.log10 else value
@@ -77,4 +87,6 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
     parts.append(f'<text x="{_WIDTH / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">optimizer step</text>')
     parts.append(line(losses, 'stroke="#9dc3e6" stroke-width="0.8"'))
     parts.append(line(means, 'stroke="#1f5fa8" stroke-width="2"'))
+    centres = (place(step, loss).split(",") for step, loss in held_out)
+    parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="#c0392b"/>' for x, y in centres]
     return "\n".join([*parts, "</svg>", ""])

@@ -87,7 +87,7 @@ class LanguageHead:
         found = []
         for hidden_CH in self._take(hidden_L1H.squeeze(1), supervised_Q).split(self.chunk):
             highest_C, ids_C = F.linear(hidden_CH, weight_VH).float().max(-1)
-            ids_C = ids_C + first
+            ids_C = ids_C.to(torch.int32) + first  # which every library of collectives reduces
             if self.tp_group is not None:
                 mine_C = highest_C.clone()
                 dist.all_reduce(highest_C, dist.ReduceOp.MAX, group=self.tp_group)

@@ -14,6 +14,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.engine import held_out
 from mindspeed_vita.engine.loop import train
+from mindspeed_vita.engine.step import Stepper
 
 STEPS = 6
 LOSS = "eval/loss"
@@ -70,7 +71,14 @@ def test_training_is_bit_for_bit_what_it_is_without_it(recipe, plain, tmp_path, 
         torch.rand(7)
         return table(*arguments)
 
+    run = Stepper.run
+
+    def trained(self, *arguments):
+        assert all(module.training for module in self.model.modules()), "a step in evaluation mode"
+        return run(self, *arguments)
+
     monkeypatch.setattr(held_out, "score_table", drawing)
+    monkeypatch.setattr(Stepper, "run", trained)
     made = recipe(tmp_path, data={"num_workers": workers}, train={"recompute": "full"})
     train(made, stop_at_step=3)
     train(made)
@@ -82,6 +90,7 @@ def test_a_restart_has_the_held_out_losses_of_an_unbroken_run(recipe, tmp_path):
     whole = recipe(tmp_path / "whole")
     train(whole)
     broken = recipe(tmp_path / "broken", checkpoint={"save_every": 3})
+    train(broken, stop_at_step=2)  # step 2 is measured, saved, and not measured again
     train(broken, stop_at_step=5)
     for path in (tmp_path / "broken" / "step_0000005").rglob("*"):
         if path.is_file():

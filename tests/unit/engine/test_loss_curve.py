@@ -44,3 +44,12 @@ def test_a_run_with_less_than_two_finite_losses_has_no_curve(tmp_path):
     metrics.write_text(metrics.read_text() + json.dumps({"step": 3, "loss": 1.0}) + "\n")
     assert write_loss_curve(tmp_path) == tmp_path / "loss.svg"
     assert len(lines((tmp_path / "loss.svg").read_text())[0]) == 2
+
+
+def test_held_out_losses_are_dots_at_their_steps(tmp_path):
+    entries = [{"step": 0, "eval/loss": 9.0}, {"step": 10, "loss": 4.0}, {"step": 20, "loss": 2.0}, {"step": 20, "eval/loss": 8.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*entries, {"step": 30, "loss": 1.0}]))
+    text = write_loss_curve(tmp_path).read_text()
+    dots = [(dot.get("cx"), dot.get("cy")) for dot in ElementTree.fromstring(text).findall(f"{SVG}circle")]
+    assert dots == [("475.0", "40.0")] and "dots: held-out loss" in text, "the start lies before the first step, and is not drawn"
+    assert [y for _, y in lines(text)[0]] == [150.0, 260.0, 370.0], "the axis holds the dots too"

@@ -49,7 +49,8 @@ def first_pack(recipe: Recipe) -> PackedBatch:
 
 
 def test_the_isolated_twins_train_from_the_stage_before(recipe):
-    train(recipe("stage2", "train.steps=4", "checkpoint.init_from="))
+    second = train(recipe("stage2", "train.steps=4", "checkpoint.init_from="))
+    assert [step for step, _ in second.held_out] == [0, 4] and second.held_out[1][1] < second.held_out[0][1]
     curves = {}
     for name, steps in (("stage3", 1), ("stage3_isolated", 6), ("stage4_isolated", 3)):
         stage = recipe(name, f"train.steps={steps}", "train.warmup_fraction=0")

@@ -89,6 +89,8 @@ def test_evaluation_files_are_not_training_files(folder: Path):
     used = {name for kind in ("photos", "clips", "several", "text") for sample in read(folder / f"{kind}.jsonl")
             for name in sample.get("images", []) + sample.get("videos", [])}  # fmt: skip
     assert used and all(name.startswith("train/") for name in used)
+    measured = {name for sample in read(folder / "held_out.jsonl") for name in sample["images"]}
+    assert len(measured) > 10 and all(name.startswith("eval/") for name in measured)
 
 
 def test_swapped_pictures_have_another_answer(folder: Path):
@@ -127,7 +129,7 @@ def test_the_tokenizer_fits_the_preset(example, folder: Path):
 
 def test_the_same_seed_gives_the_same_samples(example, folder: Path, tmp_path: Path):
     example["make_data"].build(tmp_path / "again", "smoke")
-    for name in ("photos", "clips", "several", "text"):
+    for name in ("photos", "clips", "several", "text", "held_out"):
         assert (tmp_path / "again" / f"{name}.jsonl").read_bytes() == (folder / f"{name}.jsonl").read_bytes()
 
 
