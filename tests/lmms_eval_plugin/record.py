@@ -57,7 +57,7 @@ def main() -> None:
 
         def call(self: Any, requests: Any) -> Any:
             found = method(self, requests)
-            results = [list(one) if isinstance(one, tuple) else one.text for one in found]
+            results = [list(one.text) if isinstance(one.text, tuple) else one.text for one in found]
             given = [arguments_of(self, request.args) for request in requests]
             CALLS.append({"call": name, "class": type(self).__name__, "requests": given, "results": results})
             return found
