@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lmms_eval_plugin.record import merged
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("VITA_LMMS_EVAL", ROOT / ".venv" / "envs" / "lmms-eval-0.7.3"))
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -43,18 +45,18 @@ def evaluate(world: Path, launch: list[str], weights: str, tasks: str, *more: st
     return run([*launch, *options, *saved, *more], world)
 
 
-def calls(path: Path) -> list[dict]:
-    return [call for call in json.loads(path.read_text()) if call["call"] != "init"]
+def recorded_calls() -> list[dict]:
+    content = json.loads((Path(__file__).parent / "calls.json").read_text())
+    return [call for call in content["calls"] if call["call"] != "init"]
 
 
 def test_the_recorded_calls_are_those_of_today(world: Path) -> None:
-    found = []
     for name, tasks, more in (("chat", GENERATION, ()), ("simple", ALL, ("--force_simple",))):
         record = [str(PYTHON), "-m", "tests.lmms_eval_plugin.record", str(world / f"{name}.json")]
         said = evaluate(world, record, f"pretrained={world / 'export'},cache_memory=8MB", tasks, *more)
         assert all(task in said for task in tasks.split(","))
-        found += calls(world / f"{name}.json")
-    recorded = calls(Path(__file__).parent / "calls.json")
+    found = [call for call in merged([world / "chat.json", world / "simple.json"])["calls"] if call["call"] != "init"]
+    recorded = recorded_calls()
     assert [call["requests"] for call in found] == [call["requests"] for call in recorded]
     assert [call["results"] for call in found if call["call"] == "generate_until"] == [
         call["results"] for call in recorded if call["call"] == "generate_until"
@@ -70,7 +72,7 @@ def test_two_processes_share_native_weights(world: Path) -> None:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         answers = {row["doc_id"]: row["filtered_resps"] for row in rows}
     assert len(answers) == 5, "every row once, whichever process had it"
-    recorded = next(call for call in calls(Path(__file__).parent / "calls.json") if call["class"] == "LongVita")
+    recorded = next(call for call in recorded_calls() if call["class"] == "LongVita")
     pairs = zip(recorded["requests"], recorded["results"])
     expected = {request[-3]: result.strip() for request, result in pairs if request[-2] == "vita_open"}
     assert {number: answer[0].strip() for number, answer in answers.items()} == expected

@@ -26,7 +26,8 @@ from mindspeed_vita.evaluation.parts import PictureFiles
 from mindspeed_vita.inference.sampling import SamplingParams
 from tests.lmms_eval_plugin.world import picture, write_checkpoints
 
-CALLS = json.loads((Path(__file__).parents[2] / "lmms_eval_plugin" / "calls.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[2] / "lmms_eval_plugin" / "calls.json").read_text())
+CALLS = RECORDED["calls"]
 
 
 @dataclass
@@ -116,7 +117,7 @@ def revived(value: Any, folder: Path) -> Any:
     """The opposite of record.plain."""
     if isinstance(value, dict):
         if "picture" in value:
-            return Image.open(io.BytesIO(base64.b64decode(value["picture"])))
+            return Image.open(io.BytesIO(base64.b64decode(RECORDED["pictures"][value["picture"]])))
         return {key: revived(item, folder) for key, item in value.items()}
     if isinstance(value, list):
         return [revived(item, folder) for item in value]
