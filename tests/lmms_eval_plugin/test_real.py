@@ -75,4 +75,4 @@ def test_two_processes_share_native_weights(world: Path) -> None:
     recorded = next(call for call in recorded_calls() if call["class"] == "LongVita")
     pairs = zip(recorded["requests"], recorded["results"])
     expected = {request[-3]: result.strip() for request, result in pairs if request[-2] == "vita_open"}
-    assert {number: answer[0].strip() for number, answer in answers.items()} == expected
+    assert {number: answer.strip() for number, answer in answers.items()} == expected
