@@ -109,7 +109,7 @@ def _trained_frames(checkpoint: Path) -> int:
     from mindspeed_vita.checkpoint.native import checkpoint as native
 
     if is_mindspeed(checkpoint):
-        raise ValueError("say how many frames of a video are taken, with --frames: a MindSpeed-LLM folder is asked for none")
+        raise ValueError(f"{checkpoint} does not say how many frames of a video it was trained with; give --frames N")
     if (checkpoint / "config.json").is_file():
         return read_processor(checkpoint).max_frames
     return int(native.saved_recipe(native.find(checkpoint))["data"]["max_frames"])

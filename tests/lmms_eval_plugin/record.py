@@ -1,6 +1,7 @@
 """Runs the real lmms-eval with our model and writes down every call that it makes of it, with what it got back.
 
     python -m tests.lmms_eval_plugin.record CALLS.json --model long_vita --model_args ... --tasks ...
+    python -m tests.lmms_eval_plugin.record --merge CHAT.json SIMPLE.json calls.json
 
 tests/unit/evaluation/test_lmms_eval_calls.py gives the recorded calls to the model class where lmms-eval is not installed.
 """
@@ -12,6 +13,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ def arguments_of(model: Any, arguments: tuple[Any, ...]) -> list[Any]:
     return [{"called": plain(value(model.task_dict[task][split][doc_id]))} if callable(value) else plain(value) for value in arguments]
 
 
+def merged(files: Sequence[Path]) -> dict[str, Any]:
+    """The calls of several runs, each picture once: {"pictures": [...], "calls": [...]}, and {"picture": place} in the calls."""
+    pictures: list[str] = []
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {"picture"}:
+            if value["picture"] not in pictures:
+                pictures.append(value["picture"])
+            return {"picture": pictures.index(value["picture"])}
+        if isinstance(value, dict):
+            return {key: placed(item) for key, item in value.items()}
+        return [placed(item) for item in value] if isinstance(value, list) else value
+
+    calls = [placed(call) for file in files for call in json.loads(file.read_text())]
+    return {"pictures": pictures, "calls": calls}
+
+
 def main() -> None:
     """Wraps the methods, then runs lmms-eval."""
     from lmms_eval.__main__ import cli_evaluate
@@ -57,7 +76,7 @@ def main() -> None:
 
         def call(self: Any, requests: Any) -> Any:
             found = method(self, requests)
-            results = [list(one) if isinstance(one, tuple) else one.text for one in found]
+            results = [list(one.text) if isinstance(one.text, tuple) else one.text for one in found]
             given = [arguments_of(self, request.args) for request in requests]
             CALLS.append({"call": name, "class": type(self).__name__, "requests": given, "results": results})
             return found
@@ -73,4 +92,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--merge":
+        *sources, output = map(Path, sys.argv[2:])
+        output.write_text(json.dumps(merged(sources), separators=(",", ":")) + "\n")
+    else:
+        main()

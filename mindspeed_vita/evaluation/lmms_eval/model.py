@@ -82,11 +82,12 @@ class LongVita(lmms):
             results.append(GenerationResult(text=answer.text, token_counts=counts))
         return results
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """For each continuation the mean of its tokens' negative log-probabilities, and whether greedy decoding would give it.
 
         lmms-eval's multiple-choice tasks take the smallest value, and its own models return the loss; so does this one. A space before the
-        continuation is dropped, because an answer begins a turn.
+        continuation is dropped, because an answer begins a turn. A pair comes inside a GenerationResult: from 0.7 on, lmms-eval makes a
+        text of a bare pair, and its multiple-choice tasks then fail for every model.
         """
         asked = []
         for instance in requests:
@@ -104,13 +105,12 @@ class LongVita(lmms):
                 if not tokens:
                     raise ValueError("the continuation is empty; expected a text to score")
             asked.append((name, request, SamplingParams(max_tokens=len(tokens), forced=tokens, logprobs=1)))
-        return [
-            (
-                -sum(token.logprob or 0.0 for token in answer.tokens) / len(answer.tokens),
-                all(token.top[0][0] == token.token for token in answer.tokens),
-            )
-            for answer in self.shared.answers(asked)
-        ]
+        results = []
+        for answer in self.shared.answers(asked):
+            loss = -sum(token.logprob or 0.0 for token in answer.tokens) / len(answer.tokens)
+            greedy = all(token.top[0][0] == token.token for token in answer.tokens)
+            results.append(GenerationResult(text=(loss, greedy)))
+        return results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not supported."""
