@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.max_frames = max(grid.lengths)
     if (arguments.output is None) != arguments.count:
         raise ValueError("give either --output DIR, to ask, or --count, to see what that will cost")
+    if arguments.count:
+        _refuse(arguments, ("least", "up_to"), "--count asks nothing")
     if arguments.least is not None and not 0 <= arguments.least <= 1:
         raise ValueError(f"--pass is {arguments.least:g}; expected a share of right answers, 0 to 1")
     if arguments.up_to is not None and (arguments.least is None or arguments.up_to < min(grid.lengths)):
@@ -206,20 +209,19 @@ def _answer(arguments: argparse.Namespace, grid: Grid, record: NeedleRecord) -> 
     if not session.ranks.first:
         session.serve()
         return
-    cases = grid.cases()
-    media = NeedleMedia(record.path.parent / "media", session.loaded.recipe.model.vision.tile_size)
+    cases, side = grid.cases(), session.loaded.recipe.model.vision.tile_size
     try:
         record.path.parent.mkdir(parents=True, exist_ok=True)
         loop = RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
-        with BatchProgress("needles", len(cases), len(record.rows)) as progress:
-            answer_cases(loop, cases, grid.media, media, record, progress.done)
+        # next to the answers, where all processes see it
+        with tempfile.TemporaryDirectory(prefix="media_", dir=record.path.parent) as folder:
+            with BatchProgress("needles", len(cases), len(record.rows)) as progress:
+                answer_cases(loop, cases, grid.media, NeedleMedia(Path(folder), side), record, progress.done)
     except ConnectionError:  # there is nobody left to tell
         raise
     except (ValueError, OSError) as error:
         session.dismiss(problem=str(error))
         raise
-    finally:
-        media.remove_all()
     session.dismiss()
 
 

@@ -17,10 +17,10 @@ from mindspeed_vita.inference.request import Request, ask
 
 
 class NeedleMedia:
-    """Draws frames into a folder and removes them again.
+    """Draws frames into a folder.
 
     Args:
-        folder: made if it is missing; remove_all removes it.
+        folder: made if it is missing; whoever gives it removes it.
         side: pixels of a frame.
     """
 
@@ -64,7 +64,3 @@ class NeedleMedia:
     def remove(self, case: Case) -> None:
         """Takes the film of a case away. Frames stay: other cases show them too."""
         shutil.rmtree(self.folder / case.key, ignore_errors=True)
-
-    def remove_all(self) -> None:
-        """Takes everything away."""
-        shutil.rmtree(self.folder, ignore_errors=True)

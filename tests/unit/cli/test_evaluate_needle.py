@@ -26,6 +26,7 @@ LENGTHS = ["--lengths", "8,16"]
         ([MODEL, *LENGTHS, "--tasks", "taste", "--count"], "task 'taste' is unknown; expected some of colour, shape, nth, order"),
         ([MODEL, *LENGTHS, "--count", "--max-frames", "9"], "--max-frames follows from --lengths here; leave it out"),
         ([MODEL, *LENGTHS, "--count", "--rows", "9"], "only --make-data writes rows; leave out --rows"),
+        ([MODEL, *LENGTHS, "--count", "--pass", "0.9"], "--count asks nothing; leave out --pass"),
         ([MODEL, *LENGTHS, "--output", "x", "--pass", "95"], "--pass is 95; expected a share of right answers, 0 to 1"),
         ([MODEL, *LENGTHS, "--output", "x", "--up-to", "8"], "--up-to 8 goes with --pass, and must reach the shortest length, 8"),
         ([MODEL, *LENGTHS, "--make-data", "x", "--pass", "0.9"], "--make-data writes rows and asks nothing; leave out CHECKPOINT, --pass"),

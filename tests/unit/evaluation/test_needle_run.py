@@ -46,7 +46,6 @@ def asked(session: InferenceSession, cases: Sequence[Case], folder: Path, media:
     drawn = NeedleMedia(folder / "media", session.loaded.recipe.model.vision.tile_size)
     answer_cases(RequestLoop(session, prefill_tokens=512), cases, media, drawn, record, lambda done: None)
     assert {path.name for path in drawn.folder.iterdir()} == {"frames"}, "films are removed once they are answered"
-    drawn.remove_all()
     return record
 
 
