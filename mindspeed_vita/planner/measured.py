@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import numpy as np
 import torch
 
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.engine import optimizer as optim
-from mindspeed_vita.engine.faults import FailedSamples
-from mindspeed_vita.engine.objective import build_objective
-from mindspeed_vita.engine.step import Stepper
+from mindspeed_vita.engine.faults import TrainingDiverged
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.planner.trace.packs import PackContent, make_pack
-from mindspeed_vita.platform import get_platform
+from mindspeed_vita.planner.trace.rank import fake_rank
+from mindspeed_vita.planner.trace.step import build, run_step, shortened
+from mindspeed_vita.platform.cpu import CpuPlatform
 
 _MARK = "planner: the step"
 
@@ -32,37 +30,34 @@ class Measured:
     """Highest during the step."""
 
 
-def measure(layout: ParallelLayout, recipe: Recipe, content: PackContent) -> Measured:
-    """One step, the optimizer's state already there, on a rank of real process groups. CPU only.
+def measure(recipe: Recipe, world: int, rank: int, *, content: PackContent, micro_batches: Optional[int] = None) -> Measured:
+    """One step of one rank, the optimizer's state already there, on a CPU.
+
+    The other ranks do not exist: collectives return at once and leave what was there, so the numbers mean nothing. Their memory does.
 
     Args:
-        layout: this rank's.
-        recipe: the run; its global batch is the step's.
-        content: what fills each pack.
-    """
-    from mindspeed_vita.parallel.build import build_model
+        recipe, world, rank, content, micro_batches: as for trace.step.trace.
 
-    platform = get_platform()
-    layout = layout.with_ulysses(recipe.parallel.ulysses, platform.device)
-    recipe = replace(recipe, train=replace(recipe.train, steps=max(2, recipe.train.steps)))
+    Raises:
+        ValueError: as trace.step.trace.
+    """
+    recipe = shortened(recipe, world, micro_batches)
+    with fake_rank(recipe, world, rank) as layout:
+        return measure_here(recipe, layout, content)
+
+
+def measure_here(recipe: Recipe, layout: ParallelLayout, content: PackContent) -> Measured:
+    """One step on a rank of the running process groups.
+
+    Gloo's own buffers count as well, and its threads release what they sent at a moment of their own: peaks differ from run to run.
+    """
+    platform = CpuPlatform()
     packs = [make_pack(recipe, layout, content) for _ in range(recipe.train.global_batch // layout.dp_size)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        model = optim.wrap_model(build_model(recipe, layout, platform.device))
-        optimizer = optim.build_optimizer(model, recipe, platform)
-        schedule = optim.build_schedule(optimizer, recipe.train)
+        model, optimizer = build(recipe, layout, platform)
         optimizer.step()
-        stepper = Stepper(
-            recipe,
-            layout,
-            platform,
-            model=model,
-            optimizer=optimizer,
-            batches=iter(packs),
-            failed=FailedSamples(Path(os.devnull)),
-            objective=build_objective(recipe, layout),
-        )
-        with torch.profiler.record_function(_MARK):
-            stepper.run(1, lambda: schedule.step(increment=1))
+        with torch.profiler.record_function(_MARK), suppress(TrainingDiverged):
+            run_step(recipe, layout, platform, model=model, optimizer=optimizer, packs=packs)
     return _read(profile.profiler)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
@@ -67,7 +67,7 @@ class _File:
     recomputing: bool
 
 
-@lru_cache(maxsize=None)
+@cache
 def _file(path: str) -> _File:
     name = ""
     if path.startswith(_OURS) and not path.startswith(_PASSED_BY):

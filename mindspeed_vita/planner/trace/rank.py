@@ -59,9 +59,9 @@ def fake_rank(recipe: Recipe, world: int, rank: int) -> Iterator[ParallelLayout]
 
 
 class OtherRanks:
-    """What other ranks put into collectives of Python objects. The fake process group cannot know it.
+    """What ranks put into collectives of Python objects, which the fake process group cannot know.
 
-    Every rank is taken to put in what this one does. Objects of ranks that stood here before are added in front.
+    Each rank that stands here adds what it puts in. It is answered with that, and with what ranks before it put in.
     """
 
     def __init__(self) -> None:
@@ -74,11 +74,12 @@ class OtherRanks:
 
         def gathered(found: list[Any], own: Any, group: Any = None) -> None:
             del group
-            self._said.append(own)
-            different = self._said[-len(found) :]
-            found[:] = [*different, *[own] * (len(found) - len(different))]
+            if own not in self._said:
+                self._said.append(own)
+            others = self._said[: len(found)]
+            found[:] = [*others, *[own] * (len(found) - len(others))]
 
-        dist.all_gather_object = gathered
+        dist.all_gather_object = gathered  # type: ignore[assignment]
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -86,8 +87,10 @@ class Recorder(TorchDispatchMode):
         self._note_memory(moved, lambda: Place("inputs", "forward", "", ""))
         return moved
 
-    def start(self) -> None:
-        """A step begins: counts of work, collectives and reads start anew; memory goes on."""
+    def start(self, model: torch.nn.Module) -> None:
+        """A step of a model begins: counts of work, collectives and reads start anew; memory goes on."""
+        self.caller.setup = ""
+        self.caller.follow(model)
         self.started = len(self.changes)
         for counter in (self.work, self.sent, self.calls, self.reads):
             counter.clear()
@@ -119,10 +122,11 @@ class Recorder(TorchDispatchMode):
             if address in self._storages or not size:
                 continue
             owner = self._place_ids.setdefault(place(), len(self._place_ids))
-            self._storages[address] = weakref.ref(storage, lambda _, address=address, size=size, owner=owner: self._freed(address, size, owner))
+            freed = partial(self._freed, address=address, size=size, owner=owner)
+            self._storages[address] = weakref.ref(storage, freed)
             self._change(size, owner)
 
-    def _freed(self, address: int, size: int, owner: int) -> None:
+    def _freed(self, _: Any, *, address: int, size: int, owner: int) -> None:
         del self._storages[address]
         self._change(-size, owner)
 

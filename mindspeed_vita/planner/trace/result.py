@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindspeed_vita.parallel.layout import ParallelLayout
-from mindspeed_vita.planner.trace.collectives import Collective
 from mindspeed_vita.planner.trace.places import Place
 
 if TYPE_CHECKING:
@@ -113,7 +112,8 @@ class Trace:
 
     def attention_flops(self) -> dict[str, int]:
         """The part of `flops()` that is attention, by phase."""
-        return _largest_first(Counter({place: count for (place, attention), count in self.work.items() if attention}), lambda place: place.phase)
+        amounts = {place: count for (place, attention), count in self.work.items() if attention}
+        return _largest_first(amounts, lambda place: place.phase)
 
 
 def _largest_first(amounts: dict[Place, int], key: Callable[[Place], str]) -> dict[str, int]:

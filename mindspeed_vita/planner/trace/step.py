@@ -6,14 +6,16 @@ What a trace leaves in this process (caches of torch and of ours) holds tensors 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Optional
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_vita.config import Recipe, validate
+from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.engine import optimizer as optim
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.objective import build_objective
@@ -24,6 +26,7 @@ from mindspeed_vita.planner.trace.places import Places
 from mindspeed_vita.planner.trace.rank import OtherRanks, TracedPlatform, fake_rank
 from mindspeed_vita.planner.trace.recorder import ListsOfNumbers, Recorder
 from mindspeed_vita.planner.trace.result import Trace
+from mindspeed_vita.platform import Platform
 
 
 def stage_ranks(recipe: Recipe, world: int) -> dict[str, int]:
@@ -53,56 +56,93 @@ def trace(
     """
     content = content or PackContent()
     content.check()
-    validate(recipe, world)
-    dp = world // (recipe.parallel.tp * recipe.parallel.pp * recipe.parallel.cp)
-    packs = recipe.train.global_batch // dp
-    chosen = min(packs, recipe.parallel.pp + 1) if micro_batches is None else micro_batches
-    recipe = replace(recipe, train=replace(recipe.train, global_batch=chosen * dp, steps=max(2, recipe.train.steps)))
-    recorder = Recorder(_fake_mode(), Places())
-    others = OtherRanks()
-    own_stage = rank // (world // recipe.parallel.pp)
-    for other in stage_ranks(recipe, world).values():
-        if other // (world // recipe.parallel.pp) != own_stage:
-            with fake_rank(recipe, world, other) as layout:
-                _build(recipe, layout, Recorder(_fake_mode(), Places()), others)
+    packs = _packs(recipe, world)
+    recipe = shortened(recipe, world, micro_batches)
+    recorder, others = Recorder(_fake_mode(), Places()), _other_ranks(recipe, world)
     with fake_rank(recipe, world, rank) as layout:
-        places = recorder.caller
-        model, optimizer = _build(recipe, layout, recorder, others)
-        batches = iter([make_pack(recipe, layout, content) for _ in range(chosen)])
-        schedule = optim.build_schedule(optimizer, recipe.train)
+        model, optimizer = _build_traced(recipe, layout, recorder, others)
+        micro_batches = recipe.train.global_batch // layout.dp_size
+        batches = [make_pack(recipe, layout, content) for _ in range(micro_batches)]
         with _fake_mode(), recorder, ListsOfNumbers():
-            places.setup = "optimizer"
+            recorder.caller.setup = "optimizer"
             optimizer.step()  # its state is made in the first step
-            places.setup = ""
-            recorder.start()
-            platform = TracedPlatform(recorder)
-            failed, objective = FailedSamples(Path(os.devnull)), build_objective(recipe, layout)
-            stepper = Stepper(
-                recipe, layout, platform, model=model, optimizer=optimizer, batches=batches, failed=failed, objective=objective
-            )
-            places.follow(model.module)
+            recorder.start(model.module)
             try:
-                stepper.run(1, lambda: schedule.step(increment=1))
+                run_step(recipe, layout, TracedPlatform(recorder), model=model, optimizer=optimizer, packs=batches)
             finally:
-                places.stop()
-        return Trace.of(recorder, layout=layout, micro_batches=chosen, packs=packs)
+                recorder.caller.stop()
+        return Trace.of(recorder, layout=layout, micro_batches=micro_batches, packs=packs)
 
 
-@lru_cache(maxsize=None)
+def shortened(recipe: Recipe, world: int, micro_batches: Optional[int]) -> Recipe:
+    """The recipe with as many packs per step as are traced. Arguments and errors are those of `trace`."""
+    validate(recipe, world)
+    packs = _packs(recipe, world)
+    chosen = min(packs, recipe.parallel.pp + 1) if micro_batches is None else micro_batches
+    dp = recipe.train.global_batch // packs
+    return replace(recipe, train=replace(recipe.train, global_batch=chosen * dp, steps=max(2, recipe.train.steps)))
+
+
+def build(recipe: Recipe, layout: ParallelLayout, platform: Platform, setup: Callable[[str], None] = lambda part: None) -> tuple[Any, Any]:
+    """The model inside DDP and its optimizer, as engine/loop.py builds them.
+
+    Args:
+        recipe, layout, platform: of the rank.
+        setup: told what comes next: weights, gradients, optimizer.
+    """
+    from mindspeed_vita.parallel.build import build_model
+
+    setup("weights")
+    model = build_model(recipe, layout, platform.device)
+    setup("gradients")
+    wrapped = optim.wrap_model(model)
+    setup("optimizer")
+    return wrapped, optim.build_optimizer(wrapped, recipe, platform)
+
+
+def run_step(
+    recipe: Recipe, layout: ParallelLayout, platform: Platform, *, model: Any, optimizer: Any, packs: Sequence[PackedBatch]
+) -> None:
+    """One step of the Stepper on given packs, as engine/loop.py runs it."""
+    stepper = Stepper(
+        recipe,
+        layout,
+        platform,
+        model=model,
+        optimizer=optimizer,
+        batches=iter(packs),
+        failed=FailedSamples(Path(os.devnull)),
+        objective=build_objective(recipe, layout),
+    )
+    schedule = optim.build_schedule(optimizer, recipe.train)
+    stepper.run(1, lambda: schedule.step(increment=1))
+
+
+def _packs(recipe: Recipe, world: int) -> int:
+    """Packs of each rank in a step of the recipe."""
+    validate(recipe, world)
+    return recipe.train.global_batch // (world // (recipe.parallel.tp * recipe.parallel.pp * recipe.parallel.cp))
+
+
+@cache
 def _fake_mode() -> FakeTensorMode:
     """One mode for the life of the process: caches keep tensors of it."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def _build(recipe: Recipe, layout: ParallelLayout, recorder: Recorder, others: OtherRanks) -> tuple[Any, Any]:
-    """The model inside DDP, and its optimizer, as engine/loop.py builds them."""
-    from mindspeed_vita.parallel.build import build_model
+@lru_cache(maxsize=1)
+def _other_ranks(recipe: Recipe, world: int) -> OtherRanks:
+    """What the pipeline stages tell each other while they are built: each kind of stage is built once for it."""
+    others = OtherRanks()
+    for rank in stage_ranks(recipe, world).values() if recipe.parallel.pp > 1 else ():
+        with fake_rank(recipe, world, rank) as layout:
+            _build_traced(recipe, layout, Recorder(_fake_mode(), Places()), others)
+    return others
 
-    platform, places = TracedPlatform(recorder), recorder.caller
-    with _fake_mode(), recorder, others.answering():
-        places.setup = "weights"
-        model = build_model(recipe, layout, platform.device)
-        places.setup = "gradients"
-        wrapped = optim.wrap_model(model)
-        places.setup = "optimizer"
-        return wrapped, optim.build_optimizer(wrapped, recipe, platform)
+
+def _build_traced(recipe: Recipe, layout: ParallelLayout, recorder: Recorder, others: OtherRanks) -> tuple[Any, Any]:
+    def setup(part: str) -> None:
+        recorder.caller.setup = part
+
+    with _fake_mode(), recorder, ListsOfNumbers(), others.answering():
+        return build(recipe, layout, TracedPlatform(recorder), setup)
