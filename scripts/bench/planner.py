@@ -1,6 +1,6 @@
-"""Compares traces with torch's allocator on twelve layouts, and prints the table of docs/planner.md.
+"""Compares traces with torch's allocator on twelve layouts, and prints a table.
 
-OMP_NUM_THREADS=1 python -m scripts.bench.planner    about ten minutes on two cores
+OMP_NUM_THREADS=1 python -m scripts.bench.planner
 """
 
 from __future__ import annotations

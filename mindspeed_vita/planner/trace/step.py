@@ -52,11 +52,13 @@ def trace(
             has: memory does not grow after that, and work is the same for each pack.
 
     Raises:
-        ValueError: the recipe does not fit the world, or the content does not fit a pack.
+        ValueError: the recipe does not fit the world, there is no such rank, or the content does not fit a pack.
     """
     content = content or PackContent()
     content.check()
     packs = _packs(recipe, world)
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} ranks; expected 0 to {world - 1}")
     recipe = shortened(recipe, world, micro_batches)
     recorder, others = Recorder(_fake_mode(), Places()), _other_ranks(recipe, world)
     with fake_rank(recipe, world, rank) as layout:
@@ -76,9 +78,10 @@ def trace(
 
 def shortened(recipe: Recipe, world: int, micro_batches: Optional[int]) -> Recipe:
     """The recipe with as many packs per step as are traced. Arguments and errors are those of `trace`."""
-    validate(recipe, world)
     packs = _packs(recipe, world)
     chosen = min(packs, recipe.parallel.pp + 1) if micro_batches is None else micro_batches
+    if chosen < 1:
+        raise ValueError(f"{chosen} packs per rank; a step needs at least 1")
     dp = recipe.train.global_batch // packs
     return replace(recipe, train=replace(recipe.train, global_batch=chosen * dp, steps=max(2, recipe.train.steps)))
 

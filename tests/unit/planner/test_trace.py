@@ -23,9 +23,11 @@ def test_the_traced_peak_is_the_allocators(case: Case, elsewhere, with_memory):
 
 
 def test_a_layer_that_keeps_its_input_shows(elsewhere, with_memory):
-    case = Case(recompute="full")
-    real, traced = with_memory(measure_case, case, "small", 0), elsewhere(small_with_a_leak, case)
-    assert off_by(traced.peak, real.peak) > TOLERANCE
+    case = Case(recompute="full", precision="fp32")
+    real, clean, leaking = with_memory(measure_case, case, "small", 0), elsewhere(small, case), elsewhere(small_with_a_leak, case)
+    step = real.peak - real.held
+    assert abs(off_by(clean.peak - clean.held, step)) < 0.005  # here the trace is off by 0.0002
+    assert off_by(leaking.peak - leaking.held, step) > 0.01
 
 
 def test_every_byte_at_the_peak_has_an_owner_and_the_step_gives_back_what_it_takes(elsewhere):
@@ -48,7 +50,8 @@ def products(recipe, tokens: int, tiles: int, supervised: int, pairs: int) -> di
     per_token = hidden * (width + 2 * keys) + width * hidden + 3 * hidden * language.ffn_hidden_size
     patches, features = vision.grid**2, vision.hidden_size
     merged = projector.pixel_shuffle**2
-    tower = vision.num_layers * patches * features * (4 * features + 2 * vision.ffn_hidden_size)
+    positions = patches + 1  # a class token stands before the patches of a tile
+    tower = vision.num_layers * positions * features * (4 * features + 2 * vision.ffn_hidden_size)
     rows = patches // merged * (merged * features * projector.hidden_size + projector.hidden_size * hidden)
     return {
         "layers": 2 * language.num_layers * tokens * per_token,
@@ -57,7 +60,7 @@ def products(recipe, tokens: int, tiles: int, supervised: int, pairs: int) -> di
         "layers of the tower": 2 * tiles * tower,
         "projector": 2 * tiles * rows,
         "patches": 2 * tiles * patches * 3 * vision.patch_size**2 * features,
-        "tiles": 4 * vision.num_layers * tiles * patches**2 * features,
+        "tiles": 4 * vision.num_layers * tiles * positions**2 * features,
     }
 
 
@@ -91,8 +94,10 @@ def test_bytes_of_tensor_parallelism_equal_a_count_by_hand(elsewhere):
     language, packs = recipe.model.language, recipe.train.global_batch
     whole = recipe.data.seq_length * language.hidden_size * 2  # bf16 hidden states of a pack
     sent = {(sent.name, sent.group, sent.part): (sent.calls, sent.bytes) for sent in traced.sent}
-    # per layer: before qkv and fc1 in the forward pass and again for their weights' gradients; behind proj and fc2 in the backward pass
-    assert sent["all_gather", "tp", "layers"] == (packs * language.num_layers * 6, packs * language.num_layers * 6 * whole // 2)
+    # per layer: before qkv and fc1 in the forward pass and again for their weights' gradients; behind proj and fc2 in the backward pass.
+    # And behind the embedding in the backward pass
+    gathered = packs * (6 * language.num_layers + 1)
+    assert sent["all_gather", "tp", "layers"] == (gathered, gathered * whole // 2)
     # behind proj and fc2 forward, before qkv and fc1 backward; and the embedding, forward
     scattered = packs * (4 * language.num_layers + 1)
     assert sent["reduce_scatter", "tp", "layers"] == (scattered, scattered * whole)
