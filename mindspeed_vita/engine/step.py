@@ -65,7 +65,7 @@ class Stepper:
     ) -> None:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        self.recipe, self.layout = recipe, layout
+        self.recipe, self.layout, self.platform = recipe, layout, platform
         self.model, self.optimizer, self.batches, self.failed = model, optimizer, batches, failed
         self.objective, self.stop = objective, stop
         self.shard = Sharder(recipe, layout, platform)
@@ -105,21 +105,27 @@ class Stepper:
         _, grad_norm, _ = self.optimizer.step()
         norm = float(grad_norm)
         self._check(step, "gradient norm", norm)
-        failed = self.failed.settle(learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
+        with self.platform.host_work():
+            failed = self.failed.settle(learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
         report = averages(self.objective.names, sums[1:], counts[1:])
         return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed, report=report)
 
     def _step_batches(self, step: int) -> Iterator[Any]:
-        agreed = (self.failed.agree(next(self.batches), self.layout, step) for _ in range(self.micro_batches))
+        agreed = (self._agree(next(self.batches), step) for _ in range(self.micro_batches))
         if self.layout.pp_size == 1:
             return agreed
         # the stages agree on failures before the pipeline starts: inside it a later stage waits for an earlier one's output
         return iter(list(agreed))
 
+    def _agree(self, batch: Any, step: int) -> Any:
+        with self.platform.host_work():
+            return self.failed.agree(batch, self.layout, step)
+
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         batch = next(batches)
         self._samples += len(batch.sample_ids)
-        inputs = self.shard(batch)
+        with self.platform.host_work():
+            inputs = self.shard(batch)
 
         def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             result = self.objective(losses_T, inputs)

@@ -24,12 +24,12 @@ class Sharder:
     Args:
         recipe: the run. The model was built from the same one.
         layout: this rank's layout.
-        platform: where the tensors go. From pinned memory, where the device has that, so that the host goes on meanwhile.
+        platform: where the tensors go.
     """
 
     def __init__(self, recipe: Recipe, layout: ParallelLayout, platform: Platform) -> None:
         self.layout, self.device = layout, platform.device
-        self._pinned = platform.capabilities.pinned_memory
+        self._move = platform.to_device
         self._tokens_per_tile = recipe.model.tokens_per_tile
         self._tensor = recipe.parallel.vision_parallel == "tensor"
         self._routing = route_arguments(recipe, layout)
@@ -77,9 +77,6 @@ class Sharder:
             num_tiles=num_tiles,
             route=_moved(batch.with_route(**self._routing).route, move) if has_tiles else None,
         )
-
-    def _move(self, values: torch.Tensor) -> torch.Tensor:
-        return (values.pin_memory() if self._pinned else values).to(self.device, non_blocking=self._pinned)
 
     def _tiles(self, batch: PackedBatch, *, gather: bool) -> torch.Tensor:
         """This rank's tiles on the device; gather: with those of its tp neighbours, which encode them together."""

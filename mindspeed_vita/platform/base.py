@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Optional
 
@@ -69,6 +70,15 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything queued on the device is done."""
+
+    def to_device(self, values: torch.Tensor) -> torch.Tensor:
+        """A host tensor on the device. From pinned memory, where the device has that, so that the host goes on meanwhile."""
+        pinned = self.capabilities.pinned_memory
+        return (values.pin_memory() if pinned else values).to(self.device, non_blocking=pinned)
+
+    def host_work(self) -> AbstractContextManager[None]:
+        """For work of a step on host tensors, such as the cut of a pack. The planner, whose device computes nothing, really does it."""
+        return nullcontext()
 
     def describe_hardware(self) -> str:
         """Model of the device and version of what drives it, as far as they are known."""

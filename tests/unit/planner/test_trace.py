@@ -1,0 +1,132 @@
+"""Traces against something that is not a trace: the allocator of a real step, work and bytes counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, Case, measure_case, off_by, proof_recipe
+from tests.unit.planner.traces import small, small_with_a_leak
+
+STEP_TOLERANCE = 0.04
+"""Of what the step adds to weights, gradients and optimizer. Kernels hold buffers of their own, which weigh more in these small steps
+than in those of scripts/bench/planner.py. Worst seen: 0.030."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=Case.describe)
+def test_the_traced_peak_is_the_allocators(case: Case, elsewhere, with_memory):
+    rank = case.world - 1
+    real, traced = with_memory(measure_case, case, "small", rank), elsewhere(small, case, rank)
+    assert abs(off_by(traced.held, real.held)) <= 0.001
+    assert abs(off_by(traced.peak, real.peak)) <= TOLERANCE
+    assert abs(off_by(traced.peak - traced.held, real.peak - real.held)) <= STEP_TOLERANCE
+
+
+def test_a_layer_that_keeps_its_input_shows(elsewhere, with_memory):
+    case = Case(recompute="full", precision="fp32")
+    real, clean, leaking = with_memory(measure_case, case, "small", 0), elsewhere(small, case), elsewhere(small_with_a_leak, case)
+    step = real.peak - real.held
+    assert abs(off_by(clean.peak - clean.held, step)) < 0.005  # here the trace is off by 0.0002
+    assert off_by(leaking.peak - leaking.held, step) > 0.01
+
+
+def test_every_byte_at_the_peak_has_an_owner_and_the_step_gives_back_what_it_takes(elsewhere):
+    traced = elsewhere(small, Case())
+    assert sum(traced.at_peak().values()) == traced.peak
+    assert all(amount > 0 for amount in traced.at_peak().values())
+    assert {"weights", "gradients", "optimizer", "tower", "layers", "attention", "head"} <= set(traced.peak_by(lambda place: place.part))
+    language = proof_recipe(Case(), "small").model.language
+    layers = [f"language.decoder.layers.{number}" for number in range(language.num_layers)]
+    named = " ".join(traced.peak_by(lambda place: place.module))
+    assert all(layer in named for layer in layers)
+    assert (traced.live > 0).all() and traced.live[-1] < 1.01 * traced.held
+
+
+def products(recipe, tokens: int, tiles: int, supervised: int, pairs: int) -> dict[str, int]:
+    """FLOPs of one pack's forward pass, by hand: two for each multiply-add."""
+    language, vision, projector = recipe.model.language, recipe.model.vision, recipe.model.projector
+    hidden, width = language.hidden_size, language.num_heads * language.head_dim
+    keys = language.num_kv_heads * language.head_dim
+    per_token = hidden * (width + 2 * keys) + width * hidden + 3 * hidden * language.ffn_hidden_size
+    patches, features = vision.grid**2, vision.hidden_size
+    merged = projector.pixel_shuffle**2
+    positions = patches + 1  # a class token stands before the patches of a tile
+    tower = vision.num_layers * positions * features * (4 * features + 2 * vision.ffn_hidden_size)
+    rows = patches // merged * (merged * features * projector.hidden_size + projector.hidden_size * hidden)
+    return {
+        "layers": 2 * language.num_layers * tokens * per_token,
+        "attention": 4 * language.num_layers * width * pairs,
+        "head": 2 * supervised * hidden * language.vocab_size,
+        "layers of the tower": 2 * tiles * tower,
+        "projector": 2 * tiles * rows,
+        "patches": 2 * tiles * patches * 3 * vision.patch_size**2 * features,
+        "tiles": 4 * vision.num_layers * tiles * positions**2 * features,
+    }
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_work_equals_a_count_by_hand(recompute: str, elsewhere):
+    case = Case(recompute=recompute)
+    recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
+    bounds = np.linspace(0, recipe.data.seq_length, CONTENT.documents + 1).astype(int)
+    lengths = np.diff(bounds).tolist()
+    tiles = sum(int(CONTENT.vision * length) // (recipe.model.tokens_per_tile + 2) for length in lengths)
+    supervised = sum(int(CONTENT.supervised * length) for length in lengths)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    once = products(recipe, recipe.data.seq_length, tiles, supervised, pairs)
+    packs = recipe.train.global_batch
+    tower_and_projector = once["layers of the tower"] + once["projector"]
+    forward = once["layers"] + once["attention"] + once["head"] + tower_and_projector + once["patches"] + once["tiles"]
+    assert traced.flops()["forward"] == packs * forward
+    # inputs and weights; attention also its scores again; the head also its logits; nothing wants the gradient of pixels
+    twice = 2 * (once["layers"] + tower_and_projector) + once["patches"]
+    assert traced.flops()["backward"] == packs * (twice + 5 * (once["attention"] + once["tiles"]) // 2 + 3 * once["head"])
+    again = once["layers"] + once["attention"] if recompute == "full" else 0
+    by_part = traced.flops(lambda place: f"{place.part} {place.phase}")
+    tower = packs * (once["layers of the tower"] + once["tiles"]) if recompute == "full" else 0
+    assert by_part.get("tower recompute", 0) == tower
+    assert traced.flops().get("recompute", 0) == packs * again + tower
+
+
+def test_bytes_of_tensor_parallelism_equal_a_count_by_hand(elsewhere):
+    case = Case(tp=2)
+    recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
+    language, packs = recipe.model.language, recipe.train.global_batch
+    whole = recipe.data.seq_length * language.hidden_size * 2  # bf16 hidden states of a pack
+    sent = {(sent.name, sent.group, sent.part): (sent.calls, sent.bytes) for sent in traced.sent}
+    # per layer: before qkv and fc1 in the forward pass and again for their weights' gradients; behind proj and fc2 in the backward pass.
+    # And behind the embedding in the backward pass
+    gathered = packs * (6 * language.num_layers + 1)
+    assert sent["all_gather", "tp", "layers"] == (gathered, gathered * whole // 2)
+    # behind proj and fc2 forward, before qkv and fc1 backward; and the embedding, forward
+    scattered = packs * (4 * language.num_layers + 1)
+    assert sent["reduce_scatter", "tp", "layers"] == (scattered, scattered * whole)
+
+
+def test_bytes_of_the_ring_equal_the_plans(elsewhere):
+    from mindspeed_vita import sharding
+
+    case = Case(cp=2, recompute="full")
+    recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
+    language, packs = recipe.model.language, recipe.train.global_batch
+    bounds = np.linspace(0, recipe.data.seq_length, CONTENT.documents + 1).astype(int)
+    steps = sharding.make_cp_plan(bounds, 2).steps(0)
+    rows_sent, rows_received = len(steps.ring[1].send), steps.ring[1].num_received
+    row = 2 * language.num_kv_heads * language.head_dim  # keys and values
+    passes = packs * language.num_layers
+    # bf16 forward, recomputed and backward; fp32 gradients go the other way
+    expected = passes * row * (3 * 2 * rows_sent + 4 * rows_received)
+    assert sum(sent.bytes for sent in traced.sent if (sent.name, sent.part) == ("send", "ring")) == expected > 0
+
+
+def test_the_host_reads_only_what_it_must(elsewhere):
+    """Loss and counts at the end, the token count that scales the gradients, and the norm. Each read makes the host wait for the device."""
+    files = {line.rsplit(":", 1)[0] for line in elsewhere(small, Case()).reads}
+    allowed = {
+        "engine/step.py",
+        "megatron/core/distributed/finalize_model_grads.py",
+        "megatron/core/optimizer/clip_grads.py",
+        "megatron/core/utils.py",  # the norm of each gradient, where no fused kernel is installed
+        "megatron/core/tensor_parallel/random.py",  # compares states of the host's generator
+    }
+    assert files <= allowed, files - allowed
