@@ -78,12 +78,12 @@ def test_a_rank_that_dies_ends_the_run_with_one_message(run: Path, victim: int) 
 @pytest.mark.distributed
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_hangs_ends_the_run_with_one_message_that_names_the_step(run: Path, victim: int) -> None:
-    processes = talk(run, "--rank-timeout", "4")
+    processes = talk(run, "--rank-timeout", "8")
     ask(processes[0])
     processes[victim].send_signal(signal.SIGSTOP)
     said = message(processes[1 - victim])
     what = r"computing the next token of 1 requests, from request 0 on|handing out the next token|waiting for word from the first rank"
-    assert re.search(rf"rank {1 - victim} was ({what}).* and got no answer from another rank for 4 seconds", said), said
+    assert re.search(rf"rank {1 - victim} was ({what}).* and got no answer from another rank for 8 seconds", said), said
     assert "--rank-timeout" in said
     processes[victim].send_signal(signal.SIGCONT)
     _, error = processes[victim].communicate(timeout=120)
@@ -93,11 +93,11 @@ def test_a_rank_that_hangs_ends_the_run_with_one_message_that_names_the_step(run
 @pytest.mark.distributed
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_first_rank_that_waits_for_its_user_is_not_one_that_hangs(pools: Pools, leads: bool) -> None:
-    heard = pools("installed").run("tests.distributed.inference_runs:silence", cp=2, timeout=2.0, seconds=6.0, leads=leads)[1]
+    heard = pools("installed").run("tests.distributed.inference_runs:silence", cp=2, timeout=3.0, seconds=8.0, leads=leads)[1]
     if leads:
         assert heard == "word"
     else:
-        assert heard.startswith("rank 1 was waiting for word from the first rank and got no answer from another rank for 2 seconds")
+        assert heard.startswith("rank 1 was waiting for word from the first rank and got no answer from another rank for 3 seconds")
 
 
 def launched(run: Path, terminal: int) -> subprocess.Popen[bytes]:
