@@ -23,13 +23,13 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_O
 vita() { "$VITA_PYTHON" -m mindspeed_vita.cli.main "$@"; }
 needles=(--tasks colour --wall black --distractor-every 4)
 
-vita eval needle --make-data "$out/short" --lengths 1,2,4,8 --rows 10000 --side 56 --seed 1 "${needles[@]}"
-vita eval needle --make-data "$out/long" --lengths 8,16,32,48,64 --rows 3000 --side 56 --seed 2 "${needles[@]}"
+vita eval needle --make-data "$out/short" --lengths 1,2,4,8 --rows 10000 --side 56 --pool 256 --seed 1 "${needles[@]}"
+vita eval needle --make-data "$out/long" --lengths 8,16,32,48,64 --rows 1200 --side 56 --seed 3 "${needles[@]}"
 "$VITA_PYTHON" examples/needle/make_tokenizer.py --rows "$out/short/rows.jsonl" --out "$out/tokenizer"
 for stage in short long; do
     "$VITA_PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${VITA_PROCESSES:-2}" -m mindspeed_vita.cli.main \
         train "examples/needle/$stage.yaml"
 done
 vita convert --from "$out/stage_long" --to hf --dtype bf16 --tokenizer "$out/tokenizer" --output "$out/export"
-vita eval needle "$out/export" --lengths 4,8,16,32,64,128,256 --depths 5 --samples 12 "${needles[@]}" --control \
+vita eval needle "$out/export" --lengths 4,8,16,32,64,128,256 --depths 5 --samples 6 "${needles[@]}" --control \
     --output "$out/eval" --pass 0.95 --up-to 64

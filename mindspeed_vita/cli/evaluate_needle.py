@@ -27,7 +27,7 @@ examples:
 Tasks: colour and shape of one needle; nth (the colour of the first, second or third of three needles); order (the colours of all three).
 The same command goes on where a stop left off. Exit status 1: --pass was not reached, or blanked needles were answered.
 """
-_ROWS_ONLY = ("rows", "side")
+_ROWS_ONLY = ("rows", "side", "pool")
 _TEST_ONLY = ("checkpoint", "depths", "samples", "control", "output", "count", "least", "up_to")
 
 
@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--make-data", metavar="DIR", help="write rows that teach this, with their frames, in place of asking")
     parser.add_argument("--rows", type=int, metavar="N", help="with --make-data: how many (default 10000)")
     parser.add_argument("--side", type=int, metavar="N", help="with --make-data: pixels of a frame (default 448)")
+    parser.add_argument("--pool", type=int, metavar="N", help="with --make-data: different frames of each kind (default 2048); with few, a"
+                        " model learns them by heart")  # fmt: skip
     known = {action.dest: action.default for action in parser._actions}
     parser.set_defaults(defaults={name: known[name] for name in (*_ROWS_ONLY, *_TEST_ONLY)})
 

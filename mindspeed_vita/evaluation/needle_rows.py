@@ -29,7 +29,7 @@ class RowSettings:
     """How many."""
     side: int = 448
     """Pixels of a frame; best a tile's."""
-    pool: int = 256
+    pool: int = 2048
     """Different frames of each kind: rows share them, so that the folder stays small."""
 
 
