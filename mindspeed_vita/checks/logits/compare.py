@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -26,6 +27,8 @@ ALONE_TOLERANCE = 2e-5
 """Largest share (see Difference) by which a layer may differ that gets the same input on both sides: fp32 sums in another order."""
 FROM_START_TOLERANCE = 1e-2
 """The same for a pass from pictures and tokens to logits, whose rounding grows from layer to layer."""
+_MMAP_THRESHOLD = -3
+"""mallopt's name for the size from which a block has memory of its own (M_MMAP_THRESHOLD)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,7 @@ def compare_logits(
         ValueError: other names, shapes or sizes of pictures, so that there is no layer to compare with; or a damaged file.
     """
     _check_comparable(folders, sources)
+    _give_freed_memory_back()
     with ExitStack() as stack:
         first, second = (_open(folders[n], sources[n], remote_code, stack) for n in (0, 1))
         probe = make_probe(sources[0].recipe.model, {*first.avoid, *second.avoid})
@@ -123,6 +127,17 @@ def compare_logits(
         first_difference=next((point.name for point in found if not point.same_alone), ""),
         problems=tuple(_problems(sources, found)),
     )
+
+
+def _give_freed_memory_back() -> None:
+    """Large blocks go back to the system when they are freed, for the rest of the process.
+
+    Otherwise glibc keeps freed blocks of up to 32 MB for the thread that had them, and hardly uses them again for torch's aligned blocks:
+    memory would grow with every layer. Other C libraries have no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 17)
 
 
 def _check_comparable(folders: tuple[Path, Path], sources: tuple[Source, Source]) -> None:
