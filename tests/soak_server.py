@@ -63,7 +63,7 @@ def _soak(server: subprocess.Popen[bytes], log: Path, seconds: float) -> list[st
     until(lambda: _running(url) == 0)
     before = _state(server.pid)
     load.run(CLIENTS, seconds * 2 / 3, seed=1)
-    until(lambda: _running(url) == 0, 10)
+    until(lambda: _running(url) == 0)
     time.sleep(2)
     after = _state(server.pid)
     print("requests:", dict(load.counts))
