@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mindspeed_vita.evaluation.choice.run import ChoiceFile
+    from mindspeed_vita.evaluation.gates import Gate
     from mindspeed_vita.inference.batch_file import BatchFile
     from mindspeed_vita.inference.session import InferenceSession
 
@@ -141,6 +142,7 @@ def _report(output: Path, weights: str, schema: str, runs: Mapping[int, BatchFil
     import json
 
     from mindspeed_vita.evaluation.choice.scores import summary, table
+    from mindspeed_vita.evaluation.gates import judge
 
     results = {str(frames): summary(_records(records)) for frames, records in runs.items()}
     for line in _aligned(table({f"{frames} fr." if len(runs) > 1 else "": result for frames, result in results.items()})):
@@ -155,18 +157,21 @@ def _report(output: Path, weights: str, schema: str, runs: Mapping[int, BatchFil
         if result["no_letter_found"]:
             print(f"{result['no_letter_found']} generated answers name no option and count as wrong ({frames} frames)", file=sys.stderr)
     print(f"{output / 'results.json'}", file=sys.stderr)
-    return 0 if arguments.least is None else _passes(results, arguments)
+    return 0 if arguments.least is None else judge(Path(arguments.checkpoint), _gate(results, arguments))
 
 
-def _passes(results: Mapping[str, Any], arguments: argparse.Namespace) -> int:
-    status = 0
-    for frames, result in results.items():
-        score = result["accuracy"][arguments.by].get("all", {}).get("all")
-        if score is None or score["accuracy"] < arguments.least:
-            found = "no scored rows" if score is None else f"{score['accuracy']:.3f}"
-            print(f"not passed with {frames} frames: {found} by {arguments.by}, expected at least {arguments.least}", file=sys.stderr)
-            status = 1
-    return status
+def _gate(results: Mapping[str, Any], arguments: argparse.Namespace) -> Gate:
+    """The lowest accuracy of all numbers of frames; no scored rows count as 0."""
+    import re
+
+    from mindspeed_vita.evaluation.gates import Gate
+
+    scores = {frames: result["accuracy"][arguments.by].get("all", {}).get("all") for frames, result in results.items()}
+    found = {frames: score["accuracy"] if score else 0.0 for frames, score in scores.items()}
+    worst = min(found, key=lambda frames: found[frames])
+    name = "choice_" + re.sub(r"[^a-z0-9]+", "_", Path(arguments.file).stem.lower()).strip("_")
+    detail = f"accuracy by {arguments.by} over all rows of {arguments.file} with {worst} frames{'' if scores[worst] else ', none scored'}"
+    return Gate(name=name, measured=found[worst], bound=arguments.least, better="higher", detail=detail)
 
 
 def _records(records: BatchFile) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def _gate(bound: Optional[float], found: MeasuredLoss) -> Optional[Gate]:
 
 
 def _say(checkpoint: Path, found: MeasuredLoss, gate: Optional[Gate], output: Optional[str]) -> None:
-    from mindspeed_vita.evaluation.gates import record_gate
+    from mindspeed_vita.evaluation.gates import judge
     from mindspeed_vita.files.publish import whole_file
     from mindspeed_vita.files.writing import write_json
 
@@ -110,8 +110,7 @@ def _say(checkpoint: Path, found: MeasuredLoss, gate: Optional[Gate], output: Op
     if scores.failed:
         print(f"{scores.failed:,} samples did not decode and are not counted; {found.quarantine} names them", file=sys.stderr)
     if gate is not None:
-        path = record_gate(checkpoint, gate)
-        print(gate.describe() + (f" ({path})" if path else "; an export is no start of a stage, so nothing is written next to it"))
+        judge(checkpoint, gate)
     if output:
         settings = {"mixture": recipe.eval.mixture, "seq_length": recipe.data.seq_length, "seed": recipe.eval.seed, "data": found.identity}
         content = {"checkpoint": str(checkpoint.resolve()), "precision": recipe.train.precision, **settings, **asdict(scores)}

@@ -13,7 +13,7 @@ from mindspeed_vita.cli.answering import add_checkpoint_arguments, check_checkpo
 if TYPE_CHECKING:
     from mindspeed_vita.evaluation.needle_grid import Grid
     from mindspeed_vita.evaluation.needle_record import NeedleRecord
-    from mindspeed_vita.inference.loading import CheckpointSettings
+    from mindspeed_vita.inference.loading import FoundModel
     from mindspeed_vita.inference.prompt import PromptEncoder
 
 _EPILOG = """
@@ -81,9 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--pass is {arguments.least:g}; expected a share of right answers, 0 to 1")
     if arguments.up_to is not None and (arguments.least is None or arguments.up_to < min(grid.lengths)):
         raise ValueError(f"--up-to {arguments.up_to} goes with --pass, and must reach the shortest length, {min(grid.lengths)}")
-    settings = _settings(arguments)
-    prompts = _prompts(arguments, settings)
-    return _count(grid, prompts) if arguments.count else _ask(arguments, grid, prompts, settings.identity)
+    found = _found(arguments)
+    prompts = _prompts(arguments, found)
+    return _count(grid, prompts) if arguments.count else _ask(arguments, grid, prompts, str(found.folder.resolve()))
 
 
 def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
@@ -130,16 +130,16 @@ def _make_data(arguments: argparse.Namespace, grid: Grid) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> CheckpointSettings:
+def _found(arguments: argparse.Namespace) -> FoundModel:
     """What the checkpoint, or for --count a recipe, says."""
     from mindspeed_vita.checkpoint.hf.config import family_of
     from mindspeed_vita.checkpoint.hf.load import read_config
     from mindspeed_vita.config import import_plugins, load_recipe
-    from mindspeed_vita.inference.loading import CheckpointSettings, read_settings
+    from mindspeed_vita.inference.loading import FoundModel, find_model
 
     import_plugins(arguments.plugin, "--plugin")
     if arguments.count and Path(arguments.checkpoint).is_file():
-        return CheckpointSettings(load_recipe(arguments.checkpoint), None, arguments.checkpoint)
+        return FoundModel(recipe=load_recipe(arguments.checkpoint), weights=None, folder=Path(arguments.checkpoint))
     checkpoint = check_checkpoint(arguments)
     if (checkpoint / "config.json").is_file():
         config = read_config(checkpoint)
@@ -148,19 +148,19 @@ def _settings(arguments: argparse.Namespace) -> CheckpointSettings:
                 f"{checkpoint} has no vision tower: its model_type is {config.get('model_type')!r}. It cannot see a needle; give a "
                 "Long-VITA checkpoint"
             )
-    return read_settings(checkpoint, arguments.recipe)
+    return find_model(checkpoint, arguments.recipe)
 
 
-def _prompts(arguments: argparse.Namespace, settings: CheckpointSettings) -> PromptEncoder:
+def _prompts(arguments: argparse.Namespace, found: FoundModel) -> PromptEncoder:
     """How the checkpoint makes prompts, without its weights."""
     from mindspeed_vita.data.templates import get_template
     from mindspeed_vita.data.tokenizer import load_tokenizer
     from mindspeed_vita.inference.loading import inference_recipe
     from mindspeed_vita.inference.prompt import PromptEncoder
 
-    recipe = inference_recipe(settings.recipe, 1, 1, rope_scaling=arguments.rope_scaling, max_frames=arguments.max_frames)
+    recipe = inference_recipe(found.recipe, 1, 1, rope_scaling=arguments.rope_scaling, max_frames=arguments.max_frames)
     tokenizer = load_tokenizer(arguments.tokenizer or recipe.data.tokenizer, get_template(recipe.data.template))
-    pooling = settings.frame_pooling if arguments.frame_pooling is None else arguments.frame_pooling
+    pooling = found.frame_pooling if arguments.frame_pooling is None else arguments.frame_pooling
     return PromptEncoder(recipe, tokenizer, pooling)
 
 
@@ -229,6 +229,7 @@ def _answer(arguments: argparse.Namespace, grid: Grid, record: NeedleRecord) -> 
 
 def _report(arguments: argparse.Namespace, grid: Grid, record: NeedleRecord) -> int:
     """Prints the table and writes the files; 1 where the test does not pass."""
+    from mindspeed_vita.evaluation.gates import Gate, judge
     from mindspeed_vita.evaluation.needle_report import write_report
     from mindspeed_vita.evaluation.needle_scores import Scores
 
@@ -238,9 +239,11 @@ def _report(arguments: argparse.Namespace, grid: Grid, record: NeedleRecord) -> 
     print(f"answers in {record.path}, scores in {files[0]}, heat map in {files[1]} and {files[2]}")
     if arguments.least is None:
         return 0
-    shortfalls = scores.shortfalls(arguments.least, arguments.up_to or max(grid.lengths))
-    for line in shortfalls:
+    up_to = arguments.up_to or max(grid.lengths)
+    for line in scores.shortfalls(arguments.least, up_to):
         print(f"not passed: {line}")
-    if not shortfalls:
-        print(f"passed: at least {arguments.least:.0%} of each task at each length up to {arguments.up_to or max(grid.lengths):,} frames")
-    return 1 if shortfalls else 0
+    leaks = scores.leaks()
+    asked = f"the lowest share of a task at a length up to {up_to:,} frames"
+    detail = f"{asked}, taken as 0 because {'; '.join(leaks)}" if leaks else asked
+    gate = Gate(name="needle", measured=0.0 if leaks else scores.lowest(up_to), bound=arguments.least, better="higher", detail=detail)
+    return judge(Path(arguments.checkpoint), gate)

@@ -10,7 +10,7 @@ from typing import Optional
 
 from mindspeed_vita.checkpoint.gates import Gate, judged_step, write_gate
 
-__all__ = ["Gate", "record_gate", "status_of"]
+__all__ = ["Gate", "judge", "record_gate", "status_of"]
 
 
 def record_gate(checkpoint: Path, gate: Gate) -> Optional[Path]:
@@ -28,6 +28,20 @@ def record_gate(checkpoint: Path, gate: Gate) -> Optional[Path]:
     """
     step = judged_step(checkpoint)
     return None if step is None else write_gate(step, gate)
+
+
+def judge(checkpoint: Path, gate: Gate) -> int:
+    """Records a gate, says in a line what it found, and gives the exit status. Call it on one process.
+
+    Args:
+        checkpoint, gate: as record_gate.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = record_gate(checkpoint, gate)
+    print(gate.describe() + (f" ({path})" if path else "; an export is no start of a stage, so nothing is written next to it"))
+    return status_of(gate)
 
 
 def status_of(gate: Gate) -> int:

@@ -91,10 +91,16 @@ class Scores:
                 tally = self.tally(task=task, length=length, blank=False)
                 if tally.share < least:
                     found.append(f"{task} at {length:,} frames: {tally.right} of {tally.asked} right, expected {least:.0%}")
-            leak = self._leak(task)
-            if leak:
-                found.append(leak)
-        return found
+        return found + self.leaks()
+
+    def lowest(self, up_to: int) -> float:
+        """The lowest share of right answers of a task at a length up to `up_to`, over all depths, without the control."""
+        lengths = [length for length in self.lengths if length <= up_to]
+        return min(self.tally(task=task, length=length, blank=False).share for task in self.tasks for length in lengths)
+
+    def leaks(self) -> list[str]:
+        """The tasks whose control is better than guessing, a sentence each."""
+        return [leak for leak in map(self._leak, self.tasks) if leak]
 
     def _leak(self, task: str) -> str:
         """What is wrong with a control that is answered; empty: nothing.

@@ -133,31 +133,6 @@ def load_model(
     )
 
 
-@dataclass(frozen=True)
-class CheckpointSettings:
-    """What a checkpoint says about itself, without its weights."""
-
-    recipe: Recipe
-    """Architecture, and how prompts are made."""
-    frame_pooling: Optional[str]
-    """How the frames of videos are pooled (hf/frame_pooling.py)."""
-    identity: str
-    """As in LoadedModel."""
-
-
-def read_settings(path: str | Path, recipe: Optional[str | Path] = None) -> CheckpointSettings:
-    """What load_model would load; no tensor is read.
-
-    Args:
-        path, recipe: as in load_model.
-
-    Raises:
-        ValueError: no checkpoint there.
-    """
-    source = find_model(path, recipe)
-    return CheckpointSettings(source.recipe, source.frame_pooling, str(source.folder.resolve()))
-
-
 def inference_recipe(
     recipe: Recipe, tp: int, cp: int, *, rope_scaling: Optional[str] = None, max_frames: Optional[int] = None
 ) -> Recipe:

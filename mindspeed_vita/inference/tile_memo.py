@@ -6,9 +6,11 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mindspeed_vita.hf.frames import list_frames
 
 _PIECE = 1 << 20
 _DIGEST = 32
@@ -28,6 +30,8 @@ class MediaContent:
     """media_digest."""
     state: tuple[tuple[str, int, int, int, int, int], ...]
     """media_state at the time."""
+    frames: tuple[bytes, ...] = ()
+    """media_digest of each frame of a folder, in the order of the film; none of a file."""
 
     def unchanged(self) -> bool:
         """Whether it is still what it was. This reads no bytes, only what the file system notes of a change."""
@@ -51,11 +55,14 @@ def read_content(path: str | Path) -> MediaContent:
     left = newest + tick - time.time_ns()
     if 0 < left <= tick:  # a time far ahead is another machine's clock
         time.sleep(left / 1e9)
-    return MediaContent(str(path), media_digest(path), state)
+    if not Path(path).is_dir():
+        return MediaContent(str(path), media_digest(path), state)
+    frames = _frame_digests(Path(path))
+    return MediaContent(str(path), _folder_digest(Path(path), frames), state, tuple(frames.values()))
 
 
 def media_state(path: str | Path) -> tuple[tuple[str, int, int, int, int, int], ...]:
-    """Name, device, inode, size, and times of the last write and of the last change of a file; of a folder, those of each file in it.
+    """Path, device, inode, size, and times of the last write and of the last change of a file; of a folder, those of each frame in it.
 
     No program can set the time of the last change back.
 
@@ -65,31 +72,41 @@ def media_state(path: str | Path) -> tuple[tuple[str, int, int, int, int, int], 
     found = []
     for file in _files(Path(path)):
         held = file.stat()
-        found.append((file.name, held.st_dev, held.st_ino, held.st_size, held.st_mtime_ns, held.st_ctime_ns))
+        found.append((str(file), held.st_dev, held.st_ino, held.st_size, held.st_mtime_ns, held.st_ctime_ns))
     return tuple(found) or (("", 0, 0, 0, 0, 0),)
 
 
 def _files(path: Path) -> Iterator[Path]:
-    yield from sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else (path,)
+    """The frames of a folder, also those in folders below it, in the order of the film; or the file itself."""
+    yield from map(Path, list_frames(str(path))) if path.is_dir() else (path,)
 
 
 def media_digest(path: str | Path) -> bytes:
-    """SHA-256 of a file's bytes; for a folder of frames, of its path, which its rate follows from, and of its files' names and bytes.
+    """SHA-256 of a file's bytes; for a folder of frames, of its path, which its rate follows from, and of its frames' names and bytes.
 
     Raises:
         OSError: no such file, or it cannot be read.
     """
     path = Path(path)
     if path.is_dir():
-        whole = hashlib.sha256(b"folder\n" + hashlib.sha256(os.fsencode(path.absolute())).digest())
-        for file in _files(path):
-            whole.update(hashlib.sha256(os.fsencode(file.name)).digest() + media_digest(file))
-        return whole.digest()
+        return _folder_digest(path, _frame_digests(path))
     digest = hashlib.sha256()
     with open(path, "rb") as opened:
         while piece := opened.read(_PIECE):
             digest.update(piece)
     return digest.digest()
+
+
+def _frame_digests(folder: Path) -> dict[str, bytes]:
+    """By path below the folder, in the order of the film."""
+    return {str(file.relative_to(folder)): media_digest(file) for file in _files(folder)}
+
+
+def _folder_digest(folder: Path, frames: Mapping[str, bytes]) -> bytes:
+    whole = hashlib.sha256(b"folder\n" + hashlib.sha256(os.fsencode(folder.absolute())).digest())
+    for name, digest in frames.items():
+        whole.update(hashlib.sha256(os.fsencode(name)).digest() + digest)
+    return whole.digest()
 
 
 class TileMemo:

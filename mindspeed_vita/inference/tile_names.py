@@ -24,6 +24,8 @@ class _Part:
     """Of the memo."""
     tiles: range
     """Its tiles among those of the request."""
+    frames: tuple[bytes, ...]
+    """Keys of the memo of each tile's file, where the medium is a folder of frames: films of other names share what is known of those."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class TileNames:
         """What stands for the tiles of a medium: all of them, as long as one is not known, so that it does not change with time."""
         if None not in digests[part.tiles.start : part.tiles.stop]:
             return [b""] * len(part.tiles)
-        return [hashlib.sha256(part.key + place.to_bytes(8, "little")).digest() for place in range(len(part.tiles))]
+        keys = part.frames or [part.key + place.to_bytes(8, "little") for place in range(len(part.tiles))]
+        return [hashlib.sha256(b"promise" + key).digest() for key in keys]
 
     def watch(self, number: int, prompt: EncodedSample, contents: Sequence[MediaContent]) -> None:
         """Takes part in what a request's tiles turn out to be, until `forget`. Arguments as in spans."""
@@ -117,18 +120,21 @@ class TileNames:
         return learnt
 
     def _share(self, learnt: dict[int, dict[int, bytes]], part: _Part, decoded: Mapping[int, bytes]) -> None:
-        """Tells all requests about a medium what some of its tiles are; remembers the medium when all are known."""
-        digests = self._media[part.key]
-        for place, digest in decoded.items():
-            digests[place] = digest
+        """Tells all requests about a medium, or about some of its frames, what the tiles are. Remembers media of which all is known."""
+        by_frame = {part.frames[place]: digest for place, digest in decoded.items()} if part.frames else {}
+        for key, digest in by_frame.items():
+            self._memo.remember(key, [digest])
         for number, other in self._requests.items():
             for same in other.parts:
-                if same.key == part.key:
-                    for place, digest in decoded.items():
-                        self._note(learnt, number, same.tiles.start + place, digest)
-        whole = [digest for digest in digests if digest is not None]
-        if len(whole) == len(digests):
-            self._memo.remember(part.key, whole)
+                frames = {place: by_frame[key] for place, key in enumerate(same.frames) if key in by_frame}
+                digests = self._media[same.key]
+                for place, digest in (decoded if same.key == part.key else frames).items():
+                    digests[place] = digest
+                    self._note(learnt, number, same.tiles.start + place, digest)
+        for key in {part.key, *(same.key for other in self._requests.values() for same in other.parts if same.frames and by_frame)}:
+            whole = [digest for digest in self._media[key] if digest is not None]
+            if len(whole) == len(self._media[key]):
+                self._memo.remember(key, whole)
 
     def _note(self, learnt: dict[int, dict[int, bytes]], number: int, tile: int, digest: bytes) -> None:
         request = self._requests[number]
@@ -139,13 +145,20 @@ class TileNames:
     def _look_up(self, prompt: EncodedSample, contents: Sequence[MediaContent]) -> _Request:
         parts, digests = self._parts(prompt, contents), list[Optional[bytes]]()
         for part in parts:
-            digests += self._media.get(part.key) or self._memo.find(part.key) or [None] * len(part.tiles)
+            digests += self._media.get(part.key) or self._memo.find(part.key) or self._frames(part)
         return _Request(parts, prompt.factors_N.tolist(), digests)
+
+    def _frames(self, part: _Part) -> list[Optional[bytes]]:
+        """What is known of a medium's tiles from the files of its frames."""
+        known = [self._memo.find(key) for key in part.frames]
+        return [held[0] if held else None for held in known] or [None] * len(part.tiles)
 
     def _parts(self, prompt: EncodedSample, contents: Sequence[MediaContent]) -> tuple[_Part, ...]:
         parts, first = [], 0
         for medium, content in zip(prompt.media, contents, strict=True):
             settings = settings_text({**self._settings, "grid": medium.grid, "numbers": medium.numbers})
-            parts.append(_Part(content, self._memo.key(content.digest, settings), range(first, first + medium.num_tiles)))
+            frame = settings_text({**self._settings, "frame of": "a folder"})
+            frames = tuple(self._memo.key(content.frames[number], frame) for number in medium.numbers) if content.frames else ()
+            parts.append(_Part(content, self._memo.key(content.digest, settings), range(first, first + medium.num_tiles), frames))
             first += medium.num_tiles
         return tuple(parts)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mindspeed_vita.checkpoint.gates import check_handover
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.engine import session as processes
 from mindspeed_vita.evaluation.needle_count import ANSWER_TOKENS
@@ -39,7 +40,7 @@ def test_one_length_at_three_depths(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sum(shares[True]) * 8 < 13
     assert {path.name for path in tmp_path.iterdir()} == {"answers.jsonl", "needle.json", "needle.svg", "needle.png"}
     printed = capsys.readouterr().out
-    assert "passed: at least 95% of each task at each length up to 48 frames" in printed and "blanked" in printed
+    assert "gate needle: measured 1, passes with at least 0.95: passed; an export is no start" in printed and "blanked" in printed
     _a_second_call_asks_nothing(ask, tmp_path, capsys)
 
 
@@ -76,3 +77,18 @@ def test_answers_are_those_of_requests_asked_alone(tmp_path: Path) -> None:
     assert sum(answer.cached_tokens for answer in together) > math.prod((4, 32))
     assert all(case.is_right(answer.text) for case, answer in zip(cases, alone) if not case.blank)
     shutil.rmtree(drawn.folder)
+
+
+def test_a_run_that_finds_too_few_needles_is_held_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["convert", "--from", str(MODEL), "--to", "native", "--output", str(run)]) == 0
+    ask = ["eval", "needle", str(run), "--lengths", "4", "--depths", "1", "--samples", "2", *NEEDLES, "--output", str(tmp_path / "out")]
+    assert main([*ask, "--cache-memory", "32MB", "--pass", "0.95"]) == 0
+    path = run / "gates" / "needle.step_0000000.json"
+    assert json.loads(path.read_text())["held"] is False
+    answers = tmp_path / "out" / "answers.jsonl"
+    answers.write_text(answers.read_text().replace('"right": true', '"right": false'))
+    assert main([*ask, "--pass", "0.95"]) == 1
+    assert f"gate needle: measured 0, passes with at least 0.95: HELD BACK ({path})" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is held back: gate needle"):
+        check_handover(run)

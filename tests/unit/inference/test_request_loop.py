@@ -131,8 +131,9 @@ def test_a_question_that_comes_while_a_film_is_computed(
     assert work["tiles"] <= 23 + wanted.prompt_tokens // 32 + TAIL + twice
     assert not loop._names._requests and not loop._names._media
     work.clear()
-    last = answer_all(loop, [(ask("Yes?", [], [film]), FOUR)])[0]
-    assert work["tiles"] <= TAIL if not twice else last.cached_tokens == 0
+    answer_all(loop, [(ask("Yes?", [], [film]), FOUR)])
+    # frames that were learnt before the change still have the same bytes; the others are decoded again
+    assert work["tiles"] <= TAIL if not twice else work["tiles"] > TAIL
 
 
 def _picture(path: Path, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def test_the_same_content_hits_under_any_name(film: Path):
     copy.write_bytes(film.read_bytes())
     assert memo.find(key_of(film)) == DIGESTS
     assert memo.find(key_of(copy)) == DIGESTS
+
+
+def test_a_frame_below_a_folder_of_a_film_counts(tmp_path: Path):
+    """Frames in folders below the film's are shown too, so their bytes are part of its content and of what tells a change."""
+    (tmp_path / "film" / "part2").mkdir(parents=True)
+    for number, place in enumerate(("1.png", "part2/2.png")):
+        (tmp_path / "film" / place).write_bytes(bytes([number]))
+    before = read_content(tmp_path / "film")
+    assert before.frames == tuple(hashlib.sha256(bytes([number])).digest() for number in range(2))
+    (tmp_path / "film" / "part2" / "2.png").write_bytes(b"3")
+    after = read_content(tmp_path / "film")
+    assert not before.unchanged() and after.digest != before.digest
+    assert after.frames[0] == before.frames[0] and after.frames[1] != before.frames[1]
 
 
 def test_other_settings_miss(film: Path):
