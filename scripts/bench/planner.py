@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
 
 os.environ.setdefault("DEVICE", "cpu")
 
 
 def main() -> int:
     """Prints a row per layout and rank; 1 where a trace is off by more than the tolerance."""
-    import torch
+    with packages_needed():
+        import torch
 
-    from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, measure_case, off_by, proof_recipe
-    from mindspeed_vita.planner.trace.step import trace
+        from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, measure_case, off_by, proof_recipe
+        from mindspeed_vita.planner.trace.step import trace
 
     torch.set_num_threads(1)
     chosen = [(case, rank) for case in CASES for rank in sorted({0, case.world - 1})]

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
 
-from mindspeed_vita.config import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
-from scripts.bench.lm_head import kilobytes
+with packages_needed():
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from mindspeed_vita.config import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+    from scripts.bench.lm_head import kilobytes
 
 ROWS, PART, WORDS, WIDTH = 16_384, 2048, 152_064, 128
 BIG = {"hidden_size": 5120, "key_width": 1024, "ffn_hidden_size": 13_824, "vocab_size": 152_064, "num_layers": 48}

@@ -61,6 +61,7 @@ PACKAGES = tuple(
             "pydantic>=2.10,<3",
             "pyyaml>=6.0",
             "rich>=13.0",
+            "xxhash>=3.4,<5",
             "tensorboard>=2.14",
         ),
     )

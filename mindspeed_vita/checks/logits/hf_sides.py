@@ -198,8 +198,7 @@ def _with_buffers(network: nn.Module) -> Any:
     """transformers' rotary modules compute their frequencies when they are made: they are made anew, with data."""
     for name, module in list(network.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            owner, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(owner), leaf, type(module)(config=module.config))
+            network.set_submodule(name, type(module)(config=module.config))
     return network.eval()
 
 

@@ -17,7 +17,7 @@ from mindspeed_vita.checkpoint.folder_lock import held
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.cli.convert import parse_size
 from mindspeed_vita.cli.main import main
-from mindspeed_vita.files.digest import sha256_of
+from mindspeed_vita.files.digest import checksum_of
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 
@@ -75,10 +75,10 @@ def test_an_export_of_other_weights_is_replaced_only_where_that_is_asked_for(
     shutil.copytree(run / "run", tmp_path / "copy")
     command = ["convert", "--to", to, "--output", str(tmp_path / "out"), "--from"]
     assert main([*command, str(run / "run")]) == 0
-    before = sha256_of(tmp_path / "out/model.safetensors")
+    before = checksum_of(tmp_path / "out/model.safetensors")
     assert main([*command, str(tmp_path / "other")]) == 2
     assert "out holds an export of other weights; choose another --output, or add --replace to replace it" in capsys.readouterr().err
-    assert sha256_of(tmp_path / "out/model.safetensors") == before and not list(tmp_path.glob(".out*"))
+    assert checksum_of(tmp_path / "out/model.safetensors") == before and not list(tmp_path.glob(".out*"))
     assert main([*command, str(tmp_path / "copy" / "step_0000000"), "--dtype", "bf16"]) == 0, "the same weights, from a copy"
     assert main([*command, str(tmp_path / "other"), "--replace"]) == 0
     verification = json.loads((tmp_path / "out/verification.json").read_text())

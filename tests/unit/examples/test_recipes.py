@@ -215,7 +215,7 @@ def test_what_mindspeed_llm_saved_is_handed_over_by_its_own_loader_and_resumed_f
 def test_a_dry_run_names_what_is_wrong(world, variables, message):
     done = dry_run(world, "14b", "stage2", **variables)
     assert done.returncode == 2 and re.search(message, done.stdout), done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "FAIL: 1 of 6 topics have a problem"
+    assert done.stdout.splitlines()[-1] == "FAIL: 1 of 6 topics has a problem"
 
 
 def test_weights_of_another_size_are_refused(world, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from mindspeed_vita.checks.doctor.rules import Finding, judge, judge_disk
 ROOT = Path(__file__).resolve().parents[4]
 PACKAGES = {
     "torch": "2.7.1+cpu", "transformers": "5.2.0", "jinja2": "3.1.6", "safetensors": "0.5.0", "tokenizers": "0.22.0", "pillow": "11.0.0",
-    "av": "14.0.0", "numpy": "1.26.0", "pyarrow": "20.0.0", "pydantic": "2.11.0", "pyyaml": "6.0.2", "rich": "13.9.0",
+    "av": "14.0.0", "numpy": "1.26.0", "pyarrow": "20.0.0", "pydantic": "2.11.0", "pyyaml": "6.0.2", "rich": "13.9.0", "xxhash": "3.5.0",
     "tensorboard": "2.19.0",
 }  # fmt: skip
 ASCEND = Installation(
