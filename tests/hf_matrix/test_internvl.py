@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+# transformers 5.4 to 5.12 replace the name at their top level by a placeholder where torchvision is missing
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
 from mindspeed_vita.hf.tiling import choose_grid, image_tiles, normalize
