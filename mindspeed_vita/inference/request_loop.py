@@ -75,7 +75,7 @@ class _Active:
 
 
 class RequestLoop:
-    """The side of a session that decides. First rank only; the others call InferenceSession.serve.
+    """The side of a session that decides. First rank only, inside InferenceSession.leading; the others call InferenceSession.serve.
 
     Args:
         session: the loaded model.
@@ -115,7 +115,6 @@ class RequestLoop:
         self._stops = frozenset(stop_ids(tokenizer, recipe.data.template, recipe.model.language.family))
         self._banned = frozenset(session.prompts.ids.placeholders)
         self._active: dict[int, _Active] = {}
-        session.ranks.lead()
 
     @property
     def idle(self) -> bool:
@@ -166,7 +165,7 @@ class RequestLoop:
         return Prepared(prompt, tuple(contents))
 
     def _take_in(self, prepared: Prepared, params: SamplingParams, time_limit: Optional[float]) -> int:
-        _check_tokens(params, self.session.runner.vocab_size)
+        _check_tokens(params, self.session.runner.vocab_size, self._stops)
         prompt = prepared.prompt
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
@@ -279,10 +278,13 @@ class RequestLoop:
         return Update(ended.sequence, piece, answer, active.untold())
 
 
-def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+def _check_tokens(params: SamplingParams, vocab_size: int, stops: frozenset[int]) -> None:
     unknown = [token for token in (*params.forced, *params.watched) if token >= vocab_size]
     if unknown:
         raise ValueError(f"forced or watched tokens {unknown} are none of the model's {vocab_size}; take ids of its tokenizer")
+    ends = sorted(stops.intersection(params.forced))
+    if ends:
+        raise ValueError(f"forced tokens {ends} are stop tokens of the model, which end an answer; leave them out of the text to force")
 
 
 @contextmanager

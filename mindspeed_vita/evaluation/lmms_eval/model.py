@@ -29,7 +29,8 @@ class LongVita(lmms):
         media_dir: folder for pictures that tasks hold in memory; None makes a temporary one. Several nodes need one that all see.
         batch_size, max_batch_size: accepted; requests are batched continuously, as many as the cache has room for.
         device: lmms-eval's; DEVICE in the environment chooses it here. One of another kind is refused.
-        options: tp, cp, max_frames, max_pixels, tokenizer, recipe, precision, frame_pooling, rope_scaling, cache_memory, prefill_chunk.
+        options: tp, cp, max_frames, max_pixels, tokenizer, recipe, precision, frame_pooling, rope_scaling, cache_memory, prefill_chunk,
+            rank_timeout.
 
     Raises:
         ValueError: as load_session, or an unknown option.
