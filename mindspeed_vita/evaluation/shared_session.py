@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.evaluation.answer_tokens import answer_tokens
-from mindspeed_vita.evaluation.choice.clips import ClipEncoder
+from mindspeed_vita.evaluation.clips import ClipEncoder
 from mindspeed_vita.inference.request import Answer, Request
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams

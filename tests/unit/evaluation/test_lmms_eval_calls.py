@@ -22,7 +22,7 @@ from PIL import Image
 
 from mindspeed_vita.engine import session as processes
 from mindspeed_vita.evaluation.lmms_eval import NAME, manifest, requests, start
-from mindspeed_vita.evaluation.parts import PictureFiles
+from mindspeed_vita.evaluation.pictures import PictureFolder
 from mindspeed_vita.evaluation.shared_session import SharedSession
 from mindspeed_vita.inference.request import ask
 from mindspeed_vita.inference.sampling import SamplingParams
@@ -247,7 +247,7 @@ def test_options_that_do_not_fit_are_refused(classes: dict[str, type], world: Pa
 
 
 def test_visuals_and_messages_become_parts(tmp_path: Path) -> None:
-    pictures = PictureFiles(tmp_path / "pictures")
+    pictures = PictureFolder(tmp_path / "pictures")
     one, two = (Image.open(io.BytesIO(picture(seed))) for seed in (0, 1))
     (tmp_path / "film").mkdir()
     parts = requests.parts_of_visuals("Is <image> like <image>?", [[one], two], pictures)
