@@ -48,12 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         def show(text: str) -> None:
             print(text, end="", flush=True)
 
-        lines, loop = TypedLines(sys.stdin), RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
-        chat = Chat(loop, params, show, stopped=lines.entered, ends_by_interrupt="TORCHELASTIC_RUN_ID" in os.environ)
-        print(HELP, file=sys.stderr, flush=True)
-        while (line := lines.read()) is not None and chat.line(line):
-            pass
-        session.dismiss()
+        with session.leading():
+            lines, loop = TypedLines(sys.stdin), RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
+            chat = Chat(loop, params, show, stopped=lines.entered, ends_by_interrupt="TORCHELASTIC_RUN_ID" in os.environ)
+            print(HELP, file=sys.stderr, flush=True)
+            while (line := lines.read()) is not None and chat.line(line):
+                pass
     else:
         # The first process says when to end; a terminal and a launcher send the signal to all of them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

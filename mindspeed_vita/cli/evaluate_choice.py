@@ -122,19 +122,13 @@ def _answer(session: InferenceSession, file: ChoiceFile, runs: Mapping[int, Batc
     from mindspeed_vita.inference.batch_progress import BatchProgress
     from mindspeed_vita.inference.request_loop import RequestLoop
 
-    try:
+    with session.leading():
         choice = ChoiceRun(session, file, RequestLoop(session, prefill_tokens=prefill_chunk))
         for frames, records in runs.items():
             name = f"{records.path.name} ({frames} frames)"
             with BatchProgress(name, len(records.lines), len(records.done)) as progress:
                 for problem in choice.answer(records, frames, progress.done):
                     progress.line(problem)
-    except ConnectionError:  # there is nobody left to tell
-        raise
-    except (ValueError, OSError) as error:
-        session.dismiss(problem=str(error))
-        raise
-    session.dismiss()
 
 
 def _report(output: Path, weights: str, schema: str, runs: Mapping[int, BatchFile], arguments: argparse.Namespace) -> int:

@@ -212,19 +212,13 @@ def _answer(arguments: argparse.Namespace, grid: Grid, record: NeedleRecord) -> 
         session.serve()
         return
     cases, side = grid.cases(), session.loaded.recipe.model.vision.tile_size
-    try:
+    with session.leading():
         record.path.parent.mkdir(parents=True, exist_ok=True)
         loop = RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
         # next to the answers, where all processes see it
         with tempfile.TemporaryDirectory(prefix="media_", dir=record.path.parent) as folder:
             with BatchProgress("needles", len(cases), len(record.rows)) as progress:
                 answer_cases(loop, cases, grid.media, NeedleMedia(Path(folder), side), record, progress.done)
-    except ConnectionError:  # there is nobody left to tell
-        raise
-    except (ValueError, OSError) as error:
-        session.dismiss(problem=str(error))
-        raise
-    session.dismiss()
 
 
 def _report(arguments: argparse.Namespace, grid: Grid, record: NeedleRecord) -> int:

@@ -132,7 +132,7 @@ def _cached(session: InferenceSession, request: Request, params: SamplingParams,
         return found
     from mindspeed_vita.inference.request_loop import RequestLoop
 
-    try:
+    with session.leading() as outcome:
         loop = RequestLoop(session, prefill_tokens=prefill_chunk)
         loop.add(request, params)
         while True:
@@ -141,11 +141,8 @@ def _cached(session: InferenceSession, request: Request, params: SamplingParams,
                 if update.answer is not None:
                     if update.answer.reason == "error":
                         raise ValueError(update.answer.message)
-                    session.dismiss(update.answer)
+                    outcome.result = update.answer
                     return update.answer
-    except ValueError as error:
-        session.dismiss(problem=str(error))
-        raise
 
 
 def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
@@ -164,17 +161,10 @@ def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
         from mindspeed_vita.inference.batch_progress import BatchProgress
         from mindspeed_vita.inference.request_loop import RequestLoop
 
-        try:
+        with session.leading(), BatchProgress(batch.path.name, len(batch.lines), len(batch.done)) as progress:
             loop = RequestLoop(session, prefill_tokens=arguments.prefill_chunk)
-            with BatchProgress(batch.path.name, len(batch.lines), len(batch.done)) as progress:
-                for problem in answer_file(loop, batch, params, at_once=2 * loop.scheduler.budgets.sequences, said=progress.done):
-                    progress.line(problem)
-        except ConnectionError:  # there is nobody left to tell
-            raise
-        except (ValueError, OSError) as error:
-            session.dismiss(problem=str(error))
-            raise
-        session.dismiss()
+            for problem in answer_file(loop, batch, params, at_once=2 * loop.scheduler.budgets.sequences, said=progress.done):
+                progress.line(problem)
         print(batch, file=sys.stderr)
     else:
         session.serve()

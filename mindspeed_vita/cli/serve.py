@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     session = open_session(arguments)
     if bound is not None:
-        _serve(session, settings, bound, arguments)
-        session.dismiss()
+        with session.leading():
+            _serve(session, settings, bound, arguments)
     else:
         # The first process says when to end; a launcher sends the signal to all of them. While they load, the signal ends them.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -29,12 +29,8 @@ def generate(
         answers: list[Answer] = session.serve()
         return answers
     each = [params] * len(requests) if isinstance(params, SamplingParams) else list(params)
-    try:
-        answers = answer_all(RequestLoop(session, **budgets), list(zip(requests, each, strict=True)))
-    except ValueError as error:
-        session.dismiss(problem=str(error))
-        raise
-    session.dismiss(answers)
+    with session.leading() as outcome:
+        outcome.result = answers = answer_all(RequestLoop(session, **budgets), list(zip(requests, each, strict=True)))
     return answers
 
 

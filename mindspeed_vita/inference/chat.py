@@ -133,7 +133,8 @@ class Chat:
     def _answer(self, text: str) -> None:
         request = self.conversation.request(text)
         with interrupts() as interrupted:
-            number = self._admitted(request, interrupted)
+            prepared = self.loop.prepare(request)  # it reads the media, so Ctrl-C may come meanwhile
+            number = None if interrupted() else self.loop.take(prepared, self.params)
             while number is not None and not interrupted() and not self._stopped():
                 for update in self.loop.step():
                     self.show(update.text)
@@ -149,18 +150,6 @@ class Chat:
             if interrupted() and self._ends_by_interrupt:
                 raise KeyboardInterrupt
         self.show("\n(stopped)\n")  # the answer so far is dropped, the conversation stays as it was
-
-    def _admitted(self, request: Request, interrupted: Callable[[], bool]) -> Optional[int]:
-        """The request's number, or None where Ctrl-C came while its media were decoded."""
-        slices = self.loop.admit(request, self.params)
-        while not interrupted():
-            try:
-                next(slices)
-            except StopIteration as done:
-                number: int = done.value
-                return number
-        slices.close()
-        return None
 
 
 @contextmanager

@@ -119,21 +119,31 @@ class Ranks:
         """
         self._computing = True
         try:
-            with self._explained(what):
+            with self.explained(what):
                 yield
         finally:
             self._computing, self._last = False, time.monotonic()
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def explained(self, what: str, limit: Optional[float] = None) -> Iterator[None]:
+        """Says what a failed exchange with other ranks means.
+
+        Args:
+            what: what this rank does, for the message.
+            limit: seconds that it waits, where it is not the timeout of these ranks.
+
+        Raises:
+            ConnectionError: another rank is gone or hangs.
+        """
         try:
             yield
         except RuntimeError as error:
             said = str(error)
             if self.size > 1 and any(sign in said for sign in _LATE):
+                remedy = ", or allow more time with --rank-timeout" if limit is None else ""
                 raise ConnectionError(
-                    f"rank {self.rank} was {what} and got no answer from another rank for {self.timeout:g} seconds: that one hangs or was "
-                    "stopped. All ranks end. Look at the processes of this run, or allow more time with --rank-timeout"
+                    f"rank {self.rank} was {what} and got no answer from another rank for {limit or self.timeout:g} seconds: that one "
+                    f"hangs or was stopped. All ranks end. Look at the processes of this run{remedy}"
                 ) from error
             if self.size > 1 and (isinstance(error, dist.DistBackendError) or any(sign in said for sign in _LOST)):
                 raise ConnectionError(
@@ -158,7 +168,7 @@ class Ranks:
     def _broadcast(self, held: list[Any], what: str) -> None:
         if self.size > 1:
             source = dist.get_process_group_ranks(self.group)[0]
-            with self._explained(what):
+            with self.explained(what):
                 dist.broadcast_object_list(held, src=source, group=self.group, device=torch.device("cpu"))
 
 

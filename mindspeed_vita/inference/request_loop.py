@@ -5,10 +5,10 @@ One call of `step` is one step of the model. Whoever calls it decides when: `gen
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 
@@ -75,7 +75,7 @@ class _Active:
 
 
 class RequestLoop:
-    """The side of a session that decides. First rank only; the others call InferenceSession.serve.
+    """The side of a session that decides. First rank only, inside InferenceSession.leading; the others call InferenceSession.serve.
 
     Args:
         session: the loaded model.
@@ -115,7 +115,6 @@ class RequestLoop:
         self._stops = frozenset(stop_ids(tokenizer, recipe.data.template, recipe.model.language.family))
         self._banned = frozenset(session.prompts.ids.placeholders)
         self._active: dict[int, _Active] = {}
-        session.ranks.lead()
 
     @property
     def idle(self) -> bool:
@@ -137,18 +136,7 @@ class RequestLoop:
         Raises:
             ValueError: a medium cannot be used, or prompt and answer fit neither the model nor the cache. Nothing is kept of it.
         """
-        return self._take_in(self.prepare(request), params, time_limit)
-
-    def admit(
-        self, asked: Union[Request, Prepared], params: SamplingParams, *, time_limit: Optional[float] = None
-    ) -> Generator[None, None, int]:
-        """`add` in slices: media are read in the first one, and before the next one the steps of other requests can be computed.
-
-        A generator that is closed early leaves nothing behind.
-        """
-        prepared = asked if isinstance(asked, Prepared) else self.prepare(asked)
-        yield
-        return self._take_in(prepared, params, time_limit)
+        return self.take(self.prepare(request), params, time_limit=time_limit)
 
     def prepare(self, request: Request) -> Prepared:
         """The part of `add` that needs neither the model nor other requests: the prompt's tokens, and one reading of each medium.
@@ -165,8 +153,9 @@ class RequestLoop:
                 contents.append(read_content(medium.path))
         return Prepared(prompt, tuple(contents))
 
-    def _take_in(self, prepared: Prepared, params: SamplingParams, time_limit: Optional[float]) -> int:
-        _check_tokens(params, self.session.runner.vocab_size)
+    def take(self, prepared: Prepared, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
+        """The rest of `add`: arguments, result and errors are the same. Media are decoded later, in the steps that compute them."""
+        _check_tokens(params, self.session.runner.vocab_size, self._stops)
         prompt = prepared.prompt
         length, room = len(prompt.tokens_T), self.scheduler.room()
         left = max(1, room - length if self._answer_tokens is None else min(room - length, self._answer_tokens))
@@ -219,7 +208,7 @@ class RequestLoop:
         for number, token in chosen.items():
             self._active[number].watched = token.watched or self._active[number].watched
             if token.token not in self._stops:
-                pieces[number] = self._take(number, token)
+                pieces[number] = self._append(number, token)
         if not step.empty:
             self.scheduler.update(step, {number: token.token for number, token in chosen.items()})
         return self._updates(pieces)
@@ -243,7 +232,7 @@ class RequestLoop:
             active.fault = fault
             self.scheduler.end(number, "error", message)
 
-    def _take(self, number: int, token: SampledToken) -> str:
+    def _append(self, number: int, token: SampledToken) -> str:
         """Adds a token to an answer; returns the text that can be shown. A stop string ends the request."""
         active = self._active[number]
         active.row.add(token.token)
@@ -279,10 +268,13 @@ class RequestLoop:
         return Update(ended.sequence, piece, answer, active.untold())
 
 
-def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+def _check_tokens(params: SamplingParams, vocab_size: int, stops: frozenset[int]) -> None:
     unknown = [token for token in (*params.forced, *params.watched) if token >= vocab_size]
     if unknown:
         raise ValueError(f"forced or watched tokens {unknown} are none of the model's {vocab_size}; take ids of its tokenizer")
+    ends = sorted(stops.intersection(params.forced))
+    if ends:
+        raise ValueError(f"forced tokens {ends} are stop tokens of the model, which end an answer; leave them out of the text to force")
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -36,6 +38,14 @@ class SessionSettings:
     """What moves between context-parallel ranks for cached tokens before a chunk: auto | queries | keys."""
     rank_timeout: float = TIMEOUT
     """Seconds that a rank waits for another one before all end."""
+
+
+@dataclass
+class Outcome:
+    """What the first rank hands to the others at the end of `InferenceSession.leading`."""
+
+    result: Any = None
+    """What `serve` returns there."""
 
 
 class InferenceSession:
@@ -111,18 +121,37 @@ class InferenceSession:
         """Nothing, on every rank: it fails where another rank is gone, while no request makes the ranks meet. First rank only."""
         self.ranks.beat()
 
-    def dismiss(self, result: Any = None, problem: str = "") -> None:
-        """Lets the other ranks return from `serve`. First rank only.
+    @contextmanager
+    def leading(self) -> Iterator[Outcome]:
+        """Around all that needs the model. First rank only; the other ranks call `serve`, which returns at the end of the block.
 
-        Args:
-            result: what `serve` returns there.
-            problem: what `serve` raises there as a ValueError; empty: it returns.
+        Inside the block the others are told every few seconds that this rank is alive. A ValueError or OSError of the block passes
+        through, and `serve` raises it on the other ranks. A ConnectionError passes through too, but nobody is told: another rank is gone.
+        So does every other error, because the others may be in the middle of a step.
+
+        Yields:
+            What `serve` returns on the other ranks; the block may set it.
         """
-        self.ranks.rest()
+        outcome = Outcome()
+        self.ranks.lead()
+        try:
+            yield outcome
+        except ConnectionError:
+            raise
+        except (ValueError, OSError) as error:
+            self._dismiss(problem=str(error) or type(error).__name__)
+            raise
+        else:
+            self._dismiss(outcome.result)
+        finally:
+            self.ranks.rest()
+
+    def _dismiss(self, result: Any = None, problem: str = "") -> None:
+        self.ranks.rest()  # first: after the message nobody hears a beat
         self.ranks.tell(("end", result, problem))
 
     def serve(self) -> Any:
-        """Does what the first rank says, until it lets go; returns its result. Not on the first rank.
+        """Does what the first rank says, until its `leading` ends; returns its result. Not on the first rank.
 
         Raises:
             ValueError: the first rank ended with an error, which is given again.

@@ -7,8 +7,7 @@ import queue
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
@@ -60,8 +59,8 @@ class Loop(Protocol):
         """What of a request needs no model. Any thread. ValueError: it cannot be answered. PreparationFailed: it alone failed."""
         ...
 
-    def admit(self, prepared: Any, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        """Takes what `prepare` returned, in slices; returns its number. Raises as `prepare`."""
+    def take(self, prepared: Any, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
+        """Takes what `prepare` returned; returns its number. Raises as `prepare`."""
         ...
 
     def beat(self) -> None:
@@ -142,7 +141,6 @@ class Engine:
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: set[_Job] = set()
         self._running: dict[int, _Job] = {}
-        self._coming: deque[tuple[_Job, Generator[None, None, int]]] = deque()
         self._lock = threading.Lock()
         self._taken = 0
         self._draining = self._stopping = self._ended = False
@@ -246,12 +244,10 @@ class Engine:
     def _work(self) -> None:
         try:
             while not self._stopping:
-                if self._loop.idle and not self._coming:
+                if self._loop.idle:
                     self._wait()
                 while not self._stopping and not self._orders.empty():
                     self._orders.get()()
-                if not self._stopping and self._coming:
-                    self._go_on(*self._coming.popleft())
                 if not self._stopping and not self._loop.idle:
                     for progress in self._loop.step():
                         self._tell(progress)
@@ -266,22 +262,14 @@ class Engine:
                 job.tell(self._unavailable())
 
     def _add(self, job: _Job, prepared: Any, params: SamplingParams, place: Place) -> None:
-        self._go_on(job, self._loop.admit(prepared, params, time_limit=place.left))
-
-    def _go_on(self, job: _Job, slices: Generator[None, None, int]) -> None:
-        """One slice of taking a request; its film may need many. The others' steps come in between."""
         if job.gone:
-            slices.close()
             return
         try:
-            next(slices)
-        except StopIteration as done:
-            job.number = done.value
-            self._running[done.value] = job
+            job.number = self._loop.take(prepared, params, time_limit=place.left)
         except (ValueError, PreparationFailed) as error:
             job.tell(_api_error(error))
         else:
-            self._coming.append((job, slices))
+            self._running[job.number] = job
 
     def _wait(self) -> None:
         """Until there is something to do."""
@@ -302,8 +290,6 @@ class Engine:
 
     def _stop(self) -> None:
         self._stopping = True
-        while self._coming:
-            self._coming.popleft()[1].close()
         for number in list(self._running):
             self._loop.cancel(number)
         if self._running:

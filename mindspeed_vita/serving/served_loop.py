@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
 from typing import Any, Optional
 
 from mindspeed_vita.inference.request import Request
@@ -34,25 +32,18 @@ class ServedLoop(RequestLoop):
         except _FAULTS as error:
             raise PreparationFailed("a request could not be prepared") from error
 
-    def admit(self, asked: Request | Prepared, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
-        """As RequestLoop.admit.
+    def take(self, prepared: Prepared, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
+        """As RequestLoop.take.
 
         Raises:
             ValueError: the request cannot be answered.
             PreparationFailed: this process failed. No other rank took part and nothing is kept.
         """
-        prepared = asked if isinstance(asked, Prepared) else self.prepare(asked)
-        with closing(super().admit(prepared, params, time_limit=time_limit)) as slices:
-            while True:
-                waiting = len(self.scheduler.waiting)
-                try:
-                    next(slices)
-                except StopIteration as done:
-                    number: int = done.value
-                    return number
-                except _FAULTS as error:
-                    alone = self.session.ranks.size == 1  # otherwise the other ranks may have taken part
-                    if not alone or len(self.scheduler.waiting) != waiting:
-                        raise
-                    raise PreparationFailed("a request could not be prepared") from error
-                yield
+        waiting = len(self.scheduler.waiting)
+        try:
+            return super().take(prepared, params, time_limit=time_limit)
+        except _FAULTS as error:
+            alone = self.session.ranks.size == 1  # otherwise the other ranks may have taken part
+            if not alone or len(self.scheduler.waiting) != waiting:
+                raise
+            raise PreparationFailed("a request could not be prepared") from error

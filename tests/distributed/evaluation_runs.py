@@ -5,6 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 
+def late(layout: Any, *, folder: str, timeout: float, seconds: float) -> list[str]:
+    """Answers of ranks that do something else before their first requests and between two; the second rank for longer than the timeout."""
+    import time
+
+    from mindspeed_vita.evaluation.shared_session import SharedSession
+    from mindspeed_vita.inference.request import ask
+    from mindspeed_vita.inference.sampling import SamplingParams
+    from mindspeed_vita.inference.session import SessionSettings, load_session
+
+    settings = SessionSettings(cache_memory=1 << 22, block_size=16, rank_timeout=timeout)
+    session = SharedSession(load_session(folder, tp=layout.tp_size, cp=layout.cp_size, settings=settings))
+    said = []
+    for _ in range(2):
+        time.sleep(seconds if session.session.ranks.rank else timeout / 2)
+        said += [answer.text for answer in session.answers([("one", ask("Hi?"), SamplingParams(max_tokens=3))])]
+    return said
+
+
 def shared(layout: Any, *, folder: str, prompts: list[list[str]], continuations: list[str]) -> list[Any]:
     """This rank's own prompts and continuations, answered by the model that all ranks share."""
     from mindspeed_vita.evaluation.shared_session import SharedSession

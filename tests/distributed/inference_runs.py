@@ -76,8 +76,8 @@ def conversations(layout: Any, *, folder: str, questions: list[Question], turns:
         memory = MEMORY if part is not _preempted else _few_blocks(loaded, layout.cp_size)
         session = InferenceSession(loaded, SessionSettings(cache_memory=memory, block_size=BLOCK))
         if session.ranks.first:
-            found[part.__name__] = part(session, questions, turns, long if part is _preempted else count)
-            session.dismiss()
+            with session.leading():
+                found[part.__name__] = part(session, questions, turns, long if part is _preempted else count)
         else:
             session.serve()
     return found

@@ -23,7 +23,7 @@ def asked(layout: Any, *, model: str, folder: str, grid: dict[str, Any]) -> dict
     wanted = Grid(**grid)
     record = NeedleRecord(Path(folder), {})
     media = NeedleMedia(Path(folder) / "media", session.loaded.recipe.model.vision.tile_size)
-    answer_cases(RequestLoop(session, prefill_tokens=128), wanted.cases(), wanted.media, media, record, lambda done: None)
-    session.dismiss()
+    with session.leading():
+        answer_cases(RequestLoop(session, prefill_tokens=128), wanted.cases(), wanted.media, media, record, lambda done: None)
     assert any(row["cached_tokens"] for row in record.rows.values()), "haystacks share their beginning"
     return {key: (row["answer"], row["right"]) for key, row in record.rows.items()}

@@ -15,6 +15,15 @@ CONTINUATIONS = ["A cat", "No.", "two"]
 
 
 @pytest.mark.distributed
+def test_a_rank_may_take_longer_than_the_timeout_until_it_has_requests(pools: Pools, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "tokenizer")
+    native.save_full_weights(tmp_path / "run", random_weights(seed=8), tiny_recipe(tokenizer=str(tmp_path / "tokenizer")))
+    arguments = {"folder": str(tmp_path / "run"), "timeout": 4.0, "seconds": 6.0}
+    first, second = pools("installed").run("tests.distributed.evaluation_runs:late", cp=2, **arguments)
+    assert len(first) == 2 and len(set(first)) == 1 and second == first
+
+
+@pytest.mark.distributed
 def test_every_rank_gets_the_answers_to_its_own_rows(pools: Pools, tmp_path: Path) -> None:
     make_tokenizer(tmp_path / "tokenizer")
     native.save_full_weights(tmp_path / "run", random_weights(seed=8), tiny_recipe(tokenizer=str(tmp_path / "tokenizer")))

@@ -16,7 +16,8 @@ from lmms_eval.api.model import lmms
 
 from mindspeed_vita.evaluation.lmms_eval.requests import choosing, parts_of_messages, parts_of_visuals
 from mindspeed_vita.evaluation.lmms_eval.start import check_process_group, open_shared
-from mindspeed_vita.evaluation.parts import PictureFiles, request_of_parts
+from mindspeed_vita.evaluation.parts import request_of_parts
+from mindspeed_vita.evaluation.pictures import PictureFolder
 from mindspeed_vita.inference.request import Request
 from mindspeed_vita.inference.sampling import SamplingParams
 
@@ -29,7 +30,8 @@ class LongVita(lmms):
         media_dir: folder for pictures that tasks hold in memory; None makes a temporary one. Several nodes need one that all see.
         batch_size, max_batch_size: accepted; requests are batched continuously, as many as the cache has room for.
         device: lmms-eval's; DEVICE in the environment chooses it here. One of another kind is refused.
-        options: tp, cp, max_frames, max_pixels, tokenizer, recipe, precision, frame_pooling, rope_scaling, cache_memory, prefill_chunk.
+        options: tp, cp, max_frames, max_pixels, tokenizer, recipe, precision, frame_pooling, rope_scaling, cache_memory, prefill_chunk,
+            rank_timeout.
 
     Raises:
         ValueError: as load_session, or an unknown option.
@@ -54,7 +56,7 @@ class LongVita(lmms):
             raise ValueError(f"--device {device}, and the model is on {found.type}; leave --device out, or set DEVICE in the environment")
         self._rank, self._world_size = self.shared.session.ranks.rank, self.shared.session.ranks.size
         self._temporary = tempfile.TemporaryDirectory(prefix="vita_lmms_eval_")
-        self.pictures = PictureFiles(Path(media_dir or self._temporary.name))
+        self.pictures = PictureFolder(Path(media_dir or self._temporary.name))
 
     @property
     def device(self) -> Any:

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mindspeed_vita.evaluation.choice.clips import Clip
-from mindspeed_vita.evaluation.parts import PictureFiles
+from mindspeed_vita.evaluation.clips import Clip
+from mindspeed_vita.evaluation.pictures import PictureFolder
 from mindspeed_vita.inference.sampling import SamplingParams
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
@@ -18,7 +18,7 @@ _KNOWN = ("until", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "
 _Parts = list[tuple[str, str]]
 
 
-def parts_of_visuals(context: str, visuals: Any, pictures: PictureFiles) -> _Parts:
+def parts_of_visuals(context: str, visuals: Any, pictures: PictureFolder) -> _Parts:
     """A text with its visuals. They go first; where the text has one tag for each picture, they take the places of the tags.
 
     Raises:
@@ -37,7 +37,7 @@ def parts_of_visuals(context: str, visuals: Any, pictures: PictureFiles) -> _Par
     return [*parts, ("text", texts[-1].removeprefix("\n"))]
 
 
-def parts_of_messages(messages: Iterable[Any], pictures: PictureFiles) -> list[tuple[str, _Parts]]:
+def parts_of_messages(messages: Iterable[Any], pictures: PictureFolder) -> list[tuple[str, _Parts]]:
     """Roles and parts of messages as lmms-eval's protocol has them.
 
     Raises:
@@ -51,7 +51,7 @@ def parts_of_messages(messages: Iterable[Any], pictures: PictureFiles) -> list[t
     return turns
 
 
-def _part(part: Mapping[str, Any], pictures: PictureFiles) -> tuple[str, str]:
+def _part(part: Mapping[str, Any], pictures: PictureFolder) -> tuple[str, str]:
     if part["type"] == "text":
         return "text", part["text"]
     if part["type"] == "audio":
@@ -62,9 +62,9 @@ def _part(part: Mapping[str, Any], pictures: PictureFiles) -> tuple[str, str]:
     return kind, path
 
 
-def _medium(visual: Any, pictures: PictureFiles) -> tuple[str, str]:
+def _medium(visual: Any, pictures: PictureFolder) -> tuple[str, str]:
     if hasattr(visual, "tobytes") and hasattr(visual, "mode"):  # a PIL picture
-        return "image", pictures.path_of(visual)
+        return "image", pictures.of_pil(visual)
     clip = None
     if isinstance(visual, Mapping):
         if "video_start" in visual and "video_end" in visual:

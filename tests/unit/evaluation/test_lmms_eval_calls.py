@@ -22,7 +22,9 @@ from PIL import Image
 
 from mindspeed_vita.engine import session as processes
 from mindspeed_vita.evaluation.lmms_eval import NAME, manifest, requests, start
-from mindspeed_vita.evaluation.parts import PictureFiles
+from mindspeed_vita.evaluation.pictures import PictureFolder
+from mindspeed_vita.evaluation.shared_session import SharedSession
+from mindspeed_vita.inference.request import ask
 from mindspeed_vita.inference.sampling import SamplingParams
 from tests.lmms_eval_plugin.world import picture, write_checkpoints
 
@@ -206,10 +208,35 @@ def test_a_row_that_cannot_be_answered_is_named_and_the_model_goes_on(models: di
         model.generate_until_multi_round([])
 
 
+def test_a_rank_that_is_gone_is_told_nothing_and_a_full_disk_spoils_no_later_row(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedSession(models["LongVita"].shared.session)
+    asked = [(name, ask("Hi?"), SamplingParams(max_tokens=2)) for name in ("one", "two")]
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shared.session, "add", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("rank 1 hangs")))
+        patch.setattr(shared.session.ranks, "tell", lambda message, *_: told.append(message[0]))
+        with pytest.raises(ConnectionError, match="rank 1 hangs"):
+            shared.answers(asked)
+    assert not told
+    shared = SharedSession(shared.session)
+    with monkeypatch.context() as patch:
+        add = shared._loop.add
+        patch.setattr(shared._loop, "add", lambda *rest: add(*rest) if shared._loop.idle else Path("/dev/null/full").read_bytes())
+        with pytest.raises(NotADirectoryError):
+            shared.answers(asked)
+    assert shared._loop.idle and len(shared.answers(asked)) == 2
+
+
 def test_options_that_do_not_fit_are_refused(classes: dict[str, type], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = classes["LongVita"]
     with pytest.raises(ValueError, match="--model_args: unknown max_frame; expected some of pretrained, media_dir, tp, cp, max_frames"):
         make(pretrained=str(world / "run"), max_frame=3)
+    for value in ("soon", 0):
+        with pytest.raises(ValueError, match=f"rank_timeout is {value!r}; expected"):
+            make(pretrained=str(world / "run"), rank_timeout=value)
+    assert make(pretrained=str(world / "run"), cache_memory="8MB", rank_timeout="7").shared.session.ranks.timeout == 7
     with pytest.raises(ValueError, match="--device cuda:0, and the model is on cpu"):
         make(pretrained=str(world / "run"), device="cuda:0", cache_memory="8MB")
     monkeypatch.setattr(start, "world_size", lambda: 2)
@@ -220,7 +247,7 @@ def test_options_that_do_not_fit_are_refused(classes: dict[str, type], world: Pa
 
 
 def test_visuals_and_messages_become_parts(tmp_path: Path) -> None:
-    pictures = PictureFiles(tmp_path / "pictures")
+    pictures = PictureFolder(tmp_path / "pictures")
     one, two = (Image.open(io.BytesIO(picture(seed))) for seed in (0, 1))
     (tmp_path / "film").mkdir()
     parts = requests.parts_of_visuals("Is <image> like <image>?", [[one], two], pictures)

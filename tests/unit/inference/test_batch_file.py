@@ -182,5 +182,5 @@ def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: str, message: s
 
 def test_tokens_that_are_forced_or_watched_are_no_setting_of_a_line(tmp_path: Path) -> None:
     for name in ("forced", "watched"):
-        with pytest.raises(ValueError, match=f"unknown keys {name}"):
+        with pytest.raises(ValueError, match=f"unknown key {name}; expected some of id"):
             read_request(json.dumps({"prompt": "x", name: [1]}).encode(), tmp_path, PARAMS)

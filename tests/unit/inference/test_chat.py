@@ -19,15 +19,19 @@ from mindspeed_vita.inference.sampling import SamplingParams
 
 
 class Loop:
-    """Answers in two pieces; a question "stop me" is interrupted, "break" ends with an error."""
+    """Answers in two pieces; a question "stop me" or "stop the reading" is interrupted, "break" ends with an error."""
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.cancelled: list[int] = []
         self.pieces: list[Update] = []
 
-    def admit(self, request: Request, params: SamplingParams) -> Iterator[None]:
-        yield
+    def prepare(self, request: Request) -> Request:
+        if request.messages[-1].content == "stop the reading":
+            signal.raise_signal(signal.SIGINT)
+        return request
+
+    def take(self, request: Request, params: SamplingParams) -> int:
         self.asked.append(request)
         number, question = len(self.asked), request.messages[-1].content
         failed = {"reason": "error", "message": "it broke"} if question == "break" else {}
@@ -91,6 +95,7 @@ def test_a_file_that_was_there_before_is_not_replaced(chat: Chat, tmp_path: Path
         ("break", "it broke"),
         ("Is <image> it?", "1 <image> tags for 0 images"),
         ("stop me", "(stopped)"),
+        ("stop the reading", "(stopped)"),
     ],
 )
 def test_a_mistake_is_said_and_changes_nothing(chat: Chat, line: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a server needs of the request loop: requests taken in slices, limits, and errors that say whose fault they are."""
+"""What a server needs of the request loop: requests prepared elsewhere, limits, and errors that say whose fault they are."""
 
 from __future__ import annotations
 
@@ -175,23 +175,32 @@ def test_a_known_picture_that_is_replaced_before_it_is_decoded_again_ends_its_re
     assert answers[other].reason == "length" and sum(counts.used + counts.cached for counts in loop.counts()) <= 2
 
 
-def test_a_request_is_taken_in_slices_and_may_be_prepared_elsewhere(session: InferenceSession, film: str) -> None:
+def test_a_request_may_be_prepared_elsewhere(session: InferenceSession, film: str) -> None:
     loop, request = RequestLoop(session), ask("What happens?", [], [film])
     wanted = answer_all(RequestLoop(session), [(request, FOUR)])[0]
-    for asked in (request, loop.prepare(request)):
-        slices = loop.admit(asked, FOUR)
-        next(slices)
-        assert loop.idle
-        with pytest.raises(StopIteration) as done:
-            next(slices)
-        assert finish(loop) == {done.value.value: wanted}
+    number = loop.take(loop.prepare(request), FOUR)
+    assert finish(loop) == {number: wanted}
 
 
-def test_slices_that_are_given_up_leave_nothing(session: InferenceSession, film: str) -> None:
+def test_while_a_film_is_decoded_an_answer_goes_on(session: InferenceSession, film: str, work: Counter[str]) -> None:
+    loop = RequestLoop(session, prefill_tokens=32)
+    going = loop.add(ask("Hi?"), SamplingParams(max_tokens=64, ignore_end=True, logprobs=0))
+    loop.step()
+    loop.add(ask("What happens?", [], [film]), FOUR)
+    decoded = []
+    for _ in range(3):
+        before = work["tiles"]
+        tokens = [len(update.tokens) for update in loop.step() if update.number == going]
+        decoded.append((work["tiles"] - before, sum(tokens)))
+    assert all(0 < tiles < 23 for tiles, _ in decoded) and sum(tokens for _, tokens in decoded) > 0
+    for number in list(loop._active):
+        loop.cancel(number)
+    finish(loop)
+
+
+def test_a_prepared_request_that_is_not_taken_leaves_nothing(session: InferenceSession, film: str) -> None:
     loop = RequestLoop(session)
-    slices = loop.admit(ask("What happens?", [], [film]), FOUR)
-    next(slices)
-    slices.close()
+    loop.prepare(ask("What happens?", [], [film]))
     assert loop.idle and not loop.scheduler.waiting and not session.runner.prompts and not loop._names._requests
 
 

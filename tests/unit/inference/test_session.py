@@ -218,6 +218,23 @@ def test_a_given_text_is_scored_as_the_model_scores_its_own(session: InferenceSe
     assert len(own.watched) == 2 and forced.watched == (forced.tokens[0].logprob,)
     with pytest.raises(ValueError, match=r"forced or watched tokens \[384\] are none of the model's 384"):
         generate(session, [ask("Hi?")], SamplingParams(logprobs=0, watched=(384,)))
+    end = session.loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with pytest.raises(ValueError, match=rf"forced tokens \[{end}\] are stop tokens of the model, which end an answer"):
+        generate(session, [ask("Hi?")], SamplingParams(forced=(70, end, 80)))
+
+
+@pytest.mark.parametrize("error", [ValueError("a bad row"), OSError("a full disk"), ConnectionError("rank 1 hangs"), RuntimeError("bug")])
+def test_the_other_ranks_are_told_how_the_first_one_ended_unless_they_are_gone(
+    session: InferenceSession, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(session.ranks, "tell", told.append)
+    with session.leading() as outcome:
+        outcome.result = 3
+    with pytest.raises(type(error)), session.leading():
+        raise error
+    heard = [("end", None, str(error))] if type(error) in (ValueError, OSError) else []
+    assert told == [("end", 3, ""), *heard]
 
 
 def test_a_stop_string_ends_the_answer_before_it(session: InferenceSession) -> None:

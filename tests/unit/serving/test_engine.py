@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -38,8 +38,6 @@ class CountingLoop:
     threads: set[int] = field(default_factory=set)
     prepared: set[int] = field(default_factory=set)
     time_limits: set[Optional[float]] = field(default_factory=set)
-    slices: int = 50
-    slices_done: int = 0
     beats: int = 0
 
     @property
@@ -55,7 +53,7 @@ class CountingLoop:
             raise PreparationFailed("a request could not be prepared") from OSError("Too many open files")
         return request
 
-    def admit(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> Generator[None, None, int]:
+    def take(self, request: Request, params: SamplingParams, *, time_limit: Optional[float] = None) -> int:
         self.threads.add(threading.get_ident())
         self.time_limits.add(time_limit)
         text = request.messages[0].content
@@ -63,10 +61,6 @@ class CountingLoop:
             raise ValueError("the film is broken")
         if text == "film without a process":
             raise PreparationFailed("a request could not be prepared") from OSError("Too many open files")
-        for _ in range(self.slices if text == "film" else 0):
-            self.slices_done += 1
-            time.sleep(self.seconds)
-            yield
         self.added.append(text)
         self.active[len(self.added)] = [0, -1 if text == "broken" else params.max_tokens or 1]
         return len(self.added)
@@ -248,34 +242,6 @@ def test_one_that_goes_away_before_its_turn_is_never_computed():
 
     within(60, work)
     assert loop.added == ["next"] and engine.drain(10)
-
-
-def test_while_a_film_is_taken_in_the_others_go_on():
-    loop = CountingLoop(seconds=0.002)
-    engine = Engine(loop)
-
-    async def work() -> None:
-        film = asyncio.ensure_future(whole(engine, "film"))
-        await until(lambda: loop.slices_done > 0)
-        assert await whole(engine, tokens=3) == "1 2 3 " and loop.slices_done < loop.slices
-        assert await film == "1 2 3 4 5 "
-
-    within(60, work)
-    assert loop.added == ["count", "film"] and engine.drain(10)
-
-
-def test_a_client_that_leaves_while_its_film_is_taken_in_ends_that():
-    loop = CountingLoop(slices=10**9)
-    engine = Engine(loop)
-
-    async def work() -> None:
-        film = asyncio.ensure_future(whole(engine, "film"))
-        await until(lambda: loop.slices_done > 0)
-        film.cancel()
-        await whole(engine, "next")
-
-    within(60, work)
-    assert loop.added == ["next"] and engine.num_requests == 0 and not engine._coming and engine.drain(10)
 
 
 def test_an_idle_engine_looks_after_the_other_ranks(monkeypatch):

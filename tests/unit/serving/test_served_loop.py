@@ -38,8 +38,7 @@ def failing(error: BaseException) -> Any:
 
 def take(loop: ServedLoop, image: str) -> None:
     request = Request(messages=(Message("user", "<image>\nWhat?"),), images=(image,))
-    for _ in loop.admit(request, SamplingParams(max_tokens=2)):  # as the engine takes it
-        pass
+    loop.take(loop.prepare(request), SamplingParams(max_tokens=2))  # as the engine takes it
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
