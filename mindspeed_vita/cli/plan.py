@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindspeed_vita.config import Recipe, load_recipe, validate
 from mindspeed_vita.files.sizes import parse_size
 from mindspeed_vita.planner.device_memory import KINDS
+
+if TYPE_CHECKING:
+    from mindspeed_vita.planner.trace.result import Trace
 
 _EPILOG = """
 examples:
@@ -56,10 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.planner.picture import write_picture
     from mindspeed_vita.planner.plan import packs_of_a_rank, plan_own
     from mindspeed_vita.planner.report import own_layout
+    from mindspeed_vita.planner.trace.packs import PackContent
 
     packs = f"{packs_of_a_rank(recipe, world)} packs of {recipe.data.seq_length:,} tokens"
     title = f"{recipe.name} on {world:,} devices: {Layout.of(recipe).describe(world)}"
-    print(f"{title}\n{packs} in a step of each data-parallel rank; traced packs are 90% vision tokens, 10% are supervised\n", flush=True)
+    content = PackContent()
+    filled = f"traced packs are {content.vision:.0%} vision tokens, and {content.supervised:.0%} are supervised"
+    print(f"{title}\n{packs} in a step of each data-parallel rank; {filled}\n", flush=True)
     plans = plan_own(recipe, world, device=arguments.device, processes=arguments.processes, say=_say)
     print(own_layout(plans, memory, arguments.device), flush=True)
     if arguments.explain:
@@ -88,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> int | None:
     return None if arguments.memory is None else parse_size(arguments.memory, "--memory")
 
 
-def _others(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int | None, traces: list) -> str:
+def _others(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int | None, traces: Sequence[Trace]) -> str:
     from mindspeed_vita.planner.layouts import Layout, other_layouts
     from mindspeed_vita.planner.plan import in_order, rank_layouts, ranked_layout
     from mindspeed_vita.planner.report import left_out, ranking

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mindspeed_vita.planner.trace.result import Trace
+if TYPE_CHECKING:
+    from mindspeed_vita.planner.trace.result import Trace
 
 _MIB, _GIB = 2**20, 2**30
 _HCCL_BUFFER = 200 * _MIB

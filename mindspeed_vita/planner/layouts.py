@@ -96,6 +96,6 @@ def _refusal(recipe: Recipe, world: int) -> str | None:
     try:
         validate(recipe, world)
     except ValueError as error:
-        message = str(error).partition(": ")[2]
+        message = str(error).removeprefix(f"recipe {recipe.name!r}: ")
         return message.partition("(1) ")[2].partition("; (2) ")[0] if "(1) " in message else message
     return None

@@ -19,8 +19,9 @@ from mindspeed_vita.planner.layouts import Layout, other_layouts
 from mindspeed_vita.planner.picture import stacked
 from mindspeed_vita.planner.plan import Ranked, RankPlan, in_order
 from mindspeed_vita.planner.proof import Case, proof_recipe
+from mindspeed_vita.planner.trace.places import PARTS
 from mindspeed_vita.planner.trace.step import trace
-from mindspeed_vita.planner.whole_step import Traffic, memory_row, more_packs_needed, step_collectives, step_work
+from mindspeed_vita.planner.whole_step import MEMORY_ROWS, Traffic, memory_row, more_packs_needed, step_collectives, step_work
 from tests.unit.planner.traces import small
 
 PACKS = 6
@@ -56,6 +57,7 @@ def test_weights_gradients_and_optimizer_have_the_sizes_of_the_parameters(elsewh
     assert parts["gradients"] == pytest.approx(4 * parameters, rel=0.001)  # fp32, with padding
     assert parts["optimizer"] == pytest.approx(12 * parameters, rel=0.001)  # fp32 weights and two moments
     assert {"saved activations", "attention", "tower", "exchange", "head"} <= set(parts)
+    assert {part for _, part in PARTS} <= set(MEMORY_ROWS)
     assert "layers at work" in elsewhere(small, Case(recompute="full")).peak_by(memory_row)
 
 
