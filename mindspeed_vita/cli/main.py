@@ -16,6 +16,7 @@ from typing import Mapping, Optional, Sequence
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
     "check": ("mindspeed_vita.cli.check", "say whether a recipe would start: settings, layout, data, weights"),
+    "plan": ("mindspeed_vita.cli.plan", "memory, work and collectives of a recipe's step on devices that are not here; other layouts"),
     "schema": ("mindspeed_vita.cli.schema", "print the JSON schema of a recipe: editors complete and check recipes with it"),
     "data": ("mindspeed_vita.cli.data", "index, plan, count, check and look at the data of a recipe"),
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints: native, Hugging Face, MindSpeed-LLM, Megatron"),

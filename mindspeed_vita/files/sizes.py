@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:
-    """Bytes of "5GB", "200MB" or a plain number.
+    """Bytes of "5GB", "200MB", "64GiB" or a plain number.
 
     Args:
         text: what was given.
@@ -17,7 +17,7 @@ def parse_size(text: str, option: str = "--max-shard-size") -> int:
     Raises:
         ValueError: anything else, or zero.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|)", text.strip().upper())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B|)", text.strip().upper())
     if match is None or not float(match.group(1)):
-        raise ValueError(f"{option} is {text!r}; expected something like 5GB or 200MB")
+        raise ValueError(f"{option} is {text!r}; expected something like 5GB, 200MB or 64GiB")
     return max(1, int(float(match.group(1)) * _UNITS[match.group(2)]))

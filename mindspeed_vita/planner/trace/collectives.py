@@ -40,8 +40,10 @@ class Collective:
     """The group's ranks."""
 
 
-def collective(operator: Any, args: Sequence[Any]) -> Optional[tuple[Collective, int]]:
-    """The collective, and bytes of this rank's input (of the output for recv). None for operators that move no tensor.
+def collective(operator: Any, args: Sequence[Any]) -> Optional[tuple[Collective, int, str]]:
+    """The collective, bytes of this rank's input (of the output for recv), and the process group's name.
+
+    None for operators that move no tensor. Several process groups may have the same ranks.
 
     Args:
         operator: overload that was called.
@@ -54,5 +56,5 @@ def collective(operator: Any, args: Sequence[Any]) -> Optional[tuple[Collective,
     given = args[1] if packet in _OUTPUT_FIRST or packet in _TWO_LISTS else args[0]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tree_leaves(given) if isinstance(tensor, torch.Tensor))
     group = next(arg for arg in args if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()))
-    ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(group)))
-    return Collective(name, ranks), size
+    process_group = dist.ProcessGroup.unbox(group)
+    return Collective(name, tuple(dist.get_process_group_ranks(process_group))), size, process_group.group_name

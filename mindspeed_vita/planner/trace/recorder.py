@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Optional
 
@@ -50,7 +51,8 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self._fake, self.caller = fake, places
         self._on_host = False
-        self._storages: dict[int, Any] = {}
+        self._storages: dict[int, tuple[Any, int]] = {}
+        """By address: a weak reference, and the index of the change that made it."""
         self._place_ids: dict[Place, int] = {}
         self.changes, self.owners = array("q"), array("l")
         """Bytes that each allocation adds and each release takes, in order, and the number of the place that allocated them."""
@@ -60,6 +62,8 @@ class Recorder(TorchDispatchMode):
         """Bytes by collective and part of the step."""
         self.calls: Counter[tuple[Collective, str]] = Counter()
         """Number of calls, likewise."""
+        self.communicators: dict[str, tuple[int, ...]] = {}
+        """Process groups that were asked for a collective, and their ranks. While the model is built as well."""
         self.reads: Counter[str] = Counter()
         """Lines at which the host reads a number."""
         self.started = 0
@@ -90,10 +94,18 @@ class Recorder(TorchDispatchMode):
     def start(self, model: torch.nn.Module) -> None:
         """A step of a model begins: counts of work, collectives and reads start anew; memory goes on."""
         self.caller.setup = ""
+        self._own_weights(model)
         self.caller.follow(model)
         self.started = len(self.changes)
         for counter in (self.work, self.sent, self.calls, self.reads):
             counter.clear()
+
+    def _own_weights(self, model: torch.nn.Module) -> None:
+        """Gives weights their name. megatron's DDP, which makes the buffers of gradients, puts weights into a buffer of its own as well."""
+        for parameter in model.parameters():
+            _, made = self._storages[parameter.untyped_storage()._cdata]
+            place = replace(self.places[self.owners[made]], part="weights")
+            self.owners[made] = self._place_ids.setdefault(place, len(self._place_ids))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Optional[Mapping[str, Any]] = None) -> Any:
         kwargs = kwargs or {}
@@ -122,13 +134,13 @@ class Recorder(TorchDispatchMode):
             if address in self._storages or not size:
                 continue
             owner = self._place_ids.setdefault(place(), len(self._place_ids))
-            freed = partial(self._freed, address=address, size=size, owner=owner)
-            self._storages[address] = weakref.ref(storage, freed)
+            freed = partial(self._freed, address=address, size=size)
+            self._storages[address] = weakref.ref(storage, freed), len(self.changes)
             self._change(size, owner)
 
-    def _freed(self, _: Any, *, address: int, size: int, owner: int) -> None:
-        del self._storages[address]
-        self._change(-size, owner)
+    def _freed(self, _: Any, *, address: int, size: int) -> None:
+        _, made = self._storages.pop(address)
+        self._change(-size, self.owners[made])
 
     def _change(self, size: int, owner: int) -> None:
         self.changes.append(size)
@@ -138,8 +150,10 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "c10d":
             found = collective(func, args)
             if found is not None:
-                key = (found[0], self.caller.here().part)
-                self.sent[key] += found[1]
+                kind, size, communicator = found
+                key = (kind, self.caller.here().part)
+                self.communicators[communicator] = kind.ranks
+                self.sent[key] += size
                 self.calls[key] += 1
             return
         count = flops(func, args, kwargs, result)

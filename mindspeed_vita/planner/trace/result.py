@@ -59,6 +59,8 @@ class Trace:
     """FLOPs by place, and whether they are attention. Of the whole traced step."""
     sent: tuple[Sent, ...]
     """Collectives of the whole traced step."""
+    communicators: tuple[tuple[str, int], ...]
+    """Name (see Sent.group) and number of ranks of each process group that was asked for a collective."""
     reads: dict[str, int]
     """Lines at which the host reads a number from the device, and how often: there it waits."""
 
@@ -75,6 +77,7 @@ class Trace:
             start=recorder.started,
             work=dict(recorder.work),
             sent=_sent(recorder, layout),
+            communicators=_communicators(recorder, layout),
             reads=dict(recorder.reads),
         )
 
@@ -93,9 +96,14 @@ class Trace:
         """Live bytes when the step starts."""
         return int(self.live[0])
 
+    @property
+    def peak_change(self) -> int:
+        """Index of the allocation that makes the peak."""
+        return max(self.start - 1, 0) + int(self.live.argmax())
+
     def at_peak(self) -> dict[Place, int]:
         """Live bytes of each place at the peak."""
-        stop = max(self.start - 1, 0) + int(self.live.argmax()) + 1
+        stop = self.peak_change + 1
         totals = np.bincount(self.owners[:stop], weights=self.changes[:stop], minlength=len(self.places))
         return {place: int(total) for place, total in zip(self.places, totals) if total}
 
@@ -123,7 +131,8 @@ def _largest_first(amounts: dict[Place, int], key: Callable[[Place], str]) -> di
     return dict(sums.most_common())
 
 
-def _sent(recorder: Recorder, layout: ParallelLayout) -> tuple[Sent, ...]:
+def _axes(layout: ParallelLayout) -> dict[tuple[int, ...], list[str]]:
+    """Names of the layout's groups by their ranks."""
     import torch.distributed as dist
 
     axes: dict[tuple[int, ...], list[str]] = {}
@@ -131,6 +140,16 @@ def _sent(recorder: Recorder, layout: ParallelLayout) -> tuple[Sent, ...]:
         group = getattr(layout, f"{axis}_group")
         if group is not None:
             axes.setdefault(tuple(dist.get_process_group_ranks(group)), []).append(axis)
+    return axes
+
+
+def _communicators(recorder: Recorder, layout: ParallelLayout) -> tuple[tuple[str, int], ...]:
+    axes = _axes(layout)
+    return tuple((axes.get(ranks, ["other"])[0], len(ranks)) for ranks in recorder.communicators.values())
+
+
+def _sent(recorder: Recorder, layout: ParallelLayout) -> tuple[Sent, ...]:
+    axes = _axes(layout)
 
     def name(ranks: tuple[int, ...], part: str) -> str:
         names = axes.get(ranks, ["other"])

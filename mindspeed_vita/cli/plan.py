@@ -1,0 +1,113 @@
+"""`vita plan RECIPE.yaml`: memory, work and collectives of a step of a recipe on devices that are not here, and other layouts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_vita.config import Recipe, load_recipe, validate
+from mindspeed_vita.files.sizes import parse_size
+from mindspeed_vita.planner.device_memory import KINDS
+
+if TYPE_CHECKING:
+    from mindspeed_vita.planner.trace.result import Trace
+
+_EPILOG = """
+examples:
+  vita plan examples/long_vita_14b/stage4.yaml --memory 64GiB --explain peak.svg
+  vita plan examples/long_vita_14b/stage4.yaml --devices 128 --memory 64GiB train.global_batch=16
+
+The real step of one rank of each kind of pipeline stage runs on tensors without memory. No device, data or weights are needed.
+The variables that the recipe names (DATA_ROOT, TOKENIZER, ...) must be set; nothing is read there.
+A full-size trace takes tens of seconds of one CPU core, and about 1 GiB of memory. Time of the step is not modelled.
+docs/planner.md says how traces were checked.
+
+Exit status: 0 the recipe's layout fits, or no --memory was given; 1 it does not fit; 2 an error of the arguments.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="number of devices; other layouts of them are ranked (default: tp x pp x cp of the recipe, and no others)",
+    )
+    parser.add_argument("--memory", metavar="SIZE", help="memory of a device, such as 64GiB: what fits")
+    parser.add_argument("--device", choices=KINDS, default=KINDS[0], help="what a device adds to its tensors (default: npu)")
+    parser.add_argument(
+        "--limit", type=int, default=8, metavar="N", help="with --devices: other layouts to trace, nearest first (default 8)"
+    )
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="traces that run at a time (default 2)")
+    parser.add_argument("--explain", metavar="FILE.svg", help="draw the memory of the step, by part")
+    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings that replace those of the file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the plan; 0 when the recipe's layout fits, 1 when it does not."""
+    memory = _check(arguments)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    layout = recipe.parallel
+    world = layout.tp * layout.pp * layout.cp if arguments.devices is None else arguments.devices
+    validate(recipe, world)
+
+    from mindspeed_vita.planner.layouts import Layout
+    from mindspeed_vita.planner.picture import write_picture
+    from mindspeed_vita.planner.plan import packs_of_a_rank, plan_own
+    from mindspeed_vita.planner.report import own_layout
+    from mindspeed_vita.planner.trace.packs import PackContent
+
+    packs = f"{packs_of_a_rank(recipe, world)} packs of {recipe.data.seq_length:,} tokens"
+    title = f"{recipe.name} on {world:,} devices: {Layout.of(recipe).describe(world)}"
+    content = PackContent()
+    filled = f"traced packs are {content.vision:.0%} vision tokens, and {content.supervised:.0%} are supervised"
+    print(f"{title}\n{packs} in a step of each data-parallel rank; {filled}\n", flush=True)
+    plans = plan_own(recipe, world, device=arguments.device, processes=arguments.processes, say=_say)
+    print(own_layout(plans, memory, arguments.device), flush=True)
+    if arguments.explain:
+        write_picture(plans, Path(arguments.explain), title=title, memory=memory)
+        print(f"memory of the step: {arguments.explain}", flush=True)
+    if arguments.devices is not None and arguments.limit:
+        print(f"\n{_others(arguments, recipe, world, memory, [plan.trace for plan in plans])}", flush=True)
+    return int(memory is not None and any(plan.memory > memory for plan in plans))
+
+
+def _check(arguments: argparse.Namespace) -> int | None:
+    """Refuses arguments before anything is traced; returns the bytes of a device."""
+    for option, value, least in (
+        ("--devices", arguments.devices, 1),
+        ("--limit", arguments.limit, 0),
+        ("--processes", arguments.processes, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{option} is {value}; expected at least {least}")
+    if arguments.explain:
+        target = Path(arguments.explain)
+        if target.suffix != ".svg":
+            raise ValueError(f"--explain {target}: the picture is SVG; name a file that ends in .svg")
+        if not target.parent.is_dir():
+            raise ValueError(f"--explain {target}: no folder {target.parent}")
+    return None if arguments.memory is None else parse_size(arguments.memory, "--memory")
+
+
+def _others(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int | None, traces: Sequence[Trace]) -> str:
+    from mindspeed_vita.planner.layouts import Layout, other_layouts
+    from mindspeed_vita.planner.plan import in_order, rank_layouts, ranked_layout
+    from mindspeed_vita.planner.report import left_out, ranking
+
+    accepted, refusals = other_layouts(recipe, world)
+    chosen = accepted[: arguments.limit]
+    ranked = rank_layouts(recipe, world, chosen, device=arguments.device, memory=memory, processes=arguments.processes, say=_say)
+    own = ranked_layout(Layout.of(recipe), traces, arguments.device)
+    table = ranking(in_order([*ranked, own], memory), own, world, memory)
+    return "\n".join(text for text in (table, left_out(refusals, len(accepted) - len(chosen))) if text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,72 @@
+"""Traces in processes of their own: a trace leaves tensors without memory in caches, so the caller's process stays clean."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import Optional
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.config.load import import_plugins
+from mindspeed_vita.planner.trace.packs import PackContent
+from mindspeed_vita.planner.trace.result import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The arguments of one trace (see trace.step.trace)."""
+
+    recipe: Recipe
+    world: int
+    rank: int
+    micro_batches: Optional[int] = None
+    content: Optional[PackContent] = None
+
+
+def trace_all(jobs: Sequence[Job], processes: int, done: Callable[[int], None] = lambda number: None) -> list[Trace]:
+    """The traces of some jobs, in their order.
+
+    Args:
+        jobs: what to trace. Jobs of one recipe that follow each other share some work.
+        processes: how many traces run at a time. A trace of a full-size model takes about 1 GiB of this machine's memory.
+        done: told the number of each job that is done.
+
+    Raises:
+        ValueError: one of the traces refuses its arguments, or its process was ended from outside.
+    """
+    with ProcessPoolExecutor(max(1, min(processes, len(jobs))), multiprocessing.get_context("spawn"), initializer=_start) as pool:
+        futures = {pool.submit(_trace, job): number for number, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done(futures[future])
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"a process that traced was ended from outside, perhaps because this machine ran out of memory; "
+                f"try fewer than {processes} at a time (--processes)"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def _start() -> None:
+    import torch
+
+    os.environ["DEVICE"] = "cpu"
+    torch.set_num_threads(1)
+
+
+def _trace(job: Job) -> Trace:
+    from mindspeed_vita.planner.trace.step import trace
+
+    import_plugins(job.recipe.plugins, "plugins")
+    with redirect_stderr(io.StringIO()):  # names this machine's device and kernels, not those of the plan
+        return trace(job.recipe, job.world, job.rank, micro_batches=job.micro_batches, content=job.content)
