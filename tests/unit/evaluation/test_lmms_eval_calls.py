@@ -23,7 +23,7 @@ from PIL import Image
 from mindspeed_vita.engine import session as processes
 from mindspeed_vita.evaluation.lmms_eval import NAME, manifest, requests, start
 from mindspeed_vita.evaluation.pictures import PictureFolder
-from mindspeed_vita.evaluation.shared_session import SharedSession
+from mindspeed_vita.evaluation.shared_session import LONGEST_PAUSE, SharedSession
 from mindspeed_vita.inference.request import ask
 from mindspeed_vita.inference.sampling import SamplingParams
 from tests.lmms_eval_plugin.world import picture, write_checkpoints
@@ -244,6 +244,14 @@ def test_options_that_do_not_fit_are_refused(classes: dict[str, type], world: Pa
     monkeypatch.setattr(start.dist, "get_backend_config", lambda: "cuda:nccl")
     with pytest.raises(ValueError, match="has no gloo .* -m mindspeed_vita.evaluation.lmms_eval"):
         make(pretrained=str(world / "run"))
+
+
+def test_the_group_that_lmms_eval_meets_in_waits_as_long_as_a_task_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(start.dist, "init_process_group", lambda backend, timeout=None: made.append((backend, timeout)))
+    start.begin_processes()
+    assert made == [("gloo", LONGEST_PAUSE)]
 
 
 def test_visuals_and_messages_become_parts(tmp_path: Path) -> None:
