@@ -277,7 +277,7 @@ def test_what_fails_after_the_last_rename_does_not_deny_what_is_there(
     said = capsys.readouterr().err
     assert ("is whole, but a power failure could still undo it: " if call == "fsync" else "all is written, but ") in said
     assert "Input/output error" in said and "cannot" not in said.replace("cannot be removed", "") and "nothing" not in said
-    assert main(["verify", str(run), str(output)]) == 0
+    assert main(["verify", str(run), str(output), "--report", str(tmp_path / "report.json")]) == 0
     assert len(list(tmp_path.rglob("*" + shard_stream.JOURNAL))) == (call == "unlink")
 
 
