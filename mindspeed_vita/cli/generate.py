@@ -93,14 +93,14 @@ def _refuse_without_cache(arguments: argparse.Namespace) -> None:
 def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
     options: dict[str, Any] = {"tokenizer": arguments.tokenizer, "max_frames": arguments.max_frames}
     if not _exported(checkpoint):
-        from mindspeed_vita.inference.generate import load_native
+        from mindspeed_vita.inference.generate import load_generator
 
         if arguments.frame_pooling not in (None, "none"):
             raise ValueError(
                 "--decode fixed computes a pack as training does, where no frame is pooled; leave out --frame-pooling or --decode, or "
                 f"export {checkpoint}: a Long-VITA folder of Hugging Face format pools frames either way"
             )
-        return load_native(
+        return load_generator(
             checkpoint, **options, recipe=arguments.recipe, tp=arguments.tp, cp=arguments.cp, rope_scaling=arguments.rope_scaling
         )
     from mindspeed_vita.inference.hf_generate import load_hf

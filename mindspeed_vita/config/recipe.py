@@ -217,7 +217,8 @@ class EvalConfig(Section):
     every: Size = 500
     """Steps between two evaluations. The last step is always evaluated."""
     packs: Count = 0
-    """Packs that are evaluated each time; 0: every pack of one epoch. More than the mixture gives are refused."""
+    """Packs that are evaluated each time; 0: every pack of one epoch. More than the mixture gives are refused. Inside MindSpeed-LLM a
+    rank holds its share of them in host memory, with their tiles, while it evaluates: set a number there."""
     seed: Integer = 1234
     """Seed of the held-out packs: which samples share a pack, and which packs are taken."""
     at_start: Flag = True

@@ -18,6 +18,10 @@ _REPLACED = ".replaced-"
 """In front of the name of a folder that steps aside for its successor."""
 
 
+class Published(OSError):
+    """A folder has its name and is whole, but something failed after that."""
+
+
 def temporary_beside(target: Path) -> Path:
     """A name next to the target that nobody else uses, on whatever host or in whatever container they run."""
     return target.with_name(f"{target.name}.{platform.node()[:32]}.{uuid4().hex}.tmp")
@@ -71,6 +75,7 @@ def publish_folder(temporary: Path, target: Path, *, known_by: str, replace: boo
 
     Raises:
         OSError: something cannot be synced or renamed, and no whole folder has the name.
+        Published: the folder has the name, but the list of names that it is in cannot be synced.
     """
     for path in temporary.rglob("*"):
         sync(path)
@@ -88,7 +93,10 @@ def publish_folder(temporary: Path, target: Path, *, known_by: str, replace: boo
         if replace or not (target / known_by).exists():
             raise
         return
-    sync(target.parent)
+    try:
+        sync(target.parent)
+    except OSError as error:
+        raise Published(f"{target} is whole, but a power failure could still undo it: {error}; check the disk") from error
     if steps_aside:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
+from mindspeed_vita.files.publish import Published
 from mindspeed_vita.files.shard_stream import Journal
 from mindspeed_vita.files.space import check_space
 
@@ -52,6 +53,7 @@ def unfinished(
 
     Raises:
         ValueError: the disk is too small, or there is nothing to go on with although there must be.
+        Published: the folder has its name, but the journal cannot be removed.
     """
     plan = [[file.name, file.fingerprint] for file in files]
     journal = Journal(folder, {"origin": origin, "files": plan})
@@ -71,11 +73,14 @@ def unfinished(
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
         journal.begin()
         yield journal
-        journal.path.unlink()
     except BaseException as error:
-        if origin is None or not isinstance(error, (OSError, KeyboardInterrupt)):
+        if origin is None or isinstance(error, Published) or not isinstance(error, (OSError, KeyboardInterrupt)):
             _remove(folder, journal)
         raise
+    try:
+        journal.path.unlink()
+    except OSError as error:
+        raise Published(f"all is written, but {journal.path} cannot be removed: {error}; remove it") from error
 
 
 def _remove(folder: Path, journal: Journal) -> None:

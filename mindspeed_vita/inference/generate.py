@@ -144,7 +144,7 @@ class NativeGenerator:
         return Answer(text=text, token_ids=tuple(answer), prompt_tokens=prompt_tokens)
 
 
-def load_native(
+def load_generator(
     path: str | Path,
     *,
     tokenizer: Optional[str | Path] = None,

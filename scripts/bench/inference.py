@@ -161,9 +161,9 @@ def decode_time(layout: Any, *, folder: str, context: int, count: int) -> dict[s
 
 def fixed_time(layout: Any, *, folder: str, context: int) -> float:
     """CPU seconds of one token where the whole sequence is computed anew, on this rank."""
-    from mindspeed_vita.inference.generate import load_native
+    from mindspeed_vita.inference.generate import load_generator
 
-    generator = load_native(folder, tp=layout.tp_size, cp=layout.cp_size)
+    generator = load_generator(folder, tp=layout.tp_size, cp=layout.cp_size)
     batch = generator.prompt(ask(" ".join(["cat"] * (context - 40))), room=1)
     inputs = generator.inputs(batch)
     print(f"decode, fixed: a sequence of {batch.cp_plan.num_tokens} tokens", flush=True)

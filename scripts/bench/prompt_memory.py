@@ -109,10 +109,10 @@ def _tokens(length: int) -> np.ndarray:
 
 
 def _original(folder: str) -> Callable[[int], None]:
-    from mindspeed_vita.inference.generate import load_native
+    from mindspeed_vita.inference.generate import load_generator
     from mindspeed_vita.inference.request import ask
 
-    generator = load_native(folder)
+    generator = load_generator(folder)
     encoded = generator.prompts.encode(ask("x"))
 
     def attempt(length: int) -> None:

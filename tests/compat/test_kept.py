@@ -104,10 +104,10 @@ def test_convert_reads_the_export_and_the_checkpoint(kept: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["run", "export"])
 def test_generate_gives_the_same_answer(kept: Path, checkpoint: str) -> None:
-    from mindspeed_vita.inference.generate import load_native
+    from mindspeed_vita.inference.generate import load_generator
     from mindspeed_vita.inference.hf_generate import load_hf
     from mindspeed_vita.inference.request import ask
 
-    generator = load_native(checkpoint) if checkpoint == "run" else load_hf(checkpoint)
+    generator = load_generator(checkpoint) if checkpoint == "run" else load_hf(checkpoint)
     answer = generator.generate(ask(QUESTION[0], [QUESTION[1]], []), max_new_tokens=8)
     assert list(answer.token_ids) == json.loads((kept / "answer.json").read_text())["token_ids"]

@@ -64,10 +64,10 @@ def _under(layout: Any, content: dict[str, Any]) -> dict[str, Any]:
 
 def answer(layout: Any, *, folder: str, prompt: str, images: list[str], videos: list[str]) -> tuple[int, ...]:
     """Tokens that `vita generate` finds on this rank, under the tp and cp of the pool's call."""
-    from mindspeed_vita.inference.generate import load_native
+    from mindspeed_vita.inference.generate import load_generator
     from mindspeed_vita.inference.request import ask
 
-    generator = load_native(folder, tp=layout.tp_size, cp=layout.cp_size)
+    generator = load_generator(folder, tp=layout.tp_size, cp=layout.cp_size)
     return generator.generate(ask(prompt, images, videos), max_new_tokens=8).token_ids
 
 

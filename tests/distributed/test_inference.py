@@ -14,7 +14,7 @@ from PIL import Image
 from mindspeed_vita.checkpoint.hf.export import export_hf
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine import session as processes
-from mindspeed_vita.inference.generate import NativeGenerator, load_native
+from mindspeed_vita.inference.generate import NativeGenerator, load_generator
 from mindspeed_vita.inference.hf_generate import load_hf
 from mindspeed_vita.inference.request import ask
 from tests.distributed.inference_runs import BLOCK, SHORT, Question
@@ -68,7 +68,7 @@ SEED = 6
 def fixed(asked: dict[str, Any]) -> dict[str, Any]:
     """Tokens and logits of every question by `--decode fixed`."""
     borrowed = torch.distributed.is_initialized()
-    generator = load_native(asked["folder"] / "run")
+    generator = load_generator(asked["folder"] / "run")
     tokens, logits = {}, []
     for number, question in enumerate(asked["questions"]):
         tokens[number], scores = _teacher_forced(generator, question)

@@ -148,7 +148,7 @@ def test_evaluations_leave_no_trace_in_the_training_and_a_gate_behind(
     from mindspeed_vita.integration.mindspeed_llm.handover import command_line
 
     told = recipe("held_out", eval=evaluation)
-    first = mindspeed.train(told, 1, "held_out", ["--exit-interval", "6"])
+    first = mindspeed.train(told, 1, "held_out", ["--exit-interval", "5"])
     second = mindspeed.train(told, 1, "held_out_resumed")
     assert mindspeed.off_by("fp32, with held-out loss, stopped and resumed", 1, second, one_rank.losses) == 0
     assert {**first.losses, **second.losses} == one_rank.losses and {**first.norms, **second.norms} == one_rank.norms

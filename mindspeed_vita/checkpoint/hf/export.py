@@ -25,7 +25,7 @@ from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes
 from mindspeed_vita.checkpoint.mapping.streaming import hf_groups
 from mindspeed_vita.config.recipe import Recipe
-from mindspeed_vita.files.publish import publish_folder, restore
+from mindspeed_vita.files.publish import Published, publish_folder, restore
 from mindspeed_vita.files.safetensors_folder import plan_shards, write_index
 from mindspeed_vita.files.shard_stream import ShardFile, write_stream
 from mindspeed_vita.files.tensors import held
@@ -121,6 +121,7 @@ def export_hf(
         ValueError: the weights do not fit the recipe, the layout cannot hold them, frames cannot be pooled so, `output` holds
             something else or an export of other weights, or the disk is too small.
         ExportFailed: the disk is full or not writable.
+        Published: the folder is whole and in its place, but something failed after that.
     """
     output, layout = Path(output).resolve(), layout or LONG_VITA
     restore(output, known_by=VERIFICATION)
@@ -148,6 +149,8 @@ def export_hf(
             verification = _verify(partial, layout, files, dtype, sums, conversion.lineage)
             write_json(partial / VERIFICATION, asdict(verification))
             publish_folder(partial, output, known_by=VERIFICATION, replace=True)
+    except Published:
+        raise
     except OSError as error:
         if conversion.origin is None:
             shutil.rmtree(partial, ignore_errors=True)

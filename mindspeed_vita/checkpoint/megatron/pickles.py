@@ -38,6 +38,10 @@ _ALLOWED = {
 }
 
 
+_TORCHSCRIPT = "constants.pkl"
+"""The record by which torch.load takes a file for TorchScript."""
+
+
 class Inert:
     """Stands for an object that is not wanted; whatever it is made of is dropped."""
 
@@ -84,6 +88,22 @@ def _check_memo(content: bytes) -> None:
     for opcode, argument, at in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(content):
             raise ValueError(f"object number {argument} at byte {at} of a pickle of {len(content)} bytes")
+
+
+def _check_records(file: Any) -> None:
+    """Refuses a TorchScript archive: torch.load hands one to torch.jit.load, which would build the classes and run the code in it.
+
+    It is torch's reader that lists the records, because zipfile may see other ones in a file that was made for that.
+
+    Args:
+        file: a path as text, or an open file at its begin.
+
+    Raises:
+        ValueError: it is one.
+        RuntimeError: torch cannot read the archive.
+    """
+    if _TORCHSCRIPT in torch._C.PyTorchFileReader(file).get_all_records():
+        raise ValueError(f"it is a TorchScript archive (it has the record {_TORCHSCRIPT}); expected what torch.save writes")
 
 
 class Record:
@@ -153,6 +173,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):  # the older format cannot be mapped, and nobody writes it any more
         raise ValueError(f"{path} is not a whole file of torch.save: it is no zip archive; copy it again")
     with _refusing(path, "file of torch.save"):
+        _check_records(str(path))
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_READER, mmap=True)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict with the key 'model'")
@@ -175,6 +196,8 @@ def read_tensor(path: Path, start: int, length: int) -> Any:
         window: Any = io.BufferedReader(_Window(file, start, length))
         if not zipfile.is_zipfile(window):
             raise ValueError(f"its {length:,} bytes at {start:,} are no zip archive")
+        window.seek(0)
+        _check_records(window)
         window.seek(0)
         return torch.load(window, map_location="cpu", weights_only=False, pickle_module=_READER)
 

@@ -25,7 +25,7 @@ from mindspeed_vita.checkpoint.megatron.rank_files import RANK_FILE, TRACKER
 from mindspeed_vita.checkpoint.megatron.write_optimizer import RankOptimizer, flat_content, order_of, plan_optimizer
 from mindspeed_vita.checkpoint.training import Training
 from mindspeed_vita.config import Recipe, recipe_to_dict
-from mindspeed_vita.files.publish import publish_folder
+from mindspeed_vita.files.publish import Published, publish_folder
 from mindspeed_vita.files.read_ahead import read_ahead
 from mindspeed_vita.files.shard_stream import Finishing
 from mindspeed_vita.files.tensors import Group, Spec, Tensors, cast, one_by_one
@@ -102,6 +102,7 @@ def write_megatron(
     Raises:
         ValueError: tp or pp does not fit the architecture, or the disk is too small.
         WriteFailed: the disk is full or not writable.
+        Published: the folder is whole and in its place, but something failed after that.
     """
     told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced"))
     state: dict[str, Any] = {"recipe": recipe_to_dict(told)}
@@ -128,6 +129,8 @@ def write_megatron(
             if output.is_dir():
                 output.rmdir()  # empty, as the command made sure
             publish_folder(temporary, output, known_by=TRACKER, replace=True)
+    except Published:
+        raise
     except OSError as error:
         raise WriteFailed(f"cannot write {output}: {error}; {conversion.advice}; nothing appears there") from error
     return len(ranks)

@@ -17,6 +17,7 @@ from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
 from mindspeed_vita.checkpoint.native.step_folder import TrainState, find, latest, saved_recipe
 from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.files.publish import Published
 from mindspeed_vita.files.shard_stream import ShardFile, cut, write_stream
 from mindspeed_vita.files.tensors import Spec, Tensors, held, joined, one_by_one
 from mindspeed_vita.files.writing import write_json
@@ -128,6 +129,7 @@ def save_full_weights(
     Raises:
         ValueError: the disk is too small.
         SaveFailed: the disk is full or not writable.
+        Published: the step is whole and in its place, but something failed after that.
     """
     assert (optimizer is None) == (state is None), "an optimizer goes with the state of its run"
     step = step if state is None else state.step
@@ -145,6 +147,8 @@ def save_full_weights(
                 sums["state.json"] = write_json(temp / "state.json", asdict(state))
             atomic.publish(temp, final, sums)
         atomic.prune(directory, keep=0)
+    except Published:
+        raise
     except OSError as error:
         if conversion.origin is None:
             shutil.rmtree(temp, ignore_errors=True)

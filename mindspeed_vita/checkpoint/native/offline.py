@@ -15,6 +15,7 @@ from mindspeed_vita.checkpoint.native.full_weights import shard_files
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
 from mindspeed_vita.checkpoint.native.step_folder import find, load_state
 from mindspeed_vita.files.digest import checksum_of
+from mindspeed_vita.files.publish import Published
 from mindspeed_vita.files.safetensors_file import SafetensorsFile
 from mindspeed_vita.files.shard_stream import write_stream
 from mindspeed_vita.files.tensors import joined, one_by_one
@@ -115,6 +116,7 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
         ValueError: no checkpoint there, or the disk is too small.
         DamagedCheckpoint: a file of the source is missing or differs from its checksum.
         SaveFailed: the disk is full or not writable.
+        Published: the step is whole and in its place, but something failed after that.
     """
     folder = find(source)
     recorded = atomic.recorded(folder)
@@ -136,6 +138,8 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
                 if name in recorded:
                     sums[name] = checksum_of(temp / name)
             atomic.publish(temp, final, sums)
+    except Published:
+        raise
     except OSError as error:
         raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}") from error
     return final

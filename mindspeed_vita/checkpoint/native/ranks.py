@@ -10,6 +10,7 @@ from typing import Any, Optional
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.native.step_folder import latest
+from mindspeed_vita.files.publish import Published
 
 
 class SaveFailed(OSError):
@@ -18,18 +19,21 @@ class SaveFailed(OSError):
 
 @contextmanager
 def together(directory: str | Path) -> Iterator[None]:
-    """Ends in the same SaveFailed on every rank when any of them meets an OSError."""
+    """Ends in the same SaveFailed on every rank when any of them meets an OSError, or in the same Published."""
     error: Optional[OSError] = None
     try:
         yield
     except OSError as caught:
         error = caught
-    reasons = [reason for reason in gather(None if error is None else str(error)) if reason]
+    reasons = [reason for reason in gather(None if error is None else (str(error), isinstance(error, Published))) if reason]
     if reasons:
+        reason, published = reasons[0]
+        if published:
+            raise Published(reason) from error
         newest = latest(directory)
         kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
         advice = "free space or choose another checkpoint.directory"
-        raise SaveFailed(f"cannot save into {directory}: {reasons[0]}; {advice}; {kept}") from error
+        raise SaveFailed(f"cannot save into {directory}: {reason}; {advice}; {kept}") from error
 
 
 def rank() -> int:

@@ -50,20 +50,26 @@ class HeldOutEvaluation:
         self._tables: list[torch.Tensor] = []
 
     def prepare(self, step: int) -> None:
-        """Reads the packs where Megatron is about to evaluate, and drops those of the time before. Collective over the world.
+        """Reads the packs where Megatron is about to evaluate. Collective over the world.
 
-        All of them at once, between two steps: inside the pipeline the stages could not agree on samples that do not decode.
+        All packs of this rank are then in host memory, tiles included, until `drop`. They are read between two steps: inside the
+        pipeline the stages could not agree on samples that do not decode.
 
         Args:
             step: optimizer steps done.
         """
         told, steps = self.recipe.eval, self.recipe.train.steps
-        self._step, self._batches = step, []
+        self._step = step
+        self.drop()
         if step and (step % told.every == 0 or step == steps):
             with closing(self.packs.read(step)) as packs:
                 self._batches = list(packs)
             self.packs.failed.settle(self.packs.layout.dp_cp_group, learnt=1, step=step, last_step=steps)
-        self._left, self._tables = iter(self._batches), []
+        self._left = iter(self._batches)
+
+    def drop(self) -> None:
+        """Gives the memory of the packs back."""
+        self._batches, self._left, self._tables = [], iter(()), []
 
     def __call__(self, model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         """Scores of one micro-batch's tokens (hidden states before the last stage), and what makes a report of them."""

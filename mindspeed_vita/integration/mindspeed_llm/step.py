@@ -87,7 +87,8 @@ class ForwardStep:
         """
         packs = HeldOutPacks(self.recipe, self.host, dataset=dataset, failed=failed, whole_batches=True)
         self.evaluation = HeldOutEvaluation(self.recipe, self.layout, self._shard, packs, loss=LOSS)
-        self.evaluation.prepare(self.done)
+        if self.done == self.recipe.train.steps:  # Megatron evaluates before a step only where none is left
+            self.evaluation.prepare(self.done)
         return packs
 
     def start_step(self) -> None:
@@ -96,6 +97,8 @@ class ForwardStep:
         Inside it the stages could not agree on samples that failed to decode: a later one waits there for an earlier one's output.
         """
         self._learnt = 0
+        if self.evaluation is not None:
+            self.evaluation.drop()
         packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
         self._packs = packs if self.layout.pp_size == 1 else iter(list(packs))
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_vita.checkpoint.megatron.pickles import Inert, _Restricted, read_pickle
+from mindspeed_vita.checkpoint.megatron.pickles import Inert, _Restricted, read_pickle, read_tensor
 
 RAN: list[str] = []
 
@@ -59,8 +59,18 @@ def test_a_number_that_would_take_all_memory_is_refused() -> None:
         _Restricted(io.BytesIO(b"\x80\x02}r\x00\x00\x00\xf0."))
 
 
-def test_changed_pickles_run_nothing_and_fail_in_one_way(tmp_path: Path) -> None:
-    """Four hundred files whose pickle has bytes changed, cut or put in at random."""
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+    for read in (lambda: read_pickle(path), lambda: read_tensor(path, 0, path.stat().st_size)):
+        with pytest.raises(ValueError, match="script.pt is not a whole file of torch.save: it is a TorchScript archive"):
+            read()
+
+
+def test_changed_pickles_run_nothing_and_fail_in_one_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four hundred files whose pickle has bytes changed, cut or put in at random; every fourth has a record of TorchScript too."""
+    monkeypatch.setattr(torch.jit, "load", lambda *arguments, **named: RAN.append("torch.jit.load"))
     torch.save(
         {"model": {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}, "args": Evil(), "iteration": 7}, tmp_path / "whole"
     )
@@ -68,7 +78,7 @@ def test_changed_pickles_run_nothing_and_fail_in_one_way(tmp_path: Path) -> None
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
     name = next(name for name in entries if name.endswith("data.pkl"))
     chance, refused = random.Random(0), 0
-    for _ in range(400):
+    for number in range(400):
         content = bytearray(entries[name])
         for _ in range(chance.randint(1, 4)):
             at = chance.randrange(len(content))
@@ -82,9 +92,13 @@ def test_changed_pickles_run_nothing_and_fail_in_one_way(tmp_path: Path) -> None
         with zipfile.ZipFile(tmp_path / "file", "w") as archive:
             for entry, value in entries.items():
                 archive.writestr(entry, bytes(content) if entry == name else value)
-        try:
-            read_pickle(tmp_path / "file")
-        except ValueError as error:
-            refused += 1
-            assert "\n" not in str(error)
-    assert RAN == [] and refused > 100
+            if number % 4 == 0:
+                archive.writestr(name.replace("data.pkl", "constants.pkl"), bytes(content))
+        for read in (lambda: read_pickle(tmp_path / "file"), lambda: read_tensor(tmp_path / "file", 0, (tmp_path / "file").stat().st_size)):
+            try:
+                read()
+                assert number % 4
+            except ValueError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert RAN == [] and refused > 300

@@ -252,6 +252,35 @@ def test_a_disk_that_fills_up_keeps_what_is_whole_for_the_next_try(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("to", ["hf", "native", "mindspeed-llm"])
+@pytest.mark.parametrize("call", ["fsync", "unlink"])
+def test_what_fails_after_the_last_rename_does_not_deny_what_is_there(
+    run: Path, tmp_path: Path, to: str, call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    output = tmp_path / "in" / "out"
+    place, parent = os if call == "fsync" else Path, output if to == "native" else output.parent
+    real = getattr(place, call)
+
+    def fails(what: int | Path, **named: bool) -> None:
+        if isinstance(what, int):
+            last = os.path.samestat(os.fstat(what), parent.stat())
+        else:
+            last = what.name.endswith(shard_stream.JOURNAL) and what.exists()
+        if last:
+            raise OSError(5, "Input/output error")
+        real(what, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, call, fails)
+        assert convert(run, to, output) == 2
+    said = capsys.readouterr().err
+    assert ("is whole, but a power failure could still undo it: " if call == "fsync" else "all is written, but ") in said
+    assert "Input/output error" in said and "cannot" not in said.replace("cannot be removed", "") and "nothing" not in said
+    assert main(["verify", str(run), str(output), "--report", str(tmp_path / "report.json")]) == 0
+    assert len(list(tmp_path.rglob("*" + shard_stream.JOURNAL))) == (call == "unlink")
+
+
 @pytest.mark.parametrize("tail", ['{"file": "b", "by', '{"file": "b", "bytes": 3, "xxh128": "11"}'], ids=["in a line", "before its end"])
 def test_the_journal_survives_a_line_that_was_cut_off(tmp_path: Path, tail: str) -> None:
     folder = tmp_path / "folder"

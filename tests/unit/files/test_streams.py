@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def test_a_streamed_file_is_what_torch_loads(tmp_path: Path, dtype: torch.dtype,
     tensors = {name: (tensor * 9).to(dtype) for name, tensor in TENSORS.items()}
     specs = {name: Spec.of(tensor) for name, tensor in tensors.items()}
     asked: list[str] = []
+    (tmp_path / "plain").mkdir()
 
     def take(name: str) -> Iterator[torch.Tensor]:
         asked.append(name)
@@ -51,6 +53,13 @@ def test_a_streamed_file_is_what_torch_loads(tmp_path: Path, dtype: torch.dtype,
         assert found["iteration"] == 3 and found["model"].keys() == tensors.keys()
         assert all(same(found["model"][name], tensors[name]) for name in tensors)
     assert asked == list(tensors)
+    with zipfile.ZipFile(tmp_path / "file.pt") as archive:
+        assert archive.testzip() is None, "every checksum is right"
+    torch.save({"model": tensors, "iteration": 3}, tmp_path / "plain" / "file.pt")
+    whole, plain = ((folder / "file.pt").read_bytes() for folder in (tmp_path, tmp_path / "plain"))
+    assert len(whole) == len(plain) and whole.count(b"PK\x07\x08") == plain.count(b"PK\x07\x08")
+    at = plain.index(b"serialization_id")
+    assert whole[:at] == plain[:at], "the file of torch.save, up to the number that torch makes of an empty file's checksums"
 
 
 def test_groups_in_use_are_no_larger_than_the_largest(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine import session
-from mindspeed_vita.inference.generate import NativeGenerator, load_native
+from mindspeed_vita.inference.generate import NativeGenerator, load_generator
 from mindspeed_vita.inference.hf_generate import load_processor
 from mindspeed_vita.inference.request import ask
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def generator(folder: Path) -> Iterator[NativeGenerator]:
     borrowed = torch.distributed.is_initialized()
-    yield load_native(folder / "run")
+    yield load_generator(folder / "run")
     if not borrowed:
         session.shutdown()
 
@@ -92,7 +92,7 @@ def test_broken_media_are_named(generator: NativeGenerator, folder: Path) -> Non
 
 def test_folders_of_another_kind_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="holds no whole checkpoint"):
-        load_native(folder)
+        load_generator(folder)
     with pytest.raises(ValueError, match="is no Long-VITA folder"):
         load_processor(folder)
 
