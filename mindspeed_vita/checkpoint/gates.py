@@ -105,6 +105,19 @@ def judged_step(checkpoint: Path) -> Optional[Path]:
     return found.parent / atomic.step_name(int(number)) if number.isdecimal() else None
 
 
+def held_gates(checkpoint: Path) -> dict[Path, Gate]:
+    """The gates that hold a checkpoint's step back, by their files.
+
+    Args:
+        checkpoint: as judged_step.
+
+    Raises:
+        ValueError: there is no checkpoint, or a file is no gate.
+    """
+    step = judged_step(checkpoint)
+    return {path: gate for path, gate in gates_of(step).items() if gate.held} if step else {}
+
+
 def check_handover(checkpoint: Path) -> None:
     """Refuses a checkpoint whose step one of its gates holds back.
 
@@ -114,13 +127,12 @@ def check_handover(checkpoint: Path) -> None:
     Raises:
         ValueError: naming each such gate, what was measured and what to do; or a file is no gate.
     """
-    step = judged_step(checkpoint)
-    held = {path: gate for path, gate in gates_of(step).items() if gate.held} if step else {}
+    held = held_gates(checkpoint)
     if held:
         lines = "; ".join(f"{gate.describe()} ({path})" for path, gate in held.items())
         raise ValueError(
-            f"{step} is held back: {lines}. Train that stage further, start from another step, measure again with another bound "
-            "(`vita eval`), or remove the file to start from it all the same"
+            f"{judged_step(checkpoint)} is held back: {lines}. Train that stage further, start from another step, measure again with "
+            "another bound (`vita eval`), or remove the file to start from it all the same"
         )
 
 

@@ -83,6 +83,23 @@ class Source:
         }
 
 
+def current_folder(folder: Path) -> Path:
+    """The folder whose weights a checkpoint means now: the newest step of a run, the latest iteration of MindSpeed-LLM's folder.
+
+    Args:
+        folder: any checkpoint. A step, an iteration, an export, and a path that is no folder come back as they are.
+
+    Raises:
+        ValueError: a run without a whole step, or a damaged file that names the iteration.
+    """
+    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed, iteration_of
+    from mindspeed_vita.checkpoint.native.step_folder import find
+
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return folder
+    return iteration_of(folder) if is_mindspeed(folder) else find(folder)
+
+
 def open_source(folder: Path, options: SourceOptions) -> Source:
     """Finds out what a folder holds, and opens it.
 

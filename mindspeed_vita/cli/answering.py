@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mindspeed_vita.inference.loading import FoundModel
     from mindspeed_vita.inference.sampling import SamplingParams
     from mindspeed_vita.inference.session import InferenceSession
 
@@ -84,6 +85,20 @@ def check_checkpoint(arguments: argparse.Namespace) -> Path:
             "folder"
         )
     return checkpoint
+
+
+def choose_model(arguments: argparse.Namespace) -> FoundModel:
+    """What the checkpoint says of itself. From here on the arguments name the step that all processes use. Collective.
+
+    Raises:
+        ValueError: as find_model.
+    """
+    from mindspeed_vita.engine.chosen_step import choose_step
+    from mindspeed_vita.inference.loading import find_model
+
+    chosen = choose_step(Path(arguments.checkpoint))
+    arguments.checkpoint = str(chosen)
+    return find_model(chosen, arguments.recipe)
 
 
 def open_session(arguments: argparse.Namespace) -> InferenceSession:

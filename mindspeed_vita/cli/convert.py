@@ -153,6 +153,7 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     import torch
 
     from mindspeed_vita.checkpoint.conversion import Conversion
+    from mindspeed_vita.checkpoint.gates import held_gates
     from mindspeed_vita.checkpoint.source import open_source
     from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.config import stretched
@@ -168,6 +169,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
     _check_optimizer(arguments)
     opened = open_source(source, source_options(arguments))
+    for path, gate in held_gates(source).items():
+        print(f"{source} is held back: {gate.describe()} ({path}); the copy carries no gate")
     training, note = _training(source, opened, arguments)
     if arguments.rope_scaling is not None:
         recipe = replace(opened.recipe, model=stretched(opened.recipe.model, arguments.rope_scaling))

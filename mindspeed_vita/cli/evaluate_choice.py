@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindspeed_vita.cli.answering import add_checkpoint_arguments, check_checkpoint, open_session
+from mindspeed_vita.cli.answering import add_checkpoint_arguments, check_checkpoint, choose_model, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,13 @@ examples:
 The same command goes on where a stop left off. docs/guides/evaluation_choice.md lists the formats and the rules.
 """
 
+_NOTES = {
+    "without_answer": "rows have no known answer and are not scored",
+    "no_letter_found": "generated answers name no option and count as wrong",
+    "no_likelihood": "rows have a letter that the tokenizer has no token for, so they are scored by generation only",
+}
+"""What is said of rows that are counted under a key of scores.summary."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the action."""
@@ -39,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subtitles", metavar="DIR", help="ask with the subtitles of this folder (Video-MME, LongVideoBench)")
     parser.add_argument("--schema", metavar="NAME", help="the format of FILE, where its columns do not tell: video-mme | longvideobench |"
                         " mmmu | base64-tsv | mvbench")  # fmt: skip
-    parser.add_argument("--output", metavar="DIR", help="folder of records and results; default: FILE's name and _results, in this folder")
+    parser.add_argument("--output", metavar="DIR", help="folder of records and results; default: FILE's name, its format and _results,"
+                        " in this folder")  # fmt: skip
     parser.add_argument("--instruction", default="", metavar="TEXT", help="the last line of a question, in place of the one for its kind")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="most tokens of an answer (default 32)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
@@ -55,65 +63,48 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.evaluation.choice.run import ChoiceFile, ChoiceSettings, records_of
 
     import_plugins(arguments.plugin, "--plugin")
-    checkpoint, path = check_checkpoint(arguments), Path(arguments.file)
+    check_checkpoint(arguments)
+    path = Path(arguments.file)
     for name in ("max_new_tokens", "limit"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
     if arguments.least is not None and not 0 <= arguments.least <= 1:
         raise ValueError(f"--pass is {arguments.least}; expected a share from 0 to 1")
-    output = Path(arguments.output or f"{path.stem}_results")
     names = ("schema", "instruction", "max_new_tokens", "limit")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     options |= {name: getattr(arguments, name) and Path(getattr(arguments, name)) for name in ("media", "subtitles")}
-    file = ChoiceFile(ChoiceSettings(file=path, output=output, **options))
-    output.mkdir(parents=True, exist_ok=True)
+    file = ChoiceFile(ChoiceSettings(file=path, output=arguments.output and Path(arguments.output), **options))
+    file.output.mkdir(parents=True, exist_ok=True)
     others = {name: getattr(arguments, name) for name in ("tokenizer", "frame_pooling", "rope_scaling")}
-    weights = _identity(checkpoint)
-    runs = {frames: records_of(file, weights, frames, others) for frames in _frames(arguments, checkpoint)}
+    found = choose_model(arguments)
+    runs = {frames: records_of(file, found.identity, frames, others) for frames in _frames(arguments, found.recipe.data.max_frames)}
     if any(records.left for records in runs.values()):
         session = open_session(arguments)
         if session.ranks.first:
             _answer(session, file, runs, arguments.prefill_chunk)
         else:
             session.serve()
-    status = _report(output, weights, file.schema.name, runs, arguments) if rank() == 0 else 0
+    status = _report(file.output, str(found.folder.resolve()), file.schema.name, runs, arguments) if rank() == 0 else 0
     shutdown()
     return status
 
 
-def _identity(checkpoint: Path) -> str:
-    """Which weights these are: of a run folder, its newest step."""
-    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
-    from mindspeed_vita.checkpoint.native.step_folder import find
-
-    whole = is_mindspeed(checkpoint) or (checkpoint / "config.json").is_file()
-    return str((checkpoint if whole else find(checkpoint)).resolve())
-
-
-def _frames(arguments: argparse.Namespace, checkpoint: Path) -> list[int]:
+def _frames(arguments: argparse.Namespace, trained: int) -> list[int]:
     """Numbers of frames, ascending.
+
+    Args:
+        arguments: of the command.
+        trained: most frames of a video in training.
 
     Raises:
         ValueError: not numbers of at least 1.
     """
     if arguments.frames is None:
-        return [arguments.max_frames or _trained_frames(checkpoint)]
+        return [arguments.max_frames or trained]
     words = arguments.frames.split(",")
     if not all(word.strip().isdigit() and int(word) > 0 for word in words):
         raise ValueError(f"--frames is {arguments.frames!r}; expected numbers of at least 1 with commas between them, such as 64,128")
     return sorted({int(word) for word in words})
-
-
-def _trained_frames(checkpoint: Path) -> int:
-    from mindspeed_vita.checkpoint.hf.processor import read_processor
-    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
-    from mindspeed_vita.checkpoint.native import checkpoint as native
-
-    if is_mindspeed(checkpoint):
-        raise ValueError(f"{checkpoint} does not say how many frames of a video it was trained with; give --frames N")
-    if (checkpoint / "config.json").is_file():
-        return read_processor(checkpoint).max_frames
-    return int(native.saved_recipe(native.find(checkpoint))["data"]["max_frames"])
 
 
 def _answer(session: InferenceSession, file: ChoiceFile, runs: Mapping[int, BatchFile], prefill_chunk: int) -> None:
@@ -131,41 +122,45 @@ def _answer(session: InferenceSession, file: ChoiceFile, runs: Mapping[int, Batc
                     progress.line(problem)
 
 
-def _report(output: Path, weights: str, schema: str, runs: Mapping[int, BatchFile], arguments: argparse.Namespace) -> int:
+def _report(output: Path, checkpoint: str, schema: str, runs: Mapping[int, BatchFile], arguments: argparse.Namespace) -> int:
     """Prints the table, and writes it with everything that was counted to results.json."""
     import json
 
     from mindspeed_vita.evaluation.choice.scores import summary, table
     from mindspeed_vita.evaluation.gates import judge
+    from mindspeed_vita.files.publish import whole_file
+    from mindspeed_vita.wording import aligned
 
     results = {str(frames): summary(_records(records)) for frames, records in runs.items()}
-    for line in _aligned(table({f"{frames} fr." if len(runs) > 1 else "": result for frames, result in results.items()})):
+    for line in aligned(table({f"{frames} fr." if len(runs) > 1 else "": result for frames, result in results.items()}), left=2):
         print(line)
-    content = {"checkpoint": weights, "file": str(arguments.file), "schema": schema, "frames": results}
-    (output / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {"checkpoint": checkpoint, "file": str(arguments.file), "schema": schema, "frames": results}
+    with whole_file(output / "results.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for records in runs.values():
         print(records, file=sys.stderr)
     for frames, result in results.items():
-        if result["without_answer"]:
-            print(f"{result['without_answer']} rows have no known answer and are not scored ({frames} frames)", file=sys.stderr)
-        if result["no_letter_found"]:
-            print(f"{result['no_letter_found']} generated answers name no option and count as wrong ({frames} frames)", file=sys.stderr)
+        for key, what in _NOTES.items():
+            if result[key]:
+                print(f"{result[key]} {what} ({frames} frames)", file=sys.stderr)
     print(f"{output / 'results.json'}", file=sys.stderr)
-    return 0 if arguments.least is None else judge(Path(arguments.checkpoint), _gate(results, arguments))
+    return 0 if arguments.least is None else judge(Path(arguments.checkpoint), _gate(results, schema, arguments))
 
 
-def _gate(results: Mapping[str, Any], arguments: argparse.Namespace) -> Gate:
-    """The lowest accuracy of all numbers of frames; no scored rows count as 0."""
+def _gate(results: Mapping[str, Any], schema: str, arguments: argparse.Namespace) -> Gate:
+    """The lowest accuracy of all numbers of frames. Rows that failed count as wrong, and no scored rows as 0."""
     import re
 
+    from mindspeed_vita.evaluation.choice.scores import strict
     from mindspeed_vita.evaluation.gates import Gate
 
-    scores = {frames: result["accuracy"][arguments.by].get("all", {}).get("all") for frames, result in results.items()}
-    found = {frames: score["accuracy"] if score else 0.0 for frames, score in scores.items()}
-    worst = min(found, key=lambda frames: found[frames])
-    name = "choice_" + re.sub(r"[^a-z0-9]+", "_", Path(arguments.file).stem.lower()).strip("_")
-    detail = f"accuracy by {arguments.by} over all rows of {arguments.file} with {worst} frames{'' if scores[worst] else ', none scored'}"
-    return Gate(name=name, measured=found[worst], bound=arguments.least, better="higher", detail=detail)
+    found = {frames: strict(result, arguments.by) for frames, result in results.items()}
+    worst = min(found, key=lambda frames: found[frames][0].accuracy or 0.0)
+    score, failed = found[worst]
+    name = "choice_" + re.sub(r"[^a-z0-9]+", "_", f"{schema}_{Path(arguments.file).stem}".lower()).strip("_")
+    detail = f"accuracy by {arguments.by} over all rows of {arguments.file} with {worst} frames"
+    detail += f", {failed} counted as wrong" if failed else "" if score.total else ", none scored"
+    return Gate(name=name, measured=score.accuracy or 0.0, bound=arguments.least, better="higher", detail=detail)
 
 
 def _records(records: BatchFile) -> list[dict[str, Any]]:
@@ -173,12 +168,3 @@ def _records(records: BatchFile) -> list[dict[str, Any]]:
 
     found = [json.loads(line) for line in records.output.read_text(encoding="ascii").splitlines()]
     return sorted(found, key=lambda record: record["line"])
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    """Text columns to the left, numbers to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return [
-        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    ]

@@ -99,21 +99,21 @@ def _say(checkpoint: Path, found: MeasuredLoss, gate: Optional[Gate], output: Op
     from mindspeed_vita.evaluation.gates import judge
     from mindspeed_vita.files.publish import whole_file
     from mindspeed_vita.files.writing import write_json
+    from mindspeed_vita.wording import aligned
 
     scores, recipe = found.scores, found.recipe
     print(f"{checkpoint}: {recipe.eval.mixture}, {scores.packs:,} packs of {recipe.data.seq_length:,} tokens, {recipe.train.precision}")
     rows = [("source", "loss", "token accuracy", "tokens"), *(_row(name, score) for name, score in scores.sources.items())]
     rows.append(_row("all", scores))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        print("  " + "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]))
+    for line in aligned(rows, left=1):
+        print(f"  {line}")
     if scores.failed:
         print(f"{scores.failed:,} samples did not decode and are not counted; {found.quarantine} names them", file=sys.stderr)
     if gate is not None:
-        judge(checkpoint, gate)
+        judge(found.folder, gate)
     if output:
         settings = {"mixture": recipe.eval.mixture, "seq_length": recipe.data.seq_length, "seed": recipe.eval.seed, "data": found.identity}
-        content = {"checkpoint": str(checkpoint.resolve()), "precision": recipe.train.precision, **settings, **asdict(scores)}
+        content = {"checkpoint": str(found.folder.resolve()), "precision": recipe.train.precision, **settings, **asdict(scores)}
         with whole_file(Path(output)) as temporary:
             write_json(temporary, content if gate is None else {**content, "gate": {**asdict(gate), "held": gate.held}})
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindspeed_vita.cli.answering import add_checkpoint_arguments, check_checkpoint, open_session
+from mindspeed_vita.cli.answering import add_checkpoint_arguments, check_checkpoint, choose_model, open_session
 
 if TYPE_CHECKING:
     from mindspeed_vita.evaluation.needle_grid import Grid
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--up-to {arguments.up_to} goes with --pass, and must reach the shortest length, {min(grid.lengths)}")
     found = _found(arguments)
     prompts = _prompts(arguments, found)
-    return _count(grid, prompts) if arguments.count else _ask(arguments, grid, prompts, str(found.folder.resolve()))
+    return _count(grid, prompts) if arguments.count else _ask(arguments, grid, prompts, found.identity)
 
 
 def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
@@ -132,23 +132,14 @@ def _make_data(arguments: argparse.Namespace, grid: Grid) -> int:
 
 def _found(arguments: argparse.Namespace) -> FoundModel:
     """What the checkpoint, or for --count a recipe, says."""
-    from mindspeed_vita.checkpoint.hf.config import family_of
-    from mindspeed_vita.checkpoint.hf.load import read_config
     from mindspeed_vita.config import import_plugins, load_recipe
-    from mindspeed_vita.inference.loading import FoundModel, find_model
+    from mindspeed_vita.inference.loading import FoundModel
 
     import_plugins(arguments.plugin, "--plugin")
     if arguments.count and Path(arguments.checkpoint).is_file():
         return FoundModel(recipe=load_recipe(arguments.checkpoint), weights=None, folder=Path(arguments.checkpoint))
-    checkpoint = check_checkpoint(arguments)
-    if (checkpoint / "config.json").is_file():
-        config = read_config(checkpoint)
-        if family_of(config) is None and not any("vision" in key for key in config):
-            raise ValueError(
-                f"{checkpoint} has no vision tower: its model_type is {config.get('model_type')!r}. It cannot see a needle; give a "
-                "Long-VITA checkpoint"
-            )
-    return find_model(checkpoint, arguments.recipe)
+    check_checkpoint(arguments)
+    return choose_model(arguments)
 
 
 def _prompts(arguments: argparse.Namespace, found: FoundModel) -> PromptEncoder:
@@ -166,6 +157,7 @@ def _prompts(arguments: argparse.Namespace, found: FoundModel) -> PromptEncoder:
 
 def _count(grid: Grid, prompts: PromptEncoder) -> int:
     from mindspeed_vita.evaluation.needle_count import Cost, count
+    from mindspeed_vita.wording import aligned
 
     costs = count(grid.cases(), prompts, grid.media)
     total = sum(costs.values(), Cost())
@@ -173,9 +165,7 @@ def _count(grid: Grid, prompts: PromptEncoder) -> int:
     for name, cost in (*((f"{length:,}", cost) for length, cost in costs.items()), ("all", total)):
         counts = (cost.requests, cost.frames, cost.longest, cost.tokens, cost.computed)
         lines.append((name, *(f"{number:,}" for number in counts), f"{cost.reused:.1%}"))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(text.rjust(width) for text, width in zip(line, widths)))
+    print(*aligned(lines), sep="\n")
     return 0
 
 

@@ -9,7 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindspeed_vita.cli.answering import add_checkpoint_arguments, add_sampling_arguments, check_checkpoint, open_session, sampling
+from mindspeed_vita.cli.answering import (
+    add_checkpoint_arguments,
+    add_sampling_arguments,
+    check_checkpoint,
+    choose_model,
+    open_session,
+    sampling,
+)
 
 if TYPE_CHECKING:
     from mindspeed_vita.inference.request import Answer, Generator, Request
@@ -150,11 +157,13 @@ def _batch(arguments: argparse.Namespace, params: SamplingParams) -> int:
     from mindspeed_vita.inference.batch_file import BatchFile, answer_file
 
     chosen = {name: getattr(arguments, name) for name in ("tokenizer", "max_frames", "frame_pooling", "rope_scaling")}
-    settings = {"checkpoint": str(Path(arguments.checkpoint).resolve()), "params": asdict(params), **chosen}
+    found = choose_model(arguments)
+    settings = {"checkpoint": found.identity, "params": asdict(params), **chosen}
     batch = BatchFile(Path(arguments.batch), Path(arguments.output), json.dumps(settings, sort_keys=True, default=str))
     if not batch.left:
         if rank() == 0:
             print(batch, file=sys.stderr)
+        shutdown()
         return 0
     session = open_session(arguments)
     if session.ranks.first:

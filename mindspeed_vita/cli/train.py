@@ -6,10 +6,14 @@ import argparse
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.wording import counted
+
+if TYPE_CHECKING:
+    from mindspeed_vita.engine.loop import TrainResult
 
 _EPILOG = """
 examples:
@@ -95,7 +99,7 @@ def _builtin(recipe: Recipe) -> int:
         processes = counted(int(os.environ.get("WORLD_SIZE", "1")), "process", "processes")
         print(f"{recipe.name}: starting {processes}, loading torch and megatron.core", file=sys.stderr)
     from mindspeed_vita.checkpoint.native import checkpoint as native
-    from mindspeed_vita.cli.after_training import held_out, results
+    from mindspeed_vita.cli.after_training import held_out
     from mindspeed_vita.engine.loop import train
     from mindspeed_vita.engine.stopping import Stopped, stop_signals
 
@@ -114,28 +118,47 @@ def _builtin(recipe: Recipe) -> int:
             print(line, result.checkpoint, file=sys.stderr, flush=True)
         return 128 + result.stopped_by
     if leads:
-        if not result.tokens_per_second:
-            print(
-                f"{recipe.name}: step {result.step} of {recipe.train.steps} was done before, so nothing was trained; checkpoint "
-                f"{result.checkpoint}. train.steps=N trains to step N, another checkpoint.directory starts anew",
-                flush=True,
-            )
-            return 0
-        first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
-        print(
-            f"{recipe.name}: {counted(result.step, 'step')}, {result.layout}, loss {first} -> {last}, "
-            f"{result.tokens_per_second:,.0f} tokens/s, peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}",
-            flush=True,
-        )
+        trained = result.tokens_per_second > 0
+        print(_summary(recipe, result) if trained else _nothing_trained(recipe, result), flush=True)
         for line in held_out(recipe, result):
             print(line, flush=True)
-        try:
-            print(*results(recipe), sep="\n", flush=True)
-        except (OSError, ValueError) as error:  # the training itself is done and saved
-            print(f"vita: the checkpoint {result.checkpoint} is whole, but its loss curve was not drawn: {error}", file=sys.stderr)
+        if trained:
+            _print_results(recipe, result)
     sys.stdout.flush()
     if result.gate is None or not result.gate.held:
         return 0
     if leads:
         print(f"vita: {result.gate.describe()}; checkpoint.init_from refuses {result.checkpoint}", file=sys.stderr, flush=True)
     return 1
+
+
+def _summary(recipe: Recipe, result: TrainResult) -> str:
+    """One line about the steps that this process trained."""
+    first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
+    return (
+        f"{recipe.name}: {counted(result.step, 'step')}, {result.layout}, loss {first} -> {last}, "
+        f"{result.tokens_per_second:,.0f} tokens/s, peak memory {result.peak_memory / 2**30:.2f} GiB, checkpoint {result.checkpoint}"
+    )
+
+
+def _nothing_trained(recipe: Recipe, result: TrainResult) -> str:
+    """One line where the run had ended before this command."""
+    anew = "another checkpoint.directory starts anew"
+    if result.stopped_early:
+        return (
+            f"{recipe.name}: eval.patience={recipe.eval.patience} had ended the run at step {result.step} of {recipe.train.steps}, so "
+            f"nothing was trained; checkpoint {result.checkpoint}. A larger eval.patience, or 0, trains on; {anew}"
+        )
+    return (
+        f"{recipe.name}: step {result.step} of {recipe.train.steps} was done before, so nothing was trained; checkpoint "
+        f"{result.checkpoint}. train.steps=N trains to step N, {anew}"
+    )
+
+
+def _print_results(recipe: Recipe, result: TrainResult) -> None:
+    from mindspeed_vita.cli.after_training import results
+
+    try:
+        print(*results(recipe), sep="\n", flush=True)
+    except (OSError, ValueError) as error:  # the training itself is done and saved
+        print(f"vita: the checkpoint {result.checkpoint} is whole, but its loss curve was not drawn: {error}", file=sys.stderr)

@@ -60,6 +60,9 @@ class RunEvaluation:
         self.held_out = HeldOut(recipe, layout, platform, model=model, packs=self.packs)
         lines = gather([] if log is None else log.held_out)[0]
         self.watch = HeldOutWatch(recipe, self.packs.identity, lines)
+        self.unprotected: Optional[str] = None
+        """A line about the step that pruning spared up to now and spares no more; first rank only."""
+        on_first_rank(self._note_unprotected)
         self._mark_best()
 
     @property
@@ -70,7 +73,8 @@ class RunEvaluation:
     def describe(self) -> list[str]:
         """Lines for the start of the run, on the first rank."""
         which = f"{self.packs.count:,} of {self.packs.dataset.describe()}" if self.recipe.eval.packs else self.packs.dataset.describe()
-        return [f"held-out packs every {self.recipe.eval.every} steps: {which}", *([self.warning] if self.warning else [])]
+        lines = (f"held-out packs every {self.recipe.eval.every} steps: {which}", self.warning, self.unprotected)
+        return [line for line in lines if line]
 
     def if_due(self, step: int, progress: Optional[Progress]) -> bool:
         """Measures a step that is due.
@@ -104,6 +108,17 @@ class RunEvaluation:
 
         on_first_rank(write)
         return gate
+
+    def _note_unprotected(self) -> None:
+        """Looks for a best step that this run does not keep any more, before the file that names it is replaced."""
+        before, best = atomic.best_step(self.directory), self.watch.best
+        if before is None or not before.is_dir() or (self.recipe.eval.keep_best and best == atomic.step_of(before)):
+            return
+        why = "these held-out packs have another best step, or none yet" if self.recipe.eval.keep_best else "eval.keep_best is false"
+        self.unprotected = (
+            f"WARNING: {before} was kept as the best step and is no longer: {why}. checkpoint.keep may remove it; copy it, or restore the "
+            "settings of the run before"
+        )
 
     def _mark_best(self) -> None:
         """Before the step is saved, because saving prunes. What a stopped run marked too early is put right when it continues."""

@@ -19,6 +19,7 @@ from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine import optimizer as optim
+from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_run import RunEvaluation
@@ -110,8 +111,9 @@ class _Run:
         self.objective = build_objective(recipe, layout, self.dataset)
         self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
-            gates.check_handover(Path(recipe.checkpoint.init_from))
-            self.start = f"starting from the weights of {native.load_weights(recipe.checkpoint.init_from, model, config=recipe.model)}"
+            origin = choose_step(Path(recipe.checkpoint.init_from))
+            gates.check_handover(origin)
+            self.start = f"starting from the weights of {native.load_weights(origin, model, config=recipe.model)}"
         self.model = optim.wrap_model(model)
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)

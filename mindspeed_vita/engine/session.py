@@ -46,11 +46,7 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
     megatron_compat.install_patches()
     from megatron.core import parallel_state, tensor_parallel
 
-    if not dist.is_initialized():
-        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-            dist.init_process_group(platform.collectives, timeout=_TIMEOUT)
-        else:
-            dist.init_process_group(platform.collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+    start_group(platform)
     announce(platform, rank=dist.get_rank())
     if parallel_state.model_parallel_is_initialized():
         megatron_compat.destroy_model_parallel()
@@ -67,8 +63,20 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
     return layout
 
 
+def start_group(platform: Platform) -> None:
+    """Makes the process group of this run, for one process or as torchrun says. Does nothing where there is one."""
+    if dist.is_initialized():
+        return
+    quiet_imports()
+    platform.activate()
+    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(platform.collectives, timeout=_TIMEOUT)
+    else:
+        dist.init_process_group(platform.collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+
+
 def shutdown() -> None:
-    """Take down what `init_distributed` made. Does nothing where nothing is up."""
+    """Take down what `init_distributed` and `start_group` made. Does nothing where nothing is up."""
     if not dist.is_initialized():
         return
     from megatron.core import parallel_state

@@ -35,5 +35,5 @@ def letter_tokens(template: ChatTemplate, tokenizer: Any, letters: Iterable[str]
     found = {letter: answer_tokens(template, tokenizer, letter) for letter in letters}
     for letter, tokens in found.items():
         if len(tokens) != 1:
-            raise ValueError(f"the tokenizer has no token for an answer {letter!r} (it takes {len(tokens)}); score by generation only")
+            raise ValueError(f"the tokenizer has no token for an answer {letter!r} (it takes {len(tokens)}), so letters have no likelihood")
     return {letter: tokens[0] for letter, tokens in found.items()}

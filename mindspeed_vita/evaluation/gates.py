@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from mindspeed_vita.checkpoint.gates import Gate, judged_step, write_gate
+from mindspeed_vita.checkpoint.native import atomic
 
 __all__ = ["Gate", "judge", "record_gate", "status_of"]
 
@@ -17,7 +18,8 @@ def record_gate(checkpoint: Path, gate: Gate) -> Optional[Path]:
     """Writes a gate into the folder of the checkpoint's run, for the step that was measured. Call it on one process.
 
     Args:
-        checkpoint: what was measured: native run or step folder, MindSpeed-LLM's folder, or a Hugging Face folder.
+        checkpoint: the folder that was measured, of choose_step (engine/chosen_step.py): a run trains on, and its newest step is soon
+            another one.
         gate: the measured value and its bound.
 
     Returns:
@@ -26,7 +28,8 @@ def record_gate(checkpoint: Path, gate: Gate) -> Optional[Path]:
     Raises:
         OSError: the file cannot be written.
     """
-    step = judged_step(checkpoint)
+    # a step folder is that step, also where the run that trains meanwhile has pruned it
+    step = checkpoint if atomic.is_step(checkpoint) else judged_step(checkpoint)
     return None if step is None else write_gate(step, gate)
 
 

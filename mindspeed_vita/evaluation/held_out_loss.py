@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.checkpoint.source import Source, SourceOptions, open_source
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import SUPERVISED, ParallelConfig, Recipe, load_recipe, recipe_from_dict
 from mindspeed_vita.data.prepare import index_folder
+from mindspeed_vita.engine import metrics
+from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.held_out import HeldOut, HeldOutScores
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks, held_out_recipe, open_held_out
-from mindspeed_vita.engine.session import distributed, world_size
+from mindspeed_vita.engine.session import distributed, shutdown, world_size
 from mindspeed_vita.platform import get_platform
+
+if TYPE_CHECKING:
+    from mindspeed_vita.data.dataset import PackDataset
 
 _MICRO_BATCHES = 4
 """Micro-batches of each pipeline stage in a round."""
@@ -47,6 +55,8 @@ class MeasuredLoss:
     """Scores, and what they are of."""
 
     scores: HeldOutScores
+    folder: Path
+    """The step, iteration or export that was measured."""
     recipe: Recipe
     identity: str
     """Of the packs: equal identities mean equal packs."""
@@ -66,9 +76,16 @@ def measure_loss(folder: Path, options: LossOptions) -> MeasuredLoss:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected a checkpoint")
+    borrowed = dist.is_initialized()
+    measured = _measure(choose_step(folder), options)
+    if not borrowed:  # not after an error: other ranks may be gone then, and taking a group down waits for them
+        shutdown()
+    return measured
+
+
+def _measure(folder: Path, options: LossOptions) -> MeasuredLoss:
     source = None if _is_native(folder) else _open(folder, options)
-    step = native.find(folder) if source is None else folder
-    kept = source.recipe if source is not None else recipe_from_dict(native.saved_recipe(step), where=str(step))
+    kept = source.recipe if source is not None else recipe_from_dict(native.saved_recipe(folder), where=str(folder))
     recipe = _recipe(kept, options, source)
     platform = get_platform()
     with distributed(recipe, platform) as layout:
@@ -77,15 +94,25 @@ def measure_loss(folder: Path, options: LossOptions) -> MeasuredLoss:
 
         dataset = open_held_out(recipe, layout)
         quarantine = index_folder(held_out_recipe(recipe).data) / "quarantine.jsonl"
-        failed = FailedSamples(quarantine, run=str(folder.resolve()), budget=dataset.failure_budget())
+        failed = _failed_samples(quarantine, str(folder.resolve()), dataset)
         packs = HeldOutPacks(recipe, layout, dataset=dataset, failed=failed)
         model: Any = build_model(recipe, layout, platform.device).requires_grad_(False)
         if source is None:
-            native.load_weights(step, model, config=recipe.model)
+            native.load_weights(folder, model, config=recipe.model)
         else:
             native.load_full_weights(source.weights, model, source=str(folder))
         scores = HeldOut(recipe, layout, platform, model=model, packs=packs).measure()
-    return MeasuredLoss(scores=scores, recipe=recipe, identity=packs.identity, quarantine=quarantine)
+    return MeasuredLoss(scores=scores, folder=folder, recipe=recipe, identity=packs.identity, quarantine=quarantine)
+
+
+def _failed_samples(quarantine: Path, run: str, dataset: PackDataset) -> FailedSamples:
+    """The record of the samples that fail now, in the place of what an earlier measurement of the same weights wrote. Collective."""
+
+    def clear() -> None:
+        metrics.truncate(quarantine, -1, run=run)
+
+    on_first_rank(clear)
+    return FailedSamples(quarantine, run=run, budget=dataset.failure_budget())
 
 
 def _is_native(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_vita.evaluation.needle_cases import TASKS
+from mindspeed_vita.wording import aligned
 
 _LEAK = 1e-3
 """A control is above chance where guessing would be as good less often than this."""
@@ -56,9 +57,8 @@ class Scores:
         for task in self.tasks:
             head = ["frames", "tokens", "all", *names, *(["blanked"] if self.control else [])]
             body = [self._line(task, length) for length in self.lengths]
-            widths = [max(len(line[place]) for line in (head, *body)) for place in range(len(head))]
             lines.append(f"{task} (chance {TASKS[task].chance:.1%})")
-            lines += ["  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in (head, *body)]
+            lines += aligned([head, *body])
         return "\n".join(lines)
 
     def _line(self, task: str, length: int) -> list[str]:

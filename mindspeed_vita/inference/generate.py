@@ -17,6 +17,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.assemble import assemble_pack
 from mindspeed_vita.data.batch import MediaFailure, PackedBatch
 from mindspeed_vita.data.prepare import decode_settings
+from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.inference.loading import begin, find_model, inference_recipe
 from mindspeed_vita.inference.prompt import PromptEncoder
 from mindspeed_vita.inference.request import Answer, Request
@@ -167,7 +168,7 @@ def load_generator(
     Raises:
         ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
     """
-    found = find_model(path, recipe)
+    found = find_model(choose_step(Path(path)), recipe)
     wanted = inference_recipe(found.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     loaded, platform, layout = begin(wanted, tokenizer)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.

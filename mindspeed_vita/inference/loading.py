@@ -13,11 +13,12 @@ from mindspeed_vita.checkpoint.hf.internvl_config import is_internvl
 from mindspeed_vita.checkpoint.hf.load import read_config
 from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.checkpoint.source import SourceOptions, open_source
+from mindspeed_vita.checkpoint.source import SourceOptions, current_folder, open_source
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import ParallelConfig, Recipe, stretched
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
+from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.session import init_distributed, world_size
 from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.hf.frame_pooling import read_pooling
@@ -43,7 +44,7 @@ class LoadedModel:
     device: torch.device
     """Where the model is."""
     identity: str
-    """Which weights these are: folder and, for a native run, step."""
+    """FoundModel.identity."""
     frame_pooling: Optional[str] = None
     """How the frames of videos are pooled (hf/frame_pooling.py)."""
 
@@ -58,6 +59,8 @@ class FoundModel:
     """Full tensors; None for a native checkpoint: each rank reads its own part of those, and its share of the checksums."""
     folder: Path
     """Where it is."""
+    identity: str = ""
+    """Which weights these are: the folder of the step, iteration or export, and Source.lineage(). Empty for a recipe without weights."""
     frame_pooling: Optional[str] = None
     """How the folder's own processor pools the frames of videos."""
 
@@ -107,7 +110,7 @@ def load_model(
         ValueError: no checkpoint there, no tokenizer, sizes that do not fit the model or the processes, or a scaling or pooling that
             does not fit the model.
     """
-    source = find_model(path, recipe)
+    source = find_model(choose_step(Path(path)), recipe)
     wanted = inference_recipe(source.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     pooling = source.frame_pooling if frame_pooling is None else frame_pooling
     read_pooling(pooling, wanted.model.tokens_per_tile)
@@ -128,7 +131,7 @@ def load_model(
         recipe=wanted,
         tokenizer=loaded,
         device=platform.device,
-        identity=str(source.folder.resolve()),
+        identity=source.identity,
         frame_pooling=pooling,
     )
 
@@ -181,13 +184,16 @@ def find_model(path: str | Path, recipe: Optional[str | Path] = None) -> FoundMo
     if (path / "config.json").is_file():
         _refuse_part(path)
     # a native checkpoint is compared with its checksums by all ranks together, as it is loaded
-    opened = open_source(path, SourceOptions(recipe=str(recipe or ""), compare=False))
+    folder = current_folder(path)
+    opened = open_source(folder, SourceOptions(recipe=str(recipe or ""), compare=False))
+    identity = f"{folder.resolve()} {opened.lineage()}"
     if opened.format == "native":
-        return FoundModel(recipe=opened.recipe, weights=None, folder=native.find(path))
+        return FoundModel(recipe=opened.recipe, weights=None, folder=folder, identity=identity)
     stored = opened.weights.specs()["language.embedding.word_embeddings.weight"].dtype
     train = replace(opened.recipe.train, precision="fp32" if stored is torch.float32 else "bf16")
-    pooling = read_frame_pooling(path) if opened.format == "hf" else None
-    return FoundModel(recipe=replace(opened.recipe, train=train), weights=opened.weights, folder=path, frame_pooling=pooling)
+    pooling = read_frame_pooling(folder) if opened.format == "hf" else None
+    told = replace(opened.recipe, train=train)
+    return FoundModel(recipe=told, weights=opened.weights, folder=folder, identity=identity, frame_pooling=pooling)
 
 
 def _refuse_part(path: Path) -> None:

@@ -44,3 +44,17 @@ def shared(layout: Any, *, folder: str, prompts: list[list[str]], continuations:
     scored = session.answers([(mine[0], ask(mine[0]), params) for params in forced] if mine else [])
     losses = [sum(token.logprob or 0.0 for token in answer.tokens) for answer in scored]
     return [[answer.text for answer in said], losses, problem]
+
+
+def chosen(layout: Any, *, folders: list[str]) -> str:
+    """The step that a rank uses where each rank sees another newest one."""
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from mindspeed_vita.engine.chosen_step import choose_step
+
+    try:
+        return str(choose_step(Path(folders[dist.get_rank()])))
+    except ValueError as error:
+        return str(error)

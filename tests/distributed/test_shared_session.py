@@ -40,3 +40,17 @@ def test_every_rank_gets_the_answers_to_its_own_rows(pools: Pools, tmp_path: Pat
         assert problem.startswith("Hi?: a prompt of"), "every rank learns of it"
         assert len(losses) == (len(CONTINUATIONS) if rank < 3 else 0)
     assert found[0][1] == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.distributed
+def test_all_ranks_use_the_step_that_the_first_one_found(pools: Pools, tmp_path: Path) -> None:
+    """A run that trains may write a step between two looks. Each rank's own folder stands for its own look."""
+    for rank, step in enumerate((5, 6)):
+        folder = tmp_path / str(rank) / f"step_{step:07d}"
+        folder.mkdir(parents=True)
+        (folder / "checksums.json").write_text("{}")
+    run, folders = "tests.distributed.evaluation_runs:chosen", [str(tmp_path / name) for name in ("0", "1", "1", "1")]
+    assert pools("installed").run(run, tp=2, cp=2, folders=folders) == [str(tmp_path / "0" / "step_0000005")] * 4
+    (tmp_path / "empty").mkdir()
+    for found in pools("installed").run(run, tp=2, cp=2, folders=[str(tmp_path / "empty"), *folders[1:]]):
+        assert "holds no whole checkpoint" in found, "where the first one finds none, all end"

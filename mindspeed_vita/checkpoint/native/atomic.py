@@ -47,6 +47,11 @@ def step_of(folder: Path) -> int:
     return int(match.group(1))
 
 
+def is_step(folder: Path) -> bool:
+    """Whether a folder has the name of a step, whether it is there or not."""
+    return _STEP.fullmatch(folder.name) is not None
+
+
 def complete_steps(directory: Path) -> list[Path]:
     """Whole step folders, oldest first. Folders without their checksum file do not count."""
     if not directory.is_dir():

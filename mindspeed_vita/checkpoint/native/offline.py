@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 import mindspeed_vita
+from mindspeed_vita.checkpoint import gates
 from mindspeed_vita.checkpoint.conversion import Conversion
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.full_weights import shard_files
@@ -104,7 +105,7 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
     """Writes a step anew: every tensor whole, in files of a chosen size, instead of pieces in a file for each rank.
 
     A run resumes from either, under any layout. The random states are copied, and serve the layout that they were saved under. All other
-    files are copied, too. Those that had no checksum have none afterwards.
+    files are copied, too. Those that had no checksum have none afterwards. The gates of the step are carried over.
 
     Args:
         source: run or step folder.
@@ -113,7 +114,7 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
         conversion: who is told how far it is. Its origin is replaced.
 
     Raises:
-        ValueError: no checkpoint there, or the disk is too small.
+        ValueError: no checkpoint there, the disk is too small, or a gate cannot be read.
         DamagedCheckpoint: a file of the source is missing or differs from its checksum.
         SaveFailed: the disk is full or not writable.
         Published: the step is whole and in its place, but something failed after that.
@@ -137,6 +138,8 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
                     shutil.copyfile(folder / name, temp / name)
                 if name in recorded:
                     sums[name] = checksum_of(temp / name)
+            for gate in gates.gates_of(folder).values():  # before the step is there: nobody is to find it without them
+                gates.write_gate(final, gate)
             atomic.publish(temp, final, sums)
     except Published:
         raise

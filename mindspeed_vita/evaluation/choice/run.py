@@ -14,7 +14,7 @@ from mindspeed_vita.evaluation.answer_tokens import letter_tokens
 from mindspeed_vita.evaluation.choice.extraction import RULES, is_right, letter_of
 from mindspeed_vita.evaluation.choice.pictures import LONGEST_REFERENCE
 from mindspeed_vita.evaluation.choice.prompt import request_of
-from mindspeed_vita.evaluation.choice.question import LETTERS, Question
+from mindspeed_vita.evaluation.choice.question import Question
 from mindspeed_vita.evaluation.choice.schemas import Sources, choose_schema
 from mindspeed_vita.evaluation.choice.subtitles import read_subtitles, shown_at
 from mindspeed_vita.evaluation.choice.table import Row, read_rows
@@ -33,8 +33,8 @@ class ChoiceSettings:
 
     file: Path
     """A benchmark's file, or a folder of files."""
-    output: Path
-    """Folder of the records and results."""
+    output: Optional[Path] = None
+    """Folder of the records and results; None: named by the file and its schema. Many benchmarks name their files alike."""
     media: Optional[Path] = None
     """Folder of pictures and videos; None: the file's folder."""
     subtitles: Optional[Path] = None
@@ -63,6 +63,7 @@ class ChoiceFile:
         self.settings = settings
         self.rows = {row.number: row for row in read_rows(settings.file)[: settings.limit]}
         self.schema = choose_schema(list(self.rows.values()), settings.schema)
+        self.output = settings.output or Path(f"{settings.file.stem}_{self.schema.name}_results")
         if settings.subtitles is not None:
             if not self.schema.reads_subtitles:
                 raise ValueError(f"--subtitles: {self.schema.benchmarks} has no subtitles; leave it out")
@@ -74,7 +75,7 @@ class ChoiceFile:
         self._sources = Sources(
             media=media,
             subtitles=settings.subtitles,
-            pictures=PictureFolder(settings.output / "pictures"),
+            pictures=PictureFolder(self.output / "pictures"),
             same_picture={str(row.values["index"]): row.values["image"] for row in self.rows.values() if _holds_picture(row)},
         )
         self.lines = {number: _line(row) for number, row in self.rows.items()}
@@ -124,7 +125,7 @@ def records_of(file: ChoiceFile, checkpoint: str, frames: int, others: dict[str,
         "media": str(settings.media), "instruction": settings.instruction, "max_new_tokens": settings.max_new_tokens, "rules": RULES,
         **others,
     }  # fmt: skip
-    output = settings.output / f"frames_{frames}.jsonl"
+    output = file.output / f"frames_{frames}.jsonl"
     return BatchFile(settings.file, output, json.dumps(kept, sort_keys=True), file.lines)
 
 
@@ -140,7 +141,9 @@ class ChoiceRun:
     def __init__(self, session: InferenceSession, file: ChoiceFile, loop: RequestLoop) -> None:
         self.session, self.file, self.loop = session, file, loop
         loaded = session.loaded
-        self._letters = letter_tokens(get_template(loaded.recipe.data.template), loaded.tokenizer, LETTERS)
+        self._template, self._tokenizer = get_template(loaded.recipe.data.template), loaded.tokenizer
+        self._letters: dict[str, dict[str, int]] = {}
+        """Tokens by letter, for each set of letters that a question had."""
         self._questions: dict[int, Question] = {}
 
     def answer(self, records: BatchFile, frames: int, said: Callable[[int], None]) -> Iterator[str]:
@@ -168,9 +171,18 @@ class ChoiceRun:
         except ValueError as error:
             raise ValueError(f"{place}: column question: {error}") from error
         self._questions[number] = question
-        watched = tuple(self._letters[letter] for letter in question.letters)
+        watched = tuple(self._tokens(question.letters).values())
         most = self.file.settings.max_new_tokens
         return request, SamplingParams(max_tokens=most, logprobs=0 if watched else None, watched=watched)
+
+    def _tokens(self, letters: str) -> dict[str, int]:
+        """The tokens of letters; none where the tokenizer lacks one of them, so that the question has no likelihoods."""
+        if letters not in self._letters:
+            try:
+                self._letters[letters] = letter_tokens(self._template, self._tokenizer, letters)
+            except ValueError:
+                self._letters[letters] = {}
+        return self._letters[letters]
 
     def _subtitles(self, question: Question) -> list[str]:
         if not question.subtitles:
@@ -196,12 +208,16 @@ def judged(question: Question, answer: Answer) -> dict[str, Any]:
         record["frames"] = list(answer.frames)
     right: dict[str, bool] = {}
     if question.options:
-        logprobs = dict(zip(question.letters, answer.watched))
-        likeliest = max(logprobs, key=lambda letter: logprobs[letter])
         said = letter_of(answer.text, question.options, question.letters)
-        record |= {"expected": list(question.answer), "logprobs": logprobs, "likelihood": likeliest, "generation": said}
+        found = {"generation": said}
+        record["expected"] = list(question.answer)
+        if answer.watched:
+            logprobs = dict(zip(question.letters, answer.watched))
+            record["logprobs"] = logprobs
+            found = {"likelihood": max(logprobs, key=lambda letter: logprobs[letter]), **found}
+        record |= found
         if question.answer:
-            right = {"likelihood": likeliest in question.answer, "generation": said in question.answer}
+            right = {method: letter in question.answer for method, letter in found.items()}
     else:
         record["expected"] = list(question.answer)
         if question.answer:

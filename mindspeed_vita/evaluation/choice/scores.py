@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
+from mindspeed_vita.wording import counted
+
 METHODS = ("likelihood", "generation")
 """How an answer is found: the most likely letter, or what the generated text says."""
 
@@ -60,13 +62,41 @@ def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         for method in METHODS
     }
     errors = sum("error" in record for record in kept)
+    unscored = sum("generation" in record and list(record["right"]) == ["generation"] for record in kept)
     unknown = sum("error" not in record and not record["right"] for record in kept)
     unread = sum(record.get("generation") is None and "generation" in record.get("right", {}) for record in kept)
-    return {"rows": len(kept), "errors": errors, "without_answer": unknown, "no_letter_found": unread, "accuracy": methods}
+    return {
+        "rows": len(kept),
+        "errors": errors,
+        "without_answer": unknown,
+        "no_letter_found": unread,
+        "no_likelihood": unscored,
+        "accuracy": methods,
+    }
+
+
+def strict(result: Mapping[str, Any], method: str) -> tuple[Score, str]:
+    """The score that a gate looks at: a row that has no answer of the method, because something failed, counts as wrong.
+
+    Args:
+        result: of summary.
+        method: one of METHODS.
+
+    Returns:
+        The score over all rows, and what was counted as wrong, for people; empty: nothing.
+    """
+    failed = {"with an error": result["errors"]}
+    if method == "likelihood":
+        failed["whose letters have no likelihood"] = result["no_likelihood"]
+    scored = result["accuracy"][method].get("all", {}).get("all", {"right": 0, "total": 0})
+    said = " and ".join(f"{counted(number, 'row')} {why}" for why, number in failed.items() if number)
+    return Score(scored["right"], scored["total"] + sum(failed.values())), said
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Lines of cells: one for each group's value, two columns for each entry (a number of frames). The first line is the head.
+
+    Where rows failed, the last line says how many.
 
     Args:
         results: summaries by the name of their column.
@@ -84,6 +114,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             _percent(result["accuracy"][method].get(group, {}).get(value)) for result in results.values() for method in METHODS
         ]
         lines.append(["" if group == value else group, value, str(order[group, value]), *cells])
+    if any(result["errors"] for result in results.values()):
+        cells = [f"{result['errors']:,} of {result['rows']:,}" for result in results.values() for _ in METHODS]
+        lines.append(["", "rows that failed, not in the accuracies", "", *cells])
     return lines
 
 

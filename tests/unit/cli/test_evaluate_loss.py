@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine.loop import TrainResult, train
+from mindspeed_vita.evaluation import gates, held_out_loss
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,46 @@ def test_a_gate_ends_with_its_status_and_holds_the_next_stage_back(run, exported
     assert main(["eval", "loss", str(folder / "run"), "--at-most", "50"]) == 0 and main(["check", str(following)]) == 0
     assert main(["eval", "loss", str(exported), "--recipe", str(folder / "recipe.yaml"), "--at-most", "0.5"]) == 1
     assert not (exported / "gates").exists()
+
+
+def test_a_gate_is_about_the_step_that_was_measured(run, tmp_path, monkeypatch):
+    """The run that is measured trains on: a newer step appears, and the measured one is pruned."""
+    folder = shutil.copytree(run[0] / "run", tmp_path / "run")
+    build = held_out_loss.open_held_out
+
+    def meanwhile(*arguments):
+        dataset = build(*arguments)
+        shutil.copytree(folder / "step_0000006", folder / "step_0000009")
+        return dataset
+
+    def pruned(*arguments):
+        shutil.rmtree(folder / "step_0000006")
+        return judge(*arguments)
+
+    judge = gates.judge
+    monkeypatch.setattr(held_out_loss, "open_held_out", meanwhile)
+    monkeypatch.setattr(gates, "judge", pruned)
+    assert main(["eval", "loss", str(folder), "--at-most", "0.5", "--output", str(tmp_path / "out.json")]) == 1
+    assert [path.name for path in (folder / "gates").iterdir()] == ["held_out_loss.step_0000006.json"]
+    assert json.loads((tmp_path / "out.json").read_text())["checkpoint"] == str(folder / "step_0000006")
+
+
+def test_a_repeated_measurement_writes_a_failed_sample_down_once(run, tiny, tmp_path, capsys):
+    folder = shutil.copytree(run[0] / "run", tmp_path / "run")
+    picture = tiny.folder / "green1.png"
+    content, others = picture.read_bytes(), json.dumps({"run": "another", "step": 0})
+    try:
+        picture.write_bytes(content[:60])  # its header is whole
+        for _ in range(2):
+            assert main(["eval", "loss", str(folder), "--packs", "0"]) == 0
+            (said,) = [line for line in capsys.readouterr().err.splitlines() if "did not decode" in line]
+            quarantine = Path(said.split("; ")[1].removesuffix(" names them"))
+            with quarantine.open("a") as file:
+                file.write(others + "\n")
+    finally:
+        picture.write_bytes(content)
+    noted = [line for line in quarantine.read_text().splitlines() if str(folder) in line]
+    assert len(noted) == 1 and quarantine.read_text().count(others) == 2, "the lines of others stay"
 
 
 def test_train_ends_with_status_1_where_its_gate_holds_back(run, capsys):

@@ -46,7 +46,7 @@ def test_bad_input_gets_one_message(
 def test_a_decoder_without_a_tower_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 8}))
     assert main([*NEEDLE, str(tmp_path), *LENGTHS, "--count"]) == 2
-    assert f"{tmp_path} has no vision tower: its model_type is 'qwen2'. It cannot see a needle" in capsys.readouterr().err
+    assert f"{tmp_path} is no Long-VITA folder: expected" in (said := capsys.readouterr().err) and "found 'qwen2'" in said
 
 
 def test_the_grid_of_a_million_tokens_is_counted(

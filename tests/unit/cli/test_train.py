@@ -78,3 +78,19 @@ def test_torchrun_waits_as_the_help_says(monkeypatch, capsys):
         if value:
             monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", value)
         assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == seconds
+
+
+def test_a_run_that_patience_ended_says_what_trains_on_and_is_judged_again(tiny, tmp_path, capsys):
+    """train.steps=N would not: the run has run out of patience."""
+    held_out = {"mixture": tiny.held_out, "packs": 3, "every": 1, "patience": 1}
+    still = {"steps": 9, "lr": 0.0, "min_lr": 0.0}
+    content = recipe_to_dict(tiny.recipe(tmp_path / "a", eval=held_out, train=still))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    command = ["train", str(tmp_path / "recipe.yaml")]
+    assert main(command) == 0 and "loss curve" in capsys.readouterr().out
+    assert main([*command, "eval.gate=0.01"]) == 1
+    said = capsys.readouterr()
+    message, losses = said.out.splitlines()
+    assert "tiny: eval.patience=1 had ended the run at step 2 of 9, so nothing was trained" in message
+    assert "A larger eval.patience, or 0, trains on" in message and "train.steps=N" not in message
+    assert losses.startswith("tiny: held-out loss ") and "HELD BACK" in said.err

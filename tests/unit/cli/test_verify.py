@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mindspeed_vita.checkpoint.gates import Gate, check_handover, gates_of, write_gate
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native import shards
 from mindspeed_vita.cli.main import main
@@ -182,6 +183,24 @@ def test_resharding_carries_over_files_of_every_kind(tmp_path: Path, capsys: pyt
         assert (new / name).read_text() == name
     recorded = json.loads((new / "checksums.json").read_text())["xxh128"]
     assert recorded["weights_of_the_teacher.bin"] == sums["xxh128"]["weights_of_the_teacher.bin"] and "notes.txt" not in recorded
+
+
+def test_a_step_that_is_held_back_stays_so_when_it_is_resharded(tmp_path: Path) -> None:
+    held = Gate(name="needle", measured=0.2, bound=0.9, better="higher", detail="made up")
+    write_gate(step(tmp_path / "run", 7), held)
+    write_gate(step(tmp_path / "run", 8), replace(held, measured=1.0))
+    assert main(["checkpoint", "reshard", str(tmp_path / "run" / "step_0000007"), "--output", str(tmp_path / "out")]) == 0
+    assert gates_of(tmp_path / "out" / "step_0000007") == {tmp_path / "out" / "gates" / "needle.step_0000007.json": held}
+    with pytest.raises(ValueError, match="step_0000007 is held back: gate needle"):
+        check_handover(tmp_path / "out")
+
+
+def test_a_conversion_says_that_its_source_is_held_back(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(folder / "native", tmp_path / "run")
+    gate = write_gate(run / "step_0000000", Gate(name="needle", measured=0.2, bound=0.9, better="higher"))
+    assert main(["convert", "--from", str(run), "--to", "hf", "--output", str(tmp_path / "hf")]) == 0
+    said = capsys.readouterr().out
+    assert f"{run} is held back: gate needle: measured 0.2, passes with at least 0.9: HELD BACK ({gate}); the copy carries no gate" in said
 
 
 def test_a_resharded_step_holds_the_same_in_whole_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

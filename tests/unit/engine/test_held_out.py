@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +166,22 @@ def test_the_run_ends_where_the_loss_stops_falling_and_stays_ended(recipe, tmp_p
     assert train(recipe(tmp_path, eval={"patience": 3}, train={**FROZEN, "steps": 20})).step == 8
 
 
-def test_the_best_step_is_saved_and_not_pruned(recipe, tmp_path):
+def test_the_best_step_is_saved_and_not_pruned(recipe, tmp_path, capfd):
     made = recipe(tmp_path, eval={"keep_best": True}, train=FROZEN, checkpoint={"keep": 1, "save_every": 3})
     train(made)
     assert [path.name for path in atomic.complete_steps(tmp_path)] == ["step_0000002", "step_0000006"]
     assert atomic.best_step(tmp_path) == tmp_path / "step_0000002"
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
+    train(recipe(tmp_path, eval={"keep_best": True}, train=FROZEN, checkpoint={"keep": 1}))
+    assert "was kept as the best step" not in capfd.readouterr().err
+    shutil.copytree(tmp_path, other := tmp_path.with_name("other packs"))
     train(recipe(tmp_path, train=FROZEN, checkpoint={"keep": 1}))
     assert not (tmp_path / "best.json").exists(), "without the setting nothing is spared"
+    said = f"WARNING: {tmp_path / 'step_0000002'} was kept as the best step and is no longer: eval.keep_best is false"
+    assert said in capfd.readouterr().err
+    train(recipe(other, eval={"keep_best": True, "packs": 2}, train={**FROZEN, "steps": 7}, checkpoint={"keep": 1}))
+    said = f"WARNING: {other / 'step_0000002'} was kept as the best step and is no longer: these held-out packs have"
+    assert said in capfd.readouterr().err
 
 
 def test_a_gate_holds_the_next_stage_back_until_the_bound_fits(tiny, recipe, tmp_path):

@@ -59,7 +59,7 @@ def _read(row: Row, sources: Sources) -> Question:
         id=optional(row, "index") or row.place,
         text=text(row, "question"),
         options=options,
-        answer=letter(row, "answer", options),
+        answer=letter(row, "answer", options, text_first=True),
         videos=(video,),
         groups={"task": task},
     )

@@ -132,8 +132,14 @@ def options_of(found: Sequence[str], column: str) -> tuple[str, ...]:
     return tuple(option.strip() for option in found)
 
 
-def letter(row: Row, column: str, options: Sequence[str]) -> tuple[str, ...]:
+def letter(row: Row, column: str, options: Sequence[str], *, text_first: bool = False) -> tuple[str, ...]:
     """The right letter, which the column names by itself or by the option's text; none where the file does not say it.
+
+    Args:
+        row: of the file.
+        column: that names the answer.
+        options: the options' texts.
+        text_first: whether "A" is option B where that option's text is "A"; otherwise it is the letter.
 
     Raises:
         ValueError: it names no option.
@@ -141,6 +147,8 @@ def letter(row: Row, column: str, options: Sequence[str]) -> tuple[str, ...]:
     given = optional(row, column).strip()
     if not given:
         return ()
+    if text_first and given in options:
+        return (LETTERS[options.index(given)],)
     bare = given.strip("().").upper()
     if len(bare) == 1 and bare in LETTERS[: len(options)]:
         return (bare,)

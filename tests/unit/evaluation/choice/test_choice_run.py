@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from mindspeed_vita.cli import evaluate_choice
 from mindspeed_vita.cli.main import main
+from mindspeed_vita.evaluation import answer_tokens
 from mindspeed_vita.evaluation.choice.prompt import request_of
 from mindspeed_vita.evaluation.choice.run import ChoiceFile, ChoiceSettings
 from mindspeed_vita.inference.hf_generate import HFGenerator, load_hf
@@ -172,3 +175,52 @@ def test_a_gate_and_bad_options(exported: Path, videos: Path, capsys: pytest.Cap
     ):  # fmt: skip
         assert run_videos(exported, videos, "other", *more) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_gate_names_the_format_and_the_step_that_was_asked(
+    exported: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many benchmarks name their files alike, and the run that is asked may write a newer step meanwhile."""
+    run = videos / "run"
+    assert main(["convert", "--from", str(exported), "--to", "native", "--output", str(run)]) == 0
+    opened = evaluate_choice.open_session
+
+    def meanwhile(arguments: Any) -> Any:
+        shutil.copytree(run / "step_0000000", run / "step_0000007")
+        return opened(arguments)
+
+    monkeypatch.setattr(evaluate_choice, "open_session", meanwhile)
+    monkeypatch.chdir(videos)
+    options = ["--media", str(videos / "media"), "--frames", "3", "--max-new-tokens", "2", "--limit", "2", "--cache-memory", "8MB"]
+    assert main(["eval", "choice", str(run), str(videos / "lvb.json"), *options, "--pass", "0.6", "--by", "likelihood"]) == 1
+    (gate,) = (run / "gates").iterdir()
+    assert gate.name == "choice_longvideobench_lvb.step_0000000.json"
+    content = json.loads(gate.read_text())
+    assert content["measured"] in (0, 0.5) and content["detail"].endswith("with 3 frames, 1 row with an error counted as wrong")
+    found = json.loads((videos / "lvb_longvideobench_results" / "results.json").read_text())
+    assert found["checkpoint"] == str(run / "step_0000000")
+
+
+def test_frames_of_mindspeed_llm_come_from_its_recipe(exported: Path, videos: Path) -> None:
+    run, saved = videos / "run", videos / "saved"
+    assert main(["convert", "--from", str(exported), "--to", "native", "--output", str(run)]) == 0
+    assert main(["convert", "--from", str(run), "--to", "mindspeed-llm", "--output", str(saved)]) == 0
+    assert run_videos(saved, videos, "out", "--limit", "1", "--max-frames", "5") == 0
+    assert run_videos(saved, videos, "other", "--limit", "1") == 0
+    assert (videos / "out" / "frames_5.jsonl").is_file() and (videos / "other" / "frames_64.jsonl").is_file()
+
+
+def test_letters_without_a_token_leave_the_generation(
+    exported: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the letters of a question matter, and a question whose letters have none is still answered."""
+    rows = json.loads((videos / "lvb.json").read_text())
+    rows = [rows[0], {**rows[0], "id": "three", "candidates": ["a", "b", "c"]}]
+    (videos / "lvb.json").write_text(json.dumps(rows))
+    tokens = answer_tokens.answer_tokens
+    monkeypatch.setattr(answer_tokens, "answer_tokens", lambda *given: (1, 2) if given[2] > "B" else tokens(*given))
+    assert run_videos(exported, videos, "out", "--frames", "3", "--pass", "0.6", "--by", "likelihood") == 1
+    two, three = records(videos / "out", 3)
+    assert set(two["logprobs"]) == {"A", "B"} and set(two["right"]) == {"likelihood", "generation"}
+    assert "logprobs" not in three and "likelihood" not in three and set(three["right"]) == {"generation"}
+    assert "1 rows have a letter that the tokenizer has no token for, so they are scored by generation only" in capsys.readouterr().err

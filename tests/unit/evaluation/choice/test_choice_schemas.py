@@ -220,3 +220,11 @@ def test_subtitles_of_a_benchmark_without_any_are_refused(tmp_path: Path) -> Non
         ChoiceFile(ChoiceSettings(file=path, output=tmp_path, subtitles=tmp_path))
     with pytest.raises(ValueError, match="--schema mmlu is unknown; expected one of video-mme, longvideobench"):
         ChoiceFile(ChoiceSettings(file=path, output=tmp_path, schema="mmlu"))
+
+
+def test_an_option_that_is_a_letter_is_meant_where_answers_are_texts(tmp_path: Path) -> None:
+    """MVBench names the right option by its text, and a text may be "A"."""
+    row = {"video": "a.mp4", "question": "Which letter is shown?", "candidates": ["B", "A", "C"], "answer": "A"}
+    (touched(tmp_path, "a.mp4") / "letters.json").write_text(json.dumps([row, {**row, "candidates": ["B", "C"]}]))
+    schema, (text, bare) = questions(tmp_path / "letters.json")
+    assert schema == "mvbench" and text.answer == ("B",) and bare.answer == ("A",)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.evaluation.choice.extraction import is_right, letter_of
-from mindspeed_vita.evaluation.choice.scores import Score, scores, summary, table
+from mindspeed_vita.evaluation.choice.scores import Score, scores, strict, summary, table
 from mindspeed_vita.evaluation.choice.subtitles import Line, read_subtitles, shown_at
 
 OPTIONS = ("a red cat", "a cat", "two dogs", "nothing")
@@ -62,7 +62,20 @@ def test_accuracies_by_group_and_of_circles() -> None:
         ["duration", "short", "2", "100.0", "50.0"],
         ["duration", "long", "2", "0.0", "100.0"],
         ["circular", "all rows of a question right", "2", "50.0", "50.0"],
+        ["", "rows that failed, not in the accuracies", "", "1 of 6", "1 of 6"],
     ]
+
+
+def test_a_gate_counts_rows_that_failed_as_wrong() -> None:
+    """Otherwise one right answer of a hundred rows, 99 of which failed, would pass."""
+    right = {"groups": {}, "right": {"likelihood": True, "generation": True}, "likelihood": "A", "generation": "A"}
+    unread = {"groups": {}, "right": {"generation": True}, "generation": "A"}
+    found = summary([right, *[{"error": "gone"}] * 9])
+    assert strict(found, "generation") == (Score(1, 10), "9 rows with an error")
+    found = summary([right, unread, {"error": "gone"}])
+    assert strict(found, "generation") == (Score(2, 3), "1 row with an error") and found["no_likelihood"] == 1
+    assert strict(found, "likelihood") == (Score(1, 3), "1 row with an error and 1 row whose letters have no likelihood")
+    assert strict(summary([right]), "generation") == (Score(1, 1), "") and strict(summary([]), "likelihood") == (Score(0, 0), "")
 
 
 def test_subtitles_of_both_kinds(tmp_path: Path) -> None:
