@@ -1,1 +1,1 @@
-"""What a recipe costs before it runs: memory, work and bytes of a real step, traced on fake tensors, and the time that follows."""
+"""What a recipe costs before it runs: memory, work and bytes of a real step, traced on tensors without memory."""

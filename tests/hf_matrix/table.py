@@ -25,6 +25,7 @@ The exports are tiny and random; they are written under the newest release here 
 - transformers 5.4 to 5.12 replace `transformers.AutoImageProcessor` by a placeholder where torchvision is missing, before any folder
   is read. There, use `AutoProcessor.from_pretrained(folder).image_processor`, or import the class from
   `transformers.models.auto.image_processing_auto`, as these tests do.
+- transformers 5.4 finds InternVL's image processor only where torchvision is installed, so two cells are skipped there.
 - Up to 5.23, transformers begins prefill in chunks at position 0 even on a filled cache. `generate()` of the exported model refuses this.
 """
 

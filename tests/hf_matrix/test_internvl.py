@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
@@ -35,6 +36,8 @@ class WithoutVideos(InternVLProcessor):
 @pytest.fixture(scope="module")
 def processor(world: Path) -> Any:
     folder = world / "internvl-qwen2"
+    if transformers.__version__.startswith("5.4."):
+        pytest.skip("transformers 5.4 finds InternVL's image processor only where torchvision is installed")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return WithoutVideos(AutoImageProcessor.from_pretrained(folder), tokenizer, None, 4, tokenizer.chat_template)
 

@@ -12,10 +12,10 @@ from typing import Any, Optional
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.evaluation.answer_tokens import letter_tokens
 from mindspeed_vita.evaluation.choice.extraction import RULES, is_right, letter_of
-from mindspeed_vita.evaluation.choice.pictures import LONGEST_REFERENCE
 from mindspeed_vita.evaluation.choice.prompt import request_of
 from mindspeed_vita.evaluation.choice.question import Question
 from mindspeed_vita.evaluation.choice.schemas import Sources, choose_schema
+from mindspeed_vita.evaluation.choice.schemas.base64_tsv import LONGEST_REFERENCE
 from mindspeed_vita.evaluation.choice.subtitles import read_subtitles, shown_at
 from mindspeed_vita.evaluation.choice.table import Row, read_rows
 from mindspeed_vita.evaluation.clips import ClipEncoder, split_clip

@@ -5,11 +5,13 @@ Pictures are base64 or paths. A question has one column for each option, or is o
 
 from __future__ import annotations
 
-from mindspeed_vita.evaluation.choice.pictures import LONGEST_REFERENCE
 from mindspeed_vita.evaluation.choice.question import LETTERS, Question
 from mindspeed_vita.evaluation.choice.schemas.mmmu import NUMBERED, open_answers, place_pictures
 from mindspeed_vita.evaluation.choice.schemas.schema import Schema, Sources, as_list, letter, optional, text
 from mindspeed_vita.evaluation.choice.table import Row
+
+LONGEST_REFERENCE = 64
+"""A cell of at most so many characters is no picture in base64; it names the row that holds the picture."""
 
 _TURN = 1_000_000
 """MMBench writes the rows of one question with its options turned under index, index + 1,000,000 and so on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mindspeed_vita.evaluation.choice.clips import Clip
 from mindspeed_vita.evaluation.choice.question import Question
 from mindspeed_vita.evaluation.choice.schemas.schema import (
     Schema,
@@ -16,6 +15,7 @@ from mindspeed_vita.evaluation.choice.schemas.schema import (
     texts,
 )
 from mindspeed_vita.evaluation.choice.table import Row
+from mindspeed_vita.evaluation.clips import Clip
 
 _FOLDERS = {
     "action_sequence": ("star/Charades_v1_480", "star/Charades_segment"),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from mindspeed_vita.evaluation.choice.pictures import PictureFolder
 from mindspeed_vita.evaluation.choice.question import LETTERS, Question
 from mindspeed_vita.evaluation.choice.table import Row
+from mindspeed_vita.evaluation.pictures import PictureFolder
 
 _LETTERED = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
