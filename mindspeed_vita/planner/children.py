@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +15,7 @@ from typing import Optional
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.config.load import import_plugins
+from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.planner.trace.packs import PackContent
 from mindspeed_vita.planner.trace.result import Trace
 
@@ -40,7 +42,8 @@ def trace_all(jobs: Sequence[Job], processes: int, done: Callable[[int], None] =
     Raises:
         ValueError: one of the traces refuses its arguments, or its process was ended from outside.
     """
-    with ProcessPoolExecutor(max(1, min(processes, len(jobs))), multiprocessing.get_context("spawn"), initializer=_start) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(processes, len(jobs))), context, initializer=_start, initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(_trace, job): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
@@ -57,9 +60,12 @@ def trace_all(jobs: Sequence[Job], processes: int, done: Callable[[int], None] =
         return [future.result() for future in futures]
 
 
-def _start() -> None:
+def _start(parent: int) -> None:
     import torch
 
+    by_ctrl_c = signal.getsignal(signal.SIGINT)
+    live_no_longer_than(parent)
+    signal.signal(signal.SIGINT, by_ctrl_c)  # nothing is lost when a trace stops at once
     os.environ["DEVICE"] = "cpu"
     torch.set_num_threads(1)
 

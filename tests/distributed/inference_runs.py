@@ -13,11 +13,8 @@ SHORT = (1, 6, 2)
 """Questions of few blocks."""
 
 
-def exactness(layout: Any, *, folder: str, questions: list[Question], count: int, few: int) -> dict[str, Any]:
-    """Greedy answers in every way that must not matter: tokens and logits of each way, on this rank.
-
-    The batch as a whole gives `count` tokens a question, the other ways the first `few` of them.
-    """
+def exactness(layout: Any, *, folder: str, questions: list[Question], count: int) -> dict[str, Any]:
+    """Greedy answers of `count` tokens in every way that must not matter: tokens and logits of each way, on this rank."""
     from mindspeed_vita.inference.loading import load_model
     from mindspeed_vita.inference.request import ask
     from mindspeed_vita.inference.session import InferenceSession, SessionSettings
@@ -36,9 +33,9 @@ def exactness(layout: Any, *, folder: str, questions: list[Question], count: int
     chunked = {"pass-Q": ("queries", 2 * BLOCK), "pass-KV": ("keys", 2 * BLOCK), "one block a chunk": ("auto", BLOCK)}
     found["whole"] = drive().greedy(everyone, count)
     for name, (travels, chunk) in chunked.items():
-        found[name] = drive(travels).greedy(everyone, few, chunk=chunk)
+        found[name] = drive(travels).greedy(everyone, count, chunk=chunk)
     alone = drive()
-    found["one by one"] = {number: alone.greedy([number], few)[0][number] for number in everyone}
+    found["one by one"] = {number: alone.greedy([number], count)[0][number] for number in everyone}
     found["blocks"] = alone.used
     return found
 
