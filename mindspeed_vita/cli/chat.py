@@ -11,6 +11,7 @@ from collections import deque
 from typing import Optional, TextIO
 
 from mindspeed_vita.cli.answering import add_checkpoint_arguments, add_sampling_arguments, check_checkpoint, open_session, sampling
+from mindspeed_vita.data.media.pipes import wait_for
 
 _EPILOG = """
 examples:
@@ -82,7 +83,7 @@ class TypedLines:
 
     def entered(self) -> bool:
         """Whether the user of a terminal pressed Enter on an empty line. Other lines are kept for `read`."""
-        while self._source.isatty() and "" not in self._early and select.select([self._source], [], [], 0)[0]:
+        while self._source.isatty() and "" not in self._early and wait_for(self._source.fileno(), select.POLLIN, 0):
             line = self._source.readline()
             if line.strip() == "" != line:
                 return True
