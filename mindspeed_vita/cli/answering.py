@@ -107,7 +107,7 @@ def open_session(arguments: argparse.Namespace) -> InferenceSession:
     Raises:
         ValueError: as load_session.
     """
-    from mindspeed_vita.cli.convert import parse_size
+    from mindspeed_vita.files.sizes import parse_size
     from mindspeed_vita.inference.session import SessionSettings, load_session
 
     memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")

@@ -93,7 +93,7 @@ def _reshard(folder: Path, arguments: argparse.Namespace) -> int:
     from mindspeed_vita.checkpoint.native.offline import other_files, reshard
     from mindspeed_vita.checkpoint.native.step_folder import find
     from mindspeed_vita.cli.bytes_bar import bytes_bar
-    from mindspeed_vita.cli.convert import parse_size
+    from mindspeed_vita.files.sizes import parse_size
 
     output, size = Path(arguments.output), parse_size(arguments.max_shard_size)
     step = find(folder)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
-from mindspeed_vita.choices import PRECISIONS, Precision
+from mindspeed_vita.choices import PRECISIONS
+from mindspeed_vita.cli.convert_targets import WRITERS, Work, layout_of
 from mindspeed_vita.files.sizes import parse_size
-from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
-    from mindspeed_vita.checkpoint.conversion import Conversion
-    from mindspeed_vita.checkpoint.hf.layout import Layout
     from mindspeed_vita.checkpoint.source import Source, SourceOptions
     from mindspeed_vita.checkpoint.training import Training
 
@@ -139,7 +137,7 @@ def _check_output(output: Path, to: str) -> None:
     if to in EXPORTS:
         from mindspeed_vita.checkpoint.hf.export import check_output
 
-        check_output(output, _layout(to))
+        check_output(output, layout_of(to))
         return
     held_names = [path.name for path in output.iterdir()] if output.is_dir() else []
     # what a stopped conversion to native left there is taken up
@@ -198,9 +196,16 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
             lineage=opened.lineage(),
             replaces=arguments.replace,
         )
-        written = _WRITERS[arguments.to](
-            opened, output, arguments, dtype, shard_bytes, conversion, training
+        work = Work(
+            opened=opened,
+            output=output,
+            arguments=arguments,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            conversion=conversion,
+            training=training,
         )
+        written = WRITERS[arguments.to](work)
     print(written)
     if note:
         print(note)
@@ -246,104 +251,3 @@ def _check_vocabulary(opened: Source) -> None:
             f"the tokenizer in {data.tokenizer} has {entries} entries with the vision tokens, the embedding table {rows} rows; name "
             f"another one with --tokenizer, or give the model {entries} rows (transformers' resize_token_embeddings) and save it again"
         )
-
-
-def _write_hf(
-    opened: Source,
-    output: Path,
-    arguments: argparse.Namespace,
-    dtype: Any,
-    shard_bytes: int,
-    conversion: Conversion,
-    training: Optional[Training],
-) -> str:
-    from mindspeed_vita.checkpoint.hf.export import export_hf
-    from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
-    from mindspeed_vita.data.templates import get_template
-    from mindspeed_vita.data.tokenizer import load_tokenizer
-
-    recipe, pooling = opened.recipe, arguments.frame_pooling
-    if pooling is None and arguments.to == "hf":
-        pooling = read_frame_pooling(Path(arguments.source))
-    done = export_hf(
-        opened.weights,
-        recipe,
-        output,
-        tokenizer=load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template)),
-        dtype=dtype,
-        max_shard_bytes=shard_bytes,
-        layout=_layout(arguments.to),
-        card=arguments.card,
-        frame_pooling=pooling,
-        conversion=conversion,
-    )
-    return f"{output}: {counted(done.num_tensors, 'tensor')}, {counted(done.num_parameters, 'parameter')}, {done.dtype}"
-
-
-def _write_native(
-    opened: Source,
-    output: Path,
-    arguments: argparse.Namespace,
-    dtype: Any,
-    shard_bytes: int,
-    conversion: Conversion,
-    training: Optional[Training],
-) -> str:
-    from dataclasses import replace
-
-    import torch
-
-    from mindspeed_vita.checkpoint.native import checkpoint as native
-    from mindspeed_vita.files.tensors import cast
-
-    tensors = cast(opened.weights, dtype)
-    stored = tensors.specs()["language.embedding.word_embeddings.weight"].dtype
-    precision: Precision = "fp32" if stored is torch.float32 else "bf16"
-    recipe = replace(opened.recipe, train=replace(opened.recipe.train, precision=precision))
-    optimizer, state = (training.optimizer, training.state) if training else (None, None)
-    folder = native.save_full_weights(
-        output, tensors, recipe, max_file_bytes=shard_bytes, optimizer=optimizer, state=state, conversion=conversion
-    )
-    return f"{folder}: {counted(len(tensors), 'tensor')}{_use(output, training)}"
-
-
-def _write_megatron(
-    opened: Source,
-    output: Path,
-    arguments: argparse.Namespace,
-    dtype: Any,
-    shard_bytes: int,
-    conversion: Conversion,
-    training: Optional[Training],
-) -> str:
-    from mindspeed_vita.checkpoint.megatron.write import write_megatron
-
-    tp, pp = arguments.tp or 1, arguments.pp or 1
-    fused = arguments.to == "megatron"
-    files = write_megatron(
-        opened.weights, opened.recipe, output, tp=tp, pp=pp, fused_norms=fused, dtype=dtype, training=training, conversion=conversion
-    )
-    return f"{output}: {len(opened.weights)} tensors in {files} files for tp={tp} pp={pp}{_use(output, training)}"
-
-
-def _use(output: Path, training: Optional[Training]) -> str:
-    if training is None:
-        return f"; start from it with checkpoint.init_from={output}"
-    state = training.state
-    return f", the optimizer after step {state.step} and {state.packs} packs; continue from it with checkpoint.directory={output}"
-
-
-def _layout(to: str) -> Layout:
-    from mindspeed_vita.checkpoint.hf.export import LONG_VITA
-    from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
-
-    return {"hf": LONG_VITA, "internvl": INTERNVL_LAYOUT}[to]
-
-
-_WRITERS = {
-    "hf": _write_hf,
-    "internvl": _write_hf,
-    "native": _write_native,
-    "mindspeed-llm": _write_megatron,
-    "megatron": _write_megatron,
-}

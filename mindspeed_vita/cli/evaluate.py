@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 
 from mindspeed_vita.cli import evaluate_choice, evaluate_loss, evaluate_needle
 
@@ -12,9 +11,9 @@ ACTIONS = {
     "needle": ("find coloured shapes at any depth of long films, or make rows that teach it", evaluate_needle.add_arguments),
     "choice": ("answer the multiple-choice and open questions of a benchmark's file", evaluate_choice.add_arguments),
 }
+_RUN = {"loss": evaluate_loss.run, "needle": evaluate_needle.run, "choice": evaluate_choice.run}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one action."""
-    status: int = importlib.import_module(f"mindspeed_vita.cli.evaluate_{arguments.action}").run(arguments)
-    return status
+    return _RUN[arguments.action](arguments)

@@ -112,7 +112,7 @@ def _serve(session: InferenceSession, settings: ServeSettings, bound: socket.soc
 
 
 def _settings(arguments: argparse.Namespace) -> ServeSettings:
-    from mindspeed_vita.cli.convert import parse_size
+    from mindspeed_vita.files.sizes import parse_size
     from mindspeed_vita.serving.access import ApiKeys, check_binding, read_keys
     from mindspeed_vita.serving.conversation import RequestLimits
     from mindspeed_vita.serving.fetching import Fetcher

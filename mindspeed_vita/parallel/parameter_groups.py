@@ -55,15 +55,22 @@ def parameter_groups(model: torch.nn.Module, train: TrainConfig, num_vision_laye
     everywhere = sorted({key for part in keys for key in part}, reverse=True)
     if not everywhere:
         raise ValueError(f"train.modules={list(train.modules)} leaves nothing to train; name at least one module that has weights")
-    return [
-        {
-            "params": members.get((multiplier, decay), []),
-            "max_lr": train.lr * multiplier,
-            "min_lr": train.min_lr * multiplier,
-            "lr_mult": 1.0,
-            "wd_mult": decay,
-            "is_expert_parallel": False,
-            "is_decoupled_lr": False,
-        }
-        for multiplier, decay in everywhere
-    ]
+    return [{"params": members.get(key, []), **group_settings(train, *key)} for key in everywhere]
+
+
+def group_settings(train: TrainConfig, multiplier: float, decay: float) -> dict[str, Any]:
+    """What megatron's optimizer keeps of a parameter group, without its parameters.
+
+    Args:
+        train: the recipe's section.
+        multiplier: of the learning rate.
+        decay: 1 where weight decay applies, else 0.
+    """
+    return {
+        "max_lr": train.lr * multiplier,
+        "min_lr": train.min_lr * multiplier,
+        "lr_mult": 1.0,
+        "wd_mult": decay,
+        "is_expert_parallel": False,
+        "is_decoupled_lr": False,
+    }

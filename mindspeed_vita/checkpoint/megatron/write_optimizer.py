@@ -18,6 +18,7 @@ from mindspeed_vita.checkpoint.megatron.optimizer_files import GroupKey, group_k
 from mindspeed_vita.checkpoint.training import MOMENTS, Training, kinds, schedule_of, trainable
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.files.tensors import Group, Spec
+from mindspeed_vita.parallel.parameter_groups import group_settings
 
 _PADDING = "padding"
 
@@ -133,15 +134,10 @@ def _zeros(name: str, size: int) -> Group:
 
 
 def _group(key: GroupKey, recipe: Recipe, step: int) -> dict[str, Any]:
-    """A parameter group of MindSpeed's AdamW, without its parameters; as parallel/parameter_groups.py makes it."""
+    """A parameter group of MindSpeed's AdamW, without its parameters."""
     train, (multiplier, decay) = recipe.train, key
     return {
-        "max_lr": train.lr * multiplier,
-        "min_lr": train.min_lr * multiplier,
-        "lr_mult": 1.0,
-        "wd_mult": decay,
-        "is_expert_parallel": False,
-        "is_decoupled_lr": False,
+        **group_settings(train, multiplier, decay),
         "lr": train.lr * multiplier,
         "betas": (train.beta1, train.beta2),
         "eps": train.eps,

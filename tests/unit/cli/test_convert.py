@@ -15,9 +15,9 @@ from PIL import Image
 
 from mindspeed_vita.checkpoint.folder_lock import held
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.cli.convert import parse_size
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.files.digest import checksum_of
+from mindspeed_vita.files.sizes import parse_size
 from tests.tiny_checkpoint import make_tokenizer, random_weights, tiny_recipe
 
 
