@@ -11,6 +11,7 @@ from typing import Any
 
 import mindspeed_vita
 from mindspeed_vita.checkpoint.conversion import nothing
+from mindspeed_vita.checkpoint.native.step_folder import weights_identity
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
 from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.files.unfinished import state_of
@@ -53,7 +54,7 @@ class Source:
     wait: Callable[[], None] = field(default=nothing)
     """Ends when the source's own checksums were compared; raises where a file differs."""
 
-    def lineage(self) -> str:
+    def identity(self) -> str:
         """Tells these weights from others: a hash of the checksums of a native step's weights, else of names, sizes and times of the files.
 
         A native step keeps it where it is moved or copied.
@@ -61,13 +62,10 @@ class Source:
         Raises:
             DamagedCheckpoint: the checksums cannot be read.
         """
-        told: Any = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
         if self.format == "native":
-            from mindspeed_vita.checkpoint.native import atomic
-
-            recorded = atomic.recorded(self.files[0].parent.parent)
-            told = {name: digest for name, digest in recorded.items() if name.startswith("weights/")}
-        return hashlib.sha256(json.dumps([self.format, told], sort_keys=True).encode()).hexdigest()
+            return weights_identity(self.files[0].parent.parent)
+        told = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
+        return hashlib.sha256(json.dumps([self.format, told]).encode()).hexdigest()
 
     def origin(self, **settings: Any) -> dict[str, Any]:
         """All that the written bytes depend on, for a conversion to go on where it was stopped.

@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints: native, Hugging Face, MindSpeed-LLM, Megatron"),
     "verify": ("mindspeed_vita.cli.verify", "say whether two checkpoints, of whatever formats, hold the same model"),
     "checkpoint": ("mindspeed_vita.cli.checkpoint", "list, verify, prune and reshard the steps of a run"),
+    "lineage": ("mindspeed_vita.cli.lineage", "say where a checkpoint's weights come from: runs, data, code, conversions"),
     "eval": ("mindspeed_vita.cli.evaluate", "measure a model: held-out loss, visual needles, choice files"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "chat": ("mindspeed_vita.cli.chat", "talk with a checkpoint in the terminal, over several turns"),

@@ -10,7 +10,7 @@ from typing import Any, Iterator, Optional
 
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import gates
+from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.checkpoint.native import atomic
@@ -109,6 +109,7 @@ class _Run:
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
+        origin: Optional[Path] = None
         self.start = ""  # where the weights come from, for people
         if resume_from is None and recipe.checkpoint.init_from:
             origin = choose_step(Path(recipe.checkpoint.init_from))
@@ -130,6 +131,8 @@ class _Run:
                 note = optim.describe_new_length(self.schedule, recipe.train, steps_before=steps_before, step=state.step)
                 self.start = f"{self.start}; {note}"
             set_random_state(platform, native.load_rng(resume_from, self.sizes))
+        self.lineage: Optional[lineage.Lineage] = None  # on the first rank
+        on_first_rank(lambda: self._open_lineage(resume_from, origin))
         self.log: Optional[metrics.MetricsLog] = None
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -154,6 +157,15 @@ class _Run:
                 f"or choose another checkpoint.directory"
             )
         return newest
+
+    def _open_lineage(self, resume_from: Optional[Path], origin: Optional[Path]) -> None:
+        """Makes the record that each step of this run carries."""
+        data = self.dataset.fingerprint
+        if resume_from is None:
+            self.lineage = lineage.begun(self.recipe, data=data, start=None if origin is None else lineage.of_step(native.find(origin)))
+            return
+        saved, before = native.saved_recipe(resume_from), lineage.of_step(resume_from)
+        self.lineage = lineage.continued(before, self.recipe, step=self.step, saved=saved, data=data)
 
     def train(self, last: int, stop: StopRequest) -> TrainResult:
         """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
@@ -241,6 +253,7 @@ class _Run:
             rng=random_state(self.platform),
             keep=self.recipe.checkpoint.keep,
             background=self.recipe.checkpoint.background,
+            lineage=self.lineage,
         )
 
     def _publish(self, wait: bool) -> None:

@@ -60,7 +60,7 @@ class FoundModel:
     folder: Path
     """Where it is."""
     identity: str = ""
-    """Which weights these are: the folder of the step, iteration or export, and Source.lineage(). Empty for a recipe without weights."""
+    """Which weights these are: the folder of the step, iteration or export, and Source.identity(). Empty for a recipe without weights."""
     frame_pooling: Optional[str] = None
     """How the folder's own processor pools the frames of videos."""
 
@@ -186,7 +186,7 @@ def find_model(path: str | Path, recipe: Optional[str | Path] = None) -> FoundMo
     # a native checkpoint is compared with its checksums by all ranks together, as it is loaded
     folder = current_folder(path)
     opened = open_source(folder, SourceOptions(recipe=str(recipe or ""), compare=False))
-    identity = f"{folder.resolve()} {opened.lineage()}"
+    identity = f"{folder.resolve()} {opened.identity()}"
     if opened.format == "native":
         return FoundModel(recipe=opened.recipe, weights=None, folder=folder, identity=identity)
     stored = opened.weights.specs()["language.embedding.word_embeddings.weight"].dtype

@@ -106,6 +106,8 @@ def write_megatron(
     """
     told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced"))
     state: dict[str, Any] = {"recipe": recipe_to_dict(told)}
+    if conversion.lineage is not None:
+        state["lineage"] = conversion.lineage.encode()
     if training is not None:
         state |= {"fingerprint": training.state.fingerprint, "failed_samples": sorted(training.state.failed_samples)}
     more = {_STATE: torch.frombuffer(bytearray(json.dumps(state), "utf-8"), dtype=torch.uint8)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -58,6 +59,16 @@ def find(path: str | Path) -> Path:
             what = "is a Hugging Face folder, not a native one"
         raise ValueError(f"{path} {what}; expected a run folder with step_XXXXXXX folders, or one of those folders itself")
     return step
+
+
+def weights_identity(folder: Path) -> str:
+    """Tells the weights of a step from others, wherever the step lies: a hash of their checksums.
+
+    Raises:
+        DamagedCheckpoint: the checksums cannot be read.
+    """
+    sums = {name: digest for name, digest in atomic.recorded(folder).items() if name.startswith("weights/")}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def load_state(folder: Path) -> TrainState:
