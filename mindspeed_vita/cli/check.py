@@ -45,15 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.passed_on and arguments.engine == "builtin":
         raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    topics: list[tuple[str, Callable[[], str]]] = [
-        ("packs", lambda: _packs(recipe)),
-        ("training", lambda: _training(recipe)),
-        ("layout", lambda: _layout(recipe, arguments.processes, arguments.engine)),
-        ("data", lambda: _data(recipe)),
-        *([("held out", lambda: _held_out(recipe))] if recipe.eval.mixture else []),
-        ("tokenizer", lambda: _tokenizer(recipe)),
-        ("weights", lambda: _weights(recipe, arguments.engine)),
-    ]
+    topics = _topics(recipe, arguments.processes, arguments.engine)
     if arguments.engine == "mindspeed-llm":
         topics.append(("flags", lambda: _flags(recipe, arguments.passed_on)))
     problems = 0
@@ -67,6 +59,38 @@ def run(arguments: argparse.Namespace) -> int:
     found = f"{problems} of {len(topics)} topics {'has' if problems == 1 else 'have'} a problem"
     print(f"FAIL: {found}" if problems else "PASS: the run would start")
     return 2 if problems else 0
+
+
+def problems_of(recipe: Recipe, processes: int, engine: str, *, weights: bool) -> list[str]:
+    """What would keep a recipe from starting, a line each.
+
+    Args:
+        recipe: a run.
+        processes: it will have.
+        engine: it will use.
+        weights: whether the weights to start from are there already.
+    """
+    problems = []
+    for name, look in _topics(recipe, processes, engine):
+        try:
+            if weights or name != "weights":
+                look()
+        except ValueError as error:
+            problems.append(f"{name}: {' '.join(str(error).split())}")
+    return problems
+
+
+def _topics(recipe: Recipe, processes: int, engine: str) -> list[tuple[str, Callable[[], str]]]:
+    """By name: what says how it is, or raises a ValueError."""
+    return [
+        ("packs", lambda: _packs(recipe)),
+        ("training", lambda: _training(recipe)),
+        ("layout", lambda: _layout(recipe, processes, engine)),
+        ("data", lambda: _data(recipe)),
+        *([("held out", lambda: _held_out(recipe))] if recipe.eval.mixture else []),
+        ("tokenizer", lambda: _tokenizer(recipe)),
+        ("weights", lambda: _weights(recipe, engine)),
+    ]
 
 
 def _packs(recipe: Recipe) -> str:

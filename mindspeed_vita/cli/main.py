@@ -15,6 +15,7 @@ from typing import Mapping, Optional, Sequence
 # name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
+    "pipeline": ("mindspeed_vita.cli.pipeline", "train stages one after the other, with gates in between"),
     "check": ("mindspeed_vita.cli.check", "say whether a recipe would start: settings, layout, data, weights"),
     "plan": ("mindspeed_vita.cli.plan", "memory, work and collectives of a recipe's step on devices that are not here; other layouts"),
     "schema": ("mindspeed_vita.cli.schema", "print the JSON schema of a recipe: editors complete and check recipes with it"),

@@ -15,8 +15,8 @@ from mindspeed_vita.config import ModelConfig, Recipe, model_config_from_dict, r
 # keys of the model section that do not change what a weight means
 _NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_chunk", "language.max_positions", "vision.layer_scale_init"}
 
-# how positions turn: what a later, longer stage changes
-_POSITIONS = ("language.rope_base", "language.rope_scaling.")
+POSITIONS = ("language.rope_base", "language.rope_scaling.")
+"""How positions turn: what a later, longer stage changes."""
 # keys of the train section that a resumed run may change: how long it goes on, and what only costs memory or time
 _MAY_CHANGE = {"steps", "recompute"}
 
@@ -110,7 +110,7 @@ def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = Fals
     saved = model_config_from_dict(saved_recipe(folder)["model"])
     found = differing_keys(saved, config)
     differing = [
-        f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if resume or not key.startswith(_POSITIONS)
+        f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if resume or not key.startswith(POSITIONS)
     ]
     if differing:
         raise ValueError(f"checkpoint {folder} is of another architecture ({'; '.join(differing)}); use the recipe it was trained with")
