@@ -152,8 +152,10 @@ def test_commands_say_how_many_processes_they_need(tiny, tmp_path):
 def test_other_nodes_wait_for_the_first_and_hear_of_its_failure(tiny, tmp_path):
     """Two processes stand for two nodes that see one folder. The script stands for a run over both."""
     path = write(tiny, tmp_path, first={"script": "run.sh", "gates": ["loss --mixture none.yaml --at-most 1"]})
-    (tmp_path / "run.sh").write_text(f'[ "$NODE_RANK" = 1 ] || {sys.executable} -m mindspeed_vita.cli.main train {tmp_path}/first.yaml\n'
-                                     f'while ! ls {tmp_path}/runs/first/step_*/checksums.json 2>/dev/null; do sleep 0.2; done\n')  # fmt: skip
+    train = f"{sys.executable} -m mindspeed_vita.cli.main train {tmp_path}/first.yaml"
+    saved = f"{tmp_path}/runs/first/step_*/checksums.json"
+    script = f'[ "$NODE_RANK" = 1 ] || {train}\nwhile ! ls {saved} 2>/dev/null; do sleep 0.2; done\n'
+    (tmp_path / "run.sh").write_text(script)
     command = [sys.executable, "-m", "mindspeed_vita.cli.main", "pipeline", str(path)]
     nodes = []
     for number in "10":
