@@ -80,9 +80,30 @@ def decode(content: Mapping[str, Any]) -> Lineage:
         values = {key: value for key, value in content.items() if key in known}
         values["changes"] = tuple(Change(**change) for change in values.get("changes", ()))
         values["parents"] = tuple(decode(parent) for parent in values.get("parents", ()))
-        return Lineage(**values)
+        found = Lineage(**values)
+        _check(found)
+        return found
     except (TypeError, AttributeError) as error:
         raise ValueError(f"no record of a lineage ({error})") from error
+
+
+def _check(lineage: Lineage) -> None:
+    """Refuses values of other types than the fields have.
+
+    Raises:
+        TypeError: a value is of another type.
+    """
+    texts = (lineage.made_by, lineage.name, lineage.code, lineage.recipe, lineage.data, lineage.weights)
+    whole = lineage.step is None or (isinstance(lineage.step, int) and not isinstance(lineage.step, bool))
+    changes = all(
+        isinstance(change.step, int)
+        and isinstance(change.code, str)
+        and isinstance(change.settings, Mapping)
+        and all(isinstance(both, (list, tuple)) and len(both) == 2 for both in change.settings.values())
+        for change in lineage.changes
+    )
+    if not (all(isinstance(text, str) for text in texts) and whole and isinstance(lineage.settings, Mapping) and changes):
+        raise TypeError("a value is of another type than it should be")
 
 
 def read(folder: Path) -> Optional[Lineage]:
@@ -96,7 +117,7 @@ def read(folder: Path) -> Optional[Lineage]:
         return None
     try:
         return decode(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; restore the file, or remove it: the history is then unknown") from error
 
 

@@ -40,6 +40,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {path}: no such file")
     try:
         content = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path}: no text in UTF-8 ({error}); save it as UTF-8") from error
     except RepeatedKey as error:
         raise ValueError(f"recipe {path}: {error}") from error
     except yaml.YAMLError as error:

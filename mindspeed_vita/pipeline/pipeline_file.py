@@ -121,6 +121,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"pipeline {path}: no such file")
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"pipeline {path}: no text in UTF-8 ({error}); save it as UTF-8") from error
     except RepeatedKey as error:
         raise ValueError(f"pipeline {path}: {error}") from error
     except yaml.YAMLError as error:

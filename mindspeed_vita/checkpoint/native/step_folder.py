@@ -92,8 +92,18 @@ def load_state(folder: Path) -> TrainState:
 
 
 def saved_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe a step was written with, as nested plain values."""
-    return dict(json.loads((folder / "recipe.json").read_text()))
+    """The recipe a step was written with, as nested plain values.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
+    """
+    try:
+        content = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a JSON {type(content).__name__}, expected an object")
+    except ValueError as error:
+        raise atomic.damaged(folder, [f"recipe.json cannot be read ({error})"]) from error
+    return content
 
 
 def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = False) -> None:
