@@ -23,7 +23,10 @@ VideoReader = Literal["pyav", "decord", "torchcodec"]
 Resize = Literal["exact", "fast"]
 VisionParallel = Literal["balanced", "tensor"]
 Precision = Literal["bf16", "fp32"]
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "mlp", "full_but_attention", "full"]
+"""What the decoder's layers compute again in the backward pass, from little to much."""
+Offload = Literal["none", "inputs"]
+"""What recomputed layers keep in host memory between the two passes."""
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -35,3 +38,4 @@ VIDEO_READERS: tuple[VideoReader, ...] = get_args(VideoReader)
 VISION_PARALLELS: tuple[VisionParallel, ...] = get_args(VisionParallel)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)

@@ -8,6 +8,7 @@ from typing import Callable, Sequence
 
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe, load_recipe, validate
+from mindspeed_vita.config.recompute import describe_recomputation
 from mindspeed_vita.wording import counted
 
 _EPILOG = """
@@ -104,7 +105,7 @@ def _packs(recipe: Recipe) -> str:
 def _training(recipe: Recipe) -> str:
     train = recipe.train
     steps = f"{counted(train.steps, 'step')} of {counted(train.global_batch, 'pack')}, learning rate {train.lr:g} -> {train.min_lr:g}"
-    return f"{', '.join(train.modules)}; {steps}, {train.precision}, recompute {train.recompute}"
+    return f"{', '.join(train.modules)}; {steps}, {train.precision}, {describe_recomputation(recipe)}"
 
 
 def _layout(recipe: Recipe, processes: int, engine: str) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Optional
 
-from mindspeed_vita.choices import MODULES, LossWeighting, Module, Packing, Precision, Recompute, Resize, VideoReader, VisionParallel
+from mindspeed_vita.choices import (
+    MODULES,
+    LossWeighting,
+    Module,
+    Offload,
+    Packing,
+    Precision,
+    Recompute,
+    Resize,
+    VideoReader,
+    VisionParallel,
+)
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -183,7 +194,12 @@ class TrainConfig(Section):
     precision: Precision = "bf16"
     """bf16 | fp32. Optimizer state and gradient reduction are fp32 in both."""
     recompute: Recompute = "none"
-    """none | selective (core attention) | full (every layer)."""
+    """What the backward pass computes again: none | selective (SwiGLU) | mlp (up to its last matrix product) | full_but_attention
+    (layers, whose attention results are kept) | full (layers). The last two recompute the tower's layers as well."""
+    recompute_layers: Count = 0
+    """Decoder layers at the start of each pipeline stage to which `recompute` applies; 0: all of them."""
+    offload: Offload = "none"
+    """none | inputs (the inputs of recomputed layers wait in host memory; with full_but_attention and full)."""
     seed: Integer = 1234
     """Seed of the initial weights."""
 

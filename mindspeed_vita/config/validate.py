@@ -11,6 +11,7 @@ from mindspeed_vita.config.build import check, listed
 from mindspeed_vita.config.languages import language_traits
 from mindspeed_vita.config.projectors import projector_traits
 from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, Recipe
+from mindspeed_vita.config.recompute import recompute_problems
 
 
 def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = False) -> None:
@@ -27,6 +28,7 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     where = f"recipe {recipe.name!r}"
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
     problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe), *_eval(recipe)]
+    problems += recompute_problems(recipe, uneven_pipeline=uneven_pipeline)
     if problems:
         raise ValueError(listed(where, problems))
 

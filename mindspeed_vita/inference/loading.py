@@ -16,6 +16,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.source import SourceOptions, current_folder, open_source
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import ParallelConfig, Recipe, stretched
+from mindspeed_vita.config.recompute import without_recomputation
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.chosen_step import choose_step
@@ -144,7 +145,7 @@ def inference_recipe(
     return replace(
         recipe,
         parallel=ParallelConfig(tp=tp, cp=cp),
-        train=replace(recipe.train, recompute="none", global_batch=1),
+        train=replace(without_recomputation(recipe.train), global_batch=1),
         data=replace(recipe.data, seq_length=2 * tp * cp, max_frames=frames),
         model=recipe.model if rope_scaling is None else stretched(recipe.model, rope_scaling),
     )

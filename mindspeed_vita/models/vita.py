@@ -17,9 +17,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 from mindspeed_vita.config import MODULES, ModelConfig
+from mindspeed_vita.config.recompute import NO_RECOMPUTATION, Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
 from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model
+from mindspeed_vita.models.layer_inputs import LayerInputs
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
 from mindspeed_vita.models.splice import splice
@@ -28,6 +30,7 @@ from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import TowerLinears, whole_linears
 from mindspeed_vita.ops.normalize import normalize_tiles
 from mindspeed_vita.ops.rotary import RotaryTables
+from mindspeed_vita.platform.host_copies import host_copies
 
 TILES_AT_ONCE = 32
 """Tiles that a tower without gradients encodes at a time: 20 MB each in InternViT-300M (bf16, on a CPU), 33,000 rows a matrix product."""
@@ -76,6 +79,7 @@ class VitaModel(MegatronModule):
         tower_linears: how the tower's linear layers are cut over tensor parallelism; whole on every rank by default.
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
         norm: the decoder's norm; a training framework may bring a fused one.
+        recompute: what the layers of decoder and tower compute again in the backward pass.
     """
 
     def __init__(
@@ -93,20 +97,29 @@ class VitaModel(MegatronModule):
         tower_linears: Callable[[TransformerConfig], TowerLinears] = whole_linears,
         seed: int = 1234,
         norm: Norm = RMSNorm,
+        recompute: Recomputation = NO_RECOMPUTATION,
     ) -> None:
         super().__init__(config=transformer_config)
         self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
         self.pre_process, self.post_process = pre_process, post_process
         self.rotary = RotaryTables(config.language)
         self.exchange, self.head = exchange, head
-        self.trainable = frozenset(trainable)
+        self.trainable, self.offload = frozenset(trainable), recompute.offload
         self.vision: Optional[nn.Module] = None
         self.projector: Optional[nn.Module] = None
         if pre_process:
             assert attend_tiles is not None
-            self._build_vision(config, transformer_config, tower_linears(transformer_config), attend_tiles, seed)
+            parts = {"linears": tower_linears(transformer_config), "attend": attend_tiles, "recompute": recompute.tower}
+            self._build_vision(config, transformer_config, parts, seed)
         self.language = build_language_model(
-            config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process, norm=norm
+            config.language,
+            transformer_config,
+            attend=attend,
+            pre_process=pre_process,
+            post_process=post_process,
+            norm=norm,
+            # where a training framework's own flags recompute layers, ours do not do it again inside
+            recompute=NO_RECOMPUTATION if transformer_config.recompute_granularity else recompute,
         )
         self.share_embeddings_and_output_weights = config.language.tie_embeddings
         for name in MODULES:
@@ -114,13 +127,10 @@ class VitaModel(MegatronModule):
             if module is not None and name not in self.trainable:
                 module.requires_grad_(False)
 
-    def _build_vision(
-        self, config: ModelConfig, transformer_config: TransformerConfig, linears: TowerLinears, attend: AttendTiles, seed: int
-    ) -> None:
-        vision = config.vision
-        recompute, self.normalization = transformer_config.recompute_granularity == "full", vision.normalization
+    def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, parts: dict[str, Any], seed: int) -> None:
+        vision, linears = config.vision, parts["linears"]
+        self.normalization = vision.normalization
         self.tile_shape, self.feature_shape = (3, vision.tile_size, vision.tile_size), (vision.grid**2, vision.hidden_size)
-        parts: dict[str, Any] = {"recompute": recompute, "linears": linears, "attend": attend}
         self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, **parts)
         self.projector = projectors.build(
             config.projector.kind,
@@ -187,10 +197,12 @@ class VitaModel(MegatronModule):
     def decode(self, inputs: ModelInputs) -> torch.Tensor:
         """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
         cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
+        offloads = self.offload == "inputs" and self.training and torch.is_grad_enabled()
+        layer_inputs = LayerInputs(host_copies(inputs.positions_T.device)) if offloads else None
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,
             attention_mask=None,
-            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD),
+            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD, layer_inputs=layer_inputs),
         )
 
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.config.recompute import Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.vision.attention import AttendTiles
@@ -46,7 +47,6 @@ def build_model(
         tp=layout.tp_size,
         pp=layout.pp_size,
         cp=layout.cp_size,
-        recompute=recipe.train.recompute,
         init_on_cpu=on_cpu,
         sequence_parallel=sequence_parallel,
     )
@@ -81,6 +81,7 @@ def model_arguments(
         "trainable": recipe.train.modules,
         "tower_linears": sharded if tensor else whole_linears,
         "seed": recipe.train.seed,
+        "recompute": Recomputation.of(recipe.train),
     }
 
 

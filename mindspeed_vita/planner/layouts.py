@@ -10,6 +10,7 @@ from typing import get_args
 
 from mindspeed_vita.choices import Recompute, VisionParallel
 from mindspeed_vita.config import Recipe, validate
+from mindspeed_vita.config.recompute import without_recomputation
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Layout:
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with this layout instead of its own."""
         sizes = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recompute"}
-        return replace(recipe, parallel=replace(recipe.parallel, **sizes), train=replace(recipe.train, recompute=self.recompute))
+        train = recipe.train
+        if self.recompute != train.recompute:  # its other settings need not fit another mode
+            train = replace(without_recomputation(train), recompute=self.recompute)
+        return replace(recipe, parallel=replace(recipe.parallel, **sizes), train=train)
 
     def describe(self, world: int) -> str:
         """All sizes, and of the rest what is not the default."""

@@ -42,6 +42,8 @@ def _memory(plans: Sequence[RankPlan], memory: int | None, device: str) -> Itera
     if memory is not None:
         yield _row(f"  fits {_gib(memory)} GiB", ["yes" if plan.memory <= memory else "NO" for plan in plans])
         yield _row("  left", [_gib(memory - plan.memory) for plan in plans])
+    if any(plan.trace.peak_on_host for plan in plans):
+        yield _row("  in addition, host memory", [_gib(plan.trace.peak_on_host) for plan in plans])
     for plan in plans:
         yield f"  the peak of rank {plan.rank} is in {at_the_peak(plan.trace)}"
     for extra in plans[0].extras:

@@ -219,6 +219,38 @@ def test_another_decoder_family_trains_the_built_in_engines_curve(mindspeed: Min
     assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 4)
 
 
+COUNTS_ATTENTION = """
+import atexit
+from collections import Counter
+from mindspeed_vita.ops.attention import torch_native
+
+calls = Counter()
+
+def counted(name):
+    function = getattr(torch_native, name)
+    def call(*args, **keywords):
+        calls[name] += 1
+        return function(*args, **keywords)
+    setattr(torch_native, name, call)
+
+counted("blocks_forward")
+counted("blocks_backward")
+atexit.register(lambda: print(f"\\nattention ran {calls['blocks_forward']} forward and {calls['blocks_backward']} backward", flush=True))
+"""
+
+
+def test_attention_that_is_kept_is_not_computed_twice(mindspeed: MindSpeed, recipe: Any, one_rank: Printed):
+    """With layer inputs in host memory, and two packs in flight on the first stage. The optimizer's losses show the gradients."""
+    (mindspeed.folder / "counts_attention.py").write_text(COUNTS_ATTENTION)
+    settings = {"recompute": "full_but_attention", "offload": "inputs"}
+    told = replace(recipe("keeps", train=settings, parallel={"pp": 2}), plugins=("counts_attention",))
+    printed = mindspeed.train(told, 2, "keeps")
+    assert mindspeed.off_by("fp32, pp2, recomputation that keeps attention, offload", 2, printed, one_rank.losses) <= LOSS
+    assert_same_norms(printed, one_rank.norms, STEPS)
+    counts = re.findall(r"attention ran (\d+) forward and (\d+) backward", printed.text)
+    assert len(counts) == 2 and all(int(forward) == int(backward) > 0 for forward, backward in counts)
+
+
 def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     settings: dict[str, Any] = {"train": {"steps": 20}, "checkpoint": {"save_every": 5}}
     whole = mindspeed.train(recipe("whole", **settings), name="whole")

@@ -24,8 +24,9 @@ def make_recipe(
     vision_parallel: str = "balanced",
     vision: Optional[dict[str, Any]] = None,
     language: Optional[dict[str, Any]] = None,
+    train: Optional[dict[str, Any]] = None,
 ) -> Recipe:
-    """The recipe of a parity step; vision and language replace single settings of the model."""
+    """The recipe of a parity step; vision and language replace single settings of the model, train adds some of its section."""
     sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
@@ -37,7 +38,7 @@ def make_recipe(
             },
             "data": {"seq_length": SEQ_LENGTH},
             "parallel": {**sizes, "vision_parallel": vision_parallel},
-            "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute},
+            "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute, **(train or {})},
         }
     )
 
@@ -89,6 +90,7 @@ def loss_and_gradients(
     ulysses: int = 1,
     vision: Optional[dict[str, Any]] = None,
     language: Optional[dict[str, Any]] = None,
+    train: Optional[dict[str, Any]] = None,
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -101,7 +103,7 @@ def loss_and_gradients(
 
     platform = get_platform()
     layout = layout.with_ulysses(ulysses, platform.device)
-    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language)
+    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language, train)
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient

@@ -51,6 +51,9 @@ BY_HAND = (
 )
 """Keys that arguments.py turns into switches."""
 
+RECOMPUTE = "--vita-train-recompute"
+"""Recomputation by this package's layers. Megatron's own flags say train.recompute=full, and are enough for that."""
+
 FIXED = (
     "--use-mcore-models",
     "--transformer-impl",

@@ -61,6 +61,9 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
             r"low_freq_factor=4.0 and high_freq_factor=4.0; expected 0 < low_freq_factor < high_freq_factor",
         ),
         ({"parallel": {"pp": 2}, "model": {"preset": "qwen3-4b"}}, 2, "two stages would share a table; use pp=1"),
+        ({"train": {"recompute_layers": 2}}, 1, "recompute_layers=2 with train.recompute=none recomputes nothing; choose what"),
+        ({"train": {"recompute": "mlp", "recompute_layers": 4}}, 1, "recompute_layers=4, but a pipeline stage has 3 layers; use at most 3"),
+        ({"train": {"recompute": "mlp", "offload": "inputs"}}, 1, "offload=inputs with train.recompute=mlp: .*full_but_attention or full"),
         ({"model": {"vision": {"tile_size": 70}}}, 1, "model.projector.pixel_shuffle=2 does not divide the patch grid=5"),
     ],
 )

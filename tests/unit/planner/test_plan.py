@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mindspeed_vita.choices import RECOMPUTES
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import validate
 from mindspeed_vita.config.recipe import Recipe
@@ -96,7 +97,7 @@ def test_layouts_that_validate_come_nearest_first_and_the_others_with_a_reason()
     cuts = sum(
         (2 if tp > 1 else 1) * (1 + int(np.log2(cp))) for tp in (1, 2, 4) for pp in (1, 2, 4) for cp in (1, 2, 4) if tp * pp * cp <= world
     )
-    assert (len(accepted) + 1) / 3 + sum(refusal.count for refusal in refusals) == cuts
+    assert (len(accepted) + 1) / len(RECOMPUTES) + sum(refusal.count for refusal in refusals) == cuts
 
 
 def test_what_fits_comes_first_then_work_with_idle_time_then_memory():

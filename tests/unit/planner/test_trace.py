@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mindspeed_vita.choices import RECOMPUTES
+from mindspeed_vita.config.recompute import WHOLE_LAYERS, kept_attention_bytes, offloaded_bytes
 from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, Case, measure_case, off_by, proof_recipe
 from tests.unit.planner.traces import small, small_with_a_leak
 
@@ -64,9 +66,12 @@ def products(recipe, tokens: int, tiles: int, supervised: int, pairs: int) -> di
     }
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_work_equals_a_count_by_hand(recompute: str, elsewhere):
-    case = Case(recompute=recompute)
+@pytest.mark.parametrize(
+    "case",
+    [*(Case(recompute=mode) for mode in RECOMPUTES), Case(recompute="full", recompute_layers=1), Case(recompute="full", offload="inputs")],
+    ids=Case.describe,
+)
+def test_work_equals_a_count_by_hand(case: Case, elsewhere):
     recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
     bounds = np.linspace(0, recipe.data.seq_length, CONTENT.documents + 1).astype(int)
     lengths = np.diff(bounds).tolist()
@@ -81,11 +86,36 @@ def test_work_equals_a_count_by_hand(recompute: str, elsewhere):
     # inputs and weights; attention also its scores again; the head also its logits; nothing wants the gradient of pixels
     twice = 2 * (once["layers"] + tower_and_projector) + once["patches"]
     assert traced.flops()["backward"] == packs * (twice + 5 * (once["attention"] + once["tiles"]) // 2 + 3 * once["head"])
-    again = once["layers"] + once["attention"] if recompute == "full" else 0
+    language, layers = recipe.model.language, case.recompute_layers or recipe.model.language.num_layers
+    again = {
+        "none": 0,
+        "selective": 0,  # no matrix product
+        "mlp": 2 * language.num_layers * recipe.data.seq_length * language.hidden_size * 2 * language.ffn_hidden_size,
+        "full_but_attention": once["layers"],
+        "full": (once["layers"] + once["attention"]) * layers // language.num_layers,
+    }[case.recompute]
+    attention = once["attention"] * layers // language.num_layers if case.recompute == "full" else 0
     by_part = traced.flops(lambda place: f"{place.part} {place.phase}")
-    tower = packs * (once["layers of the tower"] + once["tiles"]) if recompute == "full" else 0
+    tower = packs * (once["layers of the tower"] + once["tiles"]) if case.recompute in WHOLE_LAYERS else 0
+    assert by_part.get("attention recompute", 0) == packs * attention
     assert by_part.get("tower recompute", 0) == tower
     assert traced.flops().get("recompute", 0) == packs * again + tower
+
+
+def test_what_is_kept_and_what_goes_to_the_host_are_the_bytes_that_the_recipe_says(elsewhere):
+    plain, keeps = Case(pp=2, recompute="full"), Case(pp=2, recompute="full_but_attention")
+    traces = {case: elsewhere(small, case) for case in (plain, keeps)}
+    in_flight = 2  # packs of the first of two stages
+    kept = in_flight * kept_attention_bytes(proof_recipe(keeps, "small"))
+    at_peak = {case: traced.peak_by(lambda place: f"{place.part} {place.phase}") for case, traced in traces.items()}
+    more = at_peak[keeps]["attention forward"] - at_peak[plain].get("attention forward", 0)
+    assert kept > 0 and more == kept
+
+    stays, leaves = Case(recompute="full"), Case(recompute="full", offload="inputs")
+    here, away = (elsewhere(small, case) for case in (stays, leaves))
+    assert away.peak_on_host == offloaded_bytes(proof_recipe(leaves, "small")) > 0 == here.peak_on_host
+    forward = [traced.peak_by(lambda place: place.phase)["forward"] for traced in (here, away)]
+    assert forward[0] - forward[1] == pytest.approx(away.peak_on_host, abs=64)  # and the counts of a pack
 
 
 def test_bytes_of_tensor_parallelism_equal_a_count_by_hand(elsewhere):
