@@ -171,7 +171,7 @@ class TrainConfig(Section):
     vision_layer_decay: Factor = 1.0
     """Extra multiplier per tower layer, counted down from the last: layer i gets decay ** (num_layers - 1 - i)."""
     weight_decay: Factor = 0.0
-    """AdamW weight decay; never on biases, norms and LayerScale."""
+    """AdamW weight decay; never on biases, norms, LayerScale, class token, position embeddings and the newline projector's newline."""
     beta1: PartialShare = 0.9
     """Adam beta 1."""
     beta2: PartialShare = 0.999

@@ -128,3 +128,13 @@ def head(layout: Any, *, mode: str, supervised: list[int], chosen: list[int]) ->
     with torch.no_grad(), mock.patch("mindspeed_vita.parallel.lm_head.gather_from_sequence_parallel_region", side_effect=refuse):
         logits = language_head.logits(hidden_L1H, weight_VH, torch.tensor(chosen, dtype=torch.int64))
     return {"rows": computed, "losses": losses.detach(), "hidden": grads[0], "weight": grads[1], "logits": logits}
+
+
+def group_timeouts(layout: Any, *, minutes: float) -> list[float]:
+    """Minutes that collectives of Ulysses' two groups may wait, when they are made with a timeout and without one."""
+    from datetime import timedelta
+
+    device = torch.device("cpu")
+    made = [layout.with_ulysses(2, device, timeout=timedelta(minutes=minutes)), layout.with_ulysses(2, device)]
+    groups = [group for each in made for group in (each.ulysses_group, each.ring_group)]
+    return [group._get_backend(device).options._timeout.total_seconds() / 60 for group in groups]

@@ -15,6 +15,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native import shards
 from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
+from mindspeed_vita.parallel.layout import TIMEOUT
 from mindspeed_vita.platform import megatron_compat
 from tests.pools import LINES, OVERLAYS
 
@@ -269,3 +270,8 @@ def test_the_held_out_loss_is_that_of_one_process_under_every_layout(measured, s
 def test_the_held_out_loss_is_the_same_on_another_core_line(measured, scores, pools, other):
     pools(other)  # skips here where the line is missing
     assert_same_scores(measured(other, tp=2, pp=2), scores)
+
+
+def test_the_groups_of_ulysses_wait_as_long_as_the_others(pools):
+    others = TIMEOUT.total_seconds() / 60
+    assert pools("installed").run("tests.distributed.layout_runs:group_timeouts", cp=4, minutes=7) == [[7, 7, others, others]] * 4

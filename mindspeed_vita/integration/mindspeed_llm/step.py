@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -16,6 +17,7 @@ from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.objective import Objective, report_table
+from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -197,8 +199,13 @@ def _host_groups(layout: ParallelLayout) -> ParallelLayout:
         layout,
         tp_cp_group=_on_gloo(layout.tp_cp_group),
         pp_group=_on_gloo(layout.pp_group),
-        dp_cp_group=dist.new_group(backend="gloo"),
+        dp_cp_group=dist.new_group(backend="gloo", timeout=_timeout()),
     )
+
+
+def _timeout() -> timedelta:
+    """That of Megatron's own groups."""
+    return timedelta(minutes=megatron_arguments().distributed_timeout_minutes)
 
 
 def _on_gloo(group: Any) -> Any:
@@ -206,6 +213,6 @@ def _on_gloo(group: Any) -> Any:
     dist.all_gather_object(everyone, tuple(dist.get_process_group_ranks(group)))
     mine = None
     for ranks in sorted(set(everyone)):
-        made = dist.new_group(list(ranks), backend="gloo")
+        made = dist.new_group(list(ranks), backend="gloo", timeout=_timeout())
         mine = made if dist.get_rank() in ranks else mine
     return mine
