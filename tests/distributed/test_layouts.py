@@ -275,3 +275,13 @@ def test_the_held_out_loss_is_the_same_on_another_core_line(measured, scores, po
 def test_the_groups_of_ulysses_wait_as_long_as_the_others(pools):
     others = TIMEOUT.total_seconds() / 60
     assert pools("installed").run("tests.distributed.layout_runs:group_timeouts", cp=4, minutes=7) == [[7, 7, others, others]] * 4
+
+
+def test_a_pipeline_takes_packs_one_by_one(content, pools, tmp_path):
+    """A step of 8 packs: a rank holds the one that it cuts, and the loader the one before."""
+    assert max(pools("installed").run("tests.distributed.layout_runs:held_packs", pp=2, content=content(tmp_path, global_batch=8))) <= 2
+
+
+def test_later_stages_hear_of_what_the_first_could_not_decode(pools, tmp_path):
+    heard = pools("installed").run("tests.distributed.layout_runs:told_failures", tp=2, pp=2, folder=str(tmp_path))
+    assert heard == [[[True, False], [True, False]]] * 4

@@ -94,15 +94,11 @@ class ForwardStep:
         return packs
 
     def start_step(self) -> None:
-        """Packs of the next step. With a pipeline, collective over the ranks that share them.
-
-        Inside it the stages could not agree on samples that failed to decode: a later one waits there for an earlier one's output.
-        """
+        """Packs of the next step, each taken when Megatron's schedule reaches its micro-batch."""
         self._learnt = 0
         if self.evaluation is not None:
             self.evaluation.drop()
-        packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
-        self._packs = packs if self.layout.pp_size == 1 else iter(list(packs))
+        self._packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
 
     def finish_step(self) -> None:
         """Every rank learns which samples failed in the step. Collective over the world."""
