@@ -24,6 +24,7 @@ Resize = Literal["exact", "fast"]
 VisionParallel = Literal["balanced", "tensor"]
 Precision = Literal["bf16", "fp32"]
 Recompute = Literal["none", "selective", "full"]
+Overlap = Literal["auto", "always", "never"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 ENGINES: tuple[Engine, ...] = get_args(Engine)

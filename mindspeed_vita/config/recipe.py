@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Optional
 
-from mindspeed_vita.choices import MODULES, LossWeighting, Module, Packing, Precision, Recompute, Resize, VideoReader, VisionParallel
+from mindspeed_vita.choices import (
+    MODULES,
+    LossWeighting,
+    Module,
+    Overlap,
+    Packing,
+    Precision,
+    Recompute,
+    Resize,
+    VideoReader,
+    VisionParallel,
+)
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -142,6 +153,10 @@ class ParallelConfig(Section):
     vision_parallel: VisionParallel = "balanced"
     """balanced (every rank holds the tower, tiles are shared out over tp x cp) | tensor (tp ranks share the tower's weights, tiles
     are shared out over cp)."""
+    overlap_grad_reduce: Overlap = "auto"
+    """Sum gradients over dp and cp while the last backward pass of a step goes on: auto (on accelerators) | always | never."""
+    overlap_param_gather: Overlap = "auto"
+    """Gather updated weights while the next forward pass goes on: auto (on accelerators) | always | never. Needs overlap_grad_reduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +196,9 @@ class TrainConfig(Section):
     clip_grad: Factor = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
     precision: Precision = "bf16"
-    """bf16 | fp32. Optimizer state and gradient reduction are fp32 in both."""
+    """bf16 | fp32. Optimizer state is fp32 in both."""
+    grad_reduce: Precision = "fp32"
+    """Gradients of the weights add up over micro-batches, dp and cp in fp32, or in bf16 (half the bytes, rounded; needs precision=bf16)."""
     recompute: Recompute = "none"
     """none | selective (core attention) | full (every layer)."""
     seed: Integer = 1234
