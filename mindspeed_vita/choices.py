@@ -27,6 +27,7 @@ Recompute = Literal["none", "selective", "mlp", "full_but_attention", "full"]
 """What the decoder's layers compute again in the backward pass, from little to much."""
 Offload = Literal["none", "inputs"]
 """What recomputed layers keep in host memory between the two passes."""
+Overlap = Literal["auto", "always", "never"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 ENGINES: tuple[Engine, ...] = get_args(Engine)

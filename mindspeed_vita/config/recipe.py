@@ -10,6 +10,7 @@ from mindspeed_vita.choices import (
     LossWeighting,
     Module,
     Offload,
+    Overlap,
     Packing,
     Precision,
     Recompute,
@@ -153,6 +154,10 @@ class ParallelConfig(Section):
     vision_parallel: VisionParallel = "balanced"
     """balanced (every rank holds the tower, tiles are shared out over tp x cp) | tensor (tp ranks share the tower's weights, tiles
     are shared out over cp)."""
+    overlap_grad_reduce: Overlap = "auto"
+    """Sum gradients over dp and cp while the last backward pass of a step goes on: auto (on accelerators) | always | never."""
+    overlap_param_gather: Overlap = "auto"
+    """Gather updated weights while the next forward pass goes on: auto (on accelerators) | always | never. Needs overlap_grad_reduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +187,7 @@ class TrainConfig(Section):
     vision_layer_decay: Factor = 1.0
     """Extra multiplier per tower layer, counted down from the last: layer i gets decay ** (num_layers - 1 - i)."""
     weight_decay: Factor = 0.0
-    """AdamW weight decay; never on biases, norms and LayerScale."""
+    """AdamW weight decay; never on biases, norms, LayerScale, class token, position embeddings and the newline projector's newline."""
     beta1: PartialShare = 0.9
     """Adam beta 1."""
     beta2: PartialShare = 0.999
@@ -192,7 +197,9 @@ class TrainConfig(Section):
     clip_grad: Factor = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
     precision: Precision = "bf16"
-    """bf16 | fp32. Optimizer state and gradient reduction are fp32 in both."""
+    """bf16 | fp32. Optimizer state is fp32 in both."""
+    grad_reduce: Precision = "fp32"
+    """Gradients of the weights add up over micro-batches, dp and cp in fp32, or in bf16 (half the bytes, rounded; needs precision=bf16)."""
     recompute: Recompute = "none"
     """What the backward pass computes again: none | selective (SwiGLU) | mlp (up to its last matrix product) | full_but_attention
     (layers, whose attention results are kept) | full (layers). The last two recompute the tower's layers as well."""

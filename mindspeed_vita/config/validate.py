@@ -166,10 +166,18 @@ def _batch(recipe: Recipe, world_size: int, model_size: int) -> list[str]:
 
 
 def _train(recipe: Recipe) -> list[str]:
-    train = recipe.train
-    if 0 <= train.min_lr <= train.lr < math.inf:
-        return []
-    return [f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr"]
+    train, parallel = recipe.train, recipe.parallel
+    problems = []
+    if not 0 <= train.min_lr <= train.lr < math.inf:
+        problems.append(f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr")
+    if train.grad_reduce == "bf16" and train.precision != "bf16":
+        problems.append(f"train.grad_reduce=bf16 with train.precision={train.precision}; use precision=bf16, or leave grad_reduce out")
+    if parallel.overlap_param_gather == "always" and parallel.overlap_grad_reduce == "never":
+        problems.append(
+            "parallel.overlap_param_gather=always with parallel.overlap_grad_reduce=never; weights are gathered by the buckets that "
+            "gradients are reduced in: leave overlap_grad_reduce out or set it to always"
+        )
+    return problems
 
 
 def _eval(recipe: Recipe) -> list[str]:

@@ -137,12 +137,9 @@ class HeldOut:
 
     def _round(self, packs: Iterator[Any]) -> list[torch.Tensor]:
         """The table of each micro-batch of a round, on the last pipeline stage."""
-        batches: Iterator[Any] = islice(packs, self.packs.micro_batches)
-        if self.layout.pp_size > 1:  # as in training: inside the pipeline the stages could not agree on failures
-            batches = iter(list(batches))
         found = self._schedule(
             forward_step_func=self._forward,
-            data_iterator=batches,
+            data_iterator=islice(packs, self.packs.micro_batches),
             model=self.model,
             num_microbatches=self.packs.micro_batches,
             seq_length=self.recipe.data.seq_length,

@@ -115,7 +115,7 @@ class _Run:
             origin = choose_step(Path(recipe.checkpoint.init_from))
             gates.check_handover(origin)
             self.start = f"starting from the weights of {native.load_weights(origin, model, config=recipe.model)}"
-        self.model = optim.wrap_model(model)
+        self.model = optim.wrap_model(model, optim.Communication.of(recipe, platform))
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
         self.step, self.packs, self.saved = 0, 0, resume_from
@@ -237,6 +237,7 @@ class _Run:
     def _save(self) -> None:
         self._publish(wait=True)  # one at a time, in order
         on_first_rank(self.lock.check)
+        optim.gather_weights(self.model)
         state = native.TrainState(
             step=self.step,
             packs=self.packs,

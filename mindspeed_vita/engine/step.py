@@ -111,11 +111,8 @@ class Stepper:
         return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed, report=report)
 
     def _step_batches(self, step: int) -> Iterator[Any]:
-        agreed = (self._agree(next(self.batches), step) for _ in range(self.micro_batches))
-        if self.layout.pp_size == 1:
-            return agreed
-        # the stages agree on failures before the pipeline starts: inside it a later stage waits for an earlier one's output
-        return iter(list(agreed))
+        # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch
+        return (self._agree(next(self.batches), step) for _ in range(self.micro_batches))
 
     def _agree(self, batch: Any, step: int) -> Any:
         with self.platform.host_work():

@@ -6,7 +6,7 @@ Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Optional, Protocol
 
@@ -248,6 +248,18 @@ class VitaModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> torch.Tensor:
         """The tied table on the first or last stage; megatron sums its gradients over both."""
         return self.language.shared_embedding_or_output_weight()
+
+    def read_elsewhere(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """(called, read): modules whose weights may be read without a call of them, and a module that is called before that.
+
+        Whoever gathers weights while the forward pass goes on must have them by then. A tower or projector may come from a plugin, so all
+        of its weights count as read when it is called.
+        """
+        for part in (self.vision, self.projector):
+            if part is not None:
+                yield from ((part, module) for module in part.modules())
+        if self.post_process and not self.share_embeddings_and_output_weights:
+            yield self.language.decoder.final_layernorm, self.language.output_layer
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Hidden states from the stage before; called by megatron's schedules."""

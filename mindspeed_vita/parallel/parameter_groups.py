@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from mindspeed_vita.config import TrainConfig
 
+_UNDECAYED = frozenset({"vision.class_token", "vision.position_embeddings.weight", "projector.newline"})
+"""Learned vectors that have more than one dimension. Decay is for matrices that multiply their input."""
 _VISION_LAYER = re.compile(r"vision\.layers\.(\d+)\.")
 
 
@@ -31,8 +33,8 @@ def learning_rate_multiplier(name: str, train: TrainConfig, num_vision_layers: i
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: not to biases, norms and LayerScale."""
-    return parameter.dim() > 1 and not name.endswith("bias")
+    """Whether weight decay applies: not to biases, norms, LayerScale, and what the tower adds to its patches (class token, positions)."""
+    return parameter.dim() > 1 and not name.endswith("bias") and name not in _UNDECAYED
 
 
 def parameter_groups(model: torch.nn.Module, train: TrainConfig, num_vision_layers: int) -> list[dict[str, Any]]:

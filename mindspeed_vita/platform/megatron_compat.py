@@ -52,14 +52,13 @@ def mlp_width_argument(width: int) -> dict[str, Any]:
 def param_layout_argument(model: torch.nn.Module, settings: Any) -> dict[str, Any]:
     """`full_param_layout=` of core's DistributedDataParallel: from 0.18 on it warns where the argument is left out, older lines lack it.
 
-    The layout is the one that it would compute by itself.
+    The layout is the one that it would compute by itself. With overlap it does: only then are the gradients cut into several buckets.
     """
-    if core_version() < (0, 18):
+    if core_version() < (0, 18) or settings.overlap_grad_reduce:
         return {}
     from megatron.core import parallel_state
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-    assert not settings.overlap_grad_reduce, "only with overlap are the gradients cut into several buckets"
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     return {"full_param_layout": DistributedOptimizer.compute_full_param_layout(trainable, None, ranks, settings)}

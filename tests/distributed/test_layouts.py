@@ -15,6 +15,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native import shards
 from mindspeed_vita.checks.parity.full_tensors import take_slice
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
+from mindspeed_vita.parallel.layout import TIMEOUT
 from mindspeed_vita.platform import megatron_compat
 from tests.pools import LINES, OVERLAYS
 
@@ -269,3 +270,18 @@ def test_the_held_out_loss_is_that_of_one_process_under_every_layout(measured, s
 def test_the_held_out_loss_is_the_same_on_another_core_line(measured, scores, pools, other):
     pools(other)  # skips here where the line is missing
     assert_same_scores(measured(other, tp=2, pp=2), scores)
+
+
+def test_the_groups_of_ulysses_wait_as_long_as_the_others(pools):
+    others = TIMEOUT.total_seconds() / 60
+    assert pools("installed").run("tests.distributed.layout_runs:group_timeouts", cp=4, minutes=7) == [[7, 7, others, others]] * 4
+
+
+def test_a_pipeline_takes_packs_one_by_one(content, pools, tmp_path):
+    """A step of 8 packs: a rank holds the one that it cuts, and the loader the one before."""
+    assert max(pools("installed").run("tests.distributed.layout_runs:held_packs", pp=2, content=content(tmp_path, global_batch=8))) <= 2
+
+
+def test_later_stages_hear_of_what_the_first_could_not_decode(pools, tmp_path):
+    heard = pools("installed").run("tests.distributed.layout_runs:told_failures", tp=2, pp=2, folder=str(tmp_path))
+    assert heard == [[[True, False], [True, False]]] * 4

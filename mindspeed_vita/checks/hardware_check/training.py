@@ -115,7 +115,7 @@ def _steps(
     model = build_model(recipe, layout, platform.device)
     if draw is not None:
         draw(model)
-    wrapped = optim.wrap_model(model)
+    wrapped = optim.wrap_model(model, optim.Communication.of(recipe, platform))
     optimizer = optim.build_optimizer(wrapped, recipe, platform)
     schedule = optim.build_schedule(optimizer, recipe.train)
     with TemporaryDirectory() as folder:

@@ -98,6 +98,9 @@ TRACKER = "latest_checkpointed_iteration.txt"
 """The file by which Megatron knows that a folder holds a checkpoint, and which one."""
 
 NO_EFFECT = {
+    "parallel.overlap_grad_reduce": "Megatron has a flag of its own for it, --overlap-grad-reduce",
+    "parallel.overlap_param_gather": "MindSpeed-LLM gathers weights after each step",
+    "train.grad_reduce": "Megatron reduces gradients in fp32",
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
     "logging.progress": "MindSpeed-LLM prints lines",

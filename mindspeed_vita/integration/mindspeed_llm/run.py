@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -66,7 +67,8 @@ class MindSpeedRun:
 
         arguments = megatron_arguments()
         self.recipe = running_recipe()
-        self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device)
+        timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
+        self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device, timeout=timeout)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
         self.built = MindSpeedVitaModel(
             self.recipe.model,

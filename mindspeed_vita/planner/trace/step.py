@@ -98,7 +98,7 @@ def build(recipe: Recipe, layout: ParallelLayout, platform: Platform, setup: Cal
     setup("weights")
     model = build_model(recipe, layout, platform.device)
     setup("gradients")
-    wrapped = optim.wrap_model(model)
+    wrapped = optim.wrap_model(model, optim.Communication(grad_reduce=recipe.train.grad_reduce))
     setup("optimizer")
     return wrapped, optim.build_optimizer(wrapped, recipe, platform)
 

@@ -60,6 +60,12 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
             1,
             r"low_freq_factor=4.0 and high_freq_factor=4.0; expected 0 < low_freq_factor < high_freq_factor",
         ),
+        ({"train": {"grad_reduce": "bf16", "precision": "fp32"}}, 1, "grad_reduce=bf16 with train.precision=fp32; use precision=bf16"),
+        (
+            {"parallel": {"overlap_param_gather": "always", "overlap_grad_reduce": "never"}},
+            1,
+            "overlap_param_gather=always with parallel.overlap_grad_reduce=never; .* leave overlap_grad_reduce out",
+        ),
         ({"parallel": {"pp": 2}, "model": {"preset": "qwen3-4b"}}, 2, "two stages would share a table; use pp=1"),
         ({"train": {"recompute_layers": 2}}, 1, "recompute_layers=2 with train.recompute=none recomputes nothing; choose what"),
         ({"train": {"recompute": "mlp", "recompute_layers": 4}}, 1, "recompute_layers=4, but a pipeline stage has 3 layers; use at most 3"),
