@@ -29,6 +29,7 @@ setup(
         "mindspeed_vita.checks.doctor": ["*.json"],
         "mindspeed_vita.checks.hardware_check": ["*.json", "*.txt"],
         "mindspeed_vita.integration.mindspeed_llm": ["upstream_flags/*"],
+        "mindspeed_vita.report": ["*.css"],
         "mindspeed_vita.serving": ["page/*"],
     },
     install_requires=requirements(),

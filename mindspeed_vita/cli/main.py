@@ -24,6 +24,8 @@ COMMANDS = {
     "verify": ("mindspeed_vita.cli.verify", "say whether two checkpoints, of whatever formats, hold the same model"),
     "checkpoint": ("mindspeed_vita.cli.checkpoint", "list, verify, prune and reshard the steps of a run"),
     "lineage": ("mindspeed_vita.cli.lineage", "say where a checkpoint's weights come from: runs, data, code, conversions"),
+    "report": ("mindspeed_vita.cli.report", "draw the curves of runs as one HTML page, and compare the runs"),
+    "watch": ("mindspeed_vita.cli.watch", "show in the terminal how a run goes, while it goes"),
     "eval": ("mindspeed_vita.cli.evaluate", "measure a model: held-out loss, visual needles, choice files"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "chat": ("mindspeed_vita.cli.chat", "talk with a checkpoint in the terminal, over several turns"),

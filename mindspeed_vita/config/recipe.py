@@ -262,6 +262,8 @@ class LoggingConfig(Section):
     """Steps between lines of metrics.jsonl."""
     tensorboard: Flag = True
     """Write TensorBoard events to <directory>/tensorboard."""
+    openmetrics: Flag = False
+    """Write the newest numbers to <directory>/metrics.prom too, in OpenMetrics format, for Prometheus' textfile collector."""
     progress: Flag = True
     """Show a progress bar on a terminal; plain lines elsewhere."""
 

@@ -136,7 +136,8 @@ class _Run:
         self.log: Optional[metrics.MetricsLog] = None
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=recipe.logging.tensorboard)
+            run = recipe.name if recipe.logging.openmetrics else None
+            self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=recipe.logging.tensorboard, openmetrics=run)
         self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
         self.evaluation: Optional[RunEvaluation] = None
         if recipe.eval.mixture:

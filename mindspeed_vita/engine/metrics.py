@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
+from mindspeed_vita.engine.open_metrics import OpenMetrics
 from mindspeed_vita.files.publish import whole_file
 
 HELD_OUT_LOSS = "eval/loss"
@@ -101,9 +102,10 @@ class MetricsLog:
         directory: folder of the run.
         step: step the run continues from; later lines go.
         tensorboard: write events too, where TensorBoard is installed.
+        openmetrics: name of the run, under which the newest numbers go to metrics.prom; None: there is no such file.
     """
 
-    def __init__(self, directory: Path, *, step: int, tensorboard: bool) -> None:
+    def __init__(self, directory: Path, *, step: int, tensorboard: bool, openmetrics: Optional[str] = None) -> None:
         self.path = directory / "metrics.jsonl"
         kept = truncate(self.path, step)
         losses = [entry["loss"] for entry in kept if "loss" in entry]
@@ -112,6 +114,7 @@ class MetricsLog:
         self.first_loss: Optional[float] = losses[0] if losses else None
         self.last_loss: Optional[float] = losses[-1] if losses else None
         self._events = _event_writer(directory / "tensorboard", step) if tensorboard else None
+        self._open_metrics = None if openmetrics is None else OpenMetrics(directory / "metrics.prom", openmetrics)
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Add one line of a step; it needs "step", and "loss" or HELD_OUT_LOSS. Only numbers go to TensorBoard."""
@@ -119,6 +122,9 @@ class MetricsLog:
         if "loss" in entry:
             self.first_loss = entry["loss"] if self.first_loss is None else self.first_loss
             self.last_loss = entry["loss"]
+        if self._open_metrics is not None:
+            with _advice(self._open_metrics.path):
+                self._open_metrics.write(entry, evaluation=HELD_OUT_LOSS in entry)
         if self._events is not None:
             for name, value in entry.items():
                 if name != "step" and value is not None and not isinstance(value, str):

@@ -53,7 +53,7 @@ def progress(stage: Stage) -> Progress:
     """
     step = newest(stage.run)
     number = 0 if step is None else _number(step)
-    record = _read(stage.run)
+    record = read_record(stage.run)
     same = step is not None and record.get("step") == step.name
     ended = step is not None and (number >= stage.recipe.train.steps or (same and bool(record.get("ended"))))
     done = record.get("done")
@@ -118,7 +118,12 @@ def _number(step: Path) -> int:
     return 0 if step.name == "release" else atomic.step_of(step)
 
 
-def _read(run: Path) -> Mapping[str, object]:
+def read_record(run: Path) -> Mapping[str, object]:
+    """The record in a run's folder: "step", "ended" and "done"; empty where there is none.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
     path = run / RECORD
     if not path.is_file():
         return {}

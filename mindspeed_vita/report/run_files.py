@@ -1,0 +1,157 @@
+"""The files of one run: curves, samples that failed, gates, the record of the pipeline, where its weights come from."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+
+from mindspeed_vita.checkpoint import gates, lineage
+from mindspeed_vita.checkpoint.gates import Gate
+from mindspeed_vita.checkpoint.native import atomic, step_folder
+from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
+from mindspeed_vita.pipeline.progress import read_record
+from mindspeed_vita.report.json_lines import Entry, JsonLines, finite, is_number, is_step, printable
+
+_Found = TypeVar("_Found")
+
+
+class RunFiles:
+    """What a run wrote so far. `read` looks again.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ValueError: it is no folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; expected the folder of a run (checkpoint.directory of its recipe)")
+        self.folder = folder
+        self.metrics = JsonLines(folder / "metrics.jsonl", _metrics_fault)
+        self.steps: list[Entry] = []
+        """Lines of training steps, ascending; of a step that was written twice, the later line."""
+        self.evaluations: list[Entry] = []
+        """Lines of the held-out loss, ascending."""
+        self.saved: list[int] = []
+        """Steps with a whole checkpoint, ascending."""
+        self.recipe: Mapping[str, Any] = {}
+        """That of the newest checkpoint; empty: nothing is saved yet."""
+        self.lineage: Optional[lineage.Lineage] = None
+        """Of the newest checkpoint."""
+        self.gates: list[tuple[str, Gate]] = []
+        """All that were measured, each with the name of its step; oldest first."""
+        self.pipeline: Mapping[str, Any] = {}
+        """The pipeline's record; empty: no pipeline trains this run."""
+        self._quarantine: Optional[JsonLines] = None
+        self.notes: list[str] = []
+        """A sentence for each file that is damaged."""
+
+    @property
+    def name(self) -> str:
+        """Of the recipe; of the folder where nothing is saved yet."""
+        return printable(self.recipe.get("name") or self.folder.resolve().name)
+
+    @property
+    def last_step(self) -> Optional[int]:
+        """That the run is to reach, by its newest checkpoint; None: not known yet."""
+        found = self._section("train").get("steps")
+        return found if is_step(found) else None
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has reached its last step, or its pipeline says that it is over."""
+        reached = bool(self.steps) and self.last_step is not None and self.steps[-1]["step"] >= self.last_step
+        return bool(self.saved) and (reached or self.pipeline.get("ended") is True)
+
+    @property
+    def failed(self) -> Sequence[Entry]:
+        """Lines of quarantine.jsonl about this run, in the file's order."""
+        lines = self._quarantine.entries if self._quarantine else []
+        return lines if self._own_quarantine else [line for line in lines if line.get("run") == os.path.abspath(self.folder)]
+
+    def read(self) -> None:
+        """Reads what is new.
+
+        Raises:
+            OSError: a file of lines cannot be read.
+        """
+        self.notes = []
+        self.metrics.read()
+        steps = {entry["step"]: entry for entry in self.metrics.entries if "loss" in entry}
+        self.steps = [steps[step] for step in sorted(steps)]
+        evaluations = {entry["step"]: entry for entry in self.metrics.entries if HELD_OUT_LOSS in entry}
+        self.evaluations = [evaluations[step] for step in sorted(evaluations)]
+        self._read_checkpoints()
+        path = Path(str(self._section("data").get("quarantine") or self.folder / "quarantine.jsonl"))
+        if self._quarantine is None or self._quarantine.path != path:
+            self._quarantine = JsonLines(path, _quarantine_fault)
+        self._quarantine.read()
+        self.gates = self._noted(lambda: _all_gates(self.folder), [])
+        self.pipeline = self._noted(lambda: read_record(self.folder), {})
+        self.notes = [note for note in (self.metrics.note, self._quarantine.note, *self.notes) if note]
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of the lines whose value is finite."""
+        lines = self.evaluations if key.startswith("eval/") else self.steps
+        return [(float(line["step"]), value) for line in lines if (value := finite(line, key)) is not None]
+
+    def not_finite(self, key: str) -> list[int]:
+        """Steps whose value is NaN or infinite."""
+        lines = self.evaluations if key.startswith("eval/") else self.steps
+        return [line["step"] for line in lines if is_number(line.get(key)) and finite(line, key) is None]
+
+    def keys(self) -> list[str]:
+        """Of all lines that have a number under them, sorted."""
+        found = {key for line in (*self.steps, *self.evaluations) for key, value in line.items() if is_number(value)}
+        return sorted(found - {"step"})
+
+    @property
+    def _own_quarantine(self) -> bool:
+        return self._quarantine is None or self._quarantine.path.parent == self.folder
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        found = self.recipe.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    def _read_checkpoints(self) -> None:
+        steps = self._noted(lambda: atomic.complete_steps(self.folder), [])
+        saved = sorted(map(atomic.step_of, steps))
+        if saved == self.saved:
+            return
+        self.saved = saved
+        newest = self.folder / atomic.step_name(saved[-1]) if saved else None
+        self.recipe = self._noted(lambda: step_folder.saved_recipe(newest), {}) if newest else {}
+        self.lineage = self._noted(lambda: lineage.of_step(newest), None) if newest else None
+
+    def _noted(self, look: Callable[[], _Found], otherwise: _Found) -> _Found:
+        """What a look gives; where the file is damaged, a note says so, and what else the run wrote is shown."""
+        try:
+            return look()
+        except FileNotFoundError:  # a run that goes on removes old steps
+            return otherwise
+        except ValueError as error:
+            self.notes.append(str(error))
+            return otherwise
+
+
+def _all_gates(run: Path) -> list[tuple[str, Gate]]:
+    names = {found[1] for path in (run / gates.FOLDER).glob("*.json") if (found := re.search(r"\.(step_\d+)\.json$", path.name))}
+    return [(name, gate) for name in sorted(names) for gate in gates.gates_of(run / name).values()]
+
+
+def _metrics_fault(entry: Entry) -> str:
+    if not is_step(entry.get("step")):
+        return 'it has no whole number as "step"'
+    for key in ("loss", HELD_OUT_LOSS):
+        if key in entry and not is_number(entry[key]):
+            return f'its "{key}" is no number'
+    return ""
+
+
+def _quarantine_fault(entry: Entry) -> str:
+    return "" if isinstance(entry.get("reason"), str) else 'it has no "reason"'

@@ -1,0 +1,66 @@
+"""`vita watch`: the view of a run that goes, of one that is over, and of files that are cut or mean harm."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.report.run_files import RunFiles
+from mindspeed_vita.report.terminal import watch
+from tests.unit.report.conftest import write_lines
+
+
+def seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["watch", str(folder), "--once"]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_that_is_over(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    told = seen(runs[0], capsys)
+    lines = {line[2:].split("  ")[0].strip(): line for line in told.splitlines()[1:-1]}
+    assert "4, the run is over" in lines["step"] and "4" in lines["saved steps"] and "at step" in lines["held-out loss"]
+    assert {"loss", "pictures", "text", "gradient norm", "tokens/s", "seconds a step", "memory", "gate"} <= set(
+        told.replace("│", " ").split("  ")
+    ) | {name.strip() for name in lines}
+
+
+def test_the_live_view_follows_the_file_and_ends_with_the_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    whole = (runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    held = Console(file=io.StringIO(), force_terminal=True, width=100)
+    run, looks = RunFiles(folder), iter(range(4))
+
+    def goes_on(seconds: float) -> None:
+        look = next(looks)
+        if look == 0:
+            (folder / "metrics.jsonl").write_text("".join(whole[:3]) + whole[3][:20])
+        elif look == 1:  # a restart replaces the file by a shorter one
+            (folder / "new").write_text("".join(whole[:2]))
+            os.replace(folder / "new", folder / "metrics.jsonl")
+        elif look == 2:
+            assert [line["step"] for line in run.steps] == [1]
+            (folder / "metrics.jsonl").write_text("".join(whole))
+            shutil.copytree(runs[0] / "step_0000004", folder / "step_0000004")
+
+    watch(run, held, every=0.1, pause=goes_on)
+    told = held.file.getvalue()  # type: ignore[attr-defined]
+    assert told.index("no step is logged yet") < told.index("none is saved yet") < told.index("4, the run is over")
+    assert not run.notes and next(looks) == 3
+
+
+def test_a_stopped_run_says_so_and_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"step": step, "loss": 2.0, "loss/[red]a\x1b[2J": 1.0, "seconds": 1.0} for step in range(3)]
+    write_lines(tmp_path / "run" / "metrics.jsonl", *lines, "no json")
+    os.utime(tmp_path / "run" / "metrics.jsonl", (1, 1))
+    told = seen(tmp_path / "run", capsys)
+    assert "NO NEW LINE" in told and "[red]a\N{REPLACEMENT CHARACTER}[2J" in told and "\x1b" not in told and "1 damaged" in told
+    assert main(["watch", str(tmp_path / "run")]) == 2
+    assert "add --once" in capsys.readouterr().err
+    assert main(["watch", str(tmp_path / "run"), "--once", "--every", "nan"]) == 2
