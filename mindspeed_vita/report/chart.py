@@ -77,7 +77,7 @@ def figure(title: str, series: Sequence[Series], *, logarithmic: bool = False, s
 
 
 def _numbers(series: Sequence[Series]) -> str:
-    rows = [("", "lines", "first", "last", "lowest", "highest")]
+    rows: list[Sequence[object]] = [("", "points", "first", "last", "lowest", "highest")]
     for one in series:
         values = [value for _, value in one.points]
         numbers = (values[0], values[-1], min(values), max(values))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeGuard
 
 Entry = Mapping[str, Any]
 LARGEST = 1e100
@@ -41,7 +42,7 @@ class JsonLines:
             self._begin(None)
             return
         with self.path.open("rb") as file:
-            found = self.path.stat()
+            found = os.fstat(file.fileno())
             if found.st_ino != self._inode or found.st_size < self._offset:
                 self._begin(found.st_ino)
             file.seek(self._offset)
@@ -73,7 +74,7 @@ class JsonLines:
         return f"{self.path}: {lines} left out ({self._first}); look at the file, and restore it from a copy if you need them"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value of a line is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -88,7 +89,7 @@ def finite(entry: Entry, key: str) -> Optional[float]:
     value = entry.get(key)
     if not is_number(value) or not -LARGEST <= value <= LARGEST:  # NaN compares as false
         return None
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def printable(text: object) -> str:

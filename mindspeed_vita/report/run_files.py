@@ -119,7 +119,7 @@ class RunFiles:
         return found if isinstance(found, Mapping) else {}
 
     def _read_checkpoints(self) -> None:
-        steps = self._noted(lambda: atomic.complete_steps(self.folder), [])
+        steps: list[Path] = self._noted(lambda: atomic.complete_steps(self.folder), [])
         saved = sorted(map(atomic.step_of, steps))
         if saved == self.saved:
             return
