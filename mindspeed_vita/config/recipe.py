@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Optional
 
-from mindspeed_vita.choices import MODULES, LossWeighting, Module, Packing, Precision, Recompute, Resize, VideoReader, VisionParallel
+from mindspeed_vita.choices import (
+    MODULES,
+    LayerSplit,
+    LossWeighting,
+    Module,
+    Packing,
+    Precision,
+    Recompute,
+    Resize,
+    VideoReader,
+    VisionParallel,
+)
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -21,6 +32,7 @@ from mindspeed_vita.config.kinds import (
     Section,
     Share,
     Size,
+    Sizes,
     Text,
     Texts,
     Wait,
@@ -135,6 +147,11 @@ class ParallelConfig(Section):
     """Tensor parallel; above 1 it always uses sequence parallel."""
     pp: Size = 1
     """Pipeline parallel; the tower lives on the first stage."""
+    layer_split: LayerSplit = "even"
+    """even (every pipeline stage has the same number of decoder layers, which pp must divide) | balanced (the first and the last stage
+    get fewer, by what tower and head cost)."""
+    stage_layers: Sizes = ()
+    """Decoder layers of each pipeline stage, first to last; empty: layer_split decides."""
     cp: Size = 1
     """Context parallel."""
     ulysses: Size = 1

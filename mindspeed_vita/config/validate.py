@@ -125,9 +125,7 @@ def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]
     problems += _tower(recipe)
     problems += _ulysses(recipe)
     if not uneven_pipeline:
-        problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
-    if layout.pp > 1 and language.tie_embeddings:
-        problems.append(f"parallel.pp={layout.pp} with model.language.tie_embeddings: two stages would share a table; use pp=1 and more tp")
+        problems += _stages(recipe)
     granule = 2 * layout.cp * layout.tp
     if recipe.data.seq_length % granule:
         up = -(-recipe.data.seq_length // granule) * granule
@@ -135,6 +133,26 @@ def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]
             f"data.seq_length={recipe.data.seq_length} is not a multiple of 2*cp*tp=2*{layout.cp}*{layout.tp}={granule}; use {up}"
         )
     return problems + _batch(recipe, world_size, model_size)
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    layout, num_layers = recipe.parallel, recipe.model.language.num_layers
+    if layout.stage_layers:
+        given = f"parallel.stage_layers={list(layout.stage_layers)}"
+        problems = []
+        if layout.layer_split != "even":
+            problems.append(f"{given} and parallel.layer_split={layout.layer_split}; leave one of them out")
+        if len(layout.stage_layers) != layout.pp:
+            problems.append(f"{given} has {len(layout.stage_layers)} numbers; expected one for each of parallel.pp={layout.pp} stages")
+        if sum(layout.stage_layers) != num_layers:
+            problems.append(f"{given} has {sum(layout.stage_layers)} layers in all; expected model.language.num_layers={num_layers}")
+        return problems
+    if layout.layer_split == "even":
+        advice = "use a divisor, or parallel.layer_split=balanced"
+        return _divides("model.language.num_layers", num_layers, "parallel.pp", layout.pp, advice)
+    if layout.pp > num_layers:
+        return [f"parallel.pp={layout.pp} is more than model.language.num_layers={num_layers}; every stage needs a layer, use less pp"]
+    return []
 
 
 def _ulysses(recipe: Recipe) -> list[str]:

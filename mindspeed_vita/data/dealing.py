@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindspeed_vita.config.recipe import ModelConfig
+from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig
 
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
@@ -27,11 +27,16 @@ class RelativeWork:
     """One tile in tower and projector."""
 
 
+def layer_weights(language: LanguageConfig) -> int:
+    """Weights of the linear layers in one decoder layer: its multiply-adds per token."""
+    heads = 2 * language.num_heads + 2 * language.num_kv_heads  # of queries and outputs, of keys and values
+    return language.hidden_size * (heads * language.head_dim + 3 * language.ffn_hidden_size)
+
+
 def relative_work(model: ModelConfig) -> RelativeWork:
     """Counts the multiply-adds of a forward pass. Norms, the head and the tower's class token are left out: they are small."""
     language, vision, projector = model.language, model.vision, model.projector
-    heads = 2 * language.num_heads + 2 * language.num_kv_heads  # of queries and outputs, of keys and values
-    per_layer = language.hidden_size * (heads * language.head_dim + 3 * language.ffn_hidden_size)
+    per_layer = layer_weights(language)
     # half of the query-key pairs are causal, and each is used twice: for its score, and for the sum of values
     attention = language.num_heads * language.head_dim
     patches, width = vision.grid**2, vision.hidden_size

@@ -16,7 +16,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules, get_transformer_layer_offset
 
 from mindspeed_vita.config import LanguageConfig, LanguageTraits, language_traits
 from mindspeed_vita.models.core_attention import Attend, PackedCoreAttention
@@ -128,9 +128,26 @@ Norm = Callable[..., torch.nn.Module]
 """Constructor of a norm: (config, hidden_size, eps)."""
 
 
-def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm) -> ModuleSpec:
+class ShiftedLayer(TransformerLayer):
+    """megatron's layer with a number of our own: megatron derives it from the rank, for stages of equal size.
+
+    Args:
+        shift: added to the number that megatron would give.
+    """
+
+    def __init__(self, *arguments: Any, layer_number: int = 1, shift: int = 0, **keywords: Any) -> None:
+        super().__init__(*arguments, layer_number=layer_number + shift, **keywords)
+
+
+def layer_shift(transformer_config: TransformerConfig, layers: Optional[range]) -> int:
+    """How far the numbers of this stage's layers are from those that megatron gives them; 0 where it decides which layers there are."""
+    return 0 if layers is None else layers.start - get_transformer_layer_offset(transformer_config, **vp_stage_argument())
+
+
+def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm, shift: int) -> ModuleSpec:
+    numbered: dict[str, Any] = {"module": ShiftedLayer, "params": {"shift": shift}} if shift else {"module": TransformerLayer}
     return ModuleSpec(
-        module=TransformerLayer,
+        **numbered,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
@@ -161,17 +178,18 @@ def build_language_model(
     pre_process: bool,
     post_process: bool,
     norm: Norm = RMSNorm,
+    layers: Optional[range] = None,
 ) -> GPTModel:
-    """The part of the decoder that lives on this pipeline stage.
+    """The part of the decoder that lives on this pipeline stage: `layers` by their number in the whole model, or as megatron deals them.
 
     Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
     embedding, decoder and output layer itself.
     """
-    layer = _layer_spec(language_traits(config.family), attend, norm)
-    layers = [layer] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
+    layer = _layer_spec(language_traits(config.family), attend, norm, layer_shift(transformer_config, layers))
+    num_layers = get_num_layers_to_build(transformer_config, **vp_stage_argument()) if layers is None else len(layers)
     return GPTModel(
         config=transformer_config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_positions,
         pre_process=pre_process,

@@ -6,6 +6,7 @@ Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Optional, Protocol
@@ -19,7 +20,7 @@ from torch import nn
 from mindspeed_vita.config import MODULES, ModelConfig
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
-from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model
+from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model, layer_shift
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
 from mindspeed_vita.models.splice import splice
@@ -76,6 +77,7 @@ class VitaModel(MegatronModule):
         tower_linears: how the tower's linear layers are cut over tensor parallelism; whole on every rank by default.
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
         norm: the decoder's norm; a training framework may bring a fused one.
+        layers: decoder layers of this stage, by their number in the whole model; None leaves them to megatron.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class VitaModel(MegatronModule):
         tower_linears: Callable[[TransformerConfig], TowerLinears] = whole_linears,
         seed: int = 1234,
         norm: Norm = RMSNorm,
+        layers: Optional[range] = None,
     ) -> None:
         super().__init__(config=transformer_config)
         self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
@@ -105,10 +108,12 @@ class VitaModel(MegatronModule):
         if pre_process:
             assert attend_tiles is not None
             self._build_vision(config, transformer_config, tower_linears(transformer_config), attend_tiles, seed)
+        parts: dict[str, Any] = {"attend": attend, "norm": norm, "layers": layers}
         self.language = build_language_model(
-            config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process, norm=norm
+            config.language, transformer_config, pre_process=pre_process, post_process=post_process, **parts
         )
-        self.share_embeddings_and_output_weights = config.language.tie_embeddings
+        self._layer_shift = layer_shift(transformer_config, layers)
+        self._tied = config.language.tie_embeddings
         for name in MODULES:
             module = getattr(self, name)
             if module is not None and name not in self.trainable:
@@ -229,13 +234,29 @@ class VitaModel(MegatronModule):
             return torch.cat([self.vision(normalize_tiles(part, self.normalization).to(dtype)) for part in tiles_NCHW.split(TILES_AT_ONCE)])
 
     def _output_weight(self) -> torch.Tensor:
-        if self.share_embeddings_and_output_weights:
+        if self._tied:
             return self.shared_embedding_or_output_weight()
         return self.language.output_layer.weight
+
+    @property
+    def share_embeddings_and_output_weights(self) -> bool:
+        """Whether megatron must sum the gradients of the first and the last stage's copies of a tied table: not if the table is frozen."""
+        return self._tied and self.shared_embedding_or_output_weight().requires_grad
 
     def shared_embedding_or_output_weight(self) -> torch.Tensor:
         """The tied table on the first or last stage; megatron sums its gradients over both."""
         return self.language.shared_embedding_or_output_weight()
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """megatron's description of this stage's weights, by their local names. Its keys hold the layers' numbers in the whole model."""
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if not self._layer_shift:
+            return sharded
+        # megatron derives a layer's place in this stage from its number, by its own rule for the stage's first layer
+        start = re.compile(rf"({re.escape(prefix)}language\.decoder\.layers\.)(-?\d+)\.")
+        return {
+            start.sub(lambda match: f"{match[1]}{int(match[2]) - self._layer_shift}.", name): entry for name, entry in sharded.items()
+        }
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Hidden states from the stage before; called by megatron's schedules."""

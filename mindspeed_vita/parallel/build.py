@@ -17,6 +17,7 @@ from mindspeed_vita.ops.attention import Backend, Heads, choose
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.lm_head import LanguageHead
 from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.stages import layers_of
 from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention
 
@@ -51,7 +52,8 @@ def build_model(
         sequence_parallel=sequence_parallel,
     )
     arguments = model_arguments(recipe, layout, torch.device(device), sequence_parallel=sequence_parallel)
-    return VitaModel(model, transformer_config, **arguments).to(device)
+    layers = layers_of(recipe, layout.pp_rank)
+    return VitaModel(model, transformer_config, layers=layers, **arguments).to(device)
 
 
 def model_arguments(

@@ -104,7 +104,7 @@ def write_megatron(
         WriteFailed: the disk is full or not writable.
         Published: the folder is whole and in its place, but something failed after that.
     """
-    told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced"))
+    told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced", layer_split="even", stage_layers=()))
     state: dict[str, Any] = {"recipe": recipe_to_dict(told)}
     if training is not None:
         state |= {"fingerprint": training.state.fingerprint, "failed_samples": sorted(training.state.failed_samples)}

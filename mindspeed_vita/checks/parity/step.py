@@ -12,6 +12,7 @@ from mindspeed_vita.checks.parity.full_tensors import global_name, join_slices, 
 from mindspeed_vita.checks.parity.packs import MODEL, SEQ_LENGTH, make_pack
 from mindspeed_vita.config import MODULES, Recipe, recipe_from_dict
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.stages import layers_of
 
 PACKS = 4
 
@@ -24,8 +25,9 @@ def make_recipe(
     vision_parallel: str = "balanced",
     vision: Optional[dict[str, Any]] = None,
     language: Optional[dict[str, Any]] = None,
+    pipeline: Optional[dict[str, Any]] = None,
 ) -> Recipe:
-    """The recipe of a parity step; vision and language replace single settings of the model."""
+    """The recipe of a parity step; vision and language replace single settings of the model, pipeline adds some to the parallel section."""
     sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
@@ -36,7 +38,7 @@ def make_recipe(
                 "lm_head": head,
             },
             "data": {"seq_length": SEQ_LENGTH},
-            "parallel": {**sizes, "vision_parallel": vision_parallel},
+            "parallel": {**sizes, "vision_parallel": vision_parallel, **(pipeline or {})},
             "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute},
         }
     )
@@ -59,11 +61,11 @@ def initial_weights(
 
 def load_weights(model: torch.nn.Module, full: dict[str, torch.Tensor], layout: ParallelLayout, recipe: Recipe) -> None:
     """Puts this rank's slices of full tensors into its model."""
-    num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
+    first_layer, tower_cut = layers_of(recipe, layout.pp_rank).start, recipe.parallel.vision_parallel == "tensor"
     heads = recipe.model.vision.num_heads
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            whole = full[global_name(name, layout.pp_rank, num_layers // layout.pp_size)]
+            whole = full[global_name(name, first_layer, tied=recipe.model.language.tie_embeddings)]
             parameter.copy_(take_slice(name, whole, layout.tp_rank, layout.tp_size, tower_cut=tower_cut, heads=heads))
 
 
@@ -89,6 +91,7 @@ def loss_and_gradients(
     ulysses: int = 1,
     vision: Optional[dict[str, Any]] = None,
     language: Optional[dict[str, Any]] = None,
+    pipeline: Optional[dict[str, Any]] = None,
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -101,7 +104,7 @@ def loss_and_gradients(
 
     platform = get_platform()
     layout = layout.with_ulysses(ulysses, platform.device)
-    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language)
+    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language, pipeline)
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient
@@ -123,10 +126,10 @@ def loss_and_gradients(
 
 
 def _gather(loss: float, model: Any, layout: ParallelLayout, recipe: Recipe) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
-    num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
+    first_layer, tower_cut = layers_of(recipe, layout.pp_rank).start, recipe.parallel.vision_parallel == "tensor"
     heads = recipe.model.vision.num_heads
     mine = {
-        global_name(name, layout.pp_rank, num_layers // layout.pp_size): parameter.main_grad.to("cpu", copy=True)
+        global_name(name, first_layer, tied=recipe.model.language.tie_embeddings): parameter.main_grad.to("cpu", copy=True)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

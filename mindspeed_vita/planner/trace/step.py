@@ -21,6 +21,7 @@ from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.step import Stepper
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.stages import stage_layers
 from mindspeed_vita.planner.trace.packs import PackContent, make_pack
 from mindspeed_vita.planner.trace.places import Places
 from mindspeed_vita.planner.trace.rank import OtherRanks, TracedPlatform, fake_rank
@@ -30,11 +31,13 @@ from mindspeed_vita.platform import Platform
 
 
 def stage_ranks(recipe: Recipe, world: int) -> dict[str, int]:
-    """The first rank of each kind of pipeline stage: first, middle and last; only "all" without pipeline parallelism."""
+    """The first rank of each kind of pipeline stage: first, middle (the one with most layers) and last; only "all" without a pipeline."""
     stages, size = recipe.parallel.pp, world // recipe.parallel.pp
     if stages == 1:
         return {"all": 0}
-    kinds = {"first": 0, "middle": size, "last": (stages - 1) * size}
+    layers = stage_layers(recipe)
+    fullest = max(range(1, max(2, stages - 1)), key=lambda stage: layers[stage])
+    kinds = {"first": 0, "middle": fullest * size, "last": (stages - 1) * size}
     return kinds if stages > 2 else {"first": 0, "last": size}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, Case, measure_case, off_by, proof_recipe
-from tests.unit.planner.traces import small, small_with_a_leak
+from tests.unit.planner.traces import small, small_with_a_leak, uneven
 
 STEP_TOLERANCE = 0.04
 """Of what the step adds to weights, gradients and optimizer. Kernels hold buffers of their own, which weigh more in these small steps
@@ -130,3 +130,13 @@ def test_the_host_reads_only_what_it_must(elsewhere):
         "megatron/core/tensor_parallel/random.py",  # compares states of the host's generator
     }
     assert files <= allowed, files - allowed
+
+
+def test_uneven_stages_and_a_shared_table_are_traced(elsewhere):
+    traces = elsewhere(uneven, Case(pp=2))
+    language = proof_recipe(Case(pp=2), "small").model.language
+    table = 4 * language.vocab_size * language.hidden_size  # fp32 gradients
+    for kind, traced in traces.items():
+        assert [sent.group for sent in traced.sent if (sent.name, sent.bytes) == ("all_reduce", table)], (kind, traced.sent)
+    layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
+    assert layers["last"] == 3 * layers["first"] > 0
