@@ -169,6 +169,9 @@ class TrainConfig(Section):
     """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: Size = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    even_steps: Count = 0
+    """Consecutive steps that exchange packs, so that the packs of each step have about the same work and a pipeline waits less for its
+    heaviest one. 0: steps keep the order of the plan. Steps then have packs of like length: long documents meet long ones."""
     objective: Annotated[str, Line(), OneOf(names=objective_names)] = SUPERVISED
     """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: Annotated[tuple[Module, ...], Listed(least=1)] = MODULES

@@ -29,7 +29,8 @@ def held_out_recipe(recipe: Recipe) -> Recipe:
     root = told.media_root or recipe.data.media_root
     # pairs matter to objectives that compare answers; the held-out loss is that of each token
     data = replace(recipe.data, mixture=told.mixture, media_root=root, seed=told.seed, group=1)
-    return replace(recipe, data=data, train=replace(recipe.train, steps=1))
+    # every pack counts as much, and packs must not change places with others that are not evaluated
+    return replace(recipe, data=data, train=replace(recipe.train, steps=1, even_steps=0))
 
 
 class HeldOutPacks:

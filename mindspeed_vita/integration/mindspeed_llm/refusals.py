@@ -87,6 +87,8 @@ def check_pipeline(recipe: Recipe) -> None:
             "parallel.layer_split and parallel.stage_layers are for the built-in engine; inside MindSpeed-LLM leave them out and use "
             "--decoder-first-pipeline-num-layers"
         )
+    if recipe.train.even_steps > 1:
+        problems.append(f"train.even_steps={recipe.train.even_steps} is for the built-in engine; MindSpeed-LLM deals packs in turn, use 0")
     if parallel.pp > 1 and recipe.model.language.tie_embeddings:
         problems.append(
             f"parallel.pp={parallel.pp} with model.language.tie_embeddings was not compared inside MindSpeed-LLM; use pp=1 and more tp, "
