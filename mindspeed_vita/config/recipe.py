@@ -147,11 +147,14 @@ class ParallelConfig(Section):
     """Tensor parallel; above 1 it always uses sequence parallel."""
     pp: Size = 1
     """Pipeline parallel; the tower lives on the first stage."""
+    virtual_stages: Size = 1
+    """Chunks of layers on each pipeline rank (an interleaved pipeline). A micro-batch passes the ranks so many times: bubbles shrink,
+    transfers grow."""
     layer_split: LayerSplit = "even"
-    """even (every pipeline stage has the same number of decoder layers, which pp must divide) | balanced (the first and the last stage
-    get fewer, by what tower and head cost)."""
+    """even (every chunk has the same number of decoder layers, so pp * virtual_stages divides them) | balanced (the first and the last
+    chunk get fewer, by what tower and head cost)."""
     stage_layers: Sizes = ()
-    """Decoder layers of each pipeline stage, first to last; empty: layer_split decides."""
+    """Decoder layers of each chunk, in the model's order, pp * virtual_stages numbers; empty: layer_split decides."""
     cp: Size = 1
     """Context parallel."""
     ulysses: Size = 1

@@ -58,6 +58,8 @@ class HeldOutPacks:
         self.rounds = -(-on_a_rank // most)
         self.micro_batches = most if whole_batches else -(-on_a_rank // self.rounds)
         """Of a round, on this rank."""
+        if recipe.parallel.virtual_stages > 1:  # an interleaved pipeline takes packs in groups; a whole step's packs are such a number
+            self.micro_batches += -self.micro_batches % recipe.parallel.pp
         self.lost = 0
         """Samples of this rank's packs that did not decode, as far as the last reading got."""
         train = replace(recipe.train, global_batch=self.micro_batches * layout.dp_size)

@@ -8,13 +8,16 @@ from typing import Any, Optional
 import torch
 
 from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
 from mindspeed_vita.platform import Platform, megatron_compat
 from mindspeed_vita.wording import counted
 
 
 def wrap_model(model: Any) -> Any:
-    """megatron.core's DDP: gradients accumulate and are summed over dp x cp in fp32."""
+    """megatron.core's DDP: gradients accumulate and are summed over dp x cp in fp32. Each chunk of an interleaved pipeline has its own."""
+    if isinstance(model, ModelChunks):
+        return ModelChunks([wrap_model(chunk) for chunk in model])
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.enums import ModelType
 
@@ -51,7 +54,7 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=True,
     )
-    return megatron_compat.distributed_optimizer(adam, config, wrapped)
+    return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

@@ -35,6 +35,7 @@ def language_transformer_config(
     recompute: str,
     init_on_cpu: bool,
     sequence_parallel: bool = True,
+    virtual_stages: int = 1,
 ) -> TransformerConfig:
     """megatron's configuration of the decoder.
 
@@ -47,6 +48,7 @@ def language_transformer_config(
         init_on_cpu: draw full weights on the host, so that they do not depend on tp.
         sequence_parallel: tp ranks share out the tokens between linear layers. Training always does. In inference one new token does
             not divide by tp, so each tp rank holds all tokens.
+        virtual_stages: chunks of each pipeline rank.
     """
     traits = language_traits(config.family)
     settings: dict[str, dict[str, Any]] = {
@@ -54,7 +56,7 @@ def language_transformer_config(
         "selective": {"recompute_granularity": "selective"},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     }
-    return TransformerConfig(
+    told = TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_heads,
@@ -88,7 +90,12 @@ def language_transformer_config(
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         **settings[recompute],
+        # without these an interleaved pipeline computes wrong gradients over gloo; a plain one keeps megatron's defaults
+        **({"overlap_p2p_comm": True, "batch_p2p_comm": False, "deallocate_pipeline_outputs": False} if virtual_stages > 1 else {}),
     )
+    # set afterwards: megatron would demand equal chunks, which ours need not be
+    told.virtual_pipeline_model_parallel_size = virtual_stages if virtual_stages > 1 else None
+    return told
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -139,9 +146,9 @@ class ShiftedLayer(TransformerLayer):
         super().__init__(*arguments, layer_number=layer_number + shift, **keywords)
 
 
-def layer_shift(transformer_config: TransformerConfig, layers: Optional[range]) -> int:
+def layer_shift(transformer_config: TransformerConfig, layers: Optional[range], vp_stage: Optional[int] = None) -> int:
     """How far the numbers of this stage's layers are from those that megatron gives them; 0 where it decides which layers there are."""
-    return 0 if layers is None else layers.start - get_transformer_layer_offset(transformer_config, **vp_stage_argument())
+    return 0 if layers is None else layers.start - get_transformer_layer_offset(transformer_config, **vp_stage_argument(vp_stage))
 
 
 def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm, shift: int) -> ModuleSpec:
@@ -179,13 +186,14 @@ def build_language_model(
     post_process: bool,
     norm: Norm = RMSNorm,
     layers: Optional[range] = None,
+    vp_stage: Optional[int] = None,
 ) -> GPTModel:
     """The part of the decoder that lives on this pipeline stage: `layers` by their number in the whole model, or as megatron deals them.
 
     Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
     embedding, decoder and output layer itself.
     """
-    layer = _layer_spec(language_traits(config.family), attend, norm, layer_shift(transformer_config, layers))
+    layer = _layer_spec(language_traits(config.family), attend, norm, layer_shift(transformer_config, layers, vp_stage))
     num_layers = get_num_layers_to_build(transformer_config, **vp_stage_argument()) if layers is None else len(layers)
     return GPTModel(
         config=transformer_config,
@@ -197,4 +205,5 @@ def build_language_model(
         parallel_output=True,
         share_embeddings_and_output_weights=config.tie_embeddings,
         position_embedding_type="none",
+        **vp_stage_argument(vp_stage),
     )

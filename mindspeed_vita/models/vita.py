@@ -78,6 +78,7 @@ class VitaModel(MegatronModule):
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
         norm: the decoder's norm; a training framework may bring a fused one.
         layers: decoder layers of this stage, by their number in the whole model; None leaves them to megatron.
+        vp_stage: number of this chunk on its rank in an interleaved pipeline, else None.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class VitaModel(MegatronModule):
         seed: int = 1234,
         norm: Norm = RMSNorm,
         layers: Optional[range] = None,
+        vp_stage: Optional[int] = None,
     ) -> None:
         super().__init__(config=transformer_config)
+        self.vp_stage = vp_stage
         self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
         self.pre_process, self.post_process = pre_process, post_process
         self.rotary = RotaryTables(config.language)
@@ -108,11 +111,11 @@ class VitaModel(MegatronModule):
         if pre_process:
             assert attend_tiles is not None
             self._build_vision(config, transformer_config, tower_linears(transformer_config), attend_tiles, seed)
-        parts: dict[str, Any] = {"attend": attend, "norm": norm, "layers": layers}
+        parts: dict[str, Any] = {"attend": attend, "norm": norm, "layers": layers, "vp_stage": vp_stage}
         self.language = build_language_model(
             config.language, transformer_config, pre_process=pre_process, post_process=post_process, **parts
         )
-        self._layer_shift = layer_shift(transformer_config, layers)
+        self._layer_shift = layer_shift(transformer_config, layers, vp_stage)
         self._tied = config.language.tie_embeddings
         for name in MODULES:
             module = getattr(self, name)

@@ -13,21 +13,22 @@ TILE_MARKERS = 2
 
 
 def stage_layers(recipe: Recipe) -> tuple[int, ...]:
-    """Decoder layers of each pipeline stage, first to last. The recipe must be valid."""
+    """Decoder layers of each chunk in the model's order, a chunk for each stage and virtual stage. The recipe must be valid."""
     parallel, num_layers = recipe.parallel, recipe.model.language.num_layers
+    chunks = parallel.pp * parallel.virtual_stages
     if parallel.stage_layers:
         return parallel.stage_layers
-    if parallel.layer_split == "even" or parallel.pp == 1:
-        return (num_layers // parallel.pp,) * parallel.pp
+    if parallel.layer_split == "even" or chunks == 1:
+        return (num_layers // chunks,) * chunks
     first, last = tower_and_head(recipe)
-    return balanced_layers(num_layers, parallel.pp, first=first, last=last)
+    return balanced_layers(num_layers, chunks, first=first, last=last)
 
 
-def layers_of(recipe: Recipe, pp_rank: int) -> range:
-    """The decoder layers of one stage, by their number in the whole model."""
-    layers = stage_layers(recipe)
-    start = sum(layers[:pp_rank])
-    return range(start, start + layers[pp_rank])
+def layers_of(recipe: Recipe, pp_rank: int, virtual_stage: int = 0) -> range:
+    """The decoder layers of one chunk, by their number in the whole model. A micro-batch passes all ranks before any of them again."""
+    layers, place = stage_layers(recipe), virtual_stage * recipe.parallel.pp + pp_rank
+    start = sum(layers[:place])
+    return range(start, start + layers[place])
 
 
 def tower_and_head(recipe: Recipe) -> tuple[float, float]:

@@ -34,7 +34,7 @@ WORK = relative_work(recipe_from_dict({"model": {"preset": "14b"}}).model)
 
 
 def step_time(work: np.ndarray) -> float:
-    """Time of one step's micro-batches in a pipeline: stage after stage forward, then back, each stage one forward and one backward in turn.
+    """Time of one step's micro-batches in a pipeline, whose stages do one forward and one backward pass in turn (1F1B).
 
     Args:
         work: float[n] of the micro-batches; a forward pass of a stage takes that long, a backward pass twice as long.

@@ -103,6 +103,22 @@ def test_stages_with_a_tied_table_and_uneven_stages_equal_one_process(
         assert result.equal, (layout, pipeline, result)
 
 
+VIRTUAL = {"virtual_stages": 2}
+
+
+@pytest.mark.parametrize("modules", [ALL, ("projector",)], ids=["all", "stage-1"])
+def test_interleaved_stages_equal_one_process(
+    layout_pool: LayoutPool, tied: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], tmp_path: Path, modules: tuple[str, ...]
+) -> None:
+    """With and without a table that both ends share; the tower is in the first chunk, the head in the last."""
+    for language, full in (({"num_layers": 4}, weights), (TIED, tied)):
+        arguments = {"folder": str(tmp_path), "full": full, "language": language, **_arguments(True, "masked", modules, "none")}
+        reference = layout_pool.run(RUN, **arguments)[0]
+        for layout, pipeline in (((1, 2, 1, 1), VIRTUAL), ((1, 2, 2, 1), VIRTUAL), ((2, 2, 1, 1), VIRTUAL), ((1, 2, 1, 2), VIRTUAL)):
+            result = compare(layout_pool.run(RUN, *layout, pipeline=pipeline, **arguments)[0], reference)
+            assert result.equal, (language, layout, result)
+
+
 def test_three_stages_of_five_layers_equal_one_process(layout_pool: LayoutPool, tmp_path: Path) -> None:
     """pp does not divide the layers, and the middle stage has none of megatron's own numbers."""
     language = {"num_layers": 5}

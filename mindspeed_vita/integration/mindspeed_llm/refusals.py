@@ -82,10 +82,10 @@ def check_pipeline(recipe: Recipe) -> None:
         ValueError: the recipe deals layers unevenly, or its stages share a table.
     """
     parallel, problems = recipe.parallel, []
-    if parallel.layer_split != "even" or parallel.stage_layers:
+    if parallel.layer_split != "even" or parallel.stage_layers or parallel.virtual_stages > 1:
         problems.append(
-            "parallel.layer_split and parallel.stage_layers are for the built-in engine; inside MindSpeed-LLM leave them out and use "
-            "--decoder-first-pipeline-num-layers"
+            "parallel.virtual_stages, parallel.layer_split and parallel.stage_layers are for the built-in engine; inside MindSpeed-LLM "
+            "leave them out and use --decoder-first-pipeline-num-layers"
         )
     if recipe.train.even_steps > 1:
         problems.append(f"train.even_steps={recipe.train.even_steps} is for the built-in engine; MindSpeed-LLM deals packs in turn, use 0")

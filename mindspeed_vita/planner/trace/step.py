@@ -36,7 +36,7 @@ def stage_ranks(recipe: Recipe, world: int) -> dict[str, int]:
     if stages == 1:
         return {"all": 0}
     layers = stage_layers(recipe)
-    fullest = max(range(1, max(2, stages - 1)), key=lambda stage: layers[stage])
+    fullest = max(range(1, max(2, stages - 1)), key=lambda stage: sum(layers[stage::stages]))
     kinds = {"first": 0, "middle": fullest * size, "last": (stages - 1) * size}
     return kinds if stages > 2 else {"first": 0, "last": size}
 
@@ -82,7 +82,9 @@ def trace(
 def shortened(recipe: Recipe, world: int, micro_batches: Optional[int]) -> Recipe:
     """The recipe with as many packs per step as are traced. Arguments and errors are those of `trace`."""
     packs = _packs(recipe, world)
-    chosen = min(packs, recipe.parallel.pp + 1) if micro_batches is None else micro_batches
+    parallel = recipe.parallel
+    filling = parallel.pp + 1 if parallel.virtual_stages == 1 else 2 * parallel.pp  # virtual stages take packs in groups of pp
+    chosen = min(packs, filling) if micro_batches is None else micro_batches
     if chosen < 1:
         raise ValueError(f"{chosen} packs per rank; a step needs at least 1")
     dp = recipe.train.global_batch // packs

@@ -46,6 +46,17 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"parallel": {"pp": 2, "stage_layers": [1, 1, 1]}}, 2, r"has 3 numbers; expected one for each of parallel.pp=2 stages"),
         ({"parallel": {"pp": 2, "stage_layers": [3, 0]}}, 2, r"parallel.stage_layers\[1\]=0; expected at least 1"),
         ({"parallel": {"pp": 2, "stage_layers": [1, 2], "layer_split": "balanced"}}, 2, "leave one of them out"),
+        ({"parallel": {"virtual_stages": 3}}, 1, "parallel.virtual_stages=3 with parallel.pp=1; only a pipeline has virtual stages"),
+        (
+            {"parallel": {"pp": 2, "virtual_stages": 2}},
+            2,
+            r"parallel.pp \* parallel.virtual_stages=4 does not divide model.language.num_layers=3; use a divisor, or parallel.layer_split",
+        ),
+        (
+            {"parallel": {"pp": 2, "virtual_stages": 2}, "model": {"language": {"num_layers": 4}}, "train": {"global_batch": 3}},
+            2,
+            "parallel.pp=2 does not divide train.global_batch / data parallel size=3; virtual stages take packs in groups",
+        ),
         ({"parallel": {"pp": 4, "layer_split": "balanced"}}, 4, "parallel.pp=4 is more than model.language.num_layers=3"),
         ({"model": {"vision": {"patch_size": 0}}}, 1, "model.vision.patch_size=0; expected at least 1"),
         ({"model": {"language": {"num_layers": -2}}}, 1, "model.language.num_layers=-2; expected at least 1"),

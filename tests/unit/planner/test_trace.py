@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, Case, measure_case, off_by, proof_recipe
-from tests.unit.planner.traces import small, small_with_a_leak, uneven
+from tests.unit.planner.traces import interleaved, small, small_with_a_leak, uneven
 
 STEP_TOLERANCE = 0.04
 """Of what the step adds to weights, gradients and optimizer. Kernels hold buffers of their own, which weigh more in these small steps
@@ -140,3 +140,12 @@ def test_uneven_stages_and_a_shared_table_are_traced(elsewhere):
         assert [sent.group for sent in traced.sent if (sent.name, sent.bytes) == ("all_reduce", table)], (kind, traced.sent)
     layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
     assert layers["last"] == 3 * layers["first"] > 0
+
+
+def test_virtual_stages_are_traced(elsewhere):
+    """Half of the decoder on each rank, in two chunks: hidden states cross twice per micro-batch and direction, and once between them."""
+    traces = elsewhere(interleaved, Case(pp=2))
+    layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
+    assert layers["first"] == layers["last"] > 0
+    sent = {kind: sum(sent.calls for sent in traced.sent if sent.name == "send" and sent.group == "pp") for kind, traced in traces.items()}
+    assert sent["first"] == sent["last"] == 3 * traces["first"].micro_batches, [traced.sent for traced in traces.values()]
