@@ -22,6 +22,7 @@ Packing = Literal["same_source", "cross_source"]
 VideoReader = Literal["pyav", "decord", "torchcodec"]
 Resize = Literal["exact", "fast"]
 VisionParallel = Literal["balanced", "tensor"]
+LayerSplit = Literal["even", "balanced"]
 Precision = Literal["bf16", "fp32"]
 Recompute = Literal["none", "selective", "mlp", "full_but_attention", "full"]
 """What the decoder's layers compute again in the backward pass, from little to much."""

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 from mindspeed_vita.choices import (
     MODULES,
+    LayerSplit,
     LossWeighting,
     Module,
     Offload,
@@ -33,6 +34,7 @@ from mindspeed_vita.config.kinds import (
     Section,
     Share,
     Size,
+    Sizes,
     Text,
     Texts,
     Wait,
@@ -147,6 +149,14 @@ class ParallelConfig(Section):
     """Tensor parallel; above 1 it always uses sequence parallel."""
     pp: Size = 1
     """Pipeline parallel; the tower lives on the first stage."""
+    virtual_stages: Size = 1
+    """Chunks of layers on each pipeline rank (an interleaved pipeline). A micro-batch passes the ranks so many times: bubbles shrink,
+    transfers grow."""
+    layer_split: LayerSplit = "even"
+    """even (every chunk has the same number of decoder layers, so pp * virtual_stages divides them) | balanced (the first and the last
+    chunk get fewer, by what tower and head cost)."""
+    stage_layers: Sizes = ()
+    """Decoder layers of each chunk, in the model's order, pp * virtual_stages numbers; empty: layer_split decides."""
     cp: Size = 1
     """Context parallel."""
     ulysses: Size = 1
@@ -168,6 +178,9 @@ class TrainConfig(Section):
     """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: Size = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    even_steps: Count = 0
+    """Consecutive steps that exchange packs, so that the packs of each step have about the same work and a pipeline waits less for its
+    heaviest one. 0: steps keep the order of the plan. Steps then have packs of like length: long documents meet long ones."""
     objective: Annotated[str, Line(), OneOf(names=objective_names)] = SUPERVISED
     """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: Annotated[tuple[Module, ...], Listed(least=1)] = MODULES

@@ -13,6 +13,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
 from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.parallel.chunks import for_schedule
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform, megatron_compat
@@ -90,8 +91,7 @@ class Stepper:
         self._samples = 0
         reports = self._schedule(
             forward_step_func=self._forward,
-            data_iterator=self._step_batches(step),
-            model=self.model,
+            **for_schedule(self.model, self._step_batches(step)),
             num_microbatches=self.micro_batches,
             seq_length=self.recipe.data.seq_length,
             micro_batch_size=1,
@@ -116,11 +116,12 @@ class Stepper:
 
     def _agree(self, batch: Any, step: int) -> Any:
         with self.platform.host_work():
-            return self.failed.agree(batch, self.layout, step)
+            agreed = self.failed.agree(batch, self.layout, step)
+        self._samples += len(agreed.sample_ids)
+        return agreed
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         batch = next(batches)
-        self._samples += len(batch.sample_ids)
         with self.platform.host_work():
             inputs = self.shard(batch)
 

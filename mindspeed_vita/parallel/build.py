@@ -15,19 +15,22 @@ from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
 from mindspeed_vita.ops.attention import Backend, Heads, choose
+from mindspeed_vita.parallel.chunks import ModelChunks
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.lm_head import LanguageHead
 from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.stages import layers_of
 from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention
+from mindspeed_vita.platform import megatron_compat
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build_model(
     recipe: Recipe, layout: ParallelLayout, device: torch.device | str = "cpu", *, sequence_parallel: bool = True
-) -> VitaModel:
-    """The part of the model that lives on this rank, with frozen modules frozen, on the given device.
+) -> Any:
+    """The part of the model that lives on this rank, with frozen modules frozen, on a device: a VitaModel, or ModelChunks of several.
 
     The platform must have been chosen and megatron's parallel state initialised.
 
@@ -49,9 +52,23 @@ def build_model(
         cp=layout.cp_size,
         init_on_cpu=on_cpu,
         sequence_parallel=sequence_parallel,
+        virtual_stages=recipe.parallel.virtual_stages,
     )
     arguments = model_arguments(recipe, layout, torch.device(device), sequence_parallel=sequence_parallel)
-    return VitaModel(model, transformer_config, **arguments).to(device)
+    count = recipe.parallel.virtual_stages
+    megatron_compat.set_virtual_stages(count)
+    if count == 1:
+        return VitaModel(model, transformer_config, layers=layers_of(recipe, layout.pp_rank), **arguments).to(device)
+    chunks = []
+    for number in range(count):
+        ends = {
+            "pre_process": layout.is_first_stage and number == 0,
+            "post_process": layout.is_last_stage and number == count - 1,
+            "layers": layers_of(recipe, layout.pp_rank, number),
+        }
+        with megatron_compat.virtual_stage(number):
+            chunks.append(VitaModel(model, transformer_config, vp_stage=number, **{**arguments, **ends}).to(device))
+    return ModelChunks(chunks)
 
 
 def model_arguments(

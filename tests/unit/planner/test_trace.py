@@ -8,7 +8,7 @@ import pytest
 from mindspeed_vita.choices import RECOMPUTES
 from mindspeed_vita.config.recompute import WHOLE_LAYERS, kept_attention_bytes, offloaded_bytes
 from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, Case, measure_case, off_by, proof_recipe
-from tests.unit.planner.traces import small, small_with_a_leak
+from tests.unit.planner.traces import interleaved, small, small_with_a_leak, uneven
 
 STEP_TOLERANCE = 0.04
 """Of what the step adds to weights, gradients and optimizer. Kernels hold buffers of their own, which weigh more in these small steps
@@ -160,3 +160,22 @@ def test_the_host_reads_only_what_it_must(elsewhere):
         "megatron/core/tensor_parallel/random.py",  # compares states of the host's generator
     }
     assert files <= allowed, files - allowed
+
+
+def test_uneven_stages_and_a_shared_table_are_traced(elsewhere):
+    traces = elsewhere(uneven, Case(pp=2))
+    language = proof_recipe(Case(pp=2), "small").model.language
+    table = 4 * language.vocab_size * language.hidden_size  # fp32 gradients
+    for kind, traced in traces.items():
+        assert [sent.group for sent in traced.sent if (sent.name, sent.bytes) == ("all_reduce", table)], (kind, traced.sent)
+    layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
+    assert layers["last"] == 3 * layers["first"] > 0
+
+
+def test_virtual_stages_are_traced(elsewhere):
+    """Half of the decoder on each rank, in two chunks: hidden states cross twice per micro-batch and direction, and once between them."""
+    traces = elsewhere(interleaved, Case(pp=2))
+    layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
+    assert layers["first"] == layers["last"] > 0
+    sent = {kind: sum(sent.calls for sent in traced.sent if sent.name == "send" and sent.group == "pp") for kind, traced in traces.items()}
+    assert sent["first"] == sent["last"] == 3 * traces["first"].micro_batches, [traced.sent for traced in traces.values()]
