@@ -23,6 +23,7 @@ VideoReader = Literal["pyav", "decord", "torchcodec"]
 Resize = Literal["exact", "fast"]
 VisionParallel = Literal["balanced", "tensor"]
 Precision = Literal["bf16", "fp32"]
+TokenwiseChoice = Literal["auto", "plain"]
 Recompute = Literal["none", "selective", "full"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Optional
 
 from mindspeed_vita.choices import MODULES, LossWeighting, Module, Packing, Precision, Recompute, Resize, VideoReader, VisionParallel
+from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
     "ModelConfig",
@@ -266,5 +268,7 @@ class Recipe(Section):
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    """Kernels."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Logs."""

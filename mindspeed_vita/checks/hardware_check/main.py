@@ -18,7 +18,7 @@ from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
-_PACKAGES = ("torch", "torch-npu", "flash-attn", "megatron-core", "numpy")
+_PACKAGES = ("torch", "torch-npu", "flash-attn", "flash-attn-3", "flash-attn-4", "triton", "liger-kernel", "megatron-core", "numpy")
 Sections = dict[str, Callable[[Report], None]]
 
 
