@@ -243,6 +243,9 @@ class LoggingConfig(Section):
     """Write TensorBoard events to <directory>/tensorboard."""
     progress: Flag = True
     """Show a progress bar on a terminal; plain lines elsewhere."""
+    peak_tflops: Wait = 0.0
+    """Dense bf16 TFLOP/s of one device, of which metrics.jsonl then has the share that was reached (mfu); 0: taken from a table of
+    GPUs (mindspeed_vita/engine/work.py). Elsewhere, and in fp32, there is no mfu."""
 
 
 @dataclass(frozen=True, kw_only=True)
