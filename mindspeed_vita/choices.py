@@ -29,6 +29,7 @@ Recompute = Literal["none", "selective", "mlp", "full_but_attention", "full"]
 Offload = Literal["none", "inputs"]
 """What recomputed layers keep in host memory between the two passes."""
 Overlap = Literal["auto", "always", "never"]
+TokenwiseChoice = Literal["auto", "plain"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 ENGINES: tuple[Engine, ...] = get_args(Engine)

@@ -19,6 +19,7 @@ from mindspeed_vita.choices import (
     VideoReader,
     VisionParallel,
 )
+from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
     "ModelConfig",
@@ -277,6 +279,9 @@ class LoggingConfig(Section):
     """Write TensorBoard events to <directory>/tensorboard."""
     progress: Flag = True
     """Show a progress bar on a terminal; plain lines elsewhere."""
+    peak_tflops: Wait = 0.0
+    """Dense bf16 TFLOP/s of one device, of which metrics.jsonl then has the share that was reached (mfu); 0: taken from a table of
+    GPUs (mindspeed_vita/engine/work.py). Elsewhere, and in fp32, there is no mfu."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,5 +307,7 @@ class Recipe(Section):
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    """Kernels."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Logs."""

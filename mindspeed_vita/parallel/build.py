@@ -14,6 +14,7 @@ from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
+from mindspeed_vita.ops import tokenwise
 from mindspeed_vita.ops.attention import Backend, Heads, choose
 from mindspeed_vita.parallel.chunks import ModelChunks
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -80,6 +81,9 @@ def model_arguments(
         ValueError: no attention backend serves the model's heads on the device.
     """
     model, tensor = recipe.model, recipe.parallel.vision_parallel == "tensor"
+    language = model.language
+    tokenwise.choose_kernels(recipe.kernels.tokenwise)
+    tokenwise.announce(DTYPES[recipe.train.precision], device, width=language.head_dim, num_heads=language.num_heads // layout.tp_size)
     sharded = partial(sharded_linears, tp_rank=layout.tp_rank, tp_size=layout.tp_size)
     return {
         "attend": _attend(recipe, layout, device),
@@ -120,7 +124,7 @@ def language_backend(recipe: Recipe, layout: ParallelLayout, device: torch.devic
     """
     language, dtype = recipe.model.language, DTYPES[recipe.train.precision]
     num_heads = language.num_heads // (layout.tp_size * layout.ulysses_size)
-    return choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device))
+    return choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device), recipe.kernels.attention or None)
 
 
 def attend_over(layout: ParallelLayout, backend: Backend) -> Attend:
@@ -135,4 +139,4 @@ def _attend_tiles(recipe: Recipe, layout: ParallelLayout, device: torch.device) 
     vision, dtype = recipe.model.vision, DTYPES[recipe.train.precision]
     sharing = layout.tp_size if recipe.parallel.vision_parallel == "tensor" else 1
     heads = Heads(num_heads=-(-vision.num_heads // sharing), width=vision.head_dim, dtype=dtype, device=device)
-    return choose(heads, what="tiles").tiles
+    return choose(heads, recipe.kernels.attention or None, what="tiles").tiles
