@@ -30,6 +30,7 @@ setup(
         "mindspeed_vita.checks.hardware_check": ["*.json", "*.txt"],
         "mindspeed_vita.integration.mindspeed_llm": ["upstream_flags/*"],
         "mindspeed_vita.serving": ["page/*"],
+        "mindspeed_vita.planner": ["devices/*.yaml"],
     },
     install_requires=requirements(),
     extras_require={
