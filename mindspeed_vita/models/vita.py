@@ -186,7 +186,8 @@ class VitaModel(MegatronModule):
 
     def decode(self, inputs: ModelInputs) -> torch.Tensor:
         """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
-        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
+        # rounded once here rather than in each layer: every pack in the pipeline keeps its tables until its backward pass
+        cos_TD, sin_TD = (table.to(self.config.params_dtype) for table in self.rotary(inputs.positions_T, longest=inputs.longest_document))
         return self.language.decoder(
             hidden_states=self._embed(inputs) if self.pre_process else None,
             attention_mask=None,

@@ -130,3 +130,13 @@ def test_the_host_reads_only_what_it_must(elsewhere):
         "megatron/core/tensor_parallel/random.py",  # compares states of the host's generator
     }
     assert files <= allowed, files - allowed
+
+
+def test_a_pack_in_the_pipeline_keeps_neither_its_vision_rows_nor_wide_rotary_tables(elsewhere):
+    traced = elsewhere(small, Case(pp=2, recompute="full"))
+    kept = traced.peak_by(lambda place: f"{place.phase} {place.line}")
+    assert not [line for line in kept if line.startswith(("forward parallel/tile_exchange.py", "forward ops/rotary.py"))]
+    recipe = proof_recipe(Case(pp=2), "small")
+    tables = 2 * recipe.data.seq_length * recipe.model.language.head_dim * 2  # bf16 cosines and sines
+    # of the two packs in the first stage
+    assert 2 * tables in [size for line, size in kept.items() if line.startswith("forward models/vita.py")]
