@@ -24,6 +24,8 @@ examples:
   vita plan examples/long_vita_14b/stage4.yaml --memory 64GiB --explain peak.svg
   vita plan examples/long_vita_14b/stage4.yaml --device 910B --devices 128 train.global_batch=16
   vita plan examples/long_vita_14b/stage4.yaml --device 910B --calibrate runs/stage4/metrics.jsonl
+  vita plan examples/long_vita_14b/stage3.yaml --memory 64GiB --longest
+  vita plan examples/long_vita_14b/stage4.yaml --inference --devices 8 --memory 64GiB --prompt-tokens 262144
 
 The real step of one rank of each kind of pipeline stage runs on tensors without memory. No device, data or weights are needed.
 The variables that the recipe names (DATA_ROOT, TOKENIZER, ...) must be set; nothing is read there.
@@ -60,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=8, metavar="N", help="with --devices: other layouts to trace, nearest first (default 8)"
     )
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="traces that run at a time (default 2)")
+    parser.add_argument("--longest", action="store_true", help="with --memory: the longest packs that the recipe's layout has room for")
+    parser.add_argument("--inference", action="store_true", help="plan inference instead: each cut of the devices into tp and cp")
+    parser.add_argument(
+        "--prompt-tokens", type=int, metavar="N", help="with --inference: length of the prompt (default: data.seq_length of the recipe)"
+    )
     parser.add_argument("--explain", metavar="FILE.svg", help="draw the memory of the step, by part")
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings that replace those of the file")
@@ -71,6 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     layout = recipe.parallel
     world = layout.tp * layout.pp * layout.cp if arguments.devices is None else arguments.devices
+    kind = arguments.device if device is None else device.kind
+    if arguments.inference:
+        return _inference(arguments, recipe, world, memory, kind)
     validate(recipe, world)
 
     from mindspeed_vita.planner.layouts import Layout
@@ -87,11 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
     filled = f"traced packs are {content.vision:.0%} vision tokens, and {content.supervised:.0%} are supervised"
     say = _say if arguments.json else _print
     say(f"{title}\n{packs} in a step of each data-parallel rank; {filled}\n")
-    kind = arguments.device if device is None else device.kind
     plans = plan_own(recipe, world, device=kind, processes=arguments.processes, say=_say)
     timing = None if device is None else time_layout(recipe, world, [plan.trace for plan in plans], device, measured=measured)
     found = own_json(title, plans, memory, timing)
     say(own_layout(plans, memory, kind, timing))
+    if arguments.longest and memory is not None:
+        say(_longest(arguments, recipe, world, memory, kind))
     if arguments.explain:
         write_picture(plans, Path(arguments.explain), title=title, memory=memory)
         say(f"memory of the step: {arguments.explain}")
@@ -109,9 +120,18 @@ def _check(arguments: argparse.Namespace) -> tuple[int | None, Device | None, di
         ("--devices", arguments.devices, 1),
         ("--limit", arguments.limit, 0),
         ("--processes", arguments.processes, 1),
+        ("--prompt-tokens", arguments.prompt_tokens, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{option} is {value}; expected at least {least}")
+    if arguments.longest and (arguments.memory is None or arguments.inference):
+        raise ValueError("--longest needs --memory, and goes with training; --inference with --memory names the longest prompt anyway")
+    if arguments.prompt_tokens is not None and not arguments.inference:
+        raise ValueError("--prompt-tokens goes with --inference; packs of training have data.seq_length tokens")
+    if arguments.json and arguments.inference:
+        raise ValueError("--json prints a step of training; leave it out with --inference")
+    if arguments.explain and arguments.inference:
+        raise ValueError("--explain draws a step of training; leave it out with --inference")
     if arguments.explain:
         target = Path(arguments.explain)
         if target.suffix != ".svg":
@@ -125,6 +145,28 @@ def _check(arguments: argparse.Namespace) -> tuple[int | None, Device | None, di
     if arguments.memory is not None:
         return parse_size(arguments.memory, "--memory"), device, measured
     return None if device is None else device.memory_bytes, device, measured
+
+
+def _longest(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int, kind: str) -> str:
+    from mindspeed_vita.planner.inference import longest_in_words
+    from mindspeed_vita.planner.longest import Question, longest_context, longest_positions
+
+    question = Question(recipe=recipe, world=world, device=kind, memory=memory, limit=longest_positions(recipe))
+    return f"longest packs that fit: {longest_in_words(longest_context(question))}"
+
+
+def _inference(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int | None, kind: str) -> int:
+    from mindspeed_vita.planner.inference import plan_inference, table
+    from mindspeed_vita.planner.trace.answering import Prompt
+
+    prompt = Prompt(tokens=recipe.data.seq_length if arguments.prompt_tokens is None else arguments.prompt_tokens)
+    shares = f"{prompt.vision:.0%} of the prompt are vision tokens"
+    print(f"inference of {recipe.name} on {world:,} devices, a prompt of {prompt.tokens:,} tokens; {shares}\n", flush=True)
+    plans, reasons = plan_inference(
+        recipe, world, prompt, device=kind, memory=memory, processes=arguments.processes, say=_say
+    )
+    print(table(plans, reasons, prompt, memory))
+    return int(memory is not None and all(plan.memory > memory for plan in plans))
 
 
 def _others(

@@ -199,7 +199,8 @@ class VitaModel(MegatronModule):
 
     def decode(self, inputs: ModelInputs) -> torch.Tensor:
         """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
-        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
+        # rounded once here rather than in each layer: every pack in the pipeline keeps its tables until its backward pass
+        cos_TD, sin_TD = (table.to(self.config.params_dtype) for table in self.rotary(inputs.positions_T, longest=inputs.longest_document))
         offloads = self.offload == "inputs" and self.training and torch.is_grad_enabled()
         layer_inputs = LayerInputs(host_copies(inputs.positions_T.device)) if offloads else None
         return self.language.decoder(

@@ -63,12 +63,12 @@ def trace(
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world} ranks; expected 0 to {world - 1}")
     recipe = shortened(recipe, world, micro_batches)
-    recorder, others = Recorder(_fake_mode(), Places()), _other_ranks(recipe, world)
+    recorder, others = Recorder(fake_mode(), Places()), _other_ranks(recipe, world)
     with fake_rank(recipe, world, rank) as layout:
         model, optimizer = _build_traced(recipe, layout, recorder, others)
         micro_batches = recipe.train.global_batch // layout.dp_size
         batches = [make_pack(recipe, layout, content) for _ in range(micro_batches)]
-        with _fake_mode(), recorder, ListsOfNumbers():
+        with fake_mode(), recorder, ListsOfNumbers():
             recorder.caller.setup = "optimizer"
             optimizer.step()  # its state is made in the first step
             recorder.start(model.module)
@@ -133,7 +133,7 @@ def _packs(recipe: Recipe, world: int) -> int:
 
 
 @cache
-def _fake_mode() -> FakeTensorMode:
+def fake_mode() -> FakeTensorMode:
     """One mode for the life of the process: caches keep tensors of it."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -144,13 +144,10 @@ def _other_ranks(recipe: Recipe, world: int) -> OtherRanks:
     others = OtherRanks()
     for rank in stage_ranks(recipe, world).values() if recipe.parallel.pp > 1 else ():
         with fake_rank(recipe, world, rank) as layout:
-            _build_traced(recipe, layout, Recorder(_fake_mode(), Places()), others)
+            _build_traced(recipe, layout, Recorder(fake_mode(), Places()), others)
     return others
 
 
 def _build_traced(recipe: Recipe, layout: ParallelLayout, recorder: Recorder, others: OtherRanks) -> tuple[Any, Any]:
-    def setup(part: str) -> None:
-        recorder.caller.setup = part
-
-    with _fake_mode(), recorder, ListsOfNumbers(), others.answering():
-        return build(recipe, layout, TracedPlatform(recorder), setup)
+    with fake_mode(), recorder, ListsOfNumbers(), others.answering():
+        return build(recipe, layout, TracedPlatform(recorder), recorder.name_setup)
