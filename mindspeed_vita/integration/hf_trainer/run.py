@@ -115,7 +115,7 @@ def _train(
     from mindspeed_vita.integration.hf_trainer.trainer import PackTrainer
 
     dataset = open_dataset(recipe, layout)
-    step, known = 0, ()
+    step, known = 0, tuple[int, ...]()
     if newest is not None:
         ranks = dist.get_world_size()
         state = checkpoints.read_state(

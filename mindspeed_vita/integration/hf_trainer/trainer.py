@@ -43,6 +43,9 @@ class PackTrainer(Trainer):
         arguments: of Trainer.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         recipe: Recipe,
