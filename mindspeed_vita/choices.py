@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 Device = Literal["npu", "cuda", "cpu"]
 """Kinds of devices, in the order in which they are looked for."""
-Engine = Literal["builtin", "mindspeed-llm"]
-"""What runs a recipe: the loop of engine/, or MindSpeed-LLM's pretrain."""
+Engine = Literal["builtin", "mindspeed-llm", "hf"]
+"""What runs a recipe: the loop of engine/, MindSpeed-LLM's pretrain, or transformers' Trainer."""
 Module = Literal["vision", "projector", "language"]
 """Parts of the model that train or are frozen."""
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
