@@ -34,7 +34,8 @@ class Communication:
         # the chunks of an interleaved pipeline have a DDP each, which megatron would have to be told of; that was not built
         accelerator = platform.capabilities.accelerator and recipe.parallel.virtual_stages == 1
         told = recipe.parallel.overlap_grad_reduce, recipe.parallel.overlap_param_gather
-        reduce, gather = (accelerator if value == "auto" else value == "always" for value in told)
+        # weights are gathered behind the forward pass where a recipe asks for it only: on the simulated Ascend some were read too early
+        reduce, gather = (value == "always" or (value == "auto" and on) for value, on in zip(told, (accelerator, False)))
         wanted = reduce or recipe.parallel.overlap_param_gather == "always"
         return Communication(grad_reduce=recipe.train.grad_reduce, overlap_grad_reduce=wanted, overlap_param_gather=wanted and gather)
 
@@ -83,8 +84,9 @@ def _gather_before(wrapped: Any, read: torch.nn.Module) -> Callable[..., None]:
 
 def gather_weights(wrapped: Any) -> None:
     """Waits until this rank holds the updated weights whole, for whoever reads them outside a forward pass. Collective over dp x cp."""
-    if wrapped.ddp_config.overlap_param_gather:
-        wrapped.start_param_sync(force_sync=True)
+    for chunk in chunks_of(wrapped):
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
