@@ -134,8 +134,8 @@ class Stepper:
     def _agree(self, batch: Any, step: int) -> Any:
         with self.platform.host_work():
             agreed = self.failed.agree(batch, self.layout, step)
+            self._work += pack_work(self.recipe, agreed)
         self._samples += len(agreed.sample_ids)
-        self._work += pack_work(self.recipe, agreed)
         return agreed
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:

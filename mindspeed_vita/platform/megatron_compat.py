@@ -47,11 +47,15 @@ def vp_stage_argument(vp_stage: Optional[int] = None) -> dict[str, Any]:
 
 def set_virtual_stages(count: int) -> None:
     """How many chunks of the model each rank of the pipeline has; megatron.core chooses its schedule by that."""
+    _tell_virtual_stages(*((0, count) if count > 1 else (None, None)))
+
+
+def _tell_virtual_stages(number: Optional[int], count: Optional[int]) -> None:
     from megatron.core import parallel_state
 
-    # not through its setter, which newer lines announce the end of at each call
-    parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE = count if count > 1 else None
-    parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK = 0 if count > 1 else None
+    # not through its setters, which newer lines announce the end of at each call
+    parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK = number
+    parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE = count
 
 
 @contextmanager
@@ -60,12 +64,13 @@ def virtual_stage(number: int) -> Iterator[None]:
     from megatron.core import parallel_state
 
     before = parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK
+    count = parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE
     if before is not None:
-        parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK = number
+        _tell_virtual_stages(number, count)
     try:
         yield
     finally:
-        parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK = before
+        _tell_virtual_stages(before, count)
 
 
 def mlp_width_argument(width: int) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from project_environment import packages_needed
 
+with packages_needed():
+    import torch  # noqa: F401 - the planner needs it
+
 os.environ.setdefault("DEVICE", "cpu")
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ((1, 192, 528, 1000, 24), (2, 192, 528, 5000, 76), (3, 512, 64, 1000, 26), (4, 512, 8, 500, 78))

@@ -15,6 +15,12 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from project_environment import packages_needed
+
+with packages_needed():
+    import torch  # noqa: F401 - what is measured needs it
+
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = ["-c", "import torch, megatron.core"]
 
