@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -183,7 +184,7 @@ def compare(work: str, rounds: int, steps: int) -> None:
                 )
         medians = {}
         for label, results in found.items():
-            medians[label] = sorted(result["samples_per_second"] for result in results)[len(results) // 2]
+            medians[label] = statistics.median(result["samples_per_second"] for result in results)
             rates = ", ".join(f"{result['samples_per_second']:.1f}" for result in results)
             print(f"| {label} | {rates} | {medians['engine'] / medians[label]:.2f} | {max(r['memory'] for r in results) / 2**30:.2f} |")
 
