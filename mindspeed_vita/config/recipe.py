@@ -155,8 +155,8 @@ class ParallelConfig(Section):
     """Chunks of layers on each pipeline rank (an interleaved pipeline). A micro-batch passes the ranks so many times: bubbles shrink,
     transfers grow."""
     layer_split: LayerSplit = "even"
-    """even (every chunk has the same number of decoder layers, so pp * virtual_stages divides them) | balanced (the first and the last
-    chunk get fewer, by what tower and head cost)."""
+    """even | balanced. even: every chunk has the same number of decoder layers; pp * virtual_stages must divide them. balanced: the first
+    and the last chunk get fewer, by what tower and head cost."""
     stage_layers: Sizes = ()
     """Decoder layers of each chunk, in the model's order, pp * virtual_stages numbers; empty: layer_split decides."""
     cp: Size = 1
@@ -181,8 +181,8 @@ class TrainConfig(Section):
     global_batch: Size = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
     even_steps: Count = 0
-    """Consecutive steps that exchange packs, so that the packs of each step have about the same work and a pipeline waits less for its
-    heaviest one. 0: steps keep the order of the plan. Steps then have packs of like length: long documents meet long ones."""
+    """Consecutive steps that exchange packs. The packs of a step then have about the same work, and a pipeline waits less for the
+    heaviest. They also have like lengths: long documents meet long ones. 0: steps keep the order of the plan."""
     objective: Annotated[str, Line(), OneOf(names=objective_names)] = SUPERVISED
     """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: Annotated[tuple[Module, ...], Listed(least=1)] = MODULES

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from tests.tiny_data import TinyData, read_metrics
 
@@ -76,7 +77,9 @@ def test_zero_gives_the_built_in_curve_and_resumes_bit_for_bit(
     shutil.rmtree(tmp_path / stage / "checkpoint-20")
     left = tmp_path / stage / "checkpoint-10"
     assert trained(recipe, "--deepspeed", stage, said=f"continuing from {left}") == losses
-    assert (tmp_path / stage / "export" / "config.json").is_file()
+    record = lineage.of_checkpoint(tmp_path / stage / "export")
+    assert (record.made_by, record.step, len(record.parents)) == ("training", 20, 1)
+    assert record.parents[0] == lineage.of_checkpoint(Path(start["init"])), "the export says which weights the run began with"
 
 
 def test_sequence_parallel_gives_the_built_in_curve(tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:

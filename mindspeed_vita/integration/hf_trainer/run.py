@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import gates
+from mindspeed_vita.checkpoint import gates, lineage
+from mindspeed_vita.checkpoint.conversion import IN_MEMORY
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.hf.config import model_config
 from mindspeed_vita.checkpoint.hf.export import export_hf
@@ -161,7 +162,13 @@ def _train(
     export = directory / EXPORT
     if not stop.agreed and trainer.busy:
         weights = whole_weights(trainer)
-        on_first_rank(lambda: write_export(weights, recipe, export))
+        done = trainer.state.global_step
+
+        def write() -> None:
+            origin = lineage.of_checkpoint(current_folder(Path(recipe.checkpoint.init_from)))
+            write_export(weights, recipe, export, replace(lineage.begun(recipe, data=dataset.fingerprint, start=origin), step=done))
+
+        on_first_rank(write)
     peaks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(peaks, platform.memory().peak)
     warm = trainer.busy[1:] or trainer.busy
@@ -200,14 +207,14 @@ def start_folder(recipe: Recipe) -> Path:
         return origin
     folder = Path(recipe.checkpoint.directory) / _START
     if not folder.is_dir():
-        write_export(source.weights, recipe, folder)
+        write_export(source.weights, recipe, folder, lineage.converted("hf", {}, [lineage.of_checkpoint(origin)]))
     return folder
 
 
-def write_export(native: Any, recipe: Recipe, folder: Path) -> None:
-    """Writes weights by native name in our Hugging Face layout; an earlier export of the same run is replaced."""
+def write_export(native: Any, recipe: Recipe, folder: Path, record: lineage.Lineage) -> None:
+    """Writes weights by native name in our Hugging Face layout, with their record; an earlier export of the same run is replaced."""
     tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-    export_hf(native, recipe, folder, tokenizer=tokenizer)
+    export_hf(native, recipe, folder, tokenizer=tokenizer, conversion=replace(IN_MEMORY, lineage=record))
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
