@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 import mindspeed_vita
+from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native.step_folder import find, flat, load_state, saved_recipe, weights_identity
 from mindspeed_vita.config import Recipe, recipe_to_dict
 
 LINEAGE = "lineage.json"
@@ -127,9 +129,6 @@ def of_step(folder: Path) -> Lineage:
     Raises:
         ValueError: the record is damaged.
     """
-    from mindspeed_vita.checkpoint.native import atomic
-    from mindspeed_vita.checkpoint.native.step_folder import load_state, saved_recipe, weights_identity
-
     found = read(folder)
     if found is not None:
         return found
@@ -155,7 +154,6 @@ def of_checkpoint(folder: Path) -> Lineage:
         ValueError: no checkpoint there, or its record is damaged.
     """
     from mindspeed_vita.checkpoint.megatron import dist_files, rank_files
-    from mindspeed_vita.checkpoint.native.step_folder import find
 
     if (folder / "config.json").is_file():
         return read(folder) or _unknown(folder, folder.glob("*.safetensors"))
@@ -222,11 +220,6 @@ def continued(before: Lineage, recipe: Recipe, *, step: int, saved: Mapping[str,
     return replace(before, recipe=_hash_of(now), changes=(*before.changes, Change(step=step, code=code, settings=settings)))
 
 
-def at_step(lineage: Lineage, step: int) -> Lineage:
-    """The record of a run's step."""
-    return replace(lineage, step=step)
-
-
 def converted(to: str, settings: Mapping[str, Any], parents: Sequence[Lineage]) -> Lineage:
     """The record of what a conversion writes.
 
@@ -288,15 +281,7 @@ def _hash_of(recipe: Mapping[str, Any]) -> str:
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's settings by dotted key, without places."""
-    return {key: value for key, value in _flat(recipe) if key not in _PLACES}
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+    return {key: value for key, value in flat(recipe).items() if key not in _PLACES}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

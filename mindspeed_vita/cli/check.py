@@ -111,6 +111,10 @@ def _training(recipe: Recipe) -> str:
 def _layout(recipe: Recipe, processes: int, engine: str) -> str:
     # MindSpeed-LLM has flags for stages of unlike size, which the topic `flags` looks at
     validate(recipe, processes, uneven_pipeline=engine == "mindspeed-llm")
+    if engine == "hf":
+        from mindspeed_vita.integration.hf_trainer import refusals
+
+        refusals.check(recipe)
     layout = recipe.parallel
     dp = processes // (layout.tp * layout.pp * layout.cp)
     packs = recipe.train.global_batch // dp

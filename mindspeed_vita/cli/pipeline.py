@@ -86,5 +86,7 @@ def _show(pipeline: Pipeline, first: int, last: int) -> int:
         for text in stage.settings.after:
             print(f"  then: {shlex.join(after_command(stage, text))}")
     count = last + 1 - first
-    print(f"FAIL: {failed} of {count} stages would not start" if failed else f"PASS: {count} stages would run")
+    scripts = sum(bool(stage.settings.script) for stage in pipeline.stages[first : last + 1])
+    unchecked = f"; {scripts} start by a script, which DRY_RUN=1 checks" if scripts else ""
+    print(f"FAIL: {failed} of {count} stages would not start" if failed else f"PASS: {count} stages would run{unchecked}")
     return 2 if failed else 0

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 from mindspeed_vita.choices import (
     MODULES,
+    LayerSplit,
     LossWeighting,
     Module,
     Offload,
@@ -18,6 +19,7 @@ from mindspeed_vita.choices import (
     VideoReader,
     VisionParallel,
 )
+from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -33,6 +35,7 @@ from mindspeed_vita.config.kinds import (
     Section,
     Share,
     Size,
+    Sizes,
     Text,
     Texts,
     Wait,
@@ -48,6 +51,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
     "ModelConfig",
@@ -147,6 +151,14 @@ class ParallelConfig(Section):
     """Tensor parallel; above 1 it always uses sequence parallel."""
     pp: Size = 1
     """Pipeline parallel; the tower lives on the first stage."""
+    virtual_stages: Size = 1
+    """Chunks of layers on each pipeline rank (an interleaved pipeline). A micro-batch passes the ranks so many times: bubbles shrink,
+    transfers grow."""
+    layer_split: LayerSplit = "even"
+    """even | balanced. even: every chunk has the same number of decoder layers; pp * virtual_stages must divide them. balanced: the first
+    and the last chunk get fewer, by what tower and head cost."""
+    stage_layers: Sizes = ()
+    """Decoder layers of each chunk, in the model's order, pp * virtual_stages numbers; empty: layer_split decides."""
     cp: Size = 1
     """Context parallel."""
     ulysses: Size = 1
@@ -157,7 +169,7 @@ class ParallelConfig(Section):
     overlap_grad_reduce: Overlap = "auto"
     """Sum gradients over dp and cp while the last backward pass of a step goes on: auto (on accelerators) | always | never."""
     overlap_param_gather: Overlap = "auto"
-    """Gather updated weights while the next forward pass goes on: auto (on accelerators) | always | never. Needs overlap_grad_reduce."""
+    """Gather updated weights while the next forward pass goes on: auto (off so far) | always | never. Needs overlap_grad_reduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +180,9 @@ class TrainConfig(Section):
     """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: Size = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    even_steps: Count = 0
+    """Consecutive steps that exchange packs. The packs of a step then have about the same work, and a pipeline waits less for the
+    heaviest. They also have like lengths: long documents meet long ones. 0: steps keep the order of the plan."""
     objective: Annotated[str, Line(), OneOf(names=objective_names)] = SUPERVISED
     """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: Annotated[tuple[Module, ...], Listed(least=1)] = MODULES
@@ -266,6 +281,9 @@ class LoggingConfig(Section):
     """Write the newest numbers to <directory>/metrics.prom too, in OpenMetrics format, for Prometheus' textfile collector."""
     progress: Flag = True
     """Show a progress bar on a terminal; plain lines elsewhere."""
+    peak_tflops: Wait = 0.0
+    """Dense bf16 TFLOP/s of one device, of which metrics.jsonl then has the share that was reached (mfu); 0: taken from a table of
+    GPUs (mindspeed_vita/engine/work.py). Elsewhere, and in fp32, there is no mfu."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,5 +309,7 @@ class Recipe(Section):
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    """Kernels."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Logs."""

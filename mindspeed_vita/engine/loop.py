@@ -29,6 +29,7 @@ from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
@@ -104,6 +105,8 @@ class _Run:
         self.recipe, self.platform, self.layout, self.lock = recipe, platform, layout, lock
         self.directory = Path(recipe.checkpoint.directory)
         self.leads = dist.get_rank() == 0
+        # the table is of bf16
+        self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         resume_from = self._resume_from()
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
@@ -228,6 +231,7 @@ class _Run:
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
         entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
         entry.update(data_seconds=waited, packs=self.packs, memory=self.platform.memory().peak)
+        entry.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = metrics.with_report(entry, entry.pop("report"))
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)

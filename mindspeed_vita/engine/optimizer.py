@@ -11,6 +11,7 @@ import torch
 
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
 from mindspeed_vita.platform import Platform, megatron_compat
 from mindspeed_vita.wording import counted
@@ -30,9 +31,11 @@ class Communication:
     @staticmethod
     def of(recipe: Recipe, platform: Platform) -> Communication:
         """That of a run on a device."""
-        accelerator = platform.capabilities.accelerator
+        # the chunks of an interleaved pipeline have a DDP each, which megatron would have to be told of; that was not built
+        accelerator = platform.capabilities.accelerator and recipe.parallel.virtual_stages == 1
         told = recipe.parallel.overlap_grad_reduce, recipe.parallel.overlap_param_gather
-        reduce, gather = (accelerator if value == "auto" else value == "always" for value in told)
+        # weights are gathered behind the forward pass where a recipe asks for it only: on the simulated Ascend some were read too early
+        reduce, gather = (value == "always" or (value == "auto" and on) for value, on in zip(told, (accelerator, False)))
         wanted = reduce or recipe.parallel.overlap_param_gather == "always"
         return Communication(grad_reduce=recipe.train.grad_reduce, overlap_grad_reduce=wanted, overlap_param_gather=wanted and gather)
 
@@ -42,12 +45,14 @@ BUCKET_SIZE: Optional[int] = None
 
 
 def wrap_model(model: Any, communication: Communication = Communication()) -> Any:
-    """megatron.core's DDP: gradients accumulate and are summed over dp x cp.
+    """megatron.core's DDP: gradients accumulate and are summed over dp x cp. Each chunk of an interleaved pipeline has its own.
 
     Args:
         model: of parallel.build.build_model.
         communication: what overlaps, and the type of the sums.
     """
+    if isinstance(model, ModelChunks):
+        return ModelChunks([wrap_model(chunk, communication) for chunk in model])
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.enums import ModelType
 
@@ -79,8 +84,9 @@ def _gather_before(wrapped: Any, read: torch.nn.Module) -> Callable[..., None]:
 
 def gather_weights(wrapped: Any) -> None:
     """Waits until this rank holds the updated weights whole, for whoever reads them outside a forward pass. Collective over dp x cp."""
-    if wrapped.ddp_config.overlap_param_gather:
-        wrapped.start_param_sync(force_sync=True)
+    for chunk in chunks_of(wrapped):
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
@@ -107,7 +113,7 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=True,
     )
-    return megatron_compat.distributed_optimizer(adam, config, wrapped)
+    return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

@@ -21,10 +21,13 @@ class DecoderLayer(TransformerLayer):
 
     Args:
         recompute: what this layer recomputes.
+        shift: added to the layer's number, which megatron derives from the rank, for stages of equal size.
     """
 
-    def __init__(self, *arguments: Any, recompute: Recompute = "none", **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(
+        self, *arguments: Any, recompute: Recompute = "none", layer_number: int = 1, shift: int = 0, **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, layer_number=layer_number + shift, **keywords)
         self.recompute, self.mlp.recompute = recompute, recompute
 
     def forward(

@@ -16,7 +16,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
 from mindspeed_vita.choices import Recompute
 from mindspeed_vita.config import LanguageConfig, LanguageTraits, language_traits
@@ -38,6 +38,7 @@ def language_transformer_config(
     cp: int,
     init_on_cpu: bool,
     sequence_parallel: bool = True,
+    virtual_stages: int = 1,
 ) -> TransformerConfig:
     """megatron's configuration of the decoder.
 
@@ -49,9 +50,10 @@ def language_transformer_config(
         init_on_cpu: draw full weights on the host, so that they do not depend on tp.
         sequence_parallel: tp ranks share out the tokens between linear layers. Training always does. In inference one new token does
             not divide by tp, so each tp rank holds all tokens.
+        virtual_stages: chunks of each pipeline rank.
     """
     traits = language_traits(config.family)
-    return TransformerConfig(
+    told = TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_heads,
@@ -84,7 +86,12 @@ def language_transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
+        # without these an interleaved pipeline computes wrong gradients over gloo; a plain one keeps megatron's defaults
+        **({"overlap_p2p_comm": True, "batch_p2p_comm": False, "deallocate_pipeline_outputs": False} if virtual_stages > 1 else {}),
     )
+    # set afterwards: megatron would demand equal chunks, which ours need not be
+    told.virtual_pipeline_model_parallel_size = virtual_stages if virtual_stages > 1 else None
+    return told
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -139,10 +146,15 @@ Norm = Callable[..., torch.nn.Module]
 """Constructor of a norm: (config, hidden_size, eps)."""
 
 
-def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm, recompute: Recompute) -> ModuleSpec:
+def layer_shift(transformer_config: TransformerConfig, layers: Optional[range], vp_stage: Optional[int] = None) -> int:
+    """How far the numbers of this stage's layers are from those that megatron gives them; 0 where it decides which layers there are."""
+    return 0 if layers is None else layers.start - get_transformer_layer_offset(transformer_config, **vp_stage_argument(vp_stage))
+
+
+def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm, recompute: Recompute, shift: int) -> ModuleSpec:
     return ModuleSpec(
         module=DecoderLayer,
-        params={"recompute": recompute},
+        params={"recompute": recompute, "shift": shift},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
@@ -174,17 +186,20 @@ def build_language_model(
     post_process: bool,
     norm: Norm = RMSNorm,
     recompute: Recomputation = NO_RECOMPUTATION,
+    layers: Optional[range] = None,
+    vp_stage: Optional[int] = None,
 ) -> GPTModel:
-    """The part of the decoder that lives on this pipeline stage.
+    """The part of the decoder that lives on this pipeline stage: `layers` by their number in the whole model, or as megatron deals them.
 
     Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
     embedding, decoder and output layer itself.
     """
-    traits, number = language_traits(config.family), get_num_layers_to_build(transformer_config, **vp_stage_argument())
-    layers = [_layer_spec(traits, attend, norm, recompute.of_layer(place)) for place in range(number)]
+    traits, shift = language_traits(config.family), layer_shift(transformer_config, layers, vp_stage)
+    number = get_num_layers_to_build(transformer_config, **vp_stage_argument()) if layers is None else len(layers)
+    specs = [_layer_spec(traits, attend, norm, recompute.of_layer(place), shift) for place in range(number)]
     return GPTModel(
         config=transformer_config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_positions,
         pre_process=pre_process,
@@ -192,4 +207,5 @@ def build_language_model(
         parallel_output=True,
         share_embeddings_and_output_weights=config.tie_embeddings,
         position_embedding_type="none",
+        **vp_stage_argument(vp_stage),
     )

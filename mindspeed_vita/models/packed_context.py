@@ -18,7 +18,7 @@ class PackedContext(PackedSeqParams):
     """Packed-sequence parameters with the context-parallel plan and the rotary tables of this rank's tokens.
 
     megatron's attention hands the object through to the core attention untouched; qkv_format "thd" makes it pass queries,
-    keys and values as [tokens, heads, width].
+    keys and values as [tokens, heads, width]. The tables are in the dtype of the activations.
     """
 
     qkv_format: str = "thd"

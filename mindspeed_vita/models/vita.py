@@ -6,6 +6,7 @@ Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Optional, Protocol
@@ -20,7 +21,7 @@ from mindspeed_vita.config import MODULES, ModelConfig
 from mindspeed_vita.config.recompute import NO_RECOMPUTATION, Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
-from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model
+from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model, layer_shift
 from mindspeed_vita.models.layer_inputs import LayerInputs
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
@@ -80,6 +81,8 @@ class VitaModel(MegatronModule):
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
         norm: the decoder's norm; a training framework may bring a fused one.
         recompute: what the layers of decoder and tower compute again in the backward pass.
+        layers: decoder layers of this stage, by their number in the whole model; None leaves them to megatron.
+        vp_stage: number of this chunk on its rank in an interleaved pipeline, else None.
     """
 
     def __init__(
@@ -98,8 +101,11 @@ class VitaModel(MegatronModule):
         seed: int = 1234,
         norm: Norm = RMSNorm,
         recompute: Recomputation = NO_RECOMPUTATION,
+        layers: Optional[range] = None,
+        vp_stage: Optional[int] = None,
     ) -> None:
         super().__init__(config=transformer_config)
+        self.vp_stage = vp_stage
         self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
         self.pre_process, self.post_process = pre_process, post_process
         self.rotary = RotaryTables(config.language)
@@ -111,17 +117,14 @@ class VitaModel(MegatronModule):
             assert attend_tiles is not None
             parts = {"linears": tower_linears(transformer_config), "attend": attend_tiles, "recompute": recompute.tower}
             self._build_vision(config, transformer_config, parts, seed)
+        # where a training framework's own flags recompute layers, ours do not do it again inside
+        told = NO_RECOMPUTATION if transformer_config.recompute_granularity else recompute
+        decoder: dict[str, Any] = {"attend": attend, "norm": norm, "recompute": told, "layers": layers, "vp_stage": vp_stage}
         self.language = build_language_model(
-            config.language,
-            transformer_config,
-            attend=attend,
-            pre_process=pre_process,
-            post_process=post_process,
-            norm=norm,
-            # where a training framework's own flags recompute layers, ours do not do it again inside
-            recompute=NO_RECOMPUTATION if transformer_config.recompute_granularity else recompute,
+            config.language, transformer_config, pre_process=pre_process, post_process=post_process, **decoder
         )
-        self.share_embeddings_and_output_weights = config.language.tie_embeddings
+        self._layer_shift = layer_shift(transformer_config, layers, vp_stage)
+        self._tied = config.language.tie_embeddings
         for name in MODULES:
             module = getattr(self, name)
             if module is not None and name not in self.trainable:
@@ -196,7 +199,8 @@ class VitaModel(MegatronModule):
 
     def decode(self, inputs: ModelInputs) -> torch.Tensor:
         """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
-        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
+        # rounded once here rather than in each layer: every pack in the pipeline keeps its tables until its backward pass
+        cos_TD, sin_TD = (table.to(self.config.params_dtype) for table in self.rotary(inputs.positions_T, longest=inputs.longest_document))
         offloads = self.offload == "inputs" and self.training and torch.is_grad_enabled()
         layer_inputs = LayerInputs(host_copies(inputs.positions_T.device)) if offloads else None
         return self.language.decoder(
@@ -241,9 +245,14 @@ class VitaModel(MegatronModule):
             return torch.cat([self.vision(normalize_tiles(part, self.normalization).to(dtype)) for part in tiles_NCHW.split(TILES_AT_ONCE)])
 
     def _output_weight(self) -> torch.Tensor:
-        if self.share_embeddings_and_output_weights:
+        if self._tied:
             return self.shared_embedding_or_output_weight()
         return self.language.output_layer.weight
+
+    @property
+    def share_embeddings_and_output_weights(self) -> bool:
+        """Whether megatron must sum the gradients of the first and the last stage's copies of a tied table: not if the table is frozen."""
+        return self._tied and self.shared_embedding_or_output_weight().requires_grad
 
     def shared_embedding_or_output_weight(self) -> torch.Tensor:
         """The tied table on the first or last stage; megatron sums its gradients over both."""
@@ -258,8 +267,19 @@ class VitaModel(MegatronModule):
         for part in (self.vision, self.projector):
             if part is not None:
                 yield from ((part, module) for module in part.modules())
-        if self.post_process and not self.share_embeddings_and_output_weights:
+        if self.post_process and not (self._tied and self.pre_process):
             yield self.language.decoder.final_layernorm, self.language.output_layer
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """megatron's description of this stage's weights, by their local names. Its keys hold the layers' numbers in the whole model."""
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if not self._layer_shift:
+            return sharded
+        # megatron derives a layer's place in this stage from its number, by its own rule for the stage's first layer
+        start = re.compile(rf"({re.escape(prefix)}language\.decoder\.layers\.)(-?\d+)\.")
+        return {
+            start.sub(lambda match: f"{match[1]}{int(match[2]) - self._layer_shift}.", name): entry for name, entry in sharded.items()
+        }
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Hidden states from the stage before; called by megatron's schedules."""

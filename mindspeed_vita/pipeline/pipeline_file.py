@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import yaml
+from typing import Annotated
 
 from mindspeed_vita.choices import Engine
 from mindspeed_vita.config import Recipe, load_recipe
 from mindspeed_vita.config.build import build
 from mindspeed_vita.config.kinds import Listed, Section, Size, Text, Texts
-from mindspeed_vita.config.load import expand_variables
-from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
+from mindspeed_vita.config.load import expanded
+from mindspeed_vita.config.unique_keys import read_yaml
 
 GATES = ("loss", "needle", "choice")
 """What a gate may measure: the actions of `vita eval`."""
@@ -104,7 +101,11 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises:
         ValueError: the file or one of its recipes cannot be read, or the stages do not follow from one another.
     """
-    settings = build(PipelineSettings, _read(path), f"pipeline {path}", root=PipelineSettings)
+    content = read_yaml(path, "pipeline")
+    if not isinstance(content, dict):
+        raise ValueError(f"pipeline {path}: expected a mapping with name and stages, found {type(content).__name__}")
+    values, unset = expanded(content)
+    settings = build(PipelineSettings, values, f"pipeline {path}", root=PipelineSettings, known=unset)
     names = [stage.name for stage in settings.stages]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not names or repeated:
@@ -114,30 +115,6 @@ def load_pipeline(path: Path) -> Pipeline:
         stages.append(_open(stage, stages, path))
     _check_folders(stages, path)
     return Pipeline(name=settings.name, folder=path.parent, stages=tuple(stages))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"pipeline {path}: no such file")
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"pipeline {path}: no text in UTF-8 ({error}); save it as UTF-8") from error
-    except RepeatedKey as error:
-        raise ValueError(f"pipeline {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"pipeline {path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"pipeline {path}: expected a mapping with name and stages, found {type(content).__name__}")
-    return dict(_expanded(content, str(path), ""))
-
-
-def _expanded(value: Any, where: str, name: str) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _expanded(item, where, f"{name}.{key}".lstrip(".")) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expanded(item, where, f"{name}[{number}]") for number, item in enumerate(value)]
-    return expand_variables(value, where, name) if isinstance(value, str) else value
 
 
 def _open(settings: StageSettings, before: list[Stage], path: Path) -> Stage:

@@ -72,7 +72,7 @@ def other_layouts(recipe: Recipe, world: int) -> tuple[list[Layout], list[Refusa
     accepted: list[Layout] = []
     refused: dict[str, Refusal] = {}
     for layout in _all(own, world):
-        reason = _refusal(layout.applied(recipe), world)
+        reason = refusal(layout.applied(recipe), world)
         if reason is None:
             accepted += [replace(layout, recompute=recompute) for recompute in get_args(Recompute)]
             continue
@@ -95,7 +95,7 @@ def _all(own: Layout, world: int) -> Iterator[Layout]:
             yield Layout(tp, pp, cp, ulysses, own.recompute, tower)
 
 
-def _refusal(recipe: Recipe, world: int) -> str | None:
+def refusal(recipe: Recipe, world: int) -> str | None:
     """The first reason why the recipe does not validate."""
     try:
         validate(recipe, world)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mindspeed_vita.checkpoint.lineage import Lineage, at_step
+from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.report.run_files import RunFiles
 
 _MEAN_OF = 10
@@ -55,7 +55,7 @@ def _start(run: RunFiles, runs: Sequence[RunFiles]) -> HandOff | None:
     for parent in _ancestors(run.lineage):
         for other in runs:
             if other is not run and other.lineage is not None and parent.step is not None:
-                same = at_step(other.lineage, parent.step).identity == parent.identity
+                same = replace(other.lineage, step=parent.step).identity == parent.identity
                 if same and other.lineage.made_by == "training":
                     return HandOff(other, run, parent.step)
     return None

@@ -15,6 +15,7 @@ _STYLE = Path(__file__).with_name("style.css")
 _GIB = 2.0**30
 _PLACED = ("loss", "tokens_per_second", "seconds", "data_seconds", "memory", "grad_norm", "lr", "supervised", "samples", "failed", "packs")
 """Keys that have a chart or a table of their own, or that say nothing as a curve."""
+_WORK = {"tflops_per_device": "TFLOP/s of each device", "mfu": "MFU"}
 Names = Mapping[str, str]
 """What a run is called on the page, by its folder."""
 
@@ -118,8 +119,8 @@ def _losses(runs: Sequence[RunFiles], names: Names) -> list[str]:
 
 
 def _throughput(runs: Sequence[RunFiles], names: Names) -> list[str]:
-    titles = {"tokens_per_second": "Tokens per second, all ranks", "mfu": "MFU"}
-    keys = [key for key in _all_keys(runs) if (key.endswith("_per_second") or key == "mfu") and not key.startswith("eval/")]
+    titles = {"tokens_per_second": "Tokens per second, all ranks", **_WORK}
+    keys = [key for key in _all_keys(runs) if (key.endswith("_per_second") or key in _WORK) and not key.startswith("eval/")]
     return [_one(runs, names, key, titles.get(key, key)) for key in sorted(keys, key=lambda key: key != "tokens_per_second")]
 
 
@@ -149,7 +150,7 @@ def _supervised_share(run: RunFiles) -> list[tuple[float, float]]:
 
 
 def _others(runs: Sequence[RunFiles], names: Names) -> list[str]:
-    drawn = (*_PLACED, "mfu")
+    drawn = (*_PLACED, *_WORK)
     keys = [key for key in _all_keys(runs) if key not in drawn and not key.startswith(("eval/", "loss/"))]
     keys = [key for key in keys if not (key.endswith(("_per_second", "_seconds")) and "/" not in key)]
     return [_one(runs, names, key, key) for key in keys]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from mindspeed_vita.checkpoint.lineage import tree
+from mindspeed_vita.checkpoint.native.step_folder import flat
 from mindspeed_vita.data.budget import kind_of
 from mindspeed_vita.report.chart import Series, figure, shown, table, text
 from mindspeed_vita.report.handoffs import hand_offs, mean, offsets
@@ -112,19 +112,11 @@ def failed_samples(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:
 def settings_that_differ(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:
     """Keys of the recipes whose values are not the same in all runs that have saved."""
     known = [run for run in runs if run.recipe]
-    recipes = [dict(_flat(run.recipe)) for run in known]
+    recipes = [flat(run.recipe) for run in known]
     keys = sorted({key for recipe in recipes for key in recipe})
     rows = [(key, *(recipe.get(key, _NOTHING) for recipe in recipes)) for key in keys]
     rows = [row for row in rows if any(value != row[1] for value in row[2:])]
     return table([("key", *(names[str(run.folder)] for run in known)), *rows]) if rows else ""
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _or_nothing(value: float | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
@@ -269,6 +270,9 @@ def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     assert mindspeed.off_by("fp32, killed and resumed", 1, resumed, whole.losses) == 0
     assert sorted(resumed.losses) == list(range(saved + 1, 21))
     assert resumed.norms == {step: norm for step, norm in whole.norms.items() if step > saved}
+    straight, record = (lineage.of_checkpoint(Path(made.checkpoint.directory)) for made in (recipe("whole", **settings), told))
+    assert (record.made_by, record.data, record.recipe) == ("training", straight.data, straight.recipe) and len(record.data) == 64
+    assert [parent.name for parent in record.parents] == [parent.name for parent in straight.parents]
 
     other = mindspeed.train(replace(told, data=replace(told.data, seed=9)), name="other_data")
     assert other.status == 2

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.lineage import Lineage, at_step
+from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
 from mindspeed_vita.checkpoint.native.full_weights import open_full_weights, read_full_weights, save_full_weights
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed, gather, rank, world
@@ -93,7 +93,7 @@ def start_save(
     def write(temp: Path) -> Digests:
         return {part: shards.write(temp / part, pieces) for part, pieces in ((f"weights/{name}", own), (f"optimizer/{name}", held))}
 
-    told = None if lineage is None else at_step(lineage, state.step)
+    told = None if lineage is None else replace(lineage, step=state.step)
     return StepWriter(
         Path(directory), state.step, recipe, write, state=asdict(state), rng=rng, keep=keep, background=background, lineage=told
     )

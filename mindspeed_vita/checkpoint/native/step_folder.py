@@ -128,8 +128,9 @@ def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = Fals
 
 def differing_keys(left: ModelConfig, right: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """The keys of the model section in which two architectures differ, with both values."""
-    first, second = _flat(asdict(left)), _flat(asdict(right))
-    return {key: (first.get(key), second.get(key)) for key in sorted({*first, *second}) if first.get(key) != second.get(key)}
+    first, second = flat(asdict(left)), flat(asdict(right))
+    keys = sorted({*first, *second} - _NOT_ARCHITECTURE)
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 def check_training(folder: Path, recipe: Recipe) -> None:
@@ -150,12 +151,10 @@ def check_training(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in section.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{name}."))
-        elif name not in _NOT_ARCHITECTURE:
-            flat[name] = value
-    return flat
+        found.update(flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return found

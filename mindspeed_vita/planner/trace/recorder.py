@@ -85,6 +85,10 @@ class Recorder(TorchDispatchMode):
         finally:
             self._on_host = before
 
+    def name_setup(self, part: str) -> None:
+        """Gives everything that is made from here on to a part, until `start`."""
+        self.caller.setup = part
+
     def to_device(self, values: torch.Tensor) -> torch.Tensor:
         """A host tensor's stand-in on the device."""
         with _disable_current_modes():

@@ -147,7 +147,7 @@ def test_the_command_prints_tables_ranks_layouts_and_draws(recipe_file: Path, tm
     printed, progress = capsys.readouterr()
     for name in ("weights", "gradients", "optimizer", "all tensors", "cuda adds: NCCL buffers", "backward", "all_gather, tp (2)"):
         assert name in printed, name
-    assert re.search(r"fits 8.00 GiB +yes\n", printed) and "time: not modelled" in printed
+    assert re.search(r"fits 8.00 GiB +yes\n", printed) and "time: name a device" in printed
     assert printed.count("fits: tp ") == 2 and "(this recipe's)" in printed
     assert "out: " in printed and "not traced: " in printed
     assert progress.count("traced 1 of") == 2, "one line for each trace"
