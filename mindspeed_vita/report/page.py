@@ -15,7 +15,14 @@ _STYLE = Path(__file__).with_name("style.css")
 _GIB = 2.0**30
 _PLACED = ("loss", "tokens_per_second", "seconds", "data_seconds", "memory", "grad_norm", "lr", "supervised", "samples", "failed", "packs")
 """Keys that have a chart or a table of their own, or that say nothing as a curve."""
-_WORK = {"tflops_per_device": "TFLOP/s of each device", "mfu": "MFU"}
+_WORK = {
+    "tflops_per_device": "TFLOP/s of each device",
+    "mfu": "MFU",
+    "flops": "Work of a step, FLOP",
+    "flops_attention": "Work of a step, attention, FLOP",
+    "flops_tower": "Work of a step, vision tower, FLOP",
+}
+"""Titles of the keys of engine/work.py, in the order of the page."""
 Names = Mapping[str, str]
 """What a run is called on the page, by its folder."""
 
@@ -120,8 +127,9 @@ def _losses(runs: Sequence[RunFiles], names: Names) -> list[str]:
 
 def _throughput(runs: Sequence[RunFiles], names: Names) -> list[str]:
     titles = {"tokens_per_second": "Tokens per second, all ranks", **_WORK}
-    keys = [key for key in _all_keys(runs) if (key.endswith("_per_second") or key in _WORK) and not key.startswith("eval/")]
-    return [_one(runs, names, key, titles.get(key, key)) for key in sorted(keys, key=lambda key: key != "tokens_per_second")]
+    found = _all_keys(runs)
+    others = [key for key in found if key.endswith("_per_second") and key not in titles and not key.startswith("eval/")]
+    return [_one(runs, names, key, titles.get(key, key)) for key in (*titles, *others) if key in found]
 
 
 def _waits(runs: Sequence[RunFiles], names: Names) -> list[str]:
