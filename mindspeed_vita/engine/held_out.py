@@ -87,6 +87,19 @@ def score_table(scores_2T: torch.Tensor, inputs: ModelInputs, num_sources: int) 
     return torch.stack(parts)
 
 
+def scores_of(rows: list[list[float]], packs: HeldOutPacks, *, failed: int, seconds: float) -> HeldOutScores:
+    """The scores of an evaluation.
+
+    Args:
+        rows: of the sum of all tables of scores; at least one token is supervised.
+        packs: what was evaluated.
+        failed: samples that did not decode.
+        seconds: that it took.
+    """
+    sources = {name: Score(**_score(row)) for name, row in zip(packs.dataset.source_names, rows[1:]) if row[TOKENS]}
+    return HeldOutScores(**_score(rows[0]), packs=packs.count, failed=failed, seconds=seconds, sources=sources)
+
+
 class HeldOut:
     """Measures the held-out loss of a model, under any layout.
 
@@ -127,14 +140,7 @@ class HeldOut:
                 "decode): look at one with `vita data show`"
             )
         self.packs.failed.settle(learnt=1, step=step, last_step=self.recipe.train.steps)
-        names = self.packs.dataset.source_names
-        return HeldOutScores(
-            **_score(rows[0]),
-            packs=self.packs.count,
-            failed=failed,
-            seconds=time.perf_counter() - start,
-            sources={name: Score(**_score(row)) for name, row in zip(names, rows[1:]) if row[TOKENS]},
-        )
+        return scores_of(rows, self.packs, failed=failed, seconds=time.perf_counter() - start)
 
     def _round(self, packs: Iterator[Any]) -> list[torch.Tensor]:
         """The table of each micro-batch of a round, on the last pipeline stage."""

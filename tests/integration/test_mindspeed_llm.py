@@ -106,6 +106,19 @@ def test_losses_equal_the_built_in_engine(mindspeed: MindSpeed, one_rank: Printe
     assert_same_norms(one_rank, numbered(read_metrics(directory, "grad_norm")), STEPS)
     assert one_rank.rates == pytest.approx(numbered(read_metrics(directory, "lr")), rel=1e-6)
     assert one_rank.losses[STEPS] < 0.7 * one_rank.losses[1], "it learns"
+    same_lines(Path(recipe("one_rank").checkpoint.directory), directory)
+
+
+def same_lines(found: Path, expected: Path) -> None:
+    """metrics.jsonl of MindSpeed-LLM has the built-in engine's keys and values, but for what is timed."""
+    written, built_in = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (found, expected))
+    timed = {"seconds", "tokens_per_second", "tiles_per_second", "data_seconds", "memory", "tflops_per_device"}
+    assert [set(line) - timed for line in written] == [set(line) - timed for line in built_in]
+    for line, own in zip(written, built_in):
+        assert timed <= set(line) and line["tokens_per_second"] > 0
+        assert {key: line[key] for key in line if key not in timed} == pytest.approx(
+            {key: own[key] for key in own if key not in timed}, rel=1e-5
+        )
 
 
 LAYOUTS = [
@@ -154,6 +167,14 @@ def test_evaluations_leave_no_trace_in_the_training_and_a_gate_behind(
     assert mindspeed.off_by("fp32, with held-out loss, stopped and resumed", 1, second, one_rank.losses) == 0
     assert {**first.losses, **second.losses} == one_rank.losses and {**first.norms, **second.norms} == one_rank.norms
     assert (held_out(first), held_out(second)) == ({5: scores[5]}, {10: scores[10]})
+    lines = [json.loads(line) for line in (Path(told.checkpoint.directory) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10], "an evaluation has one line, and so has a step"
+    for line in lines:
+        if "eval/loss" in line:
+            assert {"eval/data", "eval/failed", "eval/tokens"} <= set(line)
+            names = {"lm loss": line["eval/loss"], "token accuracy": line["eval/accuracy"]}
+            names |= {key.removeprefix("eval/"): value for key, value in line.items() if re.match(r"eval/(loss|accuracy)/", key)}
+            assert names == scores[line["step"]]
     (gate,) = (Path(told.checkpoint.directory) / "gates").iterdir()
     assert gate.name == "held_out_loss.step_0000010.json" and json.loads(gate.read_text())["held"]
     with pytest.raises(ValueError, match="step_0000010 is held back: gate held_out_loss"):

@@ -5,6 +5,7 @@ Megatron says when (--eval-interval, and at the end) and over how many global ba
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -18,9 +19,10 @@ from mindspeed_vita.checkpoint.gates import write_gate
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
-from mindspeed_vita.engine.held_out import COUNT, HITS, LOSS, TOKENS, score_table
+from mindspeed_vita.engine.held_out import COUNT, HITS, LOSS, TOKENS, score_table, scores_of
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
-from mindspeed_vita.engine.held_out_watch import HeldOutWatch
+from mindspeed_vita.engine.held_out_watch import PACKS, HeldOutWatch
+from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
@@ -39,12 +41,13 @@ class HeldOutEvaluation:
         shard: cuts packs for this rank.
         packs: in rounds of whole global batches, with groups that take host tensors.
         loss: name under which Megatron prints the loss.
+        log: takes each evaluation down.
     """
 
-    def __init__(self, recipe: Recipe, layout: ParallelLayout, shard: Sharder, packs: HeldOutPacks, *, loss: str) -> None:
-        self.recipe, self.layout, self.packs = recipe, layout, packs
+    def __init__(self, recipe: Recipe, layout: ParallelLayout, shard: Sharder, packs: HeldOutPacks, *, loss: str, log: StepLog) -> None:
+        self.recipe, self.layout, self.packs, self._log = recipe, layout, packs, log
         self._shard, self._loss = shard, loss
-        self._step = 0
+        self._step, self._failed, self._started = 0, 0, 0.0
         self._batches: list[PackedBatch] = []
         self._left: Iterator[PackedBatch] = iter(())
         self._tables: list[torch.Tensor] = []
@@ -65,6 +68,9 @@ class HeldOutEvaluation:
             with closing(self.packs.read(step)) as packs:
                 self._batches = list(packs)
             self.packs.failed.settle(self.packs.layout.dp_cp_group, learnt=1, step=step, last_step=steps)
+            lost = torch.tensor(self.packs.lost if self.layout.cp_rank == 0 else 0)
+            dist.all_reduce(lost, group=self.packs.layout.dp_cp_group)
+            self._failed = int(lost)
         self._left = iter(self._batches)
 
     def drop(self) -> None:
@@ -77,6 +83,8 @@ class HeldOutEvaluation:
         if batch is None:  # the last step is measured at its interval, and again at the end
             self._left = iter(self._batches)
             batch = next(self._left)
+        if not self._tables:
+            self._started = time.perf_counter()
         inputs = self._shard(batch)
         return model(inputs, with_hits=True), partial(self._report, inputs)
 
@@ -96,13 +104,15 @@ class HeldOutEvaluation:
         return table[0, LOSS].clone(), inputs.loss_count.clone(), report
 
     def _conclude(self) -> None:
-        """After the last micro-batch, on the last stage: the gate of the run's last step."""
-        total, layout = torch.stack(self._tables).sum(0)[0], self.layout
+        """After the last micro-batch, on the last stage: the line of metrics.jsonl, and the gate of the run's last step."""
+        rows, layout = torch.stack(self._tables).sum(0).tolist(), self.layout
         self._tables = []
-        if not total[TOKENS]:
+        if not rows[0][TOKENS]:
             raise ValueError(f"the {self.packs.count} held-out packs of {self.recipe.eval.mixture} have no supervised token")
+        scores = scores_of(rows, self.packs, failed=self._failed, seconds=time.perf_counter() - self._started)
+        self._log.write_evaluation({"step": self._step, **scores.entry(), PACKS: self.packs.identity})
         watch = HeldOutWatch(self.recipe, self.packs.identity)
-        watch.add(self._step, float(total[LOSS] / total[COUNT]))
+        watch.add(self._step, scores.loss)
         gate = watch.gate(self._step)
         if gate is None or self._step != self.recipe.train.steps or (layout.tp_rank, layout.cp_rank, layout.dp_rank) != (0, 0, 0):
             return

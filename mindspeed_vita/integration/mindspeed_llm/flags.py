@@ -104,8 +104,6 @@ NO_EFFECT = {
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
     "logging.progress": "MindSpeed-LLM prints lines",
-    "logging.openmetrics": "MindSpeed-LLM writes TensorBoard events",
-    "logging.peak_tflops": "MindSpeed-LLM logs its own throughput",
     "eval.at_start": "Megatron measures from the first interval on; `vita eval loss` measures the weights it starts from",
     "eval.patience": "Megatron trains to --train-iters",
     "eval.keep_best": "MindSpeed-LLM keeps every checkpoint",

@@ -19,6 +19,7 @@ from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
+from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 LOSS = "lm loss"
 """Under which Megatron prints the loss."""
+_GRAD_NORM = 4
+"""Its place behind the losses in what Megatron's train_step returns."""
 
 
 class ForwardStep:
@@ -69,6 +72,7 @@ class ForwardStep:
         # Megatron divides what it prints by all steps since the last line, also where a source was absent from some of them
         self.reported = objective.names if recipe.logging.every == 1 else ()
         self.host = _host_groups(layout)
+        self.log = StepLog(recipe, self.host, self.platform, loader, loss=LOSS, step=step)
         self.evaluation: Optional[HeldOutEvaluation] = None
         self._micro_batches = loader.micro_batches
         self._numbers, self._loaded = loader.counted(), iter(loader)
@@ -88,7 +92,7 @@ class ForwardStep:
             ValueError: the data has fewer packs than eval.packs.
         """
         packs = HeldOutPacks(self.recipe, self.host, dataset=dataset, failed=failed, whole_batches=True)
-        self.evaluation = HeldOutEvaluation(self.recipe, self.layout, self._shard, packs, loss=LOSS)
+        self.evaluation = HeldOutEvaluation(self.recipe, self.layout, self._shard, packs, loss=LOSS, log=self.log)
         if self.done == self.recipe.train.steps:  # Megatron evaluates before a step only where none is left
             self.evaluation.prepare(self.done)
         return packs
@@ -98,12 +102,20 @@ class ForwardStep:
         self._learnt = 0
         if self.evaluation is not None:
             self.evaluation.drop()
+        self.log.begin()
         self._packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
 
-    def finish_step(self) -> None:
-        """Every rank learns which samples failed in the step. Collective over the world."""
+    def finish_step(self, losses: dict[str, torch.Tensor], *, grad_norm: Any, rate: float) -> None:
+        """Every rank learns which samples failed in the step, which is logged. Collective over the world.
+
+        Args:
+            losses: Megatron's averages of the step; empty before the last stage.
+            grad_norm: before clipping.
+            rate: the recipe's learning rate in this step.
+        """
         step, learnt = self.done + 1, self._learnt
-        self.failed.settle(self.host.dp_cp_group, learnt=learnt, step=step, last_step=self.recipe.train.steps)
+        failed = self.failed.settle(self.host.dp_cp_group, learnt=learnt, step=step, last_step=self.recipe.train.steps)
+        self.log.finish(step, losses, grad_norm=grad_norm, rate=rate, failed=failed)
         if self.failed.empty_steps and dist.get_rank() == 0:
             print(f"step {step}: no token was supervised, nothing was learnt", flush=True)
         self.done += 1
@@ -124,6 +136,7 @@ class ForwardStep:
         batch = next(self._packs)
         inputs = self._shard(batch)
         self._learnt += batch.loss_count
+        self.log.count(batch)
         return model(inputs), partial(self._loss, inputs)
 
     def _loss(self, inputs: ModelInputs, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
@@ -157,9 +170,11 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
         result = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
         if not isinstance(forward_step_func, ForwardStep):
             return result
-        forward_step_func.finish_step()
         losses, *rest = result
-        return (present(losses), *rest)
+        losses, train = present(losses), forward_step_func.recipe.train
+        rate = opt_param_scheduler.get_lr({"max_lr": train.lr, "min_lr": train.min_lr})
+        forward_step_func.finish_step(losses, grad_norm=rest[_GRAD_NORM], rate=rate)
+        return (losses, *rest)
 
     return step
 

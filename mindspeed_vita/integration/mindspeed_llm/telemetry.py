@@ -1,0 +1,104 @@
+"""metrics.jsonl of a run of MindSpeed-LLM, with the keys of the built-in engine's, so that `vita watch` and `vita report` read it.
+
+Megatron prints and logs a line of its own beside it. Its throughput counts the layers of a language model; the work here has the tower too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.data.batch import PackedBatch
+from mindspeed_vita.data.loader import PackLoader
+from mindspeed_vita.engine.held_out_watch import PACKS
+from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.work import Work, pack_work, peak_of, speeds
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.platform import Platform
+
+
+class StepLog:
+    """Counts a rank's packs, and writes a line for each logged step on the first rank of the last stage, which knows the loss.
+
+    Args:
+        recipe: the run; checkpoint.directory holds the file, none is written where it is empty.
+        host: this rank's place, with groups that take host tensors.
+        platform: this rank's device.
+        loader: this rank's packs.
+        loss: name under which Megatron reports the loss.
+        step: optimizer steps done; later lines of an earlier run go.
+    """
+
+    def __init__(self, recipe: Recipe, host: ParallelLayout, platform: Platform, loader: PackLoader, *, loss: str, step: int) -> None:
+        self.recipe, self._host, self._platform, self._loader, self._loss = recipe, host, platform, loader, loss
+        self._peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
+        self._log: Optional[MetricsLog] = None
+        directory = recipe.checkpoint.directory
+        if directory and host.is_last_stage and (host.tp_rank, host.cp_rank, host.dp_rank) == (0, 0, 0):
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            run = recipe.name if recipe.logging.openmetrics else None
+            self._log = MetricsLog(Path(directory), step=step, tensorboard=recipe.logging.tensorboard, openmetrics=run)
+        self.begin()
+
+    def begin(self) -> None:
+        """A step starts."""
+        self._started, self._waited = time.perf_counter(), self._loader.waited
+        self._work, self._samples, self._tiles, self._supervised = Work(), 0, 0, 0
+
+    def count(self, batch: PackedBatch) -> None:
+        """Takes down a pack of the step."""
+        self._work += pack_work(self.recipe, batch)
+        self._samples += len(batch.sample_ids)
+        self._tiles += len(batch.tile_first_token)
+        self._supervised += batch.loss_count
+
+    def finish(self, step: int, losses: Mapping[str, torch.Tensor], *, grad_norm: Any, rate: float, failed: int) -> None:
+        """Writes the line of a step, if it is one that is logged. Collective over dp x cp. Waits for the device where it writes.
+
+        Args:
+            step: number of the step that ended, from 1.
+            losses: Megatron's averages of the step; empty before the last stage.
+            grad_norm: before clipping.
+            rate: the recipe's learning rate in this step.
+            failed: samples that failed for the first time.
+        """
+        every, last = self.recipe.logging.every, self.recipe.train.steps
+        if step % every and step not in (1, last):
+            return
+        mine = [self._samples, self._tiles, self._supervised, self._work.total, self._work.attention, self._work.tower]
+        # the ranks of a context-parallel group share a pack
+        totals = torch.tensor(mine if self._host.cp_rank == 0 else [0] * len(mine), dtype=torch.float64)
+        dist.all_reduce(totals, group=self._host.dp_cp_group)
+        if self._log is None:
+            return
+        samples, tiles, supervised, flops, attention, tower = totals.tolist()
+        found = {name: float(value) for name, value in losses.items()}
+        seconds = time.perf_counter() - self._started
+        tokens = self.recipe.train.global_batch * self.recipe.data.seq_length
+        speed = speeds(flops, seconds, dist.get_world_size(), self._peak)
+        entry: dict[str, Any] = {"step": step, "loss": found.pop(self._loss), "grad_norm": float(grad_norm), "lr": rate, "failed": failed}
+        entry.update(supervised=int(supervised), samples=int(samples), flops=flops, flops_attention=attention, flops_tower=tower)
+        entry.update(seconds=seconds, tokens_per_second=tokens / seconds, tiles_per_second=tiles / seconds)
+        entry.update(data_seconds=self._loader.waited - self._waited, packs=step * self.recipe.train.global_batch)
+        entry.update(memory=self._platform.memory().peak, **speed, **found)
+        self._log.write(entry)
+        print(f"{self.recipe.name}: {_described(step, entry)}", flush=True)
+
+    def write_evaluation(self, entry: Mapping[str, Any]) -> None:
+        """Adds the line of a held-out evaluation, on the rank that writes. Megatron measures the last step twice; it is written once."""
+        if self._log is None or any(all(line.get(key) == entry[key] for key in ("step", PACKS)) for line in self._log.held_out):
+            return
+        self._log.held_out.append(dict(entry))
+        self._log.write(entry)
+
+
+def _described(step: int, entry: Mapping[str, Any]) -> str:
+    mfu = f", MFU {entry['mfu']:.1%}" if "mfu" in entry else ""
+    speed = f"{entry['tokens_per_second']:,.0f} tokens/s, {entry['tiles_per_second']:,.1f} tiles/s"
+    return f"step {step} {speed}, {entry['tflops_per_device']:.4g} TFLOP/s a device{mfu}, waited {entry['data_seconds']:.2f} s for data"
