@@ -62,6 +62,7 @@ setup(
         ],
         "completion": ["shtab>=1.6"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "track": ["wandb>=0.31", "swanlab>=0.10"],
         # vita train --engine hf; --deepspeed was tested with this release alone
         "hf": ["accelerate==1.15.0", "deepspeed==0.19.8"],
         # the photos and clips of scripts/quickstart.sh travel inside the first three

@@ -279,6 +279,10 @@ class LoggingConfig(Section):
     """Write TensorBoard events to <directory>/tensorboard."""
     openmetrics: Flag = False
     """Write the newest numbers to <directory>/metrics.prom too, in OpenMetrics format, for Prometheus' textfile collector."""
+    wandb: Text = ""
+    """Project of Weights & Biases that gets the numbers too; empty: none. Needs the package wandb. WANDB_MODE=offline keeps all here."""
+    swanlab: Text = ""
+    """Project of SwanLab that gets the numbers too; empty: none. Needs the package swanlab. SWANLAB_MODE=offline keeps all here."""
     progress: Flag = True
     """Show a progress bar on a terminal; plain lines elsewhere."""
     peak_tflops: Wait = 0.0

@@ -27,6 +27,7 @@ from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
+from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.work import peak_of, speeds
@@ -139,8 +140,8 @@ class _Run:
         self.log: Optional[metrics.MetricsLog] = None
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
-            run = recipe.name if recipe.logging.openmetrics else None
-            self.log = metrics.MetricsLog(self.directory, step=self.step, tensorboard=recipe.logging.tensorboard, openmetrics=run)
+            sinks = open_sinks(recipe, self.directory, step=self.step)
+            self.log = metrics.MetricsLog(self.directory, step=self.step, sinks=sinks)
         self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
         self.evaluation: Optional[RunEvaluation] = None
         if recipe.eval.mixture:

@@ -1,16 +1,15 @@
-"""metrics.jsonl, quarantine.jsonl and TensorBoard events: files that read as one clean run after any number of restarts."""
+"""metrics.jsonl and quarantine.jsonl: files that read as one clean run after any number of restarts."""
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
-from mindspeed_vita.engine.open_metrics import OpenMetrics
+from mindspeed_vita.engine.sinks import Sink
 from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.write_fault import named_write_fault
 
 HELD_OUT_LOSS = "eval/loss"
 """Key of the held-out loss. The lines of evaluations have it, and no "loss"."""
@@ -50,7 +49,7 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
         kept.append(line)
     content = b"".join(kept)
     if content != whole:
-        with _advice(path), whole_file(path) as temporary:
+        with named_write_fault(path), whole_file(path) as temporary:
             temporary.write_bytes(content)
     return ours
 
@@ -61,7 +60,7 @@ def append(path: Path, entries: list[dict[str, Any]]) -> None:
     Raises:
         OSError: the file cannot be written; names it.
     """
-    with _advice(path), path.open("a", encoding="utf-8") as file:
+    with named_write_fault(path), path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
@@ -71,16 +70,6 @@ def _parse(line: bytes) -> Optional[dict[str, Any]]:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
-
-
-@contextmanager
-def _advice(path: Path) -> Iterator[None]:
-    """A write that fails names the file, which the system's own error does not, and says what to do where the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        advice = "; free space there and start the run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise OSError(error.errno, f"cannot be written ({error.strerror}){advice}", str(path)) from error
 
 
 def with_report(entry: Mapping[str, Any], report: Mapping[str, float]) -> dict[str, Any]:
@@ -101,45 +90,28 @@ class MetricsLog:
     Args:
         directory: folder of the run.
         step: step the run continues from; later lines go.
-        tensorboard: write events too, where TensorBoard is installed.
-        openmetrics: name of the run, under which the newest numbers go to metrics.prom; None: there is no such file.
+        sinks: take each line too, after the file has it.
     """
 
-    def __init__(self, directory: Path, *, step: int, tensorboard: bool, openmetrics: Optional[str] = None) -> None:
-        self.path = directory / "metrics.jsonl"
+    def __init__(self, directory: Path, *, step: int, sinks: Sequence[Sink] = ()) -> None:
+        self.path, self._sinks = directory / "metrics.jsonl", sinks
         kept = truncate(self.path, step)
         losses = [entry["loss"] for entry in kept if "loss" in entry]
         self.held_out: list[dict[str, Any]] = [entry for entry in kept if HELD_OUT_LOSS in entry]
         """Lines of evaluations that are kept, oldest first."""
         self.first_loss: Optional[float] = losses[0] if losses else None
         self.last_loss: Optional[float] = losses[-1] if losses else None
-        self._events = _event_writer(directory / "tensorboard", step) if tensorboard else None
-        self._open_metrics = None if openmetrics is None else OpenMetrics(directory / "metrics.prom", openmetrics)
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Add one line of a step; it needs "step", and "loss" or HELD_OUT_LOSS. Only numbers go to TensorBoard."""
+        """Adds one line of a step; it needs "step", and "loss" or HELD_OUT_LOSS."""
         append(self.path, [dict(entry)])
         if "loss" in entry:
             self.first_loss = entry["loss"] if self.first_loss is None else self.first_loss
             self.last_loss = entry["loss"]
-        if self._open_metrics is not None:
-            with _advice(self._open_metrics.path):
-                self._open_metrics.write(entry, evaluation=HELD_OUT_LOSS in entry)
-        if self._events is not None:
-            for name, value in entry.items():
-                if name != "step" and value is not None and not isinstance(value, str):
-                    self._events.add_scalar(name, value, entry["step"])
+        for sink in self._sinks:
+            sink.write(entry, evaluation=HELD_OUT_LOSS in entry)
 
     def close(self) -> None:
-        """Flush the events."""
-        if self._events is not None:
-            self._events.close()
-
-
-def _event_writer(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    # purge_step hides the events of steps that are trained again
-    return SummaryWriter(str(folder), purge_step=step + 1)
+        """No line follows."""
+        for sink in self._sinks:
+            sink.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.write_fault import named_write_fault
 
 _PLAIN = re.compile(r"(eval/)?[a-zA-Z_][a-zA-Z0-9_]*")
 _OF_NAME = re.compile(r"((?:eval/)?[a-zA-Z_][a-zA-Z0-9_]*)/(.+)", re.DOTALL)
@@ -38,14 +39,17 @@ class OpenMetrics:
             evaluation: it is of the held-out loss, and not of a training step.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; names it.
         """
         if evaluation:
             self._evaluation = {key: value for key, value in entry.items() if key != "step"} | {"eval/step": entry["step"]}
         else:
             self._step = dict(entry)
-        with whole_file(self.path) as temporary:
+        with named_write_fault(self.path), whole_file(self.path) as temporary:
             temporary.write_text(exposition({**self._evaluation, **self._step}, self._run), encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        """Nothing: the file is whole after each line."""
 
 
 def exposition(entry: Mapping[str, Any], run: str) -> str:

@@ -30,6 +30,7 @@ from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_load
 from mindspeed_vita.engine.metrics import MetricsLog
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.session import distributed
+from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.integration.hf_trainer import checkpoints, refusals
 from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, training_arguments, zero_stage
@@ -126,7 +127,7 @@ def _train(
     start = first_rank_first(lambda: start_folder(recipe))
     model = build_packed_model(start, recipe, layout, platform, sharded=sharing == "zero3")
     failed = open_failed_samples(recipe, dataset, step=step, known=known)
-    log = MetricsLog(directory, step=step, tensorboard=recipe.logging.tensorboard) if leads else None
+    log = MetricsLog(directory, step=step, sinks=open_sinks(recipe, directory, step=step)) if leads else None
     every = max(recipe.logging.every, recipe.train.steps // 20)
     progress = Progress(recipe.name, steps=recipe.train.steps, done=step, bar=recipe.logging.progress, every=every) if leads else None
     if progress is not None:

@@ -18,6 +18,7 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.held_out_watch import PACKS
 from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.work import Work, pack_work, peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
@@ -42,8 +43,7 @@ class StepLog:
         directory = recipe.checkpoint.directory
         if directory and host.is_last_stage and (host.tp_rank, host.cp_rank, host.dp_rank) == (0, 0, 0):
             Path(directory).mkdir(parents=True, exist_ok=True)
-            run = recipe.name if recipe.logging.openmetrics else None
-            self._log = MetricsLog(Path(directory), step=step, tensorboard=recipe.logging.tensorboard, openmetrics=run)
+            self._log = MetricsLog(Path(directory), step=step, sinks=open_sinks(recipe, Path(directory), step=step))
         self.begin()
 
     def begin(self) -> None:

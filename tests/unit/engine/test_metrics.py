@@ -16,10 +16,10 @@ def steps(path) -> list[int]:
 
 
 def test_lines_beyond_the_resumed_step_go(tmp_path):
-    log = MetricsLog(tmp_path, step=0, tensorboard=False)
+    log = MetricsLog(tmp_path, step=0)
     for step in range(1, 6):
         log.write({"step": step, "loss": 10.0 - step})
-    log = MetricsLog(tmp_path, step=3, tensorboard=False)
+    log = MetricsLog(tmp_path, step=3)
     log.write({"step": 4, "loss": 1.0})
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
     assert (log.first_loss, log.last_loss) == (9.0, 1.0)
@@ -56,7 +56,7 @@ def test_only_the_lines_of_the_run_itself_are_dropped_from_a_shared_file(tmp_pat
 
 def test_lines_without_step_or_loss_do_not_stop_a_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"note": "by hand"}\n{"step": 1}\n{"step": 2, "loss": 3.0}\n')
-    log = MetricsLog(tmp_path, step=2, tensorboard=False)
+    log = MetricsLog(tmp_path, step=2)
     assert (log.first_loss, log.last_loss) == (3.0, 3.0)
 
 
@@ -73,6 +73,6 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path):
 
 
 def test_a_new_run_has_no_losses(tmp_path):
-    log = MetricsLog(tmp_path, step=0, tensorboard=False)
+    log = MetricsLog(tmp_path, step=0)
     assert log.first_loss is None
     assert truncate(tmp_path / "absent.jsonl", 3) == []

@@ -9,11 +9,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
 from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.open_metrics import OpenMetrics
 
 
 def test_the_file_holds_the_newest_step_and_evaluation(tmp_path: Path) -> None:
     run = 'a "run" \\ of\nmine'
-    log = MetricsLog(tmp_path, step=0, tensorboard=False, openmetrics=run)
+    log = MetricsLog(tmp_path, step=0, sinks=[OpenMetrics(tmp_path / "metrics.prom", run)])
     log.write({"step": 1, "eval/loss": 2.5, "eval/loss/ocr": 2.25, "eval/tokens": 10})
     log.write({"step": 1, "loss": 4.0, "loss/gone": 1.0})
     log.write(

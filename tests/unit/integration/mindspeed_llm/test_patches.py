@@ -84,13 +84,15 @@ class Steps(ForwardStep):
 
     def __init__(self, seen: list) -> None:
         super().__init__(torch.device("cpu"))
-        self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2))
+        self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1))
+        self.logged: list = []
 
     def start_step(self) -> None:
         self.seen.append("start")
 
-    def finish_step(self) -> None:
+    def finish_step(self, losses, *, grad_norm, rate) -> None:
         self.seen.append("finish")
+        self.logged.append((list(losses), grad_norm, rate))
 
 
 def schedule(optimizer):
@@ -111,17 +113,19 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     def train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config):
         seen.append([group["lr"] for group in optimizer.param_groups])
         opt_param_scheduler.step(increment=2)  # as Megatron does, after the update
-        return dict(losses), 0, None
+        return dict(losses), 0, False, False, None, 7.5, None
 
     losses = {LOSS: torch.tensor(1.0), "loss/pets": torch.tensor(2.0), "loss/text": torch.tensor(float("nan"))}
     kept = [LOSS, "loss/pets"] if ours else list(losses)  # no token of text in this step
     forward_step = Steps(seen) if ours else object()
     for _ in range(3):
         found, *rest = train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, None)
-        assert list(found) == kept and rest == [0, None]
+        assert list(found) == kept and rest == [0, False, False, None, 7.5, None]
     assert scheduler.num_steps == 6
     rates = [entry for entry in seen if isinstance(entry, list)]
     third = 1.0 - 0.9 * (6 - 4) / (16 - 4)
     expected = [[0.5, 0.25], [1.0, 0.5], [third, third / 2]] if ours else [[0.0, 0.0], [0.5, 0.25], [1.0, 0.5]]
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
     assert seen[:3] == (["start", rates[0], "finish"] if ours else rates)
+    if ours:  # what is logged is the rate of the update that was made
+        assert forward_step.logged == [(kept, 7.5, pytest.approx(rate)) for rate in (0.5, 1.0, third)]
