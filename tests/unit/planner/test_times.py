@@ -190,7 +190,7 @@ def test_the_longest_packs_are_those_of_the_devices_memory(
     traced = elsewhere(trace, proof_recipe(Case(), "small"), 1, 0, content=CONTENT)
     monkeypatch.setattr("mindspeed_vita.planner.plan._traced", lambda jobs, *rest: [traced for _ in jobs])
     monkeypatch.setattr("mindspeed_vita.planner.plan.step_collectives", lambda traces: {})
-    file, memory = tmp_path / "mine.yaml", 1126 * 2**20
+    file, memory = tmp_path / "mine.yaml", 1140 * 2**20
     file.write_text(yaml.safe_dump({**CONSTANTS, "memory_bytes": memory}), encoding="utf-8")
     assert main(["plan", "examples/tiny/stage1.yaml", "--longest", "--device", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["longest"]
