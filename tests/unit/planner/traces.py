@@ -39,6 +39,13 @@ def small_with_a_product_twice(case: Case) -> Trace:
         return _small(case, 0)
 
 
+def small_without_the_sum_of_losses(case: Case) -> Trace:
+    """The same, of an engine that does not add up losses over data parallelism."""
+    line = "            dist.all_reduce(totals, group=layout.dp_cp_group)\n"
+    with mutated("mindspeed_vita.engine.step", line, "            pass\n"):
+        return _small(case, 0)
+
+
 def with_layers(recipe: Recipe, *, decoder: int, tower: int) -> Recipe:
     """A recipe with another number of layers."""
     settings: dict[str, Any] = recipe_to_dict(recipe)
