@@ -17,6 +17,7 @@ from mindspeed_vita.planner.device import KINDS, Device, load_device
 
 if TYPE_CHECKING:
     from mindspeed_vita.planner.plan import RankPlan
+    from mindspeed_vita.planner.search import Longest
     from mindspeed_vita.planner.timing import Timing
 
 _EPILOG = """
@@ -24,7 +25,7 @@ examples:
   vita plan examples/long_vita_14b/stage4.yaml --memory 64GiB --explain peak.svg
   vita plan examples/long_vita_14b/stage4.yaml --device 910B --devices 128 train.global_batch=16
   vita plan examples/long_vita_14b/stage4.yaml --device 910B --calibrate runs/stage4/metrics.jsonl
-  vita plan examples/long_vita_14b/stage3.yaml --memory 64GiB --longest
+  vita plan examples/long_vita_14b/stage3.yaml --device 910B --longest
   vita plan examples/long_vita_14b/stage4.yaml --inference --devices 8 --memory 64GiB --prompt-tokens 262144
 
 The real step of one rank of each kind of pipeline stage runs on tensors without memory. No device, data or weights are needed.
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=8, metavar="N", help="with --devices: other layouts to trace, nearest first (default 8)"
     )
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="traces that run at a time (default 2)")
-    parser.add_argument("--longest", action="store_true", help="with --memory: the longest packs that the recipe's layout has room for")
+    parser.add_argument("--longest", action="store_true", help="the longest packs that the recipe's layout has room for")
     parser.add_argument("--inference", action="store_true", help="plan inference instead: each cut of the devices into tp and cp")
     parser.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="with --inference: length of the prompt (default: data.seq_length of the recipe)"
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _inference(arguments, recipe, world, memory, kind)
     validate(recipe, world)
 
+    from mindspeed_vita.planner.inference import longest_in_words
     from mindspeed_vita.planner.layouts import Layout
     from mindspeed_vita.planner.picture import write_picture
     from mindspeed_vita.planner.plan import packs_of_a_rank, plan_own
@@ -102,7 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
     found = own_json(title, plans, memory, timing)
     say(own_layout(plans, memory, kind, timing))
     if arguments.longest and memory is not None:
-        say(_longest(arguments, recipe, world, memory, kind))
+        longest = _longest(recipe, world, memory, kind)
+        found["longest"] = {"tokens": longest.length, "bytes": longest.memory, "limited_by_positions": longest.limited}
+        say(f"longest packs that fit: {longest_in_words(longest)}")
     if arguments.explain:
         write_picture(plans, Path(arguments.explain), title=title, memory=memory)
         say(f"memory of the step: {arguments.explain}")
@@ -124,8 +128,8 @@ def _check(arguments: argparse.Namespace) -> tuple[int | None, Device | None, di
     ):
         if value is not None and value < least:
             raise ValueError(f"{option} is {value}; expected at least {least}")
-    if arguments.longest and (arguments.memory is None or arguments.inference):
-        raise ValueError("--longest needs --memory, and goes with training; --inference with --memory names the longest prompt anyway")
+    if arguments.longest and arguments.inference:
+        raise ValueError("--longest goes with training; --inference names the longest prompt without it, where a device's memory is known")
     if arguments.prompt_tokens is not None and not arguments.inference:
         raise ValueError("--prompt-tokens goes with --inference; packs of training have data.seq_length tokens")
     if arguments.json and arguments.inference:
@@ -142,17 +146,22 @@ def _check(arguments: argparse.Namespace) -> tuple[int | None, Device | None, di
     if device is None and arguments.calibrate is not None:
         raise ValueError(f"--calibrate: --device {arguments.device} has no times; name a device, such as 910B, or a file of constants")
     measured = None if arguments.calibrate is None else read_calibration(arguments.calibrate)
+    memory = None if device is None else device.memory_bytes
     if arguments.memory is not None:
-        return parse_size(arguments.memory, "--memory"), device, measured
-    return None if device is None else device.memory_bytes, device, measured
+        memory = parse_size(arguments.memory, "--memory")
+    if arguments.longest and memory is None:
+        raise ValueError(
+            f"--longest needs the memory of a device, and --device {arguments.device} has no size; "
+            "give --memory, such as 64GiB, or name a device, such as --device 910B"
+        )
+    return memory, device, measured
 
 
-def _longest(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int, kind: str) -> str:
-    from mindspeed_vita.planner.inference import longest_in_words
+def _longest(recipe: Recipe, world: int, memory: int, kind: str) -> Longest:
     from mindspeed_vita.planner.longest import Question, longest_context, longest_positions
 
     question = Question(recipe=recipe, world=world, device=kind, memory=memory, limit=longest_positions(recipe))
-    return f"longest packs that fit: {longest_in_words(longest_context(question))}"
+    return longest_context(question)
 
 
 def _inference(arguments: argparse.Namespace, recipe: Recipe, world: int, memory: int | None, kind: str) -> int:

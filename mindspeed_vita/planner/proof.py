@@ -10,6 +10,7 @@ from typing import Any
 from mindspeed_vita.config import Recipe, recipe_from_dict
 from mindspeed_vita.planner.measured import Measured, measure
 from mindspeed_vita.planner.trace.packs import PackContent
+from mindspeed_vita.planner.trace.result import Trace
 
 CONTENT = PackContent(documents=3)
 TOLERANCE = 0.02
@@ -47,6 +48,8 @@ CASES = (
     Case(recompute="full", precision="fp32"),
     Case(recompute="selective"),
     Case(recompute="mlp"),
+    Case(recompute="full", recompute_layers=1),
+    Case(recompute="full", offload="inputs"),
     Case(tp=2),
     Case(tp=2, vision_parallel="tensor", recompute="full"),
     Case(pp=2),
@@ -112,6 +115,11 @@ def measure_case(case: Case, size: str, rank: int) -> Measured:
     found = measure(proof_recipe(case, size), case.world, rank, content=CONTENT)
     gc.collect()  # the model of the step
     return found
+
+
+def peak_of_a_cpu(trace: Trace) -> int:
+    """The traced peak as the allocator of a CPU sees it: what train.offload moves to the host stays in the same memory."""
+    return trace.peak + trace.peak_on_host
 
 
 def off_by(traced: int, measured: int) -> float:

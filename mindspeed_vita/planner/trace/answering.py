@@ -25,6 +25,7 @@ from mindspeed_vita.inference.session import SessionSettings, build_runner, cach
 from mindspeed_vita.inference.steps import Step
 from mindspeed_vita.inference.tile_feed import ChunkTiles, Seen, TileFeed
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.planner.trace.attributes import attributes_stay
 from mindspeed_vita.planner.trace.packs import tile_places
 from mindspeed_vita.planner.trace.places import Places
 from mindspeed_vita.planner.trace.rank import OtherRanks, fake_rank
@@ -89,7 +90,7 @@ def trace_inference(recipe: Recipe, tp: int, cp: int, prompt: Prompt, *, rank: i
     with fake_rank(wanted, tp * cp, rank) as layout:
         steps, blocks = long_prompt_steps(wanted, layout, prompt)
         sample = _sample(wanted, prompt)
-        with fake_mode(), recorder, ListsOfNumbers(), OtherRanks().answering():
+        with fake_mode(), recorder, ListsOfNumbers(), OtherRanks().answering(), attributes_stay():
             runner = _build(wanted, layout, prompt, blocks=blocks, setup=recorder.name_setup, to_device=recorder.to_device)
             runner.add(0, sample, longest=prompt.tokens + _ANSWER)
             recorder.start(runner.model)

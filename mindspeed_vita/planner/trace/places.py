@@ -40,6 +40,8 @@ PARTS = (
 LAYERS = "layers"
 HOST = "platform/host_copies"
 """Start of the files whose tensors lie in the host's memory."""
+BY_HOST = "host"
+"""The part of collectives of the host's tensors."""
 _FIRST = "tower"
 """A part that holds whatever its code calls: the tower's attention is the tower's."""
 _RECOMPUTING = ("torch/utils/checkpoint.py", "megatron/core/tensor_parallel/random.py", "mindspeed_vita/models/made_again.py")

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mindspeed_vita.planner.trace.collectives import Collective, collective
-from mindspeed_vita.planner.trace.places import HOST, Place, Places
+from mindspeed_vita.planner.trace.places import BY_HOST, HOST, Place, Places
 from mindspeed_vita.planner.trace.work import ATTENTION, flops
 
 _READ = torch.ops.aten._local_scalar_dense.default
@@ -116,6 +116,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Optional[Mapping[str, Any]] = None) -> Any:
         kwargs = kwargs or {}
         if self._on_host and not any(isinstance(value, FakeTensor) for value in tree_leaves((args, kwargs))):
+            if func.namespace == "c10d":
+                self._note_sent(func, args, BY_HOST)
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if func is _READ:
@@ -162,17 +164,21 @@ class Recorder(TorchDispatchMode):
 
     def _note_work(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         if func.namespace == "c10d":
-            found = collective(func, args)
-            if found is not None:
-                kind, size, communicator = found
-                key = (kind, self.caller.here().part)
-                self.communicators[communicator] = kind.ranks
-                self.sent[key] += size
-                self.calls[key] += 1
+            self._note_sent(func, args, self.caller.here().part)
             return
         count = flops(func, args, kwargs, result)
         if count:
             self.work[self.caller.here(), func._overloadpacket in ATTENTION] += count
+
+    def _note_sent(self, func: Any, args: Sequence[Any], part: str) -> None:
+        found = collective(func, args)
+        if found is None:
+            return
+        kind, size, communicator = found
+        if part != BY_HOST:  # a device has no buffers for it
+            self.communicators[communicator] = kind.ranks
+        self.sent[kind, part] += size
+        self.calls[kind, part] += 1
 
 
 class ListsOfNumbers(TorchFunctionMode):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindspeed_vita.parallel.layout import ParallelLayout
-from mindspeed_vita.planner.trace.places import Place
+from mindspeed_vita.planner.trace.places import BY_HOST, Place
 
 if TYPE_CHECKING:
     from mindspeed_vita.planner.trace.recorder import Recorder
@@ -28,7 +28,7 @@ class Sent:
     name: str
     """all_reduce, broadcast, all_gather, reduce_scatter, all_to_all, send, or recv."""
     group: str
-    """Name of the axis: tp, cp, ring, ulysses, pp, dp, tp_cp, dp_cp, or other."""
+    """Name of the axis: tp, cp, ring, ulysses, pp, dp, tp_cp, dp_cp, world, or other."""
     group_size: int
     part: str
     """Part of the step (Place.part)."""
@@ -58,7 +58,9 @@ class Trace:
     work: dict[tuple[Place, bool], int]
     """FLOPs by place, and whether they are attention. Of the whole traced step."""
     sent: tuple[Sent, ...]
-    """Collectives of the whole traced step."""
+    """Collectives of the device's tensors, of the whole traced step."""
+    sent_by_host: tuple[Sent, ...]
+    """Collectives of the host's tensors, likewise: failed samples and whether to stop. They do not use the device's links."""
     communicators: tuple[tuple[str, int], ...]
     """Name (see Sent.group) and number of ranks of each process group that was asked for a collective."""
     reads: dict[str, int]
@@ -69,6 +71,7 @@ class Trace:
     @classmethod
     def of(cls, recorder: Recorder, *, layout: ParallelLayout, micro_batches: int, packs: int) -> Trace:
         """What a recorder holds at the end of a step."""
+        every = _sent(recorder, layout)
         return cls(
             layout=layout.describe(),
             micro_batches=micro_batches,
@@ -78,7 +81,8 @@ class Trace:
             owners=np.array(recorder.owners, dtype=np.int64),
             start=recorder.started,
             work=dict(recorder.work),
-            sent=_sent(recorder, layout),
+            sent=tuple(sent for sent in every if sent.part != BY_HOST),
+            sent_by_host=tuple(sent for sent in every if sent.part == BY_HOST),
             communicators=_communicators(recorder, layout),
             reads=dict(recorder.reads),
             peak_on_host=recorder.peak_on_host,
@@ -143,6 +147,7 @@ def _axes(layout: ParallelLayout) -> dict[tuple[int, ...], list[str]]:
         group = getattr(layout, f"{axis}_group")
         if group is not None:
             axes.setdefault(tuple(dist.get_process_group_ranks(group)), []).append(axis)
+    axes.setdefault(tuple(range(dist.get_world_size())), []).append("world")
     return axes
 
 

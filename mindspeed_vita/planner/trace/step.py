@@ -22,6 +22,7 @@ from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.step import Stepper
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.stages import stage_layers
+from mindspeed_vita.planner.trace.attributes import attributes_stay
 from mindspeed_vita.planner.trace.packs import PackContent, make_pack
 from mindspeed_vita.planner.trace.places import Places
 from mindspeed_vita.planner.trace.rank import OtherRanks, TracedPlatform, fake_rank
@@ -149,5 +150,5 @@ def _other_ranks(recipe: Recipe, world: int) -> OtherRanks:
 
 
 def _build_traced(recipe: Recipe, layout: ParallelLayout, recorder: Recorder, others: OtherRanks) -> tuple[Any, Any]:
-    with fake_mode(), recorder, ListsOfNumbers(), others.answering():
+    with fake_mode(), recorder, ListsOfNumbers(), others.answering(), attributes_stay():
         return build(recipe, layout, TracedPlatform(recorder), recorder.name_setup)

@@ -72,7 +72,10 @@ def test_the_command_plans_each_cut_and_the_longest_prompt(tmp_path, capsys: pyt
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--longest"], "--longest needs --memory"),
+        (["--longest"], "--longest needs the memory of a device, and --device npu has no size; give --memory, such as 64GiB"),
+        (["--longest", "--device", "cuda"], "--device cuda has no size"),
+        (["--longest", "--device", "H300"], "--device 'H300': expected one of 910B"),
+        (["--longest", "--device", "910B", "--inference"], "--longest goes with training"),
         (["--prompt-tokens", "4"], "--prompt-tokens goes with --inference"),
         (["--inference", "--prompt-tokens", "0"], "--prompt-tokens is 0; expected at least 1"),
         (["--inference", "--explain", "peak.svg"], "--explain draws a step of training"),

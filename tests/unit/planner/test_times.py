@@ -18,6 +18,7 @@ from mindspeed_vita.planner.load import Kernels, Load, Transfer
 from mindspeed_vita.planner.plan import Ranked, in_order
 from mindspeed_vita.planner.proof import CONTENT, Case, proof_recipe
 from mindspeed_vita.planner.published import TRAINING
+from mindspeed_vita.planner.search import CLOSE
 from mindspeed_vita.planner.time_model import StepTime, step_time
 from mindspeed_vita.planner.timing import time_layout
 from mindspeed_vita.planner.trace.step import trace
@@ -181,6 +182,20 @@ def test_the_work_of_shapes_is_the_formula_of_a_decoder():
 def test_the_documented_share_of_published_speeds_is_within_a_fifth():
     off = {row.name: row.predicted(load_device(row.device)) / row.speed - 1 for row in TRAINING}
     assert sum(abs(one) <= 0.2 for one in off.values()) == 6 and len(off) == 8, off
+
+
+def test_the_longest_packs_are_those_of_the_devices_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere, monkeypatch: pytest.MonkeyPatch
+):
+    traced = elsewhere(trace, proof_recipe(Case(), "small"), 1, 0, content=CONTENT)
+    monkeypatch.setattr("mindspeed_vita.planner.plan._traced", lambda jobs, *rest: [traced for _ in jobs])
+    monkeypatch.setattr("mindspeed_vita.planner.plan.step_collectives", lambda traces: {})
+    file, memory = tmp_path / "mine.yaml", 1140 * 2**20
+    file.write_text(yaml.safe_dump({**CONSTANTS, "memory_bytes": memory}), encoding="utf-8")
+    assert main(["plan", "examples/tiny/stage1.yaml", "--longest", "--device", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["longest"]
+    assert found["tokens"] > 0 and not found["limited_by_positions"]
+    assert memory * (1 - 2 * CLOSE) < found["bytes"] <= memory
 
 
 def test_the_command_prints_times_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from tests.mutants import mutated
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@cache
 def small(case: Case, rank: int = 0) -> Trace:
-    """The trace of a case of the proof."""
+    """The trace of a case of the proof. Each is made once."""
+    return _small(case, rank)
+
+
+def _small(case: Case, rank: int) -> Trace:
     return trace(proof_recipe(case, "small"), case.world, rank, content=CONTENT)
 
 
@@ -23,7 +29,21 @@ def small_with_a_leak(case: Case) -> Trace:
     """The same, of a model in which each layer keeps the input of its feed-forward part."""
     line = "        gate_and_up, bias = self.linear_fc1(hidden_states)\n"
     with mutated("mindspeed_vita.models.language", line, f"        self.kept = hidden_states\n{line}"):
-        return small(case)
+        return _small(case, 0)
+
+
+def small_with_a_product_twice(case: Case) -> Trace:
+    """The same, of a model in which each layer computes the first product of its feed-forward part twice."""
+    line = "        gate_and_up, bias = self.linear_fc1(hidden_states)\n"
+    with mutated("mindspeed_vita.models.language", line, f"        self.linear_fc1(hidden_states.detach())\n{line}"):
+        return _small(case, 0)
+
+
+def small_without_the_sum_of_losses(case: Case) -> Trace:
+    """The same, of an engine that does not add up losses over data parallelism."""
+    line = "            dist.all_reduce(totals, group=layout.dp_cp_group)\n"
+    with mutated("mindspeed_vita.engine.step", line, "            pass\n"):
+        return _small(case, 0)
 
 
 def with_layers(recipe: Recipe, *, decoder: int, tower: int) -> Recipe:
