@@ -11,6 +11,7 @@ import torch
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native import shards
+from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.files.safetensors_file import SafetensorsFile
 from tests.distributed.saving_runs import Sent
@@ -55,6 +56,21 @@ def test_a_step_holds_what_gathering_would_have_written(pools: Pools, content: C
             # not bit for bit in one way: where ranks added zeros, a negative zero became a positive one
             assert one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other), key
         assert any(bool(ours.tensor(key).count_nonzero()) for key in ours.keys())
+
+
+def test_commands_read_a_step_that_ranks_wrote_in_ranges(pools: Pools, content: Content, tmp_path: Path) -> None:
+    run, gathered = tmp_path / "run", tmp_path / "gathered"
+    pools("installed").run(SAVE, tp=2, dp=2, content=content(run, train={"precision": "bf16"}), gathered=str(gathered))
+    assert any("@" in name for path in native.find(run).glob("optimizer/*") for name in SafetensorsFile(path).entries), "nothing was cut"
+    assert main(["checkpoint", "list", str(run)]) == 0 and main(["checkpoint", "verify", str(run)]) == 0
+    assert main(["checkpoint", "reshard", str(run), "--output", str(tmp_path / "whole")]) == 0
+    for source, form in (("run", "mindspeed-llm"), ("mindspeed-llm", "native")):
+        assert main(["convert", "--from", str(tmp_path / source), "--to", form, "--output", str(tmp_path / form), "--optimizer"]) == 0
+    theirs = shards.Reader(gathered / "optimizer")
+    for folder in (tmp_path / "whole", tmp_path / "native"):
+        ours = shards.Reader(native.find(folder) / "optimizer")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours.tensor(key), theirs.tensor(key)) for key in ours.keys())
 
 
 def held(step: Path, part: str) -> list[int]:
