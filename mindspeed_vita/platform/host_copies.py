@@ -17,6 +17,9 @@ class HostCopies(Protocol):
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in host memory, under way. The device's tensor may be released at once, and must not be changed afterwards."""
 
+    def arrive(self) -> None:
+        """Waits until every copy of `to_host` is whole, so that the host may read it and the device's tensors may change."""
+
     def fetch(self, host: torch.Tensor, into: torch.Tensor) -> Wait:
         """Starts to copy a result of `to_host` back into a tensor of the device. Call what it returns before the tensor is read."""
 
@@ -27,6 +30,9 @@ class PlainCopies:
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """See HostCopies."""
         return tensor.clone()
+
+    def arrive(self) -> None:
+        """See HostCopies."""
 
     def fetch(self, host: torch.Tensor, into: torch.Tensor) -> Wait:
         """See HostCopies."""
@@ -53,6 +59,10 @@ class PinnedCopies:
             host.copy_(tensor, non_blocking=True)
         tensor.record_stream(self._stream)  # its memory is not given away before the copy is done
         return host
+
+    def arrive(self) -> None:
+        """See HostCopies."""
+        self._stream.synchronize()
 
     def fetch(self, host: torch.Tensor, into: torch.Tensor) -> Wait:
         """See HostCopies."""

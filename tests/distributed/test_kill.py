@@ -28,7 +28,8 @@ RUN = "tests.distributed.layout_runs:run"
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_kill_9_at_random_moments_loses_nothing(pools: Pools, tiny: TinyData, tmp_path: Path) -> None:
-    """Three kills of all processes; then the same command, and from a copy another layout, both as if nothing had happened."""
+    """Three kills of all processes, two of them in runs that write behind training; then the same command, and from a copy another
+    layout, both as if nothing had happened."""
     steps = 40
 
     def recipe(directory: Path) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def test_kill_9_at_random_moments_loses_nothing(pools: Pools, tiny: TinyData, tm
     straight = read_metrics(tmp_path / "straight")
     directory, path = tmp_path / "killed", tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(directory)))
-    for moment in sorted(random.Random(11).sample(range(2, steps - 4), 3)):
-        kill_after(launch(path), directory, moment)
+    for number, moment in enumerate(sorted(random.Random(11).sample(range(2, steps - 4), 3))):
+        kill_after(launch(path, background=number != 1), directory, moment)
     shutil.copytree(directory, tmp_path / "copy")
     last = launch(path)
     for process in last:
@@ -70,12 +71,12 @@ def test_ranks_stop_after_the_same_step_whenever_a_signal_reaches_them(tiny: Tin
     assert sum(error.count(f"vita: stopped by SIGTERM after step {steps} of 5000") for error in errors) == 1
 
 
-def launch(recipe: Path, processes: int = 2) -> list[subprocess.Popen[str]]:
+def launch(recipe: Path, processes: int = 2, background: bool = False) -> list[subprocess.Popen[str]]:
     """`vita train` in processes of its own, as torchrun would start them, but each to be ended by its id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mindspeed_vita.cli.main", "train", str(recipe)]
+    command = [sys.executable, "-m", "mindspeed_vita.cli.main", "train", str(recipe), f"checkpoint.background={str(background).lower()}"]
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))  # an overlay of packages goes first
     shared = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     return [

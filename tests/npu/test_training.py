@@ -63,7 +63,7 @@ def test_the_command_is_the_same(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content(tmp_path / "run")))
     command = [sys.executable, "-m", "tests.npu.simulator.enter", "mindspeed_vita.cli.main", "train", str(tmp_path / "recipe.yaml")]
     done = subprocess.run(
-        [*command, "train.steps=10", "checkpoint.save_every=5"],
+        [*command, "train.steps=10", "checkpoint.save_every=5", "checkpoint.background=true"],
         cwd=ROOT,
         env={**os.environ, **simulated},
         capture_output=True,

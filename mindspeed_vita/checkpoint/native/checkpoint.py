@@ -29,6 +29,7 @@ from mindspeed_vita.checkpoint.native.whole_weights import WholeTensors
 from mindspeed_vita.checkpoint.native.writer import Digests, StepWriter
 from mindspeed_vita.config import ModelConfig, Recipe
 from mindspeed_vita.platform import megatron_compat
+from mindspeed_vita.platform.host_copies import host_copies
 
 __all__ = [
     "SaveFailed",
@@ -73,8 +74,8 @@ def start_save(
         recipe: what the run was told.
         rng: this rank's random states by name.
         keep: newest steps kept; 0 keeps all.
-        background: write copies in a thread of its own while training goes on; takes host memory for one rank's share of
-            weights and optimizer.
+        background: copy this rank's share of weights and optimizer to host memory, and write that in a thread of its own while
+            training goes on.
         lineage: where the run's weights come from; on the first rank.
 
     Raises:
@@ -84,10 +85,12 @@ def start_save(
 
     weights = _sharded_weights(model)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    held = list(optimizer_state.pieces(optimizer, model, weights, group))
-    own = list(shards.owned_pieces(dict(weights)))
+    copies = host_copies(next(model.parameters()).device)
+    hold = copies.to_host if background else torch.Tensor.detach
+    held = list(optimizer_state.pieces(optimizer, model, weights, group, hold))
+    own = [replace(piece, data=hold(piece.data)) for piece in shards.owned_pieces(shards.shared_out(weights, group.size()))]
     if background:
-        held, own = ([replace(piece, data=piece.data.detach().to("cpu", copy=True)) for piece in pieces] for pieces in (held, own))
+        copies.arrive()  # the next step changes what they were made of
     name = f"rank_{rank():05d}.safetensors"
 
     def write(temp: Path) -> Digests:
@@ -114,7 +117,10 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
     Raises:
         SaveFailed: as `save`.
     """
-    own = list(shards.owned_pieces(_sharded_weights(model)))
+    from megatron.core import parallel_state
+
+    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    own = list(shards.owned_pieces(shards.shared_out(_sharded_weights(model), ranks)))
     name = f"weights/rank_{rank():05d}.safetensors"
     return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()
 

@@ -1,53 +1,65 @@
 """Adam's moments and the fp32 main parameters of a DistributedOptimizer, saved per parameter in the parameter's own shape.
 
-The optimizer keeps flat slices of a gradient buffer, laid out differently on each core line. Here every parameter's state is put
-together again, under optimizer names that follow the weights, so that it loads under any tp, pp, cp, dp and on either line.
+The optimizer keeps flat ranges of a gradient buffer, laid out differently on each core line. Each rank writes the ranges that it holds as
+blocks of whole tensors, under optimizer names that follow the weights. So they load under any tp, pp, cp, dp and on either line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint.native import shards
+from mindspeed_vita.checkpoint.native.flat_ranges import Block, blocks
+from mindspeed_vita.checkpoint.native.shards import Piece, Reader
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+Hold = Callable[[torch.Tensor], torch.Tensor]
+"""Gives what is written in the place of a tensor: the tensor itself, or a copy that stays as it is while training goes on."""
 
 
-def pieces(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], group: dist.ProcessGroup) -> Iterator[shards.Piece]:
-    """What this rank writes: each parameter's state goes, whole, to one rank of the dp x cp group, in turn. Collective.
+def pieces(
+    optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], group: dist.ProcessGroup, hold: Hold = torch.Tensor.detach
+) -> Iterator[Piece]:
+    """What this rank writes: its own ranges. Nothing but their lengths is sent. Collective over the group.
+
+    The ranges are checked here, and the weights' shards where the weights are saved (`shards.owned_pieces`).
 
     Args:
         optimizer: megatron.core DistributedOptimizer.
         model: the model without its DDP wrapper.
         sharded_weights: its sharded state dict, local name -> ShardedTensor or factory.
         group: data x context parallel group.
+        hold: called once for each tensor of the optimizer that this rank writes.
 
     Yields:
-        fp32 CPU pieces under the keys exp_avg.<weight key>, exp_avg_sq.<weight key> and, in bf16 training, param.<weight key>.
+        fp32 pieces under the keys exp_avg.<weight key>, exp_avg_sq.<weight key> and, in bf16 training, param.<weight key>.
     """
-    mine: dict[str, Any] = {}
-    for index, (name, parameter) in enumerate(_trainable(model)):
-        owner = index % group.size()
-        kinds = _MOMENTS if parameter.dtype == torch.float32 else ("param", *_MOMENTS)
-        for kind in kinds:
-            flat = torch.zeros(parameter.numel(), dtype=torch.float32)
-            local = _local(optimizer, parameter, kind)
-            if local is not None:
-                start, values = local
-                flat[start : start + values.numel()] = values.detach().float().cpu()
-            # every element is non-zero on one rank at most, so the sum is exact
-            dist.reduce(flat, dst=dist.get_global_rank(group, owner), group=group)
-            if group.rank() == owner:
-                mine[f"{kind}.{name}"] = _like(sharded_weights[name], kind, flat.view(parameter.shape), owned=True)
-    yield from shards.owned_pieces(mine)
+    parameters = list(_trainable(model))
+    places = [_place(optimizer, parameter) for _, parameter in parameters]
+    _check_whole(parameters, places, group)
+    for (name, parameter), place in zip(parameters, places):
+        weight = sharded_weights[name]
+        if place is None or any(weight.replica_id[:-1]):  # another rank of tp or pp writes the same
+            continue
+        _, main, (start, end) = place
+        state = optimizer.optimizer.state.get(main)
+        own: list[Block] = list(blocks(weight, parameter.shape, start, end))
+        for kind in _kinds(parameter):
+            # no state before the first step: zeros
+            values = main if kind == "param" else state[kind] if state else torch.zeros_like(main)
+            held = hold(values.detach())
+            assert held.dtype == torch.float32 and held.is_contiguous() and held.numel() == end - start, (name, kind, held.dtype)
+            for block in own:
+                piece = block.piece(held)
+                yield replace(piece, key=f"{kind}.{piece.key}")
 
 
-def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], reader: shards.Reader, step: int) -> None:
-    """Fill a fresh DistributedOptimizer, one parameter at a time.
+def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], reader: Reader, step: int) -> None:
+    """Fill a fresh DistributedOptimizer. Each rank reads the ranges that it holds.
 
     Args:
         optimizer: as for `pieces`, before its first step.
@@ -65,18 +77,31 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
             continue
         group, main, (start, end) = place
         state: dict[str, torch.Tensor] = {"step": _step_tensor(group, main, step)}
-        for kind in ("param", *_MOMENTS):
-            key = f"{kind}.{name}"
-            template = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
-            wanted = {key: _like(sharded_weights[name], kind, template, owned=False)}
-            if kind == "param" and parameter.dtype == torch.float32:
-                continue  # an fp32 parameter is its own main parameter
-            values = shards.read(reader, wanted)[key].reshape(-1)[start:end]
+        own = list(blocks(sharded_weights[name], parameter.shape, start, end))
+        for kind in _kinds(parameter):
+            values = torch.zeros(end - start)  # what no block fills, such as zero heads, stays zero
+            for block in own:
+                replace(block, key=f"{kind}.{block.key}").load(reader, values)
             if kind == "param":
                 main.data.copy_(values)
             else:
-                state[kind] = values.to(main.device, copy=True)
+                state[kind] = values.to(main.device)
         optimizer.optimizer.state[main] = state
+
+
+def _kinds(parameter: torch.nn.Parameter) -> tuple[str, ...]:
+    """What the optimizer holds of a parameter. One in fp32 is its own main parameter."""
+    return _MOMENTS if parameter.dtype == torch.float32 else ("param", *_MOMENTS)
+
+
+def _check_whole(parameters: list[tuple[str, torch.nn.Parameter]], places: list[Any], group: dist.ProcessGroup) -> None:
+    """Fails where the ranges of the group's ranks do not make up each parameter. Collective."""
+    if not parameters:
+        return
+    lengths = torch.tensor([0 if place is None else place[2][1] - place[2][0] for place in places], dtype=torch.int64)
+    dist.all_reduce(lengths, group=group)
+    for (name, parameter), length in zip(parameters, lengths.tolist()):
+        assert length == parameter.numel(), f"the optimizer's ranges hold {length} of {parameter.numel()} elements of {name}"
 
 
 def _trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -91,27 +116,6 @@ def _place(optimizer: Any, parameter: torch.nn.Parameter) -> Any:
     group = optimizer.optimizer.param_groups[where[0]]
     span = optimizer._get_model_param_range_map(parameter)["param"]
     return group, group["params"][where[1]], (span.start, span.end)
-
-
-def _local(optimizer: Any, parameter: torch.nn.Parameter, kind: str) -> Any:
-    place = _place(optimizer, parameter)
-    if place is None:
-        return None
-    _, main, (start, _) = place
-    if kind == "param":
-        return start, main
-    state = optimizer.optimizer.state.get(main)
-    return (start, state[kind]) if state else None  # no state before the first step: zeros
-
-
-def _like(weight: Any, kind: str, data: torch.Tensor, *, owned: bool) -> Any:
-    """The weight's sharding, for a tensor of the optimizer."""
-    changes: dict[str, Any] = {"key": f"{kind}.{weight.key}", "data": data}
-    if hasattr(weight, "dtype"):  # a factory has none
-        changes["dtype"] = data.dtype
-    if owned:
-        changes["replica_id"] = (*weight.replica_id[:-1], 0)
-    return replace(weight, **changes)
 
 
 def _step_tensor(group: dict[str, Any], main: torch.Tensor, step: int) -> torch.Tensor:

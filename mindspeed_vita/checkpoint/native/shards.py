@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
@@ -39,6 +39,26 @@ class Piece:
 def whole(key: str, data: torch.Tensor) -> Piece:
     """A piece that is its tensor."""
     return Piece(key=key, offset=(0,) * data.dim(), global_shape=tuple(data.shape), data=data)
+
+
+def shared_out(sharded: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """The same pieces with other owners: each data-parallel rank writes about as many elements, instead of the first one all.
+
+    The largest tensor comes first, and goes to the rank that has the least so far. All ranks find the same owners.
+
+    Args:
+        sharded: a megatron.core sharded state dict, name -> ShardedTensor or factory. Each replica_id ends in the rank in dp x cp.
+        ranks: ranks in dp x cp.
+    """
+    elements, result = [0] * ranks, dict(sharded)
+    for name in sorted(sharded, key=lambda name: (-sharded[name].data.numel(), name)):
+        *others, replica = sharded[name].replica_id
+        if any(others):  # another rank of tp or pp writes it
+            continue
+        owner = elements.index(min(elements))
+        elements[owner] += sharded[name].data.numel()
+        result[name] = replace(sharded[name], replica_id=(*others, (replica - owner) % ranks))
+    return result
 
 
 def owned_pieces(sharded: dict[str, Any]) -> Iterator[Piece]:
@@ -163,6 +183,29 @@ class Reader:
         return result
 
 
+def stored(
+    reader: Reader, key: str, offset: tuple[int, ...], shape: tuple[int, ...], global_shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """A block of a tensor that the model needs, on the CPU.
+
+    Args:
+        reader: the folder.
+        key: of the tensor.
+        offset: index of the block's first element in the global tensor.
+        shape: of the block, with as many dims as the global tensor.
+        global_shape: what the model needs.
+        dtype: of the result.
+
+    Raises:
+        ValueError: the key is missing or has another global shape; the message names it.
+    """
+    if key not in reader.keys():
+        raise ValueError(f"{reader.folder} has no tensor {key}; it was written for another architecture")
+    if reader.shape(key) != global_shape:
+        raise ValueError(f"{reader.folder}: {key} has shape {reader.shape(key)}, the model needs {global_shape}")
+    return reader.block(key, offset, shape, dtype)
+
+
 def read(reader: Reader, sharded: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Load what a megatron.core sharded state dict asks for.
 
@@ -181,13 +224,9 @@ def read(reader: Reader, sharded: dict[str, Any]) -> dict[str, torch.Tensor]:
     from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 
     def load(tensor: ShardedTensor) -> torch.Tensor:
-        if tensor.key not in reader.keys():
-            raise ValueError(f"{reader.folder} has no tensor {tensor.key}; it was written for another architecture")
-        if reader.shape(tensor.key) != tuple(tensor.global_shape):
-            found, needed = reader.shape(tensor.key), tuple(tensor.global_shape)
-            raise ValueError(f"{reader.folder}: {tensor.key} has shape {found}, the model needs {needed}")
         shape = (1,) * tensor.prepend_axis_num + tuple(tensor.local_shape)
-        return reader.block(tensor.key, tuple(tensor.global_offset), shape, tensor.dtype).reshape(tensor.local_shape)
+        block = stored(reader, tensor.key, tuple(tensor.global_offset), shape, tuple(tensor.global_shape), tensor.dtype)
+        return block.reshape(tensor.local_shape)
 
     wanted, _, factories = load_preprocess(sharded)
     dict_list_map_inplace(load, wanted)

@@ -33,10 +33,10 @@ def _of_heads(entry: ShardedTensor, parameter: Any, tp_rank: int) -> ShardedTens
 def _split(
     key: str, data: torch.Tensor, replica_id: Any, flattened_range: Any = None, *, dim: int, heads: int, held: int, tp_rank: int
 ) -> dict[str, ShardedTensor]:
-    """One regular piece of the global tensor for each real head that this rank holds."""
+    """One regular piece of the global tensor for each real head that this rank holds: a slice, so that it shows which elements it has."""
     first = tp_rank * held
     return {
-        str(first + place): ShardedTensor.from_rank_offsets(key, part.contiguous(), (dim, first + place, heads), replica_id=replica_id)
+        str(first + place): ShardedTensor.from_rank_offsets(key, part, (dim, first + place, heads), replica_id=replica_id)
         for place, part in enumerate(data.chunk(held, dim))
         if first + place < heads
     }

@@ -9,14 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native import shards
 from mindspeed_vita.config import recipe_to_dict
+from mindspeed_vita.engine import loop
 from mindspeed_vita.engine.loop import train
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,6 +79,29 @@ def test_checkpoints_written_in_the_background_are_the_same(tiny, straight, tmp_
     assert curve(tmp_path) == curve(straight)
     ours, theirs = (native.read_full_weights(folder)[0] for folder in (tmp_path, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_training_goes_on_while_a_step_is_written(tiny, straight, tmp_path, curve, monkeypatch):
+    """Nothing is written before two more steps are trained, so a run that waits for the writer fails."""
+    write, report, trained = shards.write, loop._Run._report, threading.Event()
+
+    def late(path: Path, pieces: Any) -> Any:
+        assert trained.wait(120), "training waits for the writer"
+        return write(path, pieces)
+
+    def reported(run: Any, *arguments: Any) -> None:
+        report(run, *arguments)
+        if run.step == 5 and not trained.is_set():
+            assert [path.name for path in tmp_path.glob("*step_*")] == [".writing-step_0000003"]
+            trained.set()
+
+    monkeypatch.setattr(shards, "write", late)
+    monkeypatch.setattr(loop._Run, "_report", reported)
+    train(tiny.recipe(tmp_path, checkpoint={"background": True, "save_every": 3, "keep": 0}), stop_at_step=5)
+    assert [path.name for path in sorted(tmp_path.glob("step_*"))] == ["step_0000003", "step_0000005"]
+    shutil.rmtree(tmp_path / "step_0000005")
+    train(tiny.recipe(tmp_path))
+    assert curve(tmp_path) == curve(straight)
 
 
 def test_steps_after_the_last_checkpoint_are_trained_again(tiny, straight, tmp_path, curve):

@@ -34,6 +34,9 @@ class LazyStream:
 
         return happen
 
+    def synchronize(self) -> None:
+        self.record_event()()
+
     def wait_event(self, event: Callable[[], None]) -> None:
         event()
 
@@ -90,6 +93,15 @@ def test_a_copy_is_there_once_it_was_waited_for(device: LazyDevice) -> None:
     stream = copies._stream
     assert stream.waited_for == [device.main, device.main]  # what wrote the one, and who used the memory of the other
     assert [kept.data_ptr() for kept in device.recorded] == [tensor.data_ptr(), into.data_ptr()]
+
+
+def test_what_the_host_reads_is_there_once_it_arrived(device: LazyDevice) -> None:
+    copies = PinnedCopies(torch.device("cpu"))
+    tensors = [torch.arange(6.0), torch.ones(2, 3)]
+    held = [copies.to_host(tensor) for tensor in tensors]
+    assert all(bool(host.isnan().all()) for host in held)
+    copies.arrive()
+    assert all(torch.equal(host, tensor) for host, tensor in zip(held, tensors))
 
 
 def test_inputs_of_layers_come_back_and_the_next_one_is_on_its_way(device: LazyDevice) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import resource
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,9 +49,12 @@ class Run:
         self.optimizer.step()
 
     def save(self, folder: Path, step: int, keep: int = 0) -> Path:
+        return self.start_save(folder, step, keep=keep).finish()
+
+    def start_save(self, folder: Path, step: int, **arguments: Any) -> native.StepWriter:
         state = native.TrainState(step=step, packs=step, fingerprint="a" * 64, failed_samples=(7,), layout=LAYOUT)
-        rng = {"cpu": torch.get_rng_state()}
-        return native.save(folder, state, model=self.model, optimizer=self.optimizer, recipe=self.recipe, rng=rng, keep=keep)
+        told = {"rng": {"cpu": torch.get_rng_state()}, "keep": 0, **arguments}
+        return native.start_save(folder, state, model=self.model, optimizer=self.optimizer, recipe=self.recipe, **told)
 
     def load(self, folder: Path, fingerprint: str = "a" * 64) -> native.TrainState:
         return native.load(folder, model=self.model, optimizer=self.optimizer, recipe=self.recipe, fingerprint=fingerprint)
@@ -155,6 +160,68 @@ def test_a_missing_or_cut_off_file_is_damage(tmp_path, run):
     path.unlink()
     with pytest.raises(atomic.DamagedCheckpoint, match="weights/rank_00000.safetensors is missing"):
         native.read_full_weights(step)
+
+
+class Gate:
+    """Stands in for shards.write, and writes nothing before it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened, self.reached, self.write = threading.Event(), threading.Event(), shards.write
+        monkeypatch.setattr(shards, "write", self)
+
+    def __call__(self, path: Path, pieces: Any) -> Any:
+        self.reached.set()
+        assert self.opened.wait(120), "nobody opened the gate: whoever should do that waits for the writer"
+        return self.write(path, pieces)
+
+
+class LateCopies:
+    """Copies to the host that hold nothing before they are waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.under_way: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.under_way.append((torch.full_like(tensor, torch.nan), tensor))
+        return self.under_way[-1][0]
+
+    def arrive(self) -> None:
+        for host, tensor in self.under_way:
+            host.copy_(tensor)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_background_save_holds_the_moment_it_was_asked_for(tmp_path, monkeypatch, precision):
+    run = Run(precision=precision)
+    run.update()
+    expected, before = run.save(tmp_path / "expected", 2), run.save(tmp_path / "run", 1)
+    gate = Gate(monkeypatch)
+    monkeypatch.setattr(native, "host_copies", LateCopies)
+    writer = run.start_save(tmp_path / "run", 2, background=True)
+    assert gate.reached.wait(120) and not writer.written()
+    run.update()  # weights and moments change in their place
+    # what a kill at this moment leaves
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".writing-step_0000002", before.name]
+    assert native.latest(tmp_path / "run") == before and native.find(tmp_path / "run") == before
+    gate.opened.set()
+    step = writer.finish()
+    assert writer.written() and native.latest(tmp_path / "run") == step
+    for part in ("weights", "optimizer"):
+        ours, theirs = (shards.Reader(folder / part) for folder in (step, expected))
+        assert_equal({key: ours.tensor(key) for key in ours.keys()}, {key: theirs.tensor(key) for key in theirs.keys()})
+
+
+def test_a_full_disk_behind_training_is_the_same_error(tmp_path, run, monkeypatch):
+    step = run.save(tmp_path, 1)
+
+    def full(path: Path, pieces: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards, "write", full)
+    writer = run.start_save(tmp_path, 2, background=True)
+    with pytest.raises(native.SaveFailed, match=r"No space left on device; free space.*newest: step_0000001"):
+        writer.finish()
+    assert list(tmp_path.iterdir()) == [step]
 
 
 def test_a_full_disk_is_one_error_and_leaves_earlier_steps(tmp_path, run, monkeypatch):
