@@ -81,7 +81,7 @@ def default(key: dict[str, Any]) -> str:
     found = key["default"]
     if found in ("", [], None):
         return "empty"
-    return f"`{', '.join(found)}`" if isinstance(found, list) else f"`{found if isinstance(found, str) else json.dumps(found)}`"
+    return f"`{', '.join(map(str, found))}`" if isinstance(found, list) else f"`{found if isinstance(found, str) else json.dumps(found)}`"
 
 
 if __name__ == "__main__":

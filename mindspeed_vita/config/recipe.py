@@ -22,6 +22,7 @@ from mindspeed_vita.choices import (
 from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
+    Counts,
     Factor,
     Flag,
     Integer,
@@ -56,6 +57,7 @@ __all__ = [
     "LoggingConfig",
     "ModelConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "ProjectorConfig",
     "Recipe",
     "RopeScalingConfig",
@@ -291,6 +293,16 @@ class LoggingConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig(Section):
+    """A trace of a few steps, in which the phases of a step have names. Each asked rank writes one to <directory>/profile."""
+
+    steps: Sizes = ()
+    """First and last step of the trace, such as 10, 12; empty: nothing is recorded. Two or three steps are enough: a trace is large."""
+    ranks: Counts = (0,)
+    """Global ranks that record."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Section):
     """One training run."""
 
@@ -315,5 +327,7 @@ class Recipe(Section):
     """Held-out loss."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     """Kernels."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """A trace."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Logs."""

@@ -10,7 +10,7 @@ import math
 from mindspeed_vita.config.build import check, listed
 from mindspeed_vita.config.languages import language_traits
 from mindspeed_vita.config.projectors import projector_traits
-from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, Recipe
+from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProfileConfig, Recipe
 from mindspeed_vita.config.recompute import recompute_problems
 
 
@@ -28,6 +28,7 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     where = f"recipe {recipe.name!r}"
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
     problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe), *_eval(recipe)]
+    problems += _profile(recipe, world_size)
     problems += recompute_problems(recipe, uneven_pipeline=uneven_pipeline)
     if problems:
         raise ValueError(listed(where, problems))
@@ -221,3 +222,20 @@ def _eval(recipe: Recipe) -> list[str]:
         for name, value in useless
         if value
     ]
+
+
+def _profile(recipe: Recipe, world_size: int) -> list[str]:
+    profile, last = recipe.profile, recipe.train.steps
+    steps, ranks = list(profile.steps), list(profile.ranks)
+    if not steps:
+        useless = f"profile.ranks={ranks} without profile.steps: nothing is recorded; set profile.steps, or leave profile.ranks out"
+        return [useless] if profile != ProfileConfig() else []
+    problems = []
+    if len(steps) != 2 or steps[0] > steps[-1]:
+        problems.append(f"profile.steps={steps}; expected the first and the last step to record, such as [10, 12]")
+    elif steps[1] > last:
+        problems.append(f"profile.steps={steps} ends after train.steps={last}; expected steps up to {last}")
+    if not ranks or len(set(ranks)) < len(ranks) or max(ranks) >= world_size:
+        wanted = f"different ranks from 0 to {world_size - 1}, as {world_size} processes were started"
+        problems.append(f"profile.ranks={ranks}; expected {wanted}")
+    return problems

@@ -24,6 +24,7 @@ from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_run import RunEvaluation
 from mindspeed_vita.engine.objective import build_objective
+from mindspeed_vita.engine.profile import ProfileWindow
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
@@ -188,15 +189,17 @@ class _Run:
             objective=self.objective,
             stop=stop,
         )
+        window = ProfileWindow(recipe.profile, self.platform, self.directory, dist.get_rank())
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
             with stop.finishing_steps():
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
-                    start, waited = time.perf_counter(), batches.waited
-                    result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
-                    self.platform.synchronize()
-                    busy.append(time.perf_counter() - start)
+                    with window.step(self.step + 1):
+                        start, waited = time.perf_counter(), batches.waited
+                        result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
+                        self.platform.synchronize()
+                        busy.append(time.perf_counter() - start)
                     self.step += 1
                     self.packs += recipe.train.global_batch
                     self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
@@ -210,6 +213,7 @@ class _Run:
             self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
             raise
         finally:
+            window.close()
             batches.close()
             if progress is not None:
                 progress.close()

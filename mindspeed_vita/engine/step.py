@@ -18,6 +18,7 @@ from mindspeed_vita.parallel.chunks import for_schedule
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform, megatron_compat
+from mindspeed_vita.platform.phases import phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,8 @@ class Stepper:
         loss = sums[0] / max(supervised, 1)
         self._check(step, "loss", loss)
         set_learning_rate()
-        _, grad_norm, _ = self.optimizer.step()
+        with phase("optimizer"):
+            _, grad_norm, _ = self.optimizer.step()
         norm = float(grad_norm)
         self._check(step, "gradient norm", norm)
         with self.platform.host_work():
@@ -129,7 +131,11 @@ class Stepper:
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch
-        return (self._agree(next(self.batches), step) for _ in range(self.micro_batches))
+        return (self._next_batch(step) for _ in range(self.micro_batches))
+
+    def _next_batch(self, step: int) -> Any:
+        with phase("data"):
+            return self._agree(next(self.batches), step)
 
     def _agree(self, batch: Any, step: int) -> Any:
         with self.platform.host_work():
@@ -140,7 +146,7 @@ class Stepper:
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         batch = next(batches)
-        with self.platform.host_work():
+        with phase("data"), self.platform.host_work():
             inputs = self.shard(batch)
 
         def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

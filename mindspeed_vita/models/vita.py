@@ -32,6 +32,7 @@ from mindspeed_vita.models.vision.linears import TowerLinears, whole_linears
 from mindspeed_vita.ops.normalize import normalize_tiles
 from mindspeed_vita.ops.rotary import RotaryTables
 from mindspeed_vita.platform.host_copies import host_copies
+from mindspeed_vita.platform.phases import phase
 
 TILES_AT_ONCE = 32
 """Tiles that a tower without gradients encodes at a time: 20 MB each in InternViT-300M (bf16, on a CPU), 33,000 rows a matrix product."""
@@ -163,7 +164,8 @@ class VitaModel(MegatronModule):
         if not self.post_process:
             return hidden
         weight_VH = self._output_weight()
-        losses_T = self.head.losses(hidden, weight_VH, inputs.labels_T, inputs.weights_T, inputs.supervised_Q)
+        with phase("head"):
+            losses_T = self.head.losses(hidden, weight_VH, inputs.labels_T, inputs.weights_T, inputs.supervised_Q)
         if not with_hits:
             return losses_T
         return torch.stack([losses_T, self.head.hits(hidden, weight_VH, inputs.labels_T, inputs.supervised_Q)])
@@ -216,7 +218,8 @@ class VitaModel(MegatronModule):
         trains = torch.is_grad_enabled() and bool(self.trainable & {"vision", "projector"})
         if not inputs.num_tiles and not trains:
             return embeddings_L1H
-        rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
+        with phase("tower"):
+            rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
         if inputs.route is not None:
             received_RH = self.exchange(rows_RH, inputs.route)
             embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.targets)

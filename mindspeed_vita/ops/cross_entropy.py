@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from mindspeed_vita.ops.tokenwise import row_losses
+from mindspeed_vita.platform.phases import phase
 
 
 def plain_cross_entropy(hidden_QH: torch.Tensor, weight_VH: torch.Tensor, labels_Q: torch.Tensor) -> torch.Tensor:
@@ -68,19 +69,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_Q: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
-        hidden_QH, weight_VH, labels_Q, lse_Q = ctx.saved_tensors
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        grad_hidden_QH = torch.zeros_like(hidden_QH, dtype=torch.float32) if wants_hidden else None
-        grad_weight_VH = torch.empty_like(weight_VH) if wants_weight else None
-        width = max(1, ctx.chunk * len(weight_VH) // max(1, len(hidden_QH)))
-        for start in range(0, len(weight_VH), width):
-            weight = weight_VH[start : start + width]
-            grad_logits = _grad_logits(hidden_QH, weight, labels_Q - ctx.first - start, lse_Q, grad_Q)
-            if grad_hidden_QH is not None:
-                grad_hidden_QH += grad_logits @ weight
-            if grad_weight_VH is not None:
-                torch.mm(grad_logits.T, hidden_QH, out=grad_weight_VH[start : start + width])
-        return None if grad_hidden_QH is None else grad_hidden_QH.to(hidden_QH.dtype), grad_weight_VH, None, None, None, None
+        with phase("head"):
+            return *_gradients(ctx, grad_Q), None, None, None, None
+
+
+def _gradients(ctx: Any, grad_Q: torch.Tensor) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """Of the hidden rows and of the weight, each where it is wanted."""
+    hidden_QH, weight_VH, labels_Q, lse_Q = ctx.saved_tensors
+    wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+    grad_hidden_QH = torch.zeros_like(hidden_QH, dtype=torch.float32) if wants_hidden else None
+    grad_weight_VH = torch.empty_like(weight_VH) if wants_weight else None
+    width = max(1, ctx.chunk * len(weight_VH) // max(1, len(hidden_QH)))
+    for start in range(0, len(weight_VH), width):
+        weight = weight_VH[start : start + width]
+        grad_logits = _grad_logits(hidden_QH, weight, labels_Q - ctx.first - start, lse_Q, grad_Q)
+        if grad_hidden_QH is not None:
+            grad_hidden_QH += grad_logits @ weight
+        if grad_weight_VH is not None:
+            torch.mm(grad_logits.T, hidden_QH, out=grad_weight_VH[start : start + width])
+    return None if grad_hidden_QH is None else grad_hidden_QH.to(hidden_QH.dtype), grad_weight_VH
 
 
 def _row_losses(

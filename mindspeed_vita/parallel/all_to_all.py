@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.platform.phases import phase
+
 
 def all_to_all(rows: torch.Tensor, send: Sequence[int], recv: Sequence[int], group: Any) -> torch.Tensor:
     """Exchanges rows with every rank of a group.
@@ -37,5 +39,6 @@ class _AllToAll(torch.autograd.Function):
 
 def _exchange(rows: torch.Tensor, send: tuple[int, ...], recv: tuple[int, ...], group: Any) -> torch.Tensor:
     received = rows.new_empty(sum(recv), *rows.shape[1:])
-    dist.all_to_all_single(received, rows.contiguous(), list(recv), list(send), group=group)
+    with phase("exchange"):
+        dist.all_to_all_single(received, rows.contiguous(), list(recv), list(send), group=group)
     return received

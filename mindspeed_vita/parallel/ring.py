@@ -17,6 +17,7 @@ import torch.distributed as dist
 from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.ops.attention import Backend, Blocks, Upstream
 from mindspeed_vita.ops.attention.blocks import on_device, segment_rows
+from mindspeed_vita.platform.phases import phase
 from mindspeed_vita.sharding import CPPlan
 from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
 
@@ -70,7 +71,8 @@ class _RingAttention(torch.autograd.Function):
         backend: Backend,
         known: Optional[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse_TN = known or ring_forward(q, torch.stack([k, v]), steps, scale, exchange, backend)
+        with phase("ring"):
+            out, lse_TN = known or ring_forward(q, torch.stack([k, v]), steps, scale, exchange, backend)
         ctx.mark_non_differentiable(lse_TN)
         ctx.save_for_backward(q, k, v, out, lse_TN)
         ctx.steps, ctx.scale, ctx.exchange, ctx.backend = steps, scale, exchange, backend
@@ -79,8 +81,9 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, no_grad: Any) -> tuple[Optional[torch.Tensor], ...]:
         q, k, v, out, lse_TN = ctx.saved_tensors
-        dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.backend)
-        collect(dkv, pending)
+        with phase("ring"):
+            dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.backend)
+            collect(dkv, pending)
         return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None, None
 
 

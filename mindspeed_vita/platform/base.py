@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 import torch
+
+from mindspeed_vita.platform.tracing import TorchTracer, Tracer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,15 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything queued on the device is done."""
+
+    def tracer(self, folder: Path, name: str) -> Tracer:
+        """What records a trace of this process.
+
+        Args:
+            folder: where the trace goes; made when it is written.
+            name: of the trace in it.
+        """
+        return TorchTracer(folder / f"{name}.json", [torch.profiler.ProfilerActivity.CPU])
 
     def to_device(self, values: torch.Tensor) -> torch.Tensor:
         """A host tensor on the device. From pinned memory, where the device has that, so that the host goes on meanwhile."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Optional
 
 import torch
 
 from mindspeed_vita.platform.base import Capabilities, Memory, Platform, seed_host
+from mindspeed_vita.platform.tracing import TorchTracer, Tracer
 
 
 class CudaPlatform(Platform):
@@ -46,6 +48,10 @@ class CudaPlatform(Platform):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+    def tracer(self, folder: Path, name: str) -> Tracer:
+        activity = torch.profiler.ProfilerActivity
+        return TorchTracer(folder / f"{name}.json", [activity.CPU, activity.CUDA])
 
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from types import ModuleType
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
 from mindspeed_vita.platform.base import Capabilities, Memory, Platform, seed_host
 from mindspeed_vita.platform.redirect import redirect_cuda
+from mindspeed_vita.platform.tracing import Tracer
 
 
 class NpuPlatform(Platform):
@@ -52,11 +54,47 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._npu.synchronize()
 
+    def tracer(self, folder: Path, name: str) -> Tracer:
+        return NpuTracer(folder, name)
+
     def device_name(self) -> str:
         return str(self._npu.get_device_name(self.device))
 
     def describe_hardware(self) -> str:
         return f"{self.device_name()}, CANN {self._npu.utils.get_cann_version() or 'of unknown version'}"
+
+
+class NpuTracer:
+    """torch_npu's profiler. CANN's tools turn what it recorded into a folder, in which trace_view.json is the trace.
+
+    Args:
+        folder: receives that folder.
+        name: what its name begins with; the process, the time and "_ascend_pt" follow.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        from torch_npu import profiler
+
+        self._folder, self._name, self._profiler = folder, name, profiler
+        self._profile: Any = None
+
+    def start(self) -> None:
+        """See Tracer."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        activity = self._profiler.ProfilerActivity
+        self._profile = self._profiler.profile(
+            activities=[activity.CPU, activity.NPU],
+            on_trace_ready=self._profiler.tensorboard_trace_handler(str(self._folder), worker_name=self._name),
+        )
+        self._profile.start()
+
+    def finish(self) -> Path:
+        """See Tracer."""
+        self._profile.stop()  # writes; what goes wrong there is printed, not raised
+        found = sorted(self._folder.glob(f"{self._name}_*_ascend_pt/ASCEND_PROFILER_OUTPUT/trace_view.json"))
+        if not found:
+            raise OSError(f"torch_npu's profiler wrote no trace_view.json to {self._folder}; what it printed says why")
+        return found[-1]
 
 
 def why_unavailable() -> Optional[str]:

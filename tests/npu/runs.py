@@ -179,3 +179,32 @@ _SECTIONS: dict[str, Callable[[Any], None]] = {
     "many": _many,
     "modes": _modes,
 }
+
+
+def profiled(layout: Any, *, content: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Trains a recipe whose profile section asks for this rank.
+
+    The stub libraries have no aclprof functions, so torch_npu's own Python code runs, and only what it hands to its C++ part and to CANN's
+    parser is taken from it.
+
+    Returns:
+        Folder and activities of each profiler that was started.
+    """
+    from pathlib import Path
+    from unittest import mock
+
+    enter()
+    from torch_npu.profiler import profiler_interface as interface
+
+    started: list[tuple[str, list[str]]] = []
+
+    def parsed(folder: str, *arguments: Any, **keywords: Any) -> None:
+        output = Path(folder) / "ASCEND_PROFILER_OUTPUT"
+        output.mkdir()
+        (output / "trace_view.json").write_text("[]")
+
+    replaced = dict.fromkeys(("_start_profiler", "_stop_profiler", "_finalize_profiler"), mock.DEFAULT)
+    with mock.patch.multiple(interface, **replaced), mock.patch.object(interface.NpuProfiler, "analyse", parsed):
+        with mock.patch.object(interface, "_init_profiler", lambda path, kinds: started.append((path, sorted(map(str, kinds))))):
+            train(layout, content=content)
+    return started

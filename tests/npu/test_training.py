@@ -57,6 +57,16 @@ def test_a_run_follows_the_cpu(
     assert curve(tmp_path, "supervised") == curve(on_the_cpu, "supervised")
 
 
+def test_the_profilers_window_is_that_of_torch_npu(npus: LayoutPool, content: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:
+    recipe = {**content(tmp_path), "profile": {"steps": [2, 3], "ranks": [1]}}
+    told, (started,) = npus.run("tests.npu.runs:profiled", cp=2, content=recipe)
+    assert told == []
+    folder, activities = started
+    assert activities == ["ProfilerActivity.CPU", "ProfilerActivity.NPU"]
+    assert Path(folder).parent == tmp_path / "profile" and Path(folder).name.startswith("step_0000002_rank_1_")
+    assert [path.parts[-2:] for path in (tmp_path / "profile").rglob("trace_view.json")] == [("ASCEND_PROFILER_OUTPUT", "trace_view.json")]
+
+
 def test_the_command_is_the_same(
     simulated: dict[str, str], content: Callable[[Path], dict[str, Any]], on_the_cpu: Path, curve: Columns, tmp_path: Path
 ) -> None:

@@ -103,6 +103,8 @@ NO_EFFECT = {
     "train.grad_reduce": "Megatron reduces gradients in fp32",
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
+    "profile.steps": "MindSpeed-LLM has flags of its own for it, --profile, --profile-step-start and --profile-step-end",
+    "profile.ranks": "MindSpeed-LLM has a flag of its own for it, --profile-ranks",
     "logging.progress": "MindSpeed-LLM prints lines",
     "eval.at_start": "Megatron measures from the first interval on; `vita eval loss` measures the weights it starts from",
     "eval.patience": "Megatron trains to --train-iters",

@@ -71,9 +71,13 @@ def announce(dtype: torch.dtype, device: torch.device, *, width: int, num_heads:
     served: dict[str, list[str]] = {}
     for name, label in _NAMES.items():
         example = torch.empty(0, num_heads, width, dtype=torch.float32 if name == "row_losses" else dtype, device=device)
-        plain = _kernels(name, example) is native
-        served.setdefault("plain torch" if plain else _FUSED[device.type].rpartition(".")[2], []).append(label)
+        served.setdefault(served_by(name, example), []).append(label)
     say_once("kernels: " + "; ".join(f"{', '.join(labels)} by {kernels}" for kernels, labels in served.items()))
+
+
+def served_by(name: str, x: torch.Tensor) -> str:
+    """Whose kernels a call of that name gets for such a tensor: the module's name, or plain torch."""
+    return "plain torch" if _kernels(name, x) is native else _FUSED[x.device.type].rpartition(".")[2]
 
 
 def rms_norm(x_XH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The calls of api.py on CUDA by Liger's Triton kernels (package liger-kernel), where it is installed. Not run on CUDA hardware so far.
 
-Rotation and row losses run on a CPU under Triton's interpreter, and are compared there; the norm and the gate do not
-(scripts/gpu_check.py compares all four). liger_kernel is imported by the calls only.
+All four run on a CPU under Triton's interpreter and are compared there; tests/unit/ops/liger_process.py fills two gaps of the interpreter
+for norm and gate. scripts/gpu_check.py compares all four on a GPU. liger_kernel is imported by the calls only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,55 @@
-"""Liger's rotation and row losses under Triton's interpreter, against plain torch. Run by test_liger.py; prints the errors as JSON."""
+"""Liger's four kernels under Triton's interpreter, against plain torch. Run by test_liger.py; prints the errors as JSON."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import numpy as np
 import torch
+import triton
+import triton.language as tl
 
 from mindspeed_vita.ops.tokenwise import liger, native
+
+
+@triton.jit
+def _rsqrt(x):
+    return 1.0 / tl.sqrt(x)
+
+
+def complete_interpreter() -> None:
+    """Fills two gaps that a GPU's compiler does not have: numbers that are kernel arguments stay Python's, and there is no libdevice."""
+    from liger_kernel.ops import rms_norm
+    from triton.runtime import interpreter
+
+    convert = interpreter._implicit_cvt
+
+    def converted(argument: Any) -> Any:
+        if not isinstance(argument, float):
+            return convert(argument)
+        return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+
+    interpreter._implicit_cvt = converted
+    rms_norm.rsqrt = _rsqrt
+
+
+def norm_and_gate(dtype: torch.dtype) -> dict[str, float]:
+    """Errors of RMSNorm and SwiGLU, output and gradients, relative to their norm. The interpreter multiplies bf16 numbers as integers."""
+    generator = torch.Generator().manual_seed(3)
+    x, weight, grad = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((5, 1, 24), (24,), (5, 1, 24)))
+    errors = {}
+    for name, tensors, upstream, rest in (("rms_norm", (x, weight), grad, (1e-6,)), ("swiglu", (x,), grad[..., :12], ())):
+        results = []
+        for kernels, kind in ((liger, dtype), (native, torch.float64)):
+            leaves = [tensor.to(kind).detach().requires_grad_() for tensor in tensors]
+            out = getattr(kernels, name)(*leaves, *rest)
+            out.backward(upstream.to(kind))
+            results.append([out.detach().double(), *(leaf.grad.double() for leaf in leaves if leaf.grad is not None)])
+        assert len(results[0]) == 1 + len(tensors)
+        for part, ours, wanted in zip(("out", "grad", "weight's grad"), *results):
+            errors[f"{name}, {part}"] = float((ours - wanted).norm() / wanted.norm())
+    return errors
 
 
 def rotation(heads: int, dtype: torch.dtype) -> dict[str, float]:
@@ -38,11 +81,13 @@ def losses(vocabulary: int) -> dict[str, float]:
 
 def main() -> None:
     """Prints the errors, and why the four calls would be refused."""
+    complete_interpreter()
     example = torch.empty(0, 3, 16)
     report = {
         "refused": {name: liger.refuse(name, example) for name in ("rms_norm", "swiglu", "apply_rotary", "row_losses")},
         "fp32": {str(heads): rotation(heads, torch.float32) for heads in (1, 3)},
         "bf16": rotation(3, torch.bfloat16),
+        "norm and gate": {str(dtype): norm_and_gate(dtype) for dtype in (torch.float32, torch.float16)},
         "losses": {str(size): losses(size) for size in (1000, 4097)},
     }
     print(json.dumps(report))
