@@ -24,13 +24,14 @@ examples:
   torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train --engine mindspeed-llm recipe.yaml parallel.tp=8 -- --use-fused-rmsnorm
 
 The same command continues from the newest checkpoint in checkpoint.directory. With the
-built-in engine, SIGTERM and Ctrl-C let the run finish its step and save; a second one ends it at once. torchrun kills its ranks 30 s after
-the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds. On others,
-send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
+built-in engine, SIGTERM, SIGUSR1 and Ctrl-C let the run finish its step and save; a second one ends it at once. torchrun kills its ranks
+30 s after the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds.
+On others, send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
 
-exit status: 0 trained to the last step, or stopped early by eval.patience; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its
-message says how to mend; 1 trained and saved, but eval.gate holds the weights back, or a fault of vita's own. torchrun ends with 1
-whenever a process of its run does not end with 0.
+exit status: 0 trained to the last step, or stopped early by eval.patience; 75 told to stop, and saved: the same command continues; 130
+ended by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM, without a save; 2 an error that its message says how to mend; 1 trained and saved, but
+eval.gate holds the weights back, or a fault of vita's own. torchrun ends with 1 whenever a process of its run does not end with 0;
+`python -m mindspeed_vita.cli.torchrun`, with the same arguments, ends with the status of the run. docs/guides/operations.md tells more.
 
 docs/recipe_keys.md, made from mindspeed_vita/config/recipe.py, documents every recipe key. `vita schema` prints the same as a JSON schema,
 for editors. `--print-recipe` shows the recipe with all defaults filled in.
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _hf(recipe: Recipe, deepspeed: str) -> int:
-    from mindspeed_vita.engine.stopping import stop_signals
+    from mindspeed_vita.engine.stopping import SAVED, stop_signals
     from mindspeed_vita.integration.hf_trainer.run import train
 
     with stop_signals() as stop:
@@ -90,7 +91,7 @@ def _hf(recipe: Recipe, deepspeed: str) -> int:
         ending = f"export {result.export}" if result.export else "stopped by a signal; the same command continues"
         done = f"{recipe.name}: {counted(result.step, 'step')}, {result.sharing}, loss {first} -> {last}"
         print(f"{done}, {speed}, {memory}, {ending}", flush=True)
-    return 128 + result.stopped_by if result.stopped_by else 0
+    return SAVED if result.stopped_by else 0
 
 
 def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
@@ -121,7 +122,7 @@ def _builtin(recipe: Recipe) -> int:
     from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.cli.after_training import held_out
     from mindspeed_vita.engine.loop import train
-    from mindspeed_vita.engine.stopping import Stopped, stop_signals
+    from mindspeed_vita.engine.stopping import SAVED, Stopped, stop_signals
 
     try:
         with stop_signals() as stop:
@@ -136,7 +137,7 @@ def _builtin(recipe: Recipe) -> int:
             name = signal.Signals(result.stopped_by).name
             line = f"vita: stopped by {name} after step {result.step} of {recipe.train.steps}; the same command continues from"
             print(line, result.checkpoint, file=sys.stderr, flush=True)
-        return 128 + result.stopped_by
+        return SAVED
     if leads:
         trained = result.tokens_per_second > 0
         print(_summary(recipe, result) if trained else _nothing_trained(recipe, result), flush=True)

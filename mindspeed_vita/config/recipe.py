@@ -51,6 +51,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "HealthConfig",
     "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
@@ -112,8 +113,9 @@ class DataConfig(Section):
     """Loader processes per data-parallel rank; 0 loads in the training process."""
     prefetch: Size = 2
     """Packs that each loader process keeps ready."""
-    loader_seconds: Wait = 3600.0
-    """Longest wait for a pack from the loader processes; then the run stops with a message. 0 waits for ever."""
+    loader_seconds: Wait = 1200.0
+    """Longest wait for a pack from the loader processes; then the run stops with a message that names the file each of them reads. Less
+    than health.hang_minutes, which does not know the files. 0 waits for ever."""
     seed: Integer = 1234
     """Seed of the packing plan."""
     quarantine: Text = ""
@@ -234,6 +236,8 @@ class CheckpointConfig(Section):
     """Folder of this run: step_XXXXXXX folders, metrics.jsonl, quarantine.jsonl."""
     save_every: Size = 500
     """Steps between checkpoints; the last step is always saved."""
+    save_minutes: Wait = 0.0
+    """Minutes after the last checkpoint at which a step is saved, too; 0: save_every alone decides. The first rank's clock counts."""
     keep: Count = 2
     """Newest checkpoints kept; 0 keeps all."""
     init_from: Text = ""
@@ -267,6 +271,15 @@ class EvalConfig(Section):
     """Save a checkpoint at each new lowest held-out loss, and never prune the best one. best.json in the folder names its step."""
     gate: Factor = 0.0
     """Highest held-out loss at the end of the run with which another run may start from it (checkpoint.init_from); 0: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig(Section):
+    """What a run does when it hangs."""
+
+    hang_minutes: Wait = 25.0
+    """Minutes without a step, an evaluated pack or a save after which every rank writes its stacks to hang_stacks.txt in the run's folder,
+    and the run ends; 0: never. Longer than the longest step or save, and shorter than the 30 minutes that collectives wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +320,8 @@ class Recipe(Section):
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Hangs."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     """Kernels."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -29,6 +29,7 @@ from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
@@ -78,9 +79,14 @@ def train(recipe: Recipe, *, stop_at_step: Optional[int] = None, stop: Optional[
         TrainingDiverged: the loss is not finite any more.
     """
     platform = get_platform()
-    with distributed(recipe, platform) as layout, _locked(Path(recipe.checkpoint.directory), recipe.name) as lock:
+    own = not dist.is_initialized()
+    with (
+        distributed(recipe, platform) as layout,
+        _locked(Path(recipe.checkpoint.directory), recipe.name) as lock,
+        watched(recipe, own=own, release=lock.release) as steps,
+    ):
         run = _Run(recipe, platform, layout, lock)
-        return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest())
+        return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest(), steps)
 
 
 @contextmanager
@@ -122,6 +128,7 @@ class _Run:
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
         self.step, self.packs, self.saved = 0, 0, resume_from
+        self.saved_at = time.monotonic()
         self.writing: Optional[native.StepWriter] = None
         known: tuple[int, ...] = ()
         if resume_from is not None:
@@ -170,7 +177,7 @@ class _Run:
         saved, before = native.saved_recipe(resume_from), lineage.of_step(resume_from)
         self.lineage = lineage.continued(before, self.recipe, step=self.step, saved=saved, data=data)
 
-    def train(self, last: int, stop: StopRequest) -> TrainResult:
+    def train(self, last: int, stop: StopRequest, steps: WatchedSteps) -> TrainResult:
         """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
         recipe, last = self.recipe, min(last, self.recipe.train.steps)
         progress = self._progress()
@@ -188,22 +195,27 @@ class _Run:
         )
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
-            with stop.finishing_steps():
+            with stop.finishing_steps(), steps() as beat:
+                if self.evaluation is not None:
+                    self.evaluation.held_out.after_round = beat
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
                     start, waited = time.perf_counter(), batches.waited
+                    stop.save_asked = self._save_is_late()
                     result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
                     self.platform.synchronize()
                     busy.append(time.perf_counter() - start)
                     self.step += 1
                     self.packs += recipe.train.global_batch
                     self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
+                    beat()
                     self._publish(wait=False)
                     best = self._evaluate(progress) if not stop.agreed else False
                     ends = self.step == last or stop.agreed != 0 or self._exhausted
-                    if self.step % recipe.checkpoint.save_every == 0 or ends or best:
+                    if self.step % recipe.checkpoint.save_every == 0 or stop.save_agreed or ends or best:
                         self._save()
                         self._publish(wait=not recipe.checkpoint.background or ends)
+                        beat()
         except TrainingDiverged:
             self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
             raise
@@ -238,7 +250,13 @@ class _Run:
         if not result.supervised:
             progress.line(f"{self.recipe.name} step {self.step}: no token was supervised, nothing was learnt")
 
+    def _save_is_late(self) -> bool:
+        """Whether checkpoint.save_minutes have passed since the last save. The first rank's clock counts: it asks, and all agree."""
+        minutes = self.recipe.checkpoint.save_minutes
+        return self.leads and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
     def _save(self) -> None:
+        self.saved_at = time.monotonic()
         self._publish(wait=True)  # one at a time, in order
         on_first_rank(self.lock.check)
         optim.gather_weights(self.model)
