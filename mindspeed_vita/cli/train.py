@@ -13,7 +13,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
-    from mindspeed_vita.engine.loop import TrainResult
+    from mindspeed_vita.engine.outcome import TrainResult
 
 _EPILOG = """
 examples:
@@ -54,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed", default="", metavar="zero1|zero2|zero3|FILE", help="with --engine hf: DeepSpeed's ZeRO, or a JSON file of DeepSpeed"
     )
+    parser.add_argument(
+        "--resume-from", default="", metavar="STEP", help="continue from this step of the folder (step_0000100); newer ones are set aside"
+    )
+    parser.add_argument(
+        "--resume-with-changes",
+        action="store_true",
+        help="continue although the learning rate, its multipliers, batch, weight decay, Adam's constants or precision were changed",
+    )
     parser.add_argument("--print-megatron-args", action="store_true", help="print what --engine mindspeed-llm passes to Megatron and exit")
     parser.set_defaults(passed_on=[])
     parser.add_argument("--print-recipe", action="store_true", help="print the recipe with all defaults and exit")
@@ -69,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
+    if (arguments.resume_from or arguments.resume_with_changes) and arguments.engine != "builtin":
+        raise ValueError("--resume-from and --resume-with-changes: only the built-in engine takes them")
     if arguments.print_megatron_args or arguments.engine == "mindspeed-llm":
         return _mindspeed_llm(recipe, arguments)
     if arguments.passed_on:
@@ -76,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.deepspeed and arguments.engine != "hf":
         raise ValueError(f"--deepspeed {arguments.deepspeed}: only --engine hf takes it")
     validate(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    return _hf(recipe, arguments.deepspeed) if arguments.engine == "hf" else _builtin(recipe)
+    return _hf(recipe, arguments.deepspeed) if arguments.engine == "hf" else _builtin(recipe, arguments)
 
 
 def _hf(recipe: Recipe, deepspeed: str) -> int:
@@ -114,7 +124,7 @@ def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _builtin(recipe: Recipe) -> int:
+def _builtin(recipe: Recipe, arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         # these imports take seconds, and torchrun's own start before them too
         processes = counted(int(os.environ.get("WORLD_SIZE", "1")), "process", "processes")
@@ -122,11 +132,12 @@ def _builtin(recipe: Recipe) -> int:
     from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.cli.after_training import held_out
     from mindspeed_vita.engine.loop import train
+    from mindspeed_vita.engine.resuming import Resume
     from mindspeed_vita.engine.stopping import SAVED, Stopped, stop_signals
 
     try:
         with stop_signals() as stop:
-            result = train(recipe, stop=stop)
+            result = train(recipe, stop=stop, resume=Resume(step=arguments.resume_from, with_changes=arguments.resume_with_changes))
     except Stopped as stopped:
         newest = native.latest(recipe.checkpoint.directory)
         rest = f"the same command continues from {newest}" if newest else "no checkpoint was written yet"

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 from mindspeed_vita.choices import (
     MODULES,
+    BadNumbers,
     LayerSplit,
     LossWeighting,
     Module,
@@ -275,11 +276,20 @@ class EvalConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig(Section):
-    """What a run does when it hangs."""
+    """What a run does when it hangs, or when its numbers go bad."""
 
     hang_minutes: Wait = 25.0
     """Minutes without a step, an evaluated pack or a save after which every rank writes its stacks to hang_stacks.txt in the run's folder,
     and the run ends; 0: never. Longer than the longest step or save, and shorter than the 30 minutes that collectives wait."""
+    on_bad_numbers: BadNumbers = "stop"
+    """What is done about a step whose loss or gradient norm is bad. stop: the run ends. skip: the weights stay, and the run goes on with
+    the next packs. roll_back: the run goes back to its last checkpoint, and goes on from there with the packs after the bad step."""
+    spike_factor: Factor = 0.0
+    """A loss or gradient norm above so many times its median over the last good steps is bad, too; 0: only what is not finite is."""
+    spike_window: Size = 64
+    """Good steps of that median."""
+    most_bad_steps: Count = 5
+    """Bad steps within 100 that skip and roll_back pass over; at the next one the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +331,7 @@ class Recipe(Section):
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
     health: HealthConfig = field(default_factory=HealthConfig)
-    """Hangs."""
+    """Hangs and bad numbers."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     """Kernels."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)

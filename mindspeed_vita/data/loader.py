@@ -111,6 +111,10 @@ class PackLoader:
         """Packs of all ranks up to the last whole step given out: start_pack of a loader that goes on from here."""
         return self._start + self._given // self.micro_batches * self.global_batch
 
+    def packs_of_step(self, place: int) -> Sequence[int]:
+        """Global pack numbers, over all ranks, of the step before which `place` packs were consumed."""
+        return self._order.packs(place)
+
     def numbers(self) -> Iterator[int]:
         """Global pack numbers of this rank, endless."""
         step, done = divmod(self._given, self.micro_batches)

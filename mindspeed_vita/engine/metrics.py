@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
@@ -52,6 +53,21 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
         with _advice(path), whole_file(path) as temporary:
             temporary.write_bytes(content)
     return ours
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of a JSONL file that are not wanted, and what is no line of ours. The file may be absent.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    if not path.is_file():
+        return
+    whole = path.read_bytes()
+    content = b"".join(line for line in io.BytesIO(whole) if (entry := _parse(line)) is not None and wanted(entry))
+    if content != whole:
+        with _advice(path), whole_file(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def append(path: Path, entries: list[dict[str, Any]]) -> None:

@@ -56,6 +56,10 @@ class StopRequest:
         self.finishing = False
         """Whether there is a step to finish and to save."""
 
+        self.bad_asked = 0
+        """What this rank found wrong with the numbers of the step, before its update (bad_numbers.py); 0: nothing."""
+        self.bad_agreed = 0
+        """The highest of all ranks; the same on every rank."""
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:

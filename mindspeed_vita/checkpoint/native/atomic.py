@@ -109,14 +109,14 @@ def _recorded(folder: Path) -> tuple[str, dict[str, str]]:
         algorithm = algorithm_of(sums)
         return algorithm, dict(sums[algorithm])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {folder}: {CHECKSUMS} cannot be read ({error}); use another step") from error
+        raise damaged(folder, [f"{CHECKSUMS} cannot be read ({error})"]) from error
 
 
 def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
     """The error for a folder that failed `verify`; it offers the newest earlier step."""
     before = [path for path in complete_steps(folder.parent) if _STEP.fullmatch(folder.name) and step_of(path) < step_of(folder)]
     if before:
-        advice = f"delete or move {folder.name} to continue from {before[-1].name}"
+        advice = f"continue from {before[-1].name}, the newest one before it (vita train RECIPE --resume-from {before[-1].name})"
     else:
         advice = "no earlier step is left; start again or restore the folder from a copy"
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {'; '.join(problems)}; {advice}")

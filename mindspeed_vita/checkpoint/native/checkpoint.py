@@ -119,7 +119,9 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
     return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()
 
 
-def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str) -> TrainState:
+def load(
+    folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str, with_changes: bool = False
+) -> TrainState:
     """Resume: weights, optimizer and state. Collective.
 
     Args:
@@ -128,6 +130,7 @@ def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: 
         optimizer: a fresh DistributedOptimizer over it.
         recipe: what this run was told.
         fingerprint: of this run's data.
+        with_changes: settings of optimisation may be others than before, where weights and optimizer allow it.
 
     Raises:
         ValueError: another architecture, other settings of optimisation, other data, or weights only.
@@ -137,17 +140,19 @@ def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: 
     _verify(folder)
     state = load_state(folder)
     check_architecture(folder, recipe.model, resume=True)
-    check_training(folder, recipe)
+    check_training(folder, recipe, with_changes=with_changes)
     if state.fingerprint != fingerprint:
         raise ValueError(
             f"{folder} was written with other data (fingerprint {state.fingerprint[:12]}, this run has {fingerprint[:12]}): the mixture, "
             f"its files, the tokenizer, the template or a setting of the data section changed. Restore them to resume, or start a run in "
             f"another folder with checkpoint.init_from={folder} (weights only)"
         )
-    _load_weights(folder, model)
+    weights, reader = shards.Reader(folder / "weights"), shards.Reader(folder / "optimizer")
+    _copy_weights(weights, model, str(folder))
+    optimizer_state.load_exact_weights(model, _sharded_weights(model), reader)
     optimizer.reload_model_params()
-    reader = shards.Reader(folder / "optimizer")
-    optimizer_state.load(optimizer, model, _sharded_weights(model), reader, state.step)
+    updates = state.step - len(state.skipped_steps)
+    optimizer_state.load(optimizer, model, _sharded_weights(model), reader, updates, weights=weights)
     return state
 
 

@@ -46,7 +46,26 @@ def pieces(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, An
     yield from shards.owned_pieces(mine)
 
 
-def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], reader: shards.Reader, step: int) -> None:
+def load_exact_weights(model: torch.nn.Module, sharded_weights: dict[str, Any], reader: shards.Reader) -> None:
+    """Weights of a run that trained in bf16 and goes on in fp32: the optimizer's fp32 ones, and not those that were rounded for the model.
+
+    Args:
+        model: the model without its DDP wrapper, weights already loaded.
+        sharded_weights: as for `pieces`.
+        reader: the optimizer folder.
+    """
+    if not _has_main_weights(reader):
+        return
+    for name, parameter in _trainable(model):
+        if parameter.dtype == torch.float32:
+            wanted = {name: _like(sharded_weights[name], "param", torch.empty(parameter.shape, device="meta"), owned=False)}
+            with torch.no_grad():
+                parameter.copy_(shards.read(reader, wanted)[name])
+
+
+def load(
+    optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], reader: shards.Reader, step: int, *, weights: shards.Reader
+) -> None:
     """Fill a fresh DistributedOptimizer, one parameter at a time.
 
     Args:
@@ -55,10 +74,12 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
         sharded_weights: as for `pieces`.
         reader: the optimizer folder.
         step: Adam's step count.
+        weights: the folder of weights; of a run that trained in fp32 and goes on in bf16, its weights are the optimizer's.
 
     Raises:
         ValueError: state for a trainable parameter is missing or has another shape.
     """
+    main_weights = _has_main_weights(reader)
     for name, parameter in _trainable(model):
         place = _place(optimizer, parameter)
         if place is None:
@@ -68,10 +89,11 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
         for kind in ("param", *_MOMENTS):
             key = f"{kind}.{name}"
             template = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
-            wanted = {key: _like(sharded_weights[name], kind, template, owned=False)}
+            source, prefix = (weights, "") if kind == "param" and not main_weights else (reader, kind)
+            wanted = {key: _like(sharded_weights[name], prefix, template, owned=False)}
             if kind == "param" and parameter.dtype == torch.float32:
                 continue  # an fp32 parameter is its own main parameter
-            values = shards.read(reader, wanted)[key].reshape(-1)[start:end]
+            values = shards.read(source, wanted)[key].reshape(-1)[start:end]
             if kind == "param":
                 main.data.copy_(values)
             else:
@@ -81,6 +103,11 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
 
 def _trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _has_main_weights(reader: shards.Reader) -> bool:
+    """Whether the run trained in bf16."""
+    return any(key.startswith("param.") for key in reader.keys())
 
 
 def _place(optimizer: Any, parameter: torch.nn.Parameter) -> Any:
@@ -105,8 +132,8 @@ def _local(optimizer: Any, parameter: torch.nn.Parameter, kind: str) -> Any:
 
 
 def _like(weight: Any, kind: str, data: torch.Tensor, *, owned: bool) -> Any:
-    """The weight's sharding, for a tensor of the optimizer."""
-    changes: dict[str, Any] = {"key": f"{kind}.{weight.key}", "data": data}
+    """The weight's sharding, for a tensor of the optimizer; with an empty kind for the weight itself, in another type."""
+    changes: dict[str, Any] = {"key": f"{kind}.{weight.key}" if kind else weight.key, "data": data}
     if hasattr(weight, "dtype"):  # a factory has none
         changes["dtype"] = data.dtype
     if owned:

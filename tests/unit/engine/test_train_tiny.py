@@ -205,7 +205,7 @@ def test_a_step_without_supervised_tokens_divides_nothing_by_zero(tiny, tmp_path
 def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path):
     from mindspeed_vita.engine.faults import TrainingDiverged
 
-    with pytest.raises(TrainingDiverged, match="step .*: the (loss|gradient norm) is (nan|inf)"):
+    with pytest.raises(TrainingDiverged, match="step .*: the (loss|gradient norm) is not finite .*start again with a lower train.lr"):
         train(tiny.recipe(tmp_path, train={"lr": 1e30, "min_lr": 1e30, "clip_grad": 0, "warmup_fraction": 0}))
     assert native.latest(tmp_path) is None
 
