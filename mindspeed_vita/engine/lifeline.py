@@ -54,10 +54,14 @@ class Lifeline:
         """What this process ends with because of another one, once that is known."""
         self._known = threading.Event()
         self._ending = False
+        self._last = ""
+        """What was said last."""
         self._closed = False
         self._lock = threading.Lock()
+        self._server: Optional[socket.socket] = None
         if world == 1:
             return
+        os.register_at_fork(after_in_child=self._forget)
         key = f"vita/lifeline/{store.add(f'vita/lifeline/turns/{rank}', 1)}"  # a group may serve several runs
         if rank == 0:
             dual = socket.has_dualstack_ipv6()
@@ -85,8 +89,15 @@ class Lifeline:
         self._send(0, f"{token} {rank} {platform.node()} {os.getpid()}")
         threading.Thread(target=self._follow, args=(peer,), name="vita-lifeline", daemon=True).start()
 
+    def _forget(self) -> None:
+        """In a forked process, such as a loader's: its copy of a connection would outlive this one."""
+        for held in (self._server, *self._peers.values()):
+            if held is not None:
+                held.close()
+
     def say(self, word: str) -> None:
         """Sends a word to the first rank; on the first rank, to all others."""
+        self._last = word
         for rank in list(self._peers):
             self._send(rank, word)
 
@@ -115,13 +126,14 @@ class Lifeline:
 
     def _serve(self) -> None:
         """The first rank's thread."""
-        selector = selectors.DefaultSelector()
-        selector.register(self._server, selectors.EVENT_READ, None)
+        server, selector = self._server, selectors.DefaultSelector()
+        assert server is not None
+        selector.register(server, selectors.EVENT_READ, None)
         texts: dict[socket.socket, bytes] = {}
         while True:
             for key, _ in selector.select():
-                if key.fileobj is self._server:
-                    peer, _ = self._server.accept()
+                if key.fileobj is server:
+                    peer, _ = server.accept()
                     _keep_alive(peer)
                     peer.setblocking(True)
                     selector.register(peer, selectors.EVENT_READ, None)
@@ -151,6 +163,8 @@ class Lifeline:
         rank, (host, _, process) = int(number), place.rpartition(" ")
         self._names[rank] = f"rank {rank} (process {process} on {host})"
         self._peers[rank] = peer
+        if self._last:  # it comes late
+            self._send(rank, self._last)
         return rank
 
     def _follow(self, peer: socket.socket) -> None:

@@ -60,6 +60,17 @@ def test_a_killed_rank_ends_the_others_with_one_message(tiny: TinyData, tmp_path
 
 @pytest.mark.distributed
 @pytest.mark.slow
+def test_an_error_on_one_rank_ends_the_others_with_the_same_status_and_no_further_message(tiny: TinyData, tmp_path: Path) -> None:
+    (tmp_path / "wrong_steps.py").write_text(HANGS.replace("time.sleep(600)", 'raise ValueError("this rank alone")'))
+    processes = start(tiny, tmp_path)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    told = [line for error in errors for line in error.splitlines() if "error" in line or "Traceback" in line]
+    assert told == ["vita: error: this rank alone"], errors
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_a_hang_writes_the_stacks_of_every_rank_into_one_file(tiny: TinyData, tmp_path: Path) -> None:
     (tmp_path / "stuck_steps.py").write_text(HANGS)
     processes = start(tiny, tmp_path, health={"hang_minutes": 0.1})
