@@ -90,6 +90,7 @@ class _Run:
         # the table is of bf16
         self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
+        on_first_rank(lambda: atomic.recover(self.directory))
         resume_from = resuming.resume_from(recipe, resume)
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)

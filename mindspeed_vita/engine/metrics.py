@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
-from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.publish import remove_temporaries, whole_file
 
 HELD_OUT_LOSS = "eval/loss"
 """Key of the held-out loss. The lines of evaluations have it, and no "loss"."""
@@ -33,6 +33,7 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
     Raises:
         OSError: the file cannot be written; names it.
     """
+    remove_temporaries(path)
     if not path.is_file():
         return []
     whole = path.read_bytes()
@@ -61,6 +62,7 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     Raises:
         OSError: the file cannot be written; names it.
     """
+    remove_temporaries(path)
     if not path.is_file():
         return
     whole = path.read_bytes()

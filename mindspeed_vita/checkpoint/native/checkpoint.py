@@ -16,6 +16,7 @@ from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
 from mindspeed_vita.checkpoint.native.full_weights import open_full_weights, read_full_weights, save_full_weights
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed, gather, rank, world
+from mindspeed_vita.checkpoint.native.room import check_room
 from mindspeed_vita.checkpoint.native.step_folder import (
     TrainState,
     check_architecture,
@@ -78,7 +79,7 @@ def start_save(
         lineage: where the run's weights come from; on the first rank.
 
     Raises:
-        SaveFailed: the folder cannot be made.
+        SaveFailed: the folder cannot be made, or the disk has no room.
     """
     from megatron.core import parallel_state
 
@@ -86,6 +87,7 @@ def start_save(
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     held = list(optimizer_state.pieces(optimizer, model, weights, group))
     own = list(shards.owned_pieces(dict(weights)))
+    check_room(Path(directory), state.step, (*held, *own))
     if background:
         held, own = ([replace(piece, data=piece.data.detach().to("cpu", copy=True)) for piece in pieces] for pieces in (held, own))
     name = f"rank_{rank():05d}.safetensors"
@@ -115,6 +117,7 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
         SaveFailed: as `save`.
     """
     own = list(shards.owned_pieces(_sharded_weights(model)))
+    check_room(Path(directory), step, own)
     name = f"weights/rank_{rank():05d}.safetensors"
     return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()
 
