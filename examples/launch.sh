@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sourced by the stage scripts: `launch_stage` names every variable that is missing, `launch` starts this node's part of a run with torchrun.
+# mindspeed_vita.cli.torchrun is torchrun, and ends with the run's own exit status (docs/guides/operations.md).
 
 VITA_ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -161,7 +162,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     gloo="${GLOO_SOCKET_IFNAME:-$(gloo_interface)}"
     [ "$nodes" -eq 1 ] || [ -z "$gloo" ] || settings+=("GLOO_SOCKET_IFNAME=$gloo")
     add_device_settings "$device"
-    command=(env "${settings[@]}" "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$processes" "${where[@]}"
+    command=(env "${settings[@]}" "$python" -m mindspeed_vita.cli.torchrun --nnodes "$nodes" --nproc_per_node "$processes" "${where[@]}"
         -m mindspeed_vita.cli.main train)
     [ "$engine" = builtin ] || command+=(--engine "$engine")
     command+=("$recipe" "$@")

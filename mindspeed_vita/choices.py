@@ -28,6 +28,8 @@ Recompute = Literal["none", "selective", "mlp", "full_but_attention", "full"]
 """What the decoder's layers compute again in the backward pass, from little to much."""
 Offload = Literal["none", "inputs"]
 """What recomputed layers keep in host memory between the two passes."""
+BadNumbers = Literal["stop", "skip", "roll_back"]
+"""What a run does about a step whose loss or gradient norm went bad."""
 Overlap = Literal["auto", "always", "never"]
 TokenwiseChoice = Literal["auto", "plain"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.engine.loop import TrainResult
 from mindspeed_vita.engine.loss_curve import write_loss_curve
+from mindspeed_vita.engine.outcome import TrainResult
 
 
 def held_out(recipe: Recipe, result: TrainResult) -> list[str]:

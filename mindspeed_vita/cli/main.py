@@ -12,6 +12,8 @@ import sys
 import traceback
 from typing import Mapping, Optional, Sequence
 
+from mindspeed_vita.engine.stopping import report_status
+
 # name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
@@ -43,11 +45,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one subcommand.
 
     Returns:
-        The exit status: 0 done, 1 a failure of ours, 2 an error of the user, 128 + n stopped by signal n. Output that nobody reads
+        The exit status: 0 done, 1 a failure of ours, 2 an error of the user, 128 + n stopped by signal n, and what
+        docs/guides/operations.md lists for a training that was stopped, hung or lost a process. Output that nobody reads
         any more (`vita ... | head`) counts as stopped by SIGPIPE, 141, and prints nothing.
     """
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        report_status(status)
+        return status
     except BrokenPipeError:
         if not _unread():
             raise
@@ -209,6 +214,7 @@ def _end(line: str, status: int) -> int:
     if line and _first():
         print(line, file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        report_status(status)
         # leaving in order would wait for processes that are gone
         sys.stderr.flush()
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
-    from mindspeed_vita.engine.loop import TrainResult
+    from mindspeed_vita.engine.outcome import TrainResult
 
 _EPILOG = """
 examples:
@@ -24,13 +24,14 @@ examples:
   torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train --engine mindspeed-llm recipe.yaml parallel.tp=8 -- --use-fused-rmsnorm
 
 The same command continues from the newest checkpoint in checkpoint.directory. With the
-built-in engine, SIGTERM and Ctrl-C let the run finish its step and save; a second one ends it at once. torchrun kills its ranks 30 s after
-the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds. On others,
-send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
+built-in engine, SIGTERM, SIGUSR1 and Ctrl-C let the run finish its step and save; a second one ends it at once. torchrun kills its ranks
+30 s after the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds.
+On others, send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
 
-exit status: 0 trained to the last step, or stopped early by eval.patience; 130 stopped by Ctrl-C, 143 by SIGTERM; 2 an error that its
-message says how to mend; 1 trained and saved, but eval.gate holds the weights back, or a fault of vita's own. torchrun ends with 1
-whenever a process of its run does not end with 0.
+exit status: 0 trained to the last step, or stopped early by eval.patience; 75 told to stop, and saved: the same command continues; 130
+ended by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM, without a save; 2 an error that its message says how to mend; 1 trained and saved, but
+eval.gate holds the weights back, or a fault of vita's own. torchrun ends with 1 whenever a process of its run does not end with 0;
+`python -m mindspeed_vita.cli.torchrun`, with the same arguments, ends with the status of the run. docs/guides/operations.md tells more.
 
 docs/recipe_keys.md, made from mindspeed_vita/config/recipe.py, documents every recipe key. `vita schema` prints the same as a JSON schema,
 for editors. `--print-recipe` shows the recipe with all defaults filled in.
@@ -53,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed", default="", metavar="zero1|zero2|zero3|FILE", help="with --engine hf: DeepSpeed's ZeRO, or a JSON file of DeepSpeed"
     )
+    parser.add_argument(
+        "--resume-from", default="", metavar="STEP", help="continue from this step of the folder (step_0000100); newer ones are set aside"
+    )
+    parser.add_argument(
+        "--resume-with-changes",
+        action="store_true",
+        help="continue although the learning rate, its multipliers, batch, weight decay, Adam's constants or precision were changed",
+    )
     parser.add_argument("--print-megatron-args", action="store_true", help="print what --engine mindspeed-llm passes to Megatron and exit")
     parser.set_defaults(passed_on=[])
     parser.add_argument("--print-recipe", action="store_true", help="print the recipe with all defaults and exit")
@@ -68,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
+    if (arguments.resume_from or arguments.resume_with_changes) and arguments.engine != "builtin":
+        raise ValueError("--resume-from and --resume-with-changes: only the built-in engine takes them")
     if arguments.print_megatron_args or arguments.engine == "mindspeed-llm":
         return _mindspeed_llm(recipe, arguments)
     if arguments.passed_on:
@@ -75,11 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.deepspeed and arguments.engine != "hf":
         raise ValueError(f"--deepspeed {arguments.deepspeed}: only --engine hf takes it")
     validate(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    return _hf(recipe, arguments.deepspeed) if arguments.engine == "hf" else _builtin(recipe)
+    return _hf(recipe, arguments.deepspeed) if arguments.engine == "hf" else _builtin(recipe, arguments)
 
 
 def _hf(recipe: Recipe, deepspeed: str) -> int:
-    from mindspeed_vita.engine.stopping import stop_signals
+    from mindspeed_vita.engine.stopping import SAVED, stop_signals
     from mindspeed_vita.integration.hf_trainer.run import train
 
     with stop_signals() as stop:
@@ -90,7 +101,7 @@ def _hf(recipe: Recipe, deepspeed: str) -> int:
         ending = f"export {result.export}" if result.export else "stopped by a signal; the same command continues"
         done = f"{recipe.name}: {counted(result.step, 'step')}, {result.sharing}, loss {first} -> {last}"
         print(f"{done}, {speed}, {memory}, {ending}", flush=True)
-    return 128 + result.stopped_by if result.stopped_by else 0
+    return SAVED if result.stopped_by else 0
 
 
 def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
@@ -113,7 +124,7 @@ def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _builtin(recipe: Recipe) -> int:
+def _builtin(recipe: Recipe, arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         # these imports take seconds, and torchrun's own start before them too
         processes = counted(int(os.environ.get("WORLD_SIZE", "1")), "process", "processes")
@@ -121,11 +132,12 @@ def _builtin(recipe: Recipe) -> int:
     from mindspeed_vita.checkpoint.native import checkpoint as native
     from mindspeed_vita.cli.after_training import held_out
     from mindspeed_vita.engine.loop import train
-    from mindspeed_vita.engine.stopping import Stopped, stop_signals
+    from mindspeed_vita.engine.resuming import Resume
+    from mindspeed_vita.engine.stopping import SAVED, Stopped, stop_signals
 
     try:
         with stop_signals() as stop:
-            result = train(recipe, stop=stop)
+            result = train(recipe, stop=stop, resume=Resume(step=arguments.resume_from, with_changes=arguments.resume_with_changes))
     except Stopped as stopped:
         newest = native.latest(recipe.checkpoint.directory)
         rest = f"the same command continues from {newest}" if newest else "no checkpoint was written yet"
@@ -136,7 +148,7 @@ def _builtin(recipe: Recipe) -> int:
             name = signal.Signals(result.stopped_by).name
             line = f"vita: stopped by {name} after step {result.step} of {recipe.train.steps}; the same command continues from"
             print(line, result.checkpoint, file=sys.stderr, flush=True)
-        return 128 + result.stopped_by
+        return SAVED
     if leads:
         trained = result.tokens_per_second > 0
         print(_summary(recipe, result) if trained else _nothing_trained(recipe, result), flush=True)

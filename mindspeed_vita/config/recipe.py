@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 from mindspeed_vita.choices import (
     MODULES,
+    BadNumbers,
     LayerSplit,
     LossWeighting,
     Module,
@@ -52,6 +53,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "HealthConfig",
     "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
@@ -114,8 +116,9 @@ class DataConfig(Section):
     """Loader processes per data-parallel rank; 0 loads in the training process."""
     prefetch: Size = 2
     """Packs that each loader process keeps ready."""
-    loader_seconds: Wait = 3600.0
-    """Longest wait for a pack from the loader processes; then the run stops with a message. 0 waits for ever."""
+    loader_seconds: Wait = 1200.0
+    """Longest wait for a pack from the loader processes; then the run stops with a message that names the file each of them reads. Less
+    than health.hang_minutes, which does not know the files. 0 waits for ever."""
     seed: Integer = 1234
     """Seed of the packing plan."""
     quarantine: Text = ""
@@ -236,6 +239,8 @@ class CheckpointConfig(Section):
     """Folder of this run: step_XXXXXXX folders, metrics.jsonl, quarantine.jsonl."""
     save_every: Size = 500
     """Steps between checkpoints; the last step is always saved."""
+    save_minutes: Wait = 0.0
+    """Minutes after the last checkpoint at which a step is saved, too; 0: save_every alone decides. The first rank's clock counts."""
     keep: Count = 2
     """Newest checkpoints kept; 0 keeps all."""
     init_from: Text = ""
@@ -269,6 +274,24 @@ class EvalConfig(Section):
     """Save a checkpoint at each new lowest held-out loss, and never prune the best one. best.json in the folder names its step."""
     gate: Factor = 0.0
     """Highest held-out loss at the end of the run with which another run may start from it (checkpoint.init_from); 0: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig(Section):
+    """What a run does when it hangs, or when its numbers go bad."""
+
+    hang_minutes: Wait = 25.0
+    """Minutes without a step, an evaluated pack or a save after which every rank writes its stacks to hang_stacks.txt in the run's folder,
+    and the run ends; 0: never. Longer than the longest step or save, and shorter than the 30 minutes that collectives wait."""
+    on_bad_numbers: BadNumbers = "stop"
+    """What is done about a step whose loss or gradient norm is bad. stop: the run ends. skip: the weights stay, and the run goes on with
+    the next packs. roll_back: the run goes back to its last checkpoint, and goes on from there with the packs after the bad step."""
+    spike_factor: Factor = 0.0
+    """A loss or gradient norm above so many times its median over the last good steps is bad, too; 0: only what is not finite is."""
+    spike_window: Size = 64
+    """Good steps of that median."""
+    most_bad_steps: Count = 5
+    """Bad steps within 100 that skip and roll_back pass over; at the next one the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +348,8 @@ class Recipe(Section):
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Hangs and bad numbers."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     """Kernels."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)

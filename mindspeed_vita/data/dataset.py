@@ -13,6 +13,7 @@ import numpy as np
 
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.assemble import EncodedSample, Medium, assemble_pack, encode_sample
+from mindspeed_vita.data.at_work import note
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.budget import FailureBudget
 from mindspeed_vita.data.indexing import OnProgress
@@ -174,6 +175,7 @@ class PackDataset:
         index = self.index
         file_id, place = int(index.file_ids[sample_id]), int(index.places[sample_id])
         file = self._files[file_id]
+        note(file.where(place))
         row = file.sample(int(index.offsets[sample_id]), int(index.sizes[sample_id]), place, index.digest(sample_id))
         sample, gone = self._located(row, self._roots[file_id])
         sample = sample.first_turns(int(index.num_messages[sample_id]))

@@ -7,6 +7,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from itertools import count, islice
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from mindspeed_vita.data.at_work import AtWork
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
 from mindspeed_vita.data.dealing import RelativeWork, StepOrder, deal, pack_costs
@@ -109,6 +111,10 @@ class PackLoader:
         """Packs of all ranks up to the last whole step given out: start_pack of a loader that goes on from here."""
         return self._start + self._given // self.micro_batches * self.global_batch
 
+    def packs_of_step(self, place: int) -> Sequence[int]:
+        """Global pack numbers, over all ranks, of the step before which `place` packs were consumed."""
+        return self._order.packs(place)
+
     def numbers(self) -> Iterator[int]:
         """Global pack numbers of this rank, endless."""
         step, done = divmod(self._given, self.micro_batches)
@@ -168,18 +174,25 @@ class PackLoader:
         except RuntimeError as error:
             if not str(error).startswith(_TIMED_OUT):
                 raise
-            states = ", ".join(f"{worker.pid} ({'alive' if worker.is_alive() else 'ended'})" for worker in stream._workers)  # type: ignore[attr-defined]
+            states = "; ".join(map(self._state, range(self._num_workers), stream._workers))  # type: ignore[attr-defined]
             raise ValueError(
-                f"no pack came from the loader processes within {self._longest_wait:g} seconds (data.loader_seconds); process ids: "
-                f"{states}. A file system that does not answer is the usual cause: look at what they wait for, then resume; "
-                "raise data.loader_seconds if packs really take that long"
+                f"no pack came from the loader processes within {self._longest_wait:g} seconds (data.loader_seconds): {states}. A file "
+                "system that does not answer is the usual cause: look at these files, then resume; raise data.loader_seconds if packs "
+                "really take that long"
             ) from error
+
+    def _state(self, number: int, worker: Any) -> str:
+        """A loader process and what it reads."""
+        state = "" if worker.is_alive() else " (ended)"
+        reads = self._at_work.of(number)
+        return f"process {worker.pid}{state} reads {reads or 'nothing yet'}"
 
     def _stream(self) -> Iterator[PackedBatch]:
         if not self._num_workers:
             return map(self._view.__getitem__, self.numbers())
         # The packs of the first epoch are planned before the fork, once for all workers.
         self._view.dataset.locate(self._start + (self._given // self.micro_batches + 1) * self.global_batch)
+        self._at_work = AtWork(self._num_workers)
         loader = torch.utils.data.DataLoader(
             self._view,
             batch_size=None,
@@ -188,7 +201,7 @@ class PackLoader:
             prefetch_factor=self._prefetch,
             timeout=self._longest_wait,
             collate_fn=_unchanged,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, self._at_work),
             # Its own generator: the loader draws a seed, and the model's random numbers must not depend on num_workers.
             generator=torch.Generator(),
         )
@@ -222,7 +235,8 @@ def _unchanged(batch: _T) -> _T:
     return batch
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(at_work: AtWork, worker: int) -> None:
+    at_work.take(worker)
     # Ctrl-C, and a launcher's SIGTERM, reach every process of a run: it is the run's to end its workers, after the step it finishes.
     end_by_parent_alone()
     # The thread that hands tensors over reports a run that stopped in the middle of taking one; its going is reported by the run itself.

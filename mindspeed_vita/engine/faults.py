@@ -120,7 +120,7 @@ class FailedSamples:
             learnt: what the loss of the step was divided by, of this rank's packs or of all; 0: no token was supervised.
             step: number of the step, from 1.
             last_step: of the run.
-            stop: its `agreed` is set, in the same all-reduce.
+            stop: what the ranks agree on is set in it, in the same all-reduce.
 
         Returns:
             How many samples failed for the first time.
@@ -132,18 +132,18 @@ class FailedSamples:
             work.wait()
         self._sent = []
         new = [self._new]
-        asked = 0 if stop is None else stop.asked
+        asked, save, bad = (0, False, 0) if stop is None else (stop.asked, stop.save_asked, stop.bad_asked)
         empty = not learnt
         if dist.get_world_size() > 1:
-            told = torch.tensor([len(self._new), asked, int(not empty)])
+            told = torch.tensor([len(self._new), asked, int(save), bad, int(not empty)])
             dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
-            count, asked, some = told.tolist()
+            count, asked, save, bad, some = told.tolist()
             empty = not some
             if count:
                 new = [{} for _ in range(dist.get_world_size(group))]
                 dist.all_gather_object(new, self._new, group=group)
         if stop is not None:
-            stop.agreed = asked
+            stop.agreed, stop.save_agreed, stop.bad_agreed = asked, bool(save), bad
         found = set().union(*new) - self.ids
         self.ids |= found
         self._new = {}

@@ -116,6 +116,8 @@ class HeldOut:
 
         self.recipe, self.layout, self.platform = recipe, layout, platform
         self.model, self.packs = model, packs
+        self.after_round: Callable[[], None] = _nothing
+        """Called after each round of packs: a sign of progress."""
         self._shard = Sharder(recipe, layout, platform)
         self._schedule = get_forward_backward_func()
 
@@ -133,6 +135,7 @@ class HeldOut:
         with _without_a_trace(self.model, self.platform), torch.no_grad(), closing(self.packs.read(step)) as packs:
             for _ in range(self.packs.rounds):
                 tables += self._round(packs)
+                self.after_round()
         rows, failed = self._sum(tables)
         if not rows[0][TOKENS]:
             raise ValueError(
@@ -177,6 +180,10 @@ class HeldOut:
         if layout.pp_size > 1:
             dist.broadcast(totals, src=dist.get_global_rank(layout.pp_group, layout.pp_size - 1), group=layout.pp_group)
         return totals[:-1].view(num_rows, 4).tolist(), int(totals[-1])
+
+
+def _nothing() -> None:
+    pass
 
 
 def _score(row: list[float]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
@@ -12,66 +12,43 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
-from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
+from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.engine import metrics
+from mindspeed_vita.engine import metrics, resuming
 from mindspeed_vita.engine import optimizer as optim
+from mindspeed_vita.engine.bad_numbers import BadNumbers
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_run import RunEvaluation
 from mindspeed_vita.engine.objective import build_objective
+from mindspeed_vita.engine.outcome import TrainResult
 from mindspeed_vita.engine.profile import ProfileWindow
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
+from mindspeed_vita.engine.resuming import NEWEST, Resume
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How a run ended."""
-
-    step: int
-    """Steps done."""
-    first_loss: Optional[float]
-    """Loss of the run's first step (rank 0 remembers it over restarts)."""
-    last_loss: Optional[float]
-    tokens_per_second: float
-    """Mean over this process's steps but the first, all ranks together; 0 when it made none."""
-    checkpoint: Path
-    """The step folder written last."""
-    peak_memory: int
-    """Highest use of any rank, bytes."""
-    layout: str
-    """tp, pp, cp, dp."""
-    stopped_by: int
-    """Number of the signal that ended the run after `step`, which is saved; 0: the run reached the step it was to reach."""
-    held_out: tuple[tuple[int, float], ...] = ()
-    """(step, held-out loss) of every evaluation, those before a restart too."""
-    best: Optional[int] = None
-    """Step with the lowest held-out loss."""
-    stopped_early: bool = False
-    """eval.patience ended the run before train.steps."""
-    gate: Optional[Gate] = None
-    """That of the held-out loss, where the run ended and eval.gate sets a bound."""
-
-
-def train(recipe: Recipe, *, stop_at_step: Optional[int] = None, stop: Optional[StopRequest] = None) -> TrainResult:
-    """Train a recipe to its last step, from the newest checkpoint in its folder if there is one.
+def train(
+    recipe: Recipe, *, stop_at_step: Optional[int] = None, stop: Optional[StopRequest] = None, resume: Resume = NEWEST
+) -> TrainResult:
+    """Train a recipe to its last step, from a checkpoint in its folder if there is one.
 
     Args:
         recipe: the run. Every rank passes the same.
         stop_at_step: save and return after this step, as if the run went on later; the schedule stays that of the recipe.
         stop: what `stop_signals` gives; a signal then ends the run after its step. None: nobody asks it to end.
+        resume: which checkpoint, and whether settings may be others than before.
 
     Raises:
         ValueError: a setting, the data, or a checkpoint does not fit, or another process trains in the folder; one message that says
@@ -80,9 +57,14 @@ def train(recipe: Recipe, *, stop_at_step: Optional[int] = None, stop: Optional[
         TrainingDiverged: the loss is not finite any more.
     """
     platform = get_platform()
-    with distributed(recipe, platform) as layout, _locked(Path(recipe.checkpoint.directory), recipe.name) as lock:
-        run = _Run(recipe, platform, layout, lock)
-        return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest())
+    own = not dist.is_initialized()
+    with (
+        distributed(recipe, platform) as layout,
+        _locked(Path(recipe.checkpoint.directory), recipe.name) as lock,
+        watched(recipe, own=own, release=lock.release) as steps,
+    ):
+        run = _Run(recipe, platform, layout, lock, resume)
+        return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest(), steps)
 
 
 @contextmanager
@@ -100,17 +82,18 @@ def _locked(directory: Path, name: str) -> Iterator[FolderLock]:
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, recipe: Recipe, platform: Platform, layout: ParallelLayout, lock: FolderLock) -> None:
+    def __init__(self, recipe: Recipe, platform: Platform, layout: ParallelLayout, lock: FolderLock, resume: Resume) -> None:
         # imports megatron.core: only now that the device is chosen
         from mindspeed_vita.parallel.build import build_model
 
-        self.recipe, self.platform, self.layout, self.lock = recipe, platform, layout, lock
+        self.recipe, self.platform, self.layout, self.lock, self.resume = recipe, platform, layout, lock, resume
         self.directory = Path(recipe.checkpoint.directory)
         self.leads = dist.get_rank() == 0
         # the table is of bf16
         self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
-        resume_from = self._resume_from()
+        on_first_rank(lambda: atomic.recover(self.directory))
+        resume_from = resuming.resume_from(recipe, resume)
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
@@ -124,45 +107,49 @@ class _Run:
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
         self.step, self.packs, self.saved = 0, 0, resume_from
+        self.numbers = BadNumbers(recipe.health, self.directory)
+        self.saved_at = time.monotonic()
         self.writing: Optional[native.StepWriter] = None
         known: tuple[int, ...] = ()
         if resume_from is not None:
-            state = native.load(resume_from, model=model, optimizer=self.optimizer, recipe=recipe, fingerprint=self.dataset.fingerprint)
-            self.step, self.packs, known = state.step, state.packs, state.failed_samples
-            self.schedule.step(increment=state.step)
-            self.start = f"continuing from {resume_from} ({layout.describe()})"
-            steps_before = native.saved_recipe(resume_from)["train"]["steps"]
-            if steps_before != recipe.train.steps:
-                note = optim.describe_new_length(self.schedule, recipe.train, steps_before=steps_before, step=state.step)
-                self.start = f"{self.start}; {note}"
-            set_random_state(platform, native.load_rng(resume_from, self.sizes))
+            known = self._restore(resume_from).failed_samples
+            told = [f"continuing from {resume_from} ({layout.describe()})"]
+            told += resuming.describe_changes(self.schedule, recipe, resume_from, step=self.step)
+            aside: list[str] = []
+            on_first_rank(lambda: aside.extend(resuming.set_aside(resume_from)))
+            if aside:
+                told.append(f"newer steps are set aside as {', '.join(aside)}: remove them where nobody needs them")
+            self.start = "; ".join(told)
         self.lineage: Optional[lineage.Lineage] = None  # on the first rank
         on_first_rank(lambda: self._open_lineage(resume_from, origin))
         self.log: Optional[metrics.MetricsLog] = None
+        self.evaluation: Optional[RunEvaluation] = None
+        self._open_files(known)
+
+    def _restore(self, folder: Path) -> native.TrainState:
+        """Takes up a step: weights, optimizer, schedule, random states and numbers. Collective."""
+        model, recipe = self.model.module, self.recipe
+        parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "recipe": recipe}
+        state = native.load(folder, **parts, fingerprint=self.dataset.fingerprint, with_changes=self.resume.with_changes)
+        self.step, self.packs = state.step, state.packs
+        self.schedule = optim.build_schedule(self.optimizer, recipe.train)
+        self.schedule.step(increment=state.step)
+        self.numbers.restore(state)
+        set_random_state(self.platform, native.load_rng(folder, self.sizes))
+        return state
+
+    def _open_files(self, known: tuple[int, ...]) -> None:
+        """Logs, the record of failed samples and the held-out evaluation, as they are after `step`."""
+        recipe = self.recipe
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self.numbers.clean_file()
             sinks = open_sinks(recipe, self.directory, step=self.step)
             self.log = metrics.MetricsLog(self.directory, step=self.step, sinks=sinks)
         self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
-        self.evaluation: Optional[RunEvaluation] = None
         if recipe.eval.mixture:
             parts: dict[str, Any] = {"model": self.model, "failed": self.failed, "training": self.dataset, "log": self.log}
-            self.evaluation = RunEvaluation(recipe, layout, platform, **parts)
-
-    def _resume_from(self) -> Optional[Path]:
-        newest = native.latest(self.directory)
-        seen = set(gather(newest.name if newest else "none"))
-        if len(seen) > 1:
-            raise ValueError(
-                f"processes see different newest checkpoints in {self.directory} ({', '.join(sorted(seen))}); "
-                f"checkpoint.directory must lie on a file system that all hosts share"
-            )
-        if newest is not None and not self.recipe.checkpoint.resume:
-            raise ValueError(
-                f"checkpoint.resume is false, but {self.directory} holds {newest.name}; set it to true to continue, "
-                f"or choose another checkpoint.directory"
-            )
-        return newest
+            self.evaluation = RunEvaluation(recipe, self.layout, self.platform, **parts)
 
     def _open_lineage(self, resume_from: Optional[Path], origin: Optional[Path]) -> None:
         """Makes the record that each step of this run carries."""
@@ -173,11 +160,11 @@ class _Run:
         saved, before = native.saved_recipe(resume_from), lineage.of_step(resume_from)
         self.lineage = lineage.continued(before, self.recipe, step=self.step, saved=saved, data=data)
 
-    def train(self, last: int, stop: StopRequest) -> TrainResult:
+    def train(self, last: int, stop: StopRequest, steps: WatchedSteps) -> TrainResult:
         """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
         recipe, last = self.recipe, min(last, self.recipe.train.steps)
         progress = self._progress()
-        batches = open_loader(self.dataset, recipe, self.layout, start_pack=self.packs)
+        batches = self.batches = open_loader(self.dataset, recipe, self.layout, start_pack=self.packs)
         stepper = Stepper(
             recipe,
             self.layout,
@@ -188,33 +175,44 @@ class _Run:
             failed=self.failed,
             objective=self.objective,
             stop=stop,
+            judge=self.numbers.judge,
         )
         window = ProfileWindow(recipe.profile, self.platform, self.directory, dist.get_rank())
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
-            with stop.finishing_steps():
+            with stop.finishing_steps(), steps() as beat:
+                if self.evaluation is not None:
+                    self.evaluation.held_out.after_round = beat
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
+                    stop.save_asked = self._save_is_late()
                     with window.step(self.step + 1):
-                        start, waited = time.perf_counter(), batches.waited
+                        start, waited = time.perf_counter(), self.batches.waited
                         result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
                         self.platform.synchronize()
                         busy.append(time.perf_counter() - start)
                     self.step += 1
                     self.packs += recipe.train.global_batch
-                    self._report(result, busy[-1], tokens / busy[-1], batches.waited - waited, progress)
+                    went_on = self._settle_numbers(result, progress)
+                    if not went_on:  # the run is back at its last checkpoint
+                        stepper.failed, stepper.batches = self.failed, iter(self.batches)
+                        beat()
+                        continue
+                    self._report(result, busy[-1], tokens / busy[-1], self.batches.waited - waited, progress)
+                    beat()
                     self._publish(wait=False)
                     best = self._evaluate(progress) if not stop.agreed else False
                     ends = self.step == last or stop.agreed != 0 or self._exhausted
-                    if self.step % recipe.checkpoint.save_every == 0 or ends or best:
+                    if self.step % recipe.checkpoint.save_every == 0 or stop.save_agreed or ends or best:
                         self._save()
                         self._publish(wait=not recipe.checkpoint.background or ends)
+                        beat()
         except TrainingDiverged:
             self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
             raise
         finally:
             window.close()
-            batches.close()
+            self.batches.close()
             if progress is not None:
                 progress.close()
             if self.log is not None:
@@ -229,6 +227,49 @@ class _Run:
         """Measures the held-out loss where it is due; returns whether the step is to be saved as the best one."""
         return self.evaluation is not None and self.evaluation.if_due(self.step, progress)
 
+    def _settle_numbers(self, result: StepResult, progress: Optional[Progress]) -> bool:
+        """Does what health.on_bad_numbers says where the step was bad; returns whether the run goes on from here.
+
+        Raises:
+            TrainingDiverged: it says stop, or too many steps were bad, or there is no checkpoint to go back to.
+        """
+        if not result.bad:
+            self.numbers.good(result.loss, result.grad_norm)
+            return True
+        batch = self.recipe.train.global_batch
+        bad = self.numbers.bad(self.step, result.bad, result.loss, result.grad_norm)
+        self._publish(wait=True)
+        action, saved = self.numbers.action(self.step, can_roll_back=self.saved is not None), self.saved
+        first = native.load_state(saved).packs if action == "roll_back" and saved is not None else self.packs - batch
+        if self.leads:
+            steps = range(first, self.packs, batch)
+            numbers = [number for place in steps for number in self.batches.packs_of_step(place)]
+            self.numbers.write(bad, action, [(number, self.dataset.samples_of(number).tolist()) for number in numbers])
+        if action == "stop":
+            raise TrainingDiverged(self.numbers.advice(bad, saved))
+        if progress is not None:
+            progress.line(f"{self.recipe.name}: {bad.describe()}; {self.numbers.told(action, saved)}")
+        if action == "skip":
+            self.numbers.skipped.append(self.step)
+            return True
+        assert saved is not None
+        self._roll_back(saved, self.step, self.packs)
+        return False
+
+    def _roll_back(self, folder: Path, step: int, packs: int) -> None:
+        """Goes back to a checkpoint, passes over the packs up to `packs`, and saves that, so that it stays so after a restart."""
+        self.batches.close()
+        if self.log is not None:
+            self.log.close()
+        optim.gather_weights(self.model)  # nothing may be on its way into the weights
+        known = self._restore(folder).failed_samples
+        self.packs = packs
+        self.numbers.rollbacks.append(step)
+        self._open_files(known)
+        self.batches = open_loader(self.dataset, self.recipe, self.layout, start_pack=self.packs)
+        self._save()
+        self._publish(wait=True)
+
     def _report(self, result: StepResult, seconds: float, speed: float, waited: float, progress: Optional[Progress]) -> None:
         if self.log is None or progress is None:
             return
@@ -238,13 +279,21 @@ class _Run:
         entry.update(data_seconds=waited, packs=self.packs, memory=self.platform.memory().peak)
         entry.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = metrics.with_report(entry, entry.pop("report"))
+        if entry.pop("bad"):
+            return  # bad_numbers.jsonl has it
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
         progress.update(entry, result.report)
         if not result.supervised:
             progress.line(f"{self.recipe.name} step {self.step}: no token was supervised, nothing was learnt")
 
+    def _save_is_late(self) -> bool:
+        """Whether checkpoint.save_minutes have passed since the last save. The first rank's clock counts: it asks, and all agree."""
+        minutes = self.recipe.checkpoint.save_minutes
+        return self.leads and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
     def _save(self) -> None:
+        self.saved_at = time.monotonic()
         self._publish(wait=True)  # one at a time, in order
         on_first_rank(self.lock.check)
         optim.gather_weights(self.model)
@@ -254,6 +303,7 @@ class _Run:
             fingerprint=self.dataset.fingerprint,
             failed_samples=tuple(sorted(self.failed.ids)),
             layout=self.sizes,
+            **self.numbers.state(),
         )
         self.writing = native.start_save(
             self.directory,

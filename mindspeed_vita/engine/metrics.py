@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 from mindspeed_vita.engine.sinks import Sink
-from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.publish import remove_temporaries, whole_file
 from mindspeed_vita.files.write_fault import named_write_fault
 
 HELD_OUT_LOSS = "eval/loss"
@@ -32,6 +33,7 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
     Raises:
         OSError: the file cannot be written; names it.
     """
+    remove_temporaries(path)
     if not path.is_file():
         return []
     whole = path.read_bytes()
@@ -52,6 +54,22 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
         with named_write_fault(path), whole_file(path) as temporary:
             temporary.write_bytes(content)
     return ours
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of a JSONL file that are not wanted, and what is no line of ours. The file may be absent.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    remove_temporaries(path)
+    if not path.is_file():
+        return
+    whole = path.read_bytes()
+    content = b"".join(line for line in io.BytesIO(whole) if (entry := _parse(line)) is not None and wanted(entry))
+    if content != whole:
+        with named_write_fault(path), whole_file(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def append(path: Path, entries: list[dict[str, Any]]) -> None:

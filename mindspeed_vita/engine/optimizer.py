@@ -116,6 +116,17 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
     return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
+def clip_gradients(optimizer: Any) -> float:
+    """The first half of a DistributedOptimizer's step: gradients ready and clipped. `step_with_ready_grads` is the other half. Collective.
+
+    Returns:
+        the norm of all gradients before clipping; the same on every rank.
+    """
+    overflowed = optimizer.prepare_grads()
+    assert not overflowed, "only loss scaling looks for overflows, and there is none"
+    return float(optimizer.clip_grad_norm(optimizer.config.clip_grad))
+
+
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:
     """Linear warm-up, then cosine; counted in optimizer steps. Step it once before each update: the first update has lr > 0."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -147,7 +158,7 @@ def describe_new_length(schedule: Any, train: TrainConfig, *, steps_before: int,
     change = f"train.steps was {steps_before} and is {train.steps} now"
     if step >= train.steps:
         return f"{change}; the checkpoint is at step {step}, so nothing is left to train"
-    rates = _rate(schedule, train, steps_before, step), _rate(schedule, train, train.steps, step + 1)
+    rates = rate_at(schedule, train, steps_before, step), rate_at(schedule, train, train.steps, step + 1)
     return (
         f"{change}: warm-up and cosine span {counted(train.steps, 'step')} from here on; "
         f"the learning rate was {rates[0]:.2e} at step {step} and is {rates[1]:.2e} at step {step + 1}"
@@ -158,7 +169,7 @@ def _warmup(train: TrainConfig, steps: int) -> int:
     return min(round(train.warmup_fraction * steps), steps - 1)
 
 
-def _rate(schedule: Any, train: TrainConfig, steps: int, step: int) -> float:
+def rate_at(schedule: Any, train: TrainConfig, steps: int, step: int) -> float:
     """The recipe's learning rate at one step of a schedule that spans so many steps."""
     other = copy(schedule)
     other.lr_warmup_steps, other.lr_decay_steps, other.num_steps = _warmup(train, steps), steps, step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable, Iterator, Optional
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
 from mindspeed_vita.engine.objective import Objective, averages, report_table
+from mindspeed_vita.engine.optimizer import clip_gradients
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.work import Work, pack_work
 from mindspeed_vita.parallel.chunks import for_schedule
@@ -40,6 +42,8 @@ class StepResult:
     """Those of the decoder's attention."""
     flops_tower: float = 0.0
     """Those of tower and projector."""
+    bad: int = 0
+    """What was wrong with loss or norm, so that no update was made (bad_numbers.py); 0: nothing."""
     report: dict[str, float] = field(default_factory=dict)
     """Further averages of the objective, such as the loss of each source that the step met."""
 
@@ -56,7 +60,9 @@ class Stepper:
         batches: endless packs of this data-parallel rank.
         failed: record of failed samples.
         objective: what is optimised (objective.build_objective).
-        stop: what the ranks agree on at the end of each step; None: they are not asked.
+        stop: what the ranks agree on in each step; None: they are not asked.
+        judge: of (loss, gradient norm): 0, or a code where they are bad. Then all ranks leave the update out. None: numbers that are
+            not finite raise TrainingDiverged.
     """
 
     def __init__(
@@ -71,12 +77,13 @@ class Stepper:
         failed: FailedSamples,
         objective: Objective,
         stop: Optional[StopRequest] = None,
+        judge: Optional[Callable[[float, float], int]] = None,
     ) -> None:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.recipe, self.layout, self.platform = recipe, layout, platform
         self.model, self.optimizer, self.batches, self.failed = model, optimizer, batches, failed
-        self.objective, self.stop = objective, stop
+        self.objective, self.stop, self.judge = objective, stop, judge
         self.shard = Sharder(recipe, layout, platform)
         self.micro_batches = recipe.train.global_batch // layout.dp_size
         self._schedule = get_forward_backward_func()
@@ -92,7 +99,7 @@ class Stepper:
             set_learning_rate: called once before the update.
 
         Raises:
-            TrainingDiverged: the loss or the gradient norm is not finite; then the weights in memory are of no use.
+            TrainingDiverged: the loss or the gradient norm is not finite, and there is no judge.
         """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -108,14 +115,8 @@ class Stepper:
         sums, counts, (samples, *flops) = self._sum(reports)
         supervised = int(counts[0])
         loss = sums[0] / max(supervised, 1)
-        self._check(step, "loss", loss)
         set_learning_rate()
-        with phase("optimizer"):
-            _, grad_norm, _ = self.optimizer.step()
-        norm = float(grad_norm)
-        self._check(step, "gradient norm", norm)
-        with self.platform.host_work():
-            failed = self.failed.settle(learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
+        norm, failed, bad = self._update(step, loss, supervised)
         report = averages(self.objective.names, sums[1:], counts[1:])
         return StepResult(
             loss=loss,
@@ -126,8 +127,33 @@ class Stepper:
             flops=flops[0],
             flops_attention=flops[1],
             flops_tower=flops[2],
+            bad=bad,
             report=report,
         )
+
+    def _update(self, step: int, loss: float, supervised: int) -> tuple[float, int, int]:
+        """The update, unless the numbers are bad on any rank.
+
+        Returns:
+            the gradient norm before clipping, new failures, and what is wrong with the numbers.
+        """
+        settle = partial(self.failed.settle, learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
+        if self.judge is None or self.stop is None:
+            self._check(step, "loss", loss)
+            with phase("optimizer"):
+                norm = float(self.optimizer.step()[1])
+            self._check(step, "gradient norm", norm)
+            with self.platform.host_work():
+                return norm, settle(), 0
+        with phase("optimizer"):
+            norm = clip_gradients(self.optimizer)
+        self.stop.bad_asked = self.judge(loss, norm)
+        with self.platform.host_work():
+            failed = settle()
+        if not self.stop.bad_agreed:
+            with phase("optimizer"):
+                self.optimizer.step_with_ready_grads()
+        return norm, failed, self.stop.bad_agreed
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch
@@ -178,6 +204,5 @@ class Stepper:
     def _check(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):
             raise TrainingDiverged(
-                f"step {step}: the {what} is {value}; continue from an earlier checkpoint with a lower train.lr, "
-                f"or with train.precision=fp32 to find out why"
+                f"step {step}: the {what} is {value}; use a lower train.lr, or train.precision=fp32 to find out why"
             )

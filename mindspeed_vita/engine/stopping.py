@@ -1,4 +1,4 @@
-"""How a run ends when it is told to: a first SIGTERM or SIGINT lets it finish its step and save, a second one ends it at once."""
+"""How a run ends when it is told to: a first stop signal lets it finish its step and save, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Iterator, Optional
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Stop signals. Schedulers send SIGUSR1 some time before they end a job (Slurm's --signal)."""
+SAVED = os.EX_TEMPFAIL
+"""Exit status, 75: the run was told to stop, finished its step and saved it. The same command continues."""
+
+
+STATUS_FILE = "VITA_STATUS_FILE"
+"""Environment variable: where the first process of this host that does not end with 0 leaves its exit status, for cli/torchrun.py."""
+
+
+def report_status(status: int) -> None:
+    """Leaves this process's exit status for the launcher. The first one stays; 0, and a process without our launcher, leave none."""
+    path = os.environ.get(STATUS_FILE)
+    if not path or not status:
+        return
+    with suppress(OSError):  # another process was first, or the launcher is gone
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        os.write(handle, str(status).encode())
+        os.close(handle)
 
 
 class Stopped(BaseException):
@@ -31,8 +49,17 @@ class StopRequest:
         """Number of the signal that this process received; 0: none."""
         self.agreed = 0
         """Highest number that any rank had received at the end of the last step; the same on every rank."""
+        self.save_asked = False
+        """Whether this rank wants the step saved that is being trained: the time of checkpoint.save_minutes has passed."""
+        self.save_agreed = False
+        """Whether any rank wanted that at the end of the last step; the same on every rank."""
         self.finishing = False
         """Whether there is a step to finish and to save."""
+
+        self.bad_asked = 0
+        """What this rank found wrong with the numbers of the step, before its update (bad_numbers.py); 0: nothing."""
+        self.bad_agreed = 0
+        """The highest of all ranks; the same on every rank."""
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
@@ -64,7 +91,7 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """SIGTERM and SIGINT go to the request that the block is given. Where handlers cannot be set (not the main thread), nothing changes."""
+    """Stop signals go to the request that the block is given. Where handlers cannot be set (not the main thread), nothing changes."""
     request = StopRequest()
     owner = os.getpid()
 

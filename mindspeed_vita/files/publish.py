@@ -27,6 +27,12 @@ def temporary_beside(target: Path) -> Path:
     return target.with_name(f"{target.name}.{platform.node()[:32]}.{uuid4().hex}.tmp")
 
 
+def remove_temporaries(target: Path) -> None:
+    """Removes what killed processes left of a file. Call it where no other process writes the target."""
+    for rest in target.parent.glob(f"{target.name}.*.*.tmp"):
+        rest.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Gives a temporary path to write to. At the end of the block the file there replaces the target.

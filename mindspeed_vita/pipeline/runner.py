@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Iterator, Optional
 
+from mindspeed_vita.engine.stopping import SAVED, SIGNALS
 from mindspeed_vita.pipeline.pipeline_file import Pipeline, Stage, check_gate
 from mindspeed_vita.pipeline.progress import Progress, failure, held_back, mark, mark_failed, newest, progress
 
@@ -76,7 +77,8 @@ def run_pipeline(pipeline: Pipeline, first: int, last: int, say: Say) -> int:
         say: told a line at a time.
 
     Returns:
-        0: all stages are done. HELD: a gate holds a stage back. 128 + n: stopped by signal n.
+        0: all stages are done. HELD: a gate holds a stage back. SAVED: a training was told to stop, and saved. 128 + n: stopped by
+        signal n.
 
     Raises:
         StageFailed: a command did not end well.
@@ -106,7 +108,7 @@ def _train(pipeline: Pipeline, stage: Stage, found: Progress, name: str, say: Sa
         return 0
     say(f"{name}: {found.describe(stage)}; training")
     status = _call(train_command(stage, pipeline.folder), say)
-    if status > 128:
+    if status > 128 or status == SAVED:
         return status
     ended = progress(stage)
     held = held_back(ended.step) if ended.step is not None else []
@@ -192,7 +194,7 @@ def _hold(name: str, held: Sequence[str], say: Say) -> int:
 def _vita(words: Sequence[str], processes: int) -> list[str]:
     start = [sys.executable]
     if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        start += ["-m", "mindspeed_vita.cli.torchrun", "--standalone", "--nproc_per_node", str(processes)]
     return [*start, "-m", "mindspeed_vita.cli.main", *words]
 
 
@@ -207,19 +209,19 @@ def _value(words: Sequence[str], name: str) -> Optional[str]:
 
 
 def _call(command: Sequence[str], say: Say) -> int:
-    """Runs a command in the foreground; a SIGTERM of ours ends it too. Its status, or 128 + n for signal n."""
+    """Runs a command in the foreground; a stop signal of ours ends it too. Its status, or 128 + n for signal n."""
     say(f"$ {shlex.join(command)}")
     child = subprocess.Popen(command)
     with _passing_on(child) as passed:
         status = child.wait()
-    if passed:
+    if passed and status != SAVED:
         return 128 + passed[-1]
     return 128 - status if status < 0 else status
 
 
 @contextmanager
 def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Sends SIGTERM and Ctrl-C on to a child, which saves and ends; what was received, in order."""
+    """Sends stop signals on to a child, which saves and ends; what was received, in order."""
     received: list[int] = []
 
     def pass_on(number: int, frame: Optional[FrameType]) -> None:
@@ -227,7 +229,7 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         if number != signal.SIGINT:  # the terminal sends that to the whole group
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield received
     finally:

@@ -15,6 +15,28 @@ def run(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None) -> 
     return train(recipe_from_dict(_under(layout, content)), stop_at_step=stop).step
 
 
+def skips(layout: Any, *, content: dict[str, Any], bad_rank: int, bad_step: int) -> tuple[int, ...]:
+    """Trains a recipe in which one rank alone finds one step bad; returns the steps that this rank left out."""
+    from unittest import mock
+
+    import torch.distributed as dist
+
+    from mindspeed_vita.config import recipe_from_dict
+    from mindspeed_vita.engine import loop
+
+    done, made, make = [0], [], loop.BadNumbers
+
+    class Spoilt(make):  # type: ignore[valid-type, misc]
+        def judge(self, loss: float, norm: float) -> int:
+            done[0] += 1
+            made[:] = [self]
+            return 4 if done[0] == bad_step and dist.get_rank() == bad_rank else 0
+
+    with mock.patch.object(loop, "BadNumbers", Spoilt):
+        loop.train(recipe_from_dict(_under(layout, content)))
+    return tuple(made[0].skipped)
+
+
 def preference(layout: Any, *, path: str, name: str = "run", prepare: bool = False, steps: int = 5) -> None:
     """Trains docs/add_an_objective.md's recipe, with the module next to it, under the layout of the pool's call.
 

@@ -88,6 +88,12 @@ def test_every_layout_trains_the_same_curve(layout_pool, content, expected, curv
     assert_same(curves(tmp_path), expected)
 
 
+def test_bad_numbers_on_one_rank_make_every_rank_leave_the_step_out(tiny, layout_pool, tmp_path):
+    recipe = recipe_to_dict(tiny.recipe(tmp_path, train={"steps": 3}, health={"on_bad_numbers": "skip"}))
+    found = layout_pool.run("tests.distributed.layout_runs:skips", tp=2, dp=2, content=recipe, bad_rank=3, bad_step=2)
+    assert found == [(2,)] * 4
+
+
 def test_a_run_continues_under_any_other_layout(layout_pool, content, expected, curves, tmp_path):
     recipe = content(tmp_path)
     layout_pool.run(RUN, tp=2, pp=2, content=recipe, stop=2)

@@ -6,18 +6,21 @@ Nothing here knows what the files hold. `directory` is the folder of a run, `fol
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Iterable, Mapping, Optional
 
 from mindspeed_vita.files.digest import CHECKSUM, algorithm_of, checksum_of
-from mindspeed_vita.files.publish import publish_folder, restore_all, whole_file
+from mindspeed_vita.files.publish import publish_folder, remove_temporaries, restore_all, sync, whole_file
 from mindspeed_vita.files.writing import write_json
 
 CHECKSUMS = "checksums.json"
 BEST = "best.json"
 """File in a run's folder that names the step with the lowest held-out loss (eval.keep_best); that step is not pruned."""
+_REMOVING = ".removing-"
+"""In front of the name of a step that is being removed."""
 _STEP = re.compile(r"step_(\d{7,})")
 
 
@@ -109,14 +112,14 @@ def _recorded(folder: Path) -> tuple[str, dict[str, str]]:
         algorithm = algorithm_of(sums)
         return algorithm, dict(sums[algorithm])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {folder}: {CHECKSUMS} cannot be read ({error}); use another step") from error
+        raise damaged(folder, [f"{CHECKSUMS} cannot be read ({error})"]) from error
 
 
 def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
     """The error for a folder that failed `verify`; it offers the newest earlier step."""
     before = [path for path in complete_steps(folder.parent) if _STEP.fullmatch(folder.name) and step_of(path) < step_of(folder)]
     if before:
-        advice = f"delete or move {folder.name} to continue from {before[-1].name}"
+        advice = f"continue from {before[-1].name}, the newest one before it (vita train RECIPE --resume-from {before[-1].name})"
     else:
         advice = "no earlier step is left; start again or restore the folder from a copy"
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {'; '.join(problems)}; {advice}")
@@ -153,20 +156,40 @@ def surplus(directory: Path, keep: int) -> list[Path]:
     return [folder for folder in steps if folder != best]
 
 
-def prune(directory: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest whole steps (0 keeps all) and the best one, and what interrupted writes left; returns what went.
+def recover(directory: Path) -> None:
+    """Undoes what a killed run left half done in its folder. Call it where no other process writes there, before a step is chosen.
 
-    A step whose replacement died between two renames gets its name back first: it is whole.
+    A step whose replacement died between two renames gets its name back: it is whole. Steps on their way out go for good.
     """
     restore_all(directory, "step_*", known_by=CHECKSUMS)
+    for going in directory.glob(f"{_REMOVING}*"):
+        shutil.rmtree(going, ignore_errors=True)
+    remove_temporaries(directory / BEST)
+
+
+def prune(directory: Path, keep: int) -> list[Path]:
+    """Remove all but the `keep` newest whole steps (0 keeps all) and the best one, and what interrupted work left; returns what went."""
+    recover(directory)
     gone = surplus(directory, keep)
     for folder in gone:
-        # the checksum file goes first: a removal that is interrupted leaves no folder that looks whole
-        (folder / CHECKSUMS).unlink()
-        shutil.rmtree(folder)
+        # under another name first: a removal that is interrupted leaves no folder that looks whole, and the next one goes on with it
+        os.rename(folder, folder.with_name(_REMOVING + folder.name))
+    if gone:
+        sync(directory)
+    for folder in gone:
+        shutil.rmtree(folder.with_name(_REMOVING + folder.name), ignore_errors=True)
+    for rest in _half_removed(directory) if keep > 0 else ():
+        shutil.rmtree(rest, ignore_errors=True)
     for rest in directory.glob(".writing-step_*"):
         if rest.is_dir():
             shutil.rmtree(rest, ignore_errors=True)
         else:  # the journal of a conversion
             rest.unlink(missing_ok=True)
     return gone
+
+
+def _half_removed(directory: Path) -> list[Path]:
+    """Step folders without checksums that are older than every whole one: an earlier version that was killed while pruning left them."""
+    steps = complete_steps(directory)
+    found = [child for child in directory.glob("step_*") if is_step(child) and not (child / CHECKSUMS).exists()]
+    return [child for child in found if steps and step_of(child) < step_of(steps[0])]

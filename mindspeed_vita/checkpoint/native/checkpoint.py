@@ -16,6 +16,7 @@ from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
 from mindspeed_vita.checkpoint.native.full_weights import open_full_weights, read_full_weights, save_full_weights
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed, gather, rank, world
+from mindspeed_vita.checkpoint.native.room import check_room
 from mindspeed_vita.checkpoint.native.step_folder import (
     TrainState,
     check_architecture,
@@ -79,7 +80,7 @@ def start_save(
         lineage: where the run's weights come from; on the first rank.
 
     Raises:
-        SaveFailed: the folder cannot be made.
+        SaveFailed: the folder cannot be made, or the disk has no room.
     """
     from megatron.core import parallel_state
 
@@ -89,6 +90,7 @@ def start_save(
     hold = copies.to_host if background else torch.Tensor.detach
     held = list(optimizer_state.pieces(optimizer, model, weights, group, hold))
     own = [replace(piece, data=hold(piece.data)) for piece in shards.owned_pieces(shards.shared_out(weights, group.size()))]
+    check_room(Path(directory), state.step, (*held, *own))
     if background:
         copies.arrive()  # the next step changes what they were made of
     name = f"rank_{rank():05d}.safetensors"
@@ -121,11 +123,14 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
 
     ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     own = list(shards.owned_pieces(shards.shared_out(_sharded_weights(model), ranks)))
+    check_room(Path(directory), step, own)
     name = f"weights/rank_{rank():05d}.safetensors"
     return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()
 
 
-def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str) -> TrainState:
+def load(
+    folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str, with_changes: bool = False
+) -> TrainState:
     """Resume: weights, optimizer and state. Collective.
 
     Args:
@@ -134,6 +139,7 @@ def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: 
         optimizer: a fresh DistributedOptimizer over it.
         recipe: what this run was told.
         fingerprint: of this run's data.
+        with_changes: settings of optimisation may be others than before, where weights and optimizer allow it.
 
     Raises:
         ValueError: another architecture, other settings of optimisation, other data, or weights only.
@@ -143,17 +149,19 @@ def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: 
     _verify(folder)
     state = load_state(folder)
     check_architecture(folder, recipe.model, resume=True)
-    check_training(folder, recipe)
+    check_training(folder, recipe, with_changes=with_changes)
     if state.fingerprint != fingerprint:
         raise ValueError(
             f"{folder} was written with other data (fingerprint {state.fingerprint[:12]}, this run has {fingerprint[:12]}): the mixture, "
             f"its files, the tokenizer, the template or a setting of the data section changed. Restore them to resume, or start a run in "
             f"another folder with checkpoint.init_from={folder} (weights only)"
         )
-    _load_weights(folder, model)
+    weights, reader = shards.Reader(folder / "weights"), shards.Reader(folder / "optimizer")
+    _copy_weights(weights, model, str(folder))
+    optimizer_state.load_exact_weights(model, _sharded_weights(model), reader)
     optimizer.reload_model_params()
-    reader = shards.Reader(folder / "optimizer")
-    optimizer_state.load(optimizer, model, _sharded_weights(model), reader, state.step)
+    updates = state.step - len(state.skipped_steps)
+    optimizer_state.load(optimizer, model, _sharded_weights(model), reader, updates, weights=weights)
     return state
 
 

@@ -6,7 +6,7 @@ blocks of whole tensors, under optimizer names that follow the weights. So they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +58,26 @@ def pieces(
                 yield replace(piece, key=f"{kind}.{piece.key}")
 
 
-def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], reader: Reader, step: int) -> None:
+def load_exact_weights(model: torch.nn.Module, sharded_weights: dict[str, Any], reader: Reader) -> None:
+    """Weights of a run that trained in bf16 and goes on in fp32: the optimizer's fp32 ones, and not those that were rounded for the model.
+
+    Args:
+        model: the model without its DDP wrapper, weights already loaded.
+        sharded_weights: as for `pieces`.
+        reader: the optimizer folder.
+    """
+    if not _has_main_weights(reader):
+        return
+    for name, parameter in _trainable(model):
+        if parameter.dtype == torch.float32:
+            own = blocks(sharded_weights[name], parameter.shape, 0, parameter.numel())
+            with torch.no_grad():
+                parameter.copy_(_read(reader, own, parameter.numel(), "param.").view(parameter.shape))
+
+
+def load(
+    optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any], reader: Reader, step: int, *, weights: Reader
+) -> None:
     """Fill a fresh DistributedOptimizer. Each rank reads the ranges that it holds.
 
     Args:
@@ -67,10 +86,12 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
         sharded_weights: as for `pieces`.
         reader: the optimizer folder.
         step: Adam's step count.
+        weights: the folder of weights; of a run that trained in fp32 and goes on in bf16, its weights are the optimizer's.
 
     Raises:
         ValueError: state for a trainable parameter is missing or has another shape.
     """
+    main_weights = _has_main_weights(reader)
     for name, parameter in _trainable(model):
         place = _place(optimizer, parameter)
         if place is None:
@@ -79,9 +100,8 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
         state: dict[str, torch.Tensor] = {"step": _step_tensor(group, main, step)}
         own = list(blocks(sharded_weights[name], parameter.shape, start, end))
         for kind in _kinds(parameter):
-            values = torch.zeros(end - start)  # what no block fills, such as zero heads, stays zero
-            for block in own:
-                replace(block, key=f"{kind}.{block.key}").load(reader, values)
+            source, prefix = (weights, "") if kind == "param" and not main_weights else (reader, f"{kind}.")
+            values = _read(source, own, end - start, prefix)
             if kind == "param":
                 main.data.copy_(values)
             else:
@@ -92,6 +112,14 @@ def load(optimizer: Any, model: torch.nn.Module, sharded_weights: dict[str, Any]
 def _kinds(parameter: torch.nn.Parameter) -> tuple[str, ...]:
     """What the optimizer holds of a parameter. One in fp32 is its own main parameter."""
     return _MOMENTS if parameter.dtype == torch.float32 else ("param", *_MOMENTS)
+
+
+def _read(reader: Reader, own: Iterable[Block], length: int, prefix: str) -> torch.Tensor:
+    """A flat range of a tensor whose key has a prefix before the weight's, fp32. What no block fills, such as zero heads, stays zero."""
+    values = torch.zeros(length)
+    for block in own:
+        replace(block, key=f"{prefix}{block.key}").load(reader, values)
+    return values
 
 
 def _check_whole(parameters: list[tuple[str, torch.nn.Parameter]], places: list[Any], group: dist.ProcessGroup) -> None:
@@ -106,6 +134,11 @@ def _check_whole(parameters: list[tuple[str, torch.nn.Parameter]], places: list[
 
 def _trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _has_main_weights(reader: Reader) -> bool:
+    """Whether the run trained in bf16."""
+    return any(key.startswith("param.") for key in reader.keys())
 
 
 def _place(optimizer: Any, parameter: torch.nn.Parameter) -> Any:

@@ -20,6 +20,12 @@ POSITIONS = ("language.rope_base", "language.rope_scaling.")
 # keys of the train section that a resumed run may change: how long it goes on, and what only costs memory or time
 _MAY_CHANGE = {"steps", "recompute", "recompute_layers", "offload"}
 
+_ON_REQUEST = {
+    *("global_batch", "lr", "min_lr", "warmup_fraction", "vision_lr_mult", "projector_lr_mult", "language_lr_mult", "vision_layer_decay"),
+    *("weight_decay", "beta1", "beta2", "eps", "clip_grad", "precision", "grad_reduce"),
+}
+"""Keys of the train section that a resumed run may change where its user asks for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
@@ -35,6 +41,12 @@ class TrainState:
     """Samples that could not be decoded; they stay masked."""
     layout: dict[str, int]
     """tp, pp, cp, dp of the run that saved."""
+    skipped_steps: tuple[int, ...] = ()
+    """Steps that made no update, as their numbers were bad."""
+    rollbacks: tuple[int, ...] = ()
+    """Bad steps from which the run went back to a checkpoint."""
+    recent_numbers: tuple[tuple[float, float], ...] = ()
+    """Loss and gradient norm of the last good steps, oldest first, where the run looks for spikes."""
 
 
 def latest(directory: str | Path) -> Optional[Path]:
@@ -86,7 +98,11 @@ def load_state(folder: Path) -> TrainState:
     known = {field.name for field in fields(TrainState)}
     try:
         content = json.loads(path.read_text())
-        return TrainState(**{**{k: v for k, v in content.items() if k in known}, "failed_samples": tuple(content["failed_samples"])})
+        values = {key: value for key, value in content.items() if key in known}
+        for key in ("failed_samples", "skipped_steps", "rollbacks"):
+            values[key] = tuple(values.get(key, ()) if key != "failed_samples" else values[key])
+        values["recent_numbers"] = tuple((float(loss), float(norm)) for loss, norm in values.get("recent_numbers", ()))
+        return TrainState(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise atomic.damaged(folder, [f"state.json cannot be read ({error!r})"]) from error
 
@@ -133,22 +149,43 @@ def differing_keys(left: ModelConfig, right: ModelConfig) -> dict[str, tuple[Any
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def check_training(folder: Path, recipe: Recipe) -> None:
+def changed_training(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The settings of optimisation that differ from a saved recipe, with both values, but not those that any resume may change."""
+    # a key that came later: the run had what is its default
+    before, wanted = {**recipe_to_dict(Recipe())["train"], **saved["train"]}, recipe_to_dict(recipe)["train"]
+    keys = sorted(key for key in wanted if key not in _MAY_CHANGE and before.get(key) != wanted[key])
+    return {key: (before.get(key), wanted[key]) for key in keys}
+
+
+def check_training(folder: Path, recipe: Recipe, *, with_changes: bool = False, engine: str = "builtin") -> None:
     """Refuse to resume under other settings of optimisation: the curve would be neither the old run's nor a new one's.
+
+    Args:
+        folder: step folder.
+        recipe: what this run was told.
+        with_changes: the user wants the settings of _ON_REQUEST to change.
+        engine: that continues; only the built-in one can change settings.
 
     Raises:
         ValueError: naming every key that differs, with both values.
     """
-    # a key that came later: the run had what is its default
-    saved = {**recipe_to_dict(Recipe())["train"], **saved_recipe(folder)["train"]}
-    wanted = recipe_to_dict(recipe)["train"]
-    keys = sorted(key for key in wanted if key not in _MAY_CHANGE and saved.get(key) != wanted[key])
-    if keys:
-        differing = "; ".join(f"train.{key}: {saved.get(key)} there, {wanted[key]} here" for key in keys)
-        raise ValueError(
-            f"{folder} was trained with other settings ({differing}); restore them to resume, or start a run in another "
-            f"checkpoint.directory with checkpoint.init_from={folder} (weights only)"
-        )
+    found = changed_training(saved_recipe(folder), recipe)
+    fixed = [key for key in found if key not in _ON_REQUEST]
+    if "global_batch" in found and recipe.train.even_steps > 1:
+        fixed.append("global_batch")  # the order of packs follows from it, so some would come twice and others never
+    keys = sorted(fixed if with_changes else found)
+    if not keys:
+        return
+    differing = "; ".join(f"train.{key}: {found[key][0]} there, {found[key][1]} here" for key in keys)
+    advice = "restore them to resume"
+    if not fixed and engine == "builtin":
+        advice += ", add --resume-with-changes to go on with the new ones"
+    elif with_changes and "global_batch" in fixed:
+        advice += f" (train.global_batch cannot change with train.even_steps={recipe.train.even_steps})"
+    raise ValueError(
+        f"{folder} was trained with other settings ({differing}); {advice}, or start a run in another "
+        f"checkpoint.directory with checkpoint.init_from={folder} (weights only)"
+    )
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_vita.data.at_work import note
 from mindspeed_vita.data.media.arena import SIZE, Arena, memory_to_share
 from mindspeed_vita.data.media.decoder_process import DONE, REFUSED, SHARED, TILE
 from mindspeed_vita.data.media.limits import DecodeSettings
@@ -195,6 +196,7 @@ class Decoder:
             job, path, seconds = jobs[done], jobs[done].request["path"], self.settings.deadline(jobs[done].num_frames)
             if self._child is None or self._child.poll() is not None:
                 sent = done
+            note(path)
             child = self._start()
             try:
                 deadline = time.monotonic() + seconds

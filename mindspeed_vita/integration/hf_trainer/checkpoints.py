@@ -57,7 +57,7 @@ def read_state(
         ValueError: other sizes, settings, data, or another way to share them.
     """
     step_folder.check_architecture(folder, recipe.model, resume=True)
-    step_folder.check_training(folder, recipe)
+    step_folder.check_training(folder, recipe, engine="hf")
     state = step_folder.load_state(folder)
     saved = json.loads((folder / _STATE).read_text(encoding="utf-8"))["sharing"]
     advice = f"start a run in another checkpoint.directory with checkpoint.init_from={folder.parent / 'export'} (weights only)"

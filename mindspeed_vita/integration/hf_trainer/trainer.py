@@ -148,7 +148,7 @@ class PackTrainer(Trainer):
         loss = float(total)
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"step {step}: the loss is {loss}; continue from an earlier checkpoint with a lower train.lr, "
+                f"step {step}: the loss is {loss}; start again in another checkpoint.directory with a lower train.lr, "
                 f"or with train.precision=fp32 to find out why"
             )
         failed = self.failed.settle(learnt=self._learnt, step=step, last_step=self.recipe.train.steps, stop=self.stop)

@@ -11,7 +11,8 @@ import yaml
 
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import recipe_to_dict
-from mindspeed_vita.engine.loop import TrainResult, train
+from mindspeed_vita.engine.loop import train
+from mindspeed_vita.engine.outcome import TrainResult
 from mindspeed_vita.evaluation import gates, held_out_loss
 
 

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import active_children
 
 import psutil
 import pytest
 import torch
 
+from mindspeed_vita.data.at_work import AtWork
 from mindspeed_vita.data.dealing import RelativeWork
 from mindspeed_vita.data.loader import PackLoader, _start_worker
+from mindspeed_vita.data.rows import RowReader
 
 WORK = RelativeWork(attention=0.02, tile=30.0)
 
@@ -150,7 +152,7 @@ def test_a_worker_is_silent_about_a_run_that_went_away_in_the_middle_of_a_tensor
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setattr("mindspeed_vita.data.loader.end_by_parent_alone", lambda: None)  # it would change this process for good
-    _start_worker(0)
+    _start_worker(AtWork(1), 0)
     for gone in (BrokenPipeError(32, "Broken pipe"), ConnectionResetError(), EOFError()):
         sys.excepthook(type(gone), gone, None)
     assert capsys.readouterr().err == ""
@@ -208,7 +210,7 @@ def test_a_signal_to_the_whole_process_group_ends_workers_without_a_word(data, n
     assert (out.splitlines()[-1], err, run.returncode) == (f"stopped {signal.Signals(number).name}", "", 0)
 
 
-def test_workers_and_decoders_go_on_through_a_sigterm_to_every_process_of_a_run(data):
+def test_workers_and_decoders_go_on_through_a_stop_signal_to_every_process_of_a_run(data):
     """As torchrun and schedulers send it: the packs of the step that is finished must still come, whole."""
     command = [sys.executable, "-c", FINISH_WHEN_TOLD, json.dumps(asdict(data.settings))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
@@ -218,6 +220,7 @@ def test_workers_and_decoders_go_on_through_a_sigterm_to_every_process_of_a_run(
             assert run.stdout.readline() == "pack\n", run.stderr.read()
             family = psutil.Process(run.pid).children(recursive=True)
         for process in family:  # decoders are in sessions of their own
+            process.send_signal(signal.SIGUSR1)
             process.send_signal(signal.SIGTERM)
         run.send_signal(signal.SIGTERM)
         out, err = run.communicate(timeout=60)
@@ -282,11 +285,12 @@ def test_the_loader_counts_what_it_waited(data):
 
 def test_workers_that_stall_end_the_run_with_a_message(data, monkeypatch):
     first = data.samples_of(0)
-    pack = type(data).pack
-    monkeypatch.setattr(type(data), "pack", lambda self, number, **rank: time.sleep(600) if number else pack(self, number, **rank))
+    read, rows = RowReader.sample, count()
+    monkeypatch.setattr(RowReader, "sample", lambda *row: time.sleep(600) if next(rows) >= len(first) else read(*row))
     loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1, num_workers=1, longest_wait=2.0)
     packs = iter(loader)
     assert next(packs).sample_ids.tolist() == first.tolist()
-    with pytest.raises(ValueError, match=r"no pack came .* within 2 seconds \(data\.loader_seconds\); process ids: \d+ \(alive\)"):
+    with pytest.raises(ValueError, match=r"no pack came .* within 2 seconds \(data\.loader_seconds\): process \d+ reads ") as caught:
         next(packs)
+    assert f"reads {data.where(int(data.samples_of(1)[0]))}. A file system" in str(caught.value)
     assert loader.packs_consumed == 1

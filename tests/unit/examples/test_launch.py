@@ -60,7 +60,7 @@ def settings(**variables: str) -> dict[str, str]:
 
 def test_torchrun_waits_two_hours_for_a_node_that_starts_late():
     words = command(**SEVERAL_NODES)
-    config, _, _ = config_from_args(parse_args(words[words.index("torch.distributed.run") + 1 :]))
+    config, _, _ = config_from_args(parse_args(words[words.index("mindspeed_vita.cli.torchrun") + 1 :]))
     assert config.rdzv_configs == {"timeout": "7200", "rank": 3} and config.max_nodes == 8
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import recipe_to_dict
+from mindspeed_vita.engine.stopping import SAVED
 from mindspeed_vita.pipeline.handoff import handoff
 from mindspeed_vita.pipeline.pipeline_file import load_pipeline
 from mindspeed_vita.pipeline.runner import gate_command, train_command
@@ -65,9 +66,9 @@ def test_a_stopped_pipeline_goes_on_where_it_was(tiny, tmp_path):
     while not (metrics.is_file() and metrics.read_text().count("\n") > 2):
         assert child.poll() is None and time.monotonic() < deadline, child.stderr
         time.sleep(0.2)
-    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGUSR1)
     _, errors = child.communicate(timeout=300)
-    assert child.returncode == 128 + signal.SIGTERM and b"the same command continues from" in errors
+    assert child.returncode == SAVED and b"the same command continues from" in errors
     (step,) = (tmp_path / "runs" / "first").glob("step_*")
     reached = int(step.name.removeprefix("step_"))
     path = write(tiny, tmp_path, steps=reached + 1, first={"gates": []}, second={"after": []})
@@ -82,7 +83,7 @@ def test_a_dry_run_shows_what_is_taken_over_and_trains_nothing(tiny, tmp_path, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "first: not begun; starts from random weights"
     assert "  context  128 -> 256 tokens" in lines and "  weights  the same architecture" in lines
-    assert any("torch.distributed.run" in line and "checkpoint.init_from=" in line for line in lines)
+    assert any("mindspeed_vita.cli.torchrun" in line and "checkpoint.init_from=" in line for line in lines)
     assert lines[-1] == "PASS: 2 stages would run" and not (tmp_path / "runs").exists()
     recipe = yaml.safe_load((tmp_path / "second.yaml").read_text())
     recipe["model"]["language"]["ffn_hidden_size"] = 96
@@ -143,7 +144,7 @@ def test_commands_say_how_many_processes_they_need(tiny, tmp_path):
     path = write(tiny, tmp_path, first={"gates": [needle]}, second={"script": "run.sh", "engine": "mindspeed-llm"})
     first, second = load_pipeline(path).stages
     command = gate_command(first, needle, first.run / "step_0000003")
-    assert command[1:7] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "8", "-m"]
+    assert command[1:7] == ["-m", "mindspeed_vita.cli.torchrun", "--standalone", "--nproc_per_node", "8", "-m"]
     assert command[-2:] == ["--output", str(first.run / "gates" / "needle.step_0000003")]
     assert train_command(second, tmp_path) == ["bash", str(script), f"checkpoint.init_from={first.run}"]
     assert train_command(first, tmp_path) == [sys.executable, "-m", "mindspeed_vita.cli.main", "train", str(tmp_path / "first.yaml")]

@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 import resource
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +77,44 @@ def test_checksums_of_an_unknown_kind_are_no_checksums(tmp_path: Path) -> None:
     (step / atomic.CHECKSUMS).write_text(json.dumps({"crc32": {"data": "00"}}))
     with pytest.raises(atomic.DamagedCheckpoint, match="it has crc32, expected xxh128 or sha256"):
         atomic.recorded(step)
+
+
+def test_a_kill_while_pruning_leaves_nothing_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2, 3):
+        _publish(tmp_path, number, b"x")
+    calls = {"unlink": os.unlink, "rmdir": os.rmdir, "rename": os.rename}
+    kills, done = 0, [0]
+
+    def killed(name: str, *arguments: Any, **more: Any) -> None:
+        if done[0]:
+            raise KeyboardInterrupt
+        done[0] += 1
+        calls[name](*arguments, **more)
+
+    while (tmp_path / atomic.step_name(1)).exists() or list(tmp_path.glob(".removing-*")):
+        done[0] = 0
+        for name in calls:
+            monkeypatch.setattr(os, name, partial(killed, name))
+        with suppress(KeyboardInterrupt):
+            atomic.prune(tmp_path, keep=2)
+        monkeypatch.undo()
+        kills += 1
+        assert [path.name for path in atomic.complete_steps(tmp_path)][-2:] == ["step_0000002", "step_0000003"]
+        assert all(atomic.verify(step, atomic.recorded(step)) == [] for step in atomic.complete_steps(tmp_path))
+    assert kills > 3, "it was killed after each call"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000002", "step_0000003"]
+
+
+def test_what_earlier_versions_left_while_pruning_goes_and_newer_folders_stay(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 4):
+        _publish(tmp_path, number, b"x")
+    for number in (1, 4):  # 4: of something that is copied into the folder, perhaps
+        (tmp_path / atomic.step_name(number) / atomic.CHECKSUMS).unlink()
+    (tmp_path / "best.json.host.0f0f.tmp").write_text("{}")
+    atomic.prune(tmp_path, keep=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [atomic.step_name(number) for number in (1, 2, 3, 4)]
+    atomic.prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [atomic.step_name(number) for number in (2, 3, 4)]
 
 
 def test_pruning_spares_the_best_step_and_says_beforehand_what_goes(tmp_path: Path) -> None:

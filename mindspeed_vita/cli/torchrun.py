@@ -1,0 +1,46 @@
+"""torchrun with an exit status that a scheduler can read: that of the first process of the run which ended with one.
+
+    python -m mindspeed_vita.cli.torchrun --standalone --nproc_per_node 8 -m mindspeed_vita.cli.main train RECIPE
+
+torchrun alone ends with 1 whatever its processes ended with, and SIGUSR1 ends it without a word to them. Arguments are torchrun's own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Optional
+
+from mindspeed_vita.engine.stopping import STATUS_FILE
+
+
+def main() -> int:
+    """Runs torchrun with this process's arguments; the status of the run's first process that failed or stopped, else torchrun's own."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    with tempfile.TemporaryDirectory(prefix="vita_torchrun_") as folder:
+        told = Path(folder) / "status"
+        os.environ[STATUS_FILE] = str(told)
+        signal.signal(signal.SIGUSR1, _pass_on)
+        try:
+            torchrun()
+        except (ChildFailedError, SignalException):
+            if not told.is_file():
+                raise
+            return int(told.read_text())
+    return 0
+
+
+def _pass_on(number: int, frame: Optional[FrameType]) -> None:
+    """torchrun hands SIGTERM on to its processes, which treat both signals alike; not every release lets us add a signal to its list."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The connections between the ranks: every end is heard of, whatever it is, and the end of one's own work is no news."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from mindspeed_vita.engine import lifeline
+from mindspeed_vita.engine.lifeline import LOST, Lifeline
+
+
+class First:
+    """The first of several ranks, in this process; the others are forked."""
+
+    def __init__(self, folder: Path, world: int) -> None:
+        self.folder, self.world = folder, world
+        self.left: queue.Queue[tuple[int, str]] = queue.Queue()
+        self.words: queue.Queue[tuple[int, str]] = queue.Queue()
+        self.children: list[int] = []
+        self.line = Lifeline(0, world, self._store(), lambda *end: self.left.put(end), lambda *word: self.words.put(word))
+
+    def _store(self) -> Any:
+        return dist.FileStore(str(self.folder / "store"), self.world)
+
+    def fork(self, rank: int, work: Callable[[Lifeline], Any]) -> int:
+        """Another rank, which ends with the status that its lifeline ends it with, or with 0 after its work."""
+        child = os.fork()
+        if not child:
+            try:
+                line = Lifeline(rank, self.world, self._store(), lambda status, told: os._exit(status), lambda *word: None)
+                work(line)
+            finally:
+                os._exit(0)
+        self.children.append(child)
+        return child
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Iterator[Callable[[int], First]]:
+    made: list[First] = []
+
+    def make(world: int) -> First:
+        made.append(First(tmp_path, world))
+        return made[-1]
+
+    yield make
+    for group in made:
+        group.line.close()
+        for child in group.children:
+            if os.waitpid(child, os.WNOHANG)[0] == 0:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+
+def exit_status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_rank_that_is_killed_is_named_although_its_own_children_live_on(first):
+    group = first(2)
+
+    def with_a_child(line: Lifeline) -> None:
+        if not os.fork():
+            os.setsid()
+            time.sleep(8)  # longer than it takes to hear
+            os._exit(0)
+        time.sleep(60)
+
+    began = time.monotonic()
+    child = group.fork(1, with_a_child)
+    while 1 not in group.line._names:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGKILL)
+    status, line = group.left.get(timeout=6)
+    assert status == LOST and f"rank 1 (process {child} on " in line and "ended without a word" in line
+    assert time.monotonic() - began < 60
+
+
+def test_the_others_are_told_to_leave(first):
+    group = first(3)
+    dies, waits = group.fork(1, lambda line: time.sleep(60)), group.fork(2, lambda line: time.sleep(60))
+    while len(group.line._names) < 2:
+        time.sleep(0.01)
+    os.kill(dies, signal.SIGKILL)
+    assert group.left.get(timeout=20)[0] == LOST
+    group.children.remove(waits)
+    assert exit_status(waits) == LOST
+
+
+def test_an_error_that_was_reported_ends_the_others_with_its_status_and_no_further_word(first, monkeypatch):
+    monkeypatch.setattr(lifeline, "_GRACE", 0.2)
+    group = first(3)
+    group.fork(1, lambda line: line.failed(2, broken=False))
+    waits = group.fork(2, lambda line: time.sleep(60))
+    assert group.left.get(timeout=20) == (2, "")
+    group.children.remove(waits)
+    assert exit_status(waits) == 2
+
+
+def test_a_broken_collective_is_blamed_on_the_rank_that_failed(first, monkeypatch):
+    monkeypatch.setattr(lifeline, "_GRACE", 60.0)
+    group = first(3)
+    group.fork(1, lambda line: line.failed(2, broken=False))
+
+    def broken(line: Lifeline) -> None:
+        line.failed(1, broken=True)
+        os._exit(9)
+
+    breaks = group.fork(2, broken)
+    group.children.remove(breaks)
+    assert exit_status(breaks) == 2
+
+
+def test_ranks_that_are_done_may_leave_in_any_order(first):
+    group = first(3)
+    done, words = group.fork(1, lambda line: line.close()), group.fork(2, lambda line: (line.say("a word"), line.close()))
+    assert group.words.get(timeout=20) == (2, "a word")
+    for child in (done, words):
+        group.children.remove(child)
+        assert exit_status(child) == 0
+    time.sleep(0.3)
+    assert group.left.empty()
+
+
+def test_a_stranger_is_no_rank(first):
+    group = first(2)
+    with socket.create_connection(("127.0.0.1", group.line._server.getsockname()[1])) as stranger:
+        stranger.sendall(b"0000 1 host 7\nfailed 2\n")
+    time.sleep(0.3)
+    assert not group.line._names and group.left.empty()
