@@ -174,7 +174,7 @@ class ParallelConfig(Section):
     overlap_grad_reduce: Overlap = "auto"
     """Sum gradients over dp and cp while the last backward pass of a step goes on: auto (on accelerators) | always | never."""
     overlap_param_gather: Overlap = "auto"
-    """Gather updated weights while the next forward pass goes on: auto (off so far) | always | never. Needs overlap_grad_reduce."""
+    """Gather updated weights while the next forward pass goes on: auto (on accelerators) | always | never. Needs overlap_grad_reduce."""
 
 
 @dataclass(frozen=True, kw_only=True)

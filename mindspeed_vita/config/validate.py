@@ -199,11 +199,6 @@ def _train(recipe: Recipe) -> list[str]:
         problems.append(f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr")
     if train.grad_reduce == "bf16" and train.precision != "bf16":
         problems.append(f"train.grad_reduce=bf16 with train.precision={train.precision}; use precision=bf16, or leave grad_reduce out")
-    if parallel.virtual_stages > 1 and "always" in (parallel.overlap_param_gather, parallel.overlap_grad_reduce):
-        problems.append(
-            f"parallel.virtual_stages={parallel.virtual_stages} with overlap_grad_reduce or overlap_param_gather: an interleaved "
-            "pipeline overlaps neither; leave them out"
-        )
     if parallel.overlap_param_gather == "always" and parallel.overlap_grad_reduce == "never":
         problems.append(
             "parallel.overlap_param_gather=always with parallel.overlap_grad_reduce=never; weights are gathered by the buckets that "

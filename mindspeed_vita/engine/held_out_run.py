@@ -16,6 +16,7 @@ from mindspeed_vita.engine.held_out import HeldOut
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks, describe_overlap, open_held_out
 from mindspeed_vita.engine.held_out_watch import PACKS, HeldOutWatch
 from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.optimizer import gather_weights
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
@@ -51,7 +52,7 @@ class RunEvaluation:
         training: PackDataset,
         log: Optional[MetricsLog],
     ) -> None:
-        self.recipe, self.log = recipe, log
+        self.recipe, self.model, self.log = recipe, model, log
         self.directory = Path(recipe.checkpoint.directory)
         dataset = open_held_out(recipe, layout)
         own = FailedSamples(failed.quarantine, run=failed.run, budget=dataset.failure_budget())
@@ -84,6 +85,8 @@ class RunEvaluation:
         """
         if not self.watch.due(step):
             return False
+        # which modules a pack calls depends on its media while nothing trains: ranks would gather weights in different orders
+        gather_weights(self.model)
         scores = self.held_out.measure(step)
         if self.log is not None and progress is not None:
             self.log.write({"step": step, **scores.entry(), PACKS: self.watch.identity})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -13,6 +12,7 @@ from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import Recipe, TrainConfig
 from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
+from mindspeed_vita.parallel.weights_in_time import wait_before_reads
 from mindspeed_vita.platform import Platform, megatron_compat
 from mindspeed_vita.wording import counted
 
@@ -31,11 +31,8 @@ class Communication:
     @staticmethod
     def of(recipe: Recipe, platform: Platform) -> Communication:
         """That of a run on a device."""
-        # the chunks of an interleaved pipeline have a DDP each, which megatron would have to be told of; that was not built
-        accelerator = platform.capabilities.accelerator and recipe.parallel.virtual_stages == 1
         told = recipe.parallel.overlap_grad_reduce, recipe.parallel.overlap_param_gather
-        # weights are gathered behind the forward pass where a recipe asks for it only: on the simulated Ascend some were read too early
-        reduce, gather = (value == "always" or (value == "auto" and on) for value, on in zip(told, (accelerator, False)))
+        reduce, gather = (value == "always" or (value == "auto" and platform.capabilities.accelerator) for value in told)
         wanted = reduce or recipe.parallel.overlap_param_gather == "always"
         return Communication(grad_reduce=recipe.train.grad_reduce, overlap_grad_reduce=wanted, overlap_param_gather=wanted and gather)
 
@@ -52,7 +49,11 @@ def wrap_model(model: Any, communication: Communication = Communication()) -> An
         communication: what overlaps, and the type of the sums.
     """
     if isinstance(model, ModelChunks):
-        return ModelChunks([wrap_model(chunk, communication) for chunk in model])
+        chunks = ModelChunks([wrap_model(chunk, communication) for chunk in model])
+        if communication.overlap_grad_reduce:
+            for chunk in chunks:  # an interleaved schedule takes a list, whose order is that of its chunks
+                chunk.config.no_sync_func = [each.no_sync for each in chunks]
+        return chunks
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.enums import ModelType
 
@@ -71,15 +72,8 @@ def wrap_model(model: Any, communication: Communication = Communication()) -> An
         # the schedules then reduce in the backward pass of the last micro-batch only
         model.config.no_sync_func = wrapped.no_sync
     if communication.overlap_param_gather:
-        for called, read in model.read_elsewhere():
-            called.register_forward_pre_hook(_gather_before(wrapped, read))
+        wait_before_reads(model)
     return wrapped
-
-
-def _gather_before(wrapped: Any, read: torch.nn.Module) -> Callable[..., None]:
-    """A hook that waits for weights of a module that is not called itself: DDP's own hooks sit on the modules that are."""
-    hook = wrapped._make_forward_pre_hook()
-    return lambda *arguments: hook(read)
 
 
 def gather_weights(wrapped: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Optional
 
 import torch
@@ -165,27 +166,59 @@ def group_timeouts(layout: Any, *, minutes: float) -> list[float]:
 def overlapped(layout: Any, *, content: dict[str, Any], folder: str, buckets: dict[str, Optional[int]]) -> int:
     """Trains a recipe without overlap, and with it once for each size of buckets, each run in a folder of its own.
 
+    What is transferred arrives when it is waited for and not before.
+
     Returns:
         The most buckets that this rank's gradients were cut into.
     """
     from unittest import mock
 
     from mindspeed_vita.engine import optimizer as optim
+    from tests.held_transfers import held
 
     wrap, groups = optim.wrap_model, [0]
 
     def wrap_and_count(*arguments: Any) -> Any:
         wrapped = wrap(*arguments)
-        groups.append(len(wrapped.bucket_groups))
+        groups.extend(len(chunk.bucket_groups) for chunk in optim.chunks_of(wrapped))
         return wrapped
 
     for name, size in {"never": None, **buckets}.items():
         told = "never" if name == "never" else "always"
         parallel = {**content["parallel"], "overlap_grad_reduce": told, "overlap_param_gather": told}
         named = {**content, "parallel": parallel, "checkpoint": {**content["checkpoint"], "directory": f"{folder}/{name}"}}
-        with mock.patch.object(optim, "BUCKET_SIZE", size), mock.patch.object(optim, "wrap_model", wrap_and_count):
+        with mock.patch.object(optim, "BUCKET_SIZE", size), mock.patch.object(optim, "wrap_model", wrap_and_count), held():
             run(layout, content=named)
     return max(groups)
+
+
+def unwaited(layout: Any, *, content: dict[str, Any], forgotten: Optional[str]) -> str:
+    """How a run ends that overlaps communication in small buckets and forgets to wait for some of it.
+
+    Args:
+        layout: of the pool's call.
+        content: the recipe; all ranks are data-parallel ones, so that they end alike.
+        forgotten: "reads" of weights without a call of their module, or the "gradients"; None: nothing is forgotten.
+    """
+    from unittest import mock
+
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as Group
+
+    from mindspeed_vita.engine import optimizer as optim
+    from tests.held_transfers import held
+
+    def drop(group: Any, *arguments: Any, **options: Any) -> None:
+        group.grad_reduce_handle, group.param_gather_dispatched = None, False
+
+    places = {"reads": (optim, "wait_before_reads", lambda model: None), "gradients": (Group, "finish_grad_sync", drop)}
+    parallel = {**content["parallel"], "overlap_grad_reduce": "always", "overlap_param_gather": "always"}
+    mutation = mock.patch.object(*places[forgotten]) if forgotten else nullcontext()
+    with mock.patch.object(optim, "BUCKET_SIZE", 2000), mutation, held():
+        try:
+            run(layout, content={**content, "parallel": parallel})
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}"
+    return "done"
 
 
 def held_packs(layout: Any, *, content: dict[str, Any]) -> int:

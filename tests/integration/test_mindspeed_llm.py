@@ -388,3 +388,27 @@ def test_bf16_with_the_distributed_optimizer_follows_the_built_in_engine(mindspe
     # and 3.2e-5 with another that differs by a few units in 255; fp32 agrees to 1.6e-7 with both.
     assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= 1e-4
     assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 6, 5e-3)  # worst seen 1.4e-3 of 2.2
+
+
+def test_weights_gathered_behind_the_forward_pass_are_waited_for(mindspeed: MindSpeed, recipe: Any, evaluation: dict[str, Any]):
+    """Held-out losses, and a save in between, too. Processes hold transfers back until they are waited for."""
+    plugins = {
+        "hold_transfers": "from tests.held_transfers import hold_for_good\nlog = hold_for_good()\n",
+        "forget_reads": "import mindspeed_vita.integration.mindspeed_llm.run as run\nrun.wait_before_reads = lambda model: None\n",
+    }
+    for name, text in plugins.items():
+        (mindspeed.folder / f"{name}.py").write_text(text)
+    settings: dict[str, Any] = {"train": {"steps": 6, "precision": "bf16"}, "eval": {**evaluation, "every": 2}}
+    settings["checkpoint"] = {"save_every": 3}
+    small = ["--overlap-grad-reduce", "--ddp-bucket-size", "2000"]
+    plain = mindspeed.train(recipe("gathered_after", **settings), 2, "gathered_after", small)
+    told = replace(recipe("gathered_behind", **settings), plugins=("hold_transfers",))
+    printed = mindspeed.train(told, 2, "gathered_behind", [*small, "--overlap-param-gather"])
+    assert mindspeed.off_by("bf16, dp2, weights gathered behind the forward pass, curve without", 2, printed, plain.losses) == 0
+    assert printed.norms == plain.norms and held_out(printed) == held_out(plain) and len(held_out(plain)) == 3
+    longer = replace(told, train=replace(told.train, steps=8))
+    resumed = mindspeed.train(longer, 2, "gathered_behind_resumed", [*small, "--overlap-param-gather", "--override-opt_param-scheduler"])
+    assert resumed.status == 0 and sorted(resumed.losses) == [7, 8], resumed.text[-3000:]
+    told = replace(recipe("forgotten", **settings), plugins=tuple(plugins))
+    forgotten = mindspeed.train(told, 2, "forgotten", [*small, "--overlap-param-gather"])
+    assert forgotten.status or forgotten.losses != plain.losses

@@ -99,7 +99,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 NO_EFFECT = {
     "parallel.overlap_grad_reduce": "Megatron has a flag of its own for it, --overlap-grad-reduce",
-    "parallel.overlap_param_gather": "MindSpeed-LLM gathers weights after each step",
+    "parallel.overlap_param_gather": "Megatron has a flag of its own for it, --overlap-param-gather",
     "train.grad_reduce": "Megatron reduces gradients in fp32",
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.save_minutes": "MindSpeed-LLM saves by steps; Megatron has --exit-duration-in-mins",

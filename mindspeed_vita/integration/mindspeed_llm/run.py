@@ -25,6 +25,7 @@ from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
 from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
 from mindspeed_vita.parallel.build import model_arguments
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.weights_in_time import wait_before_reads
 from mindspeed_vita.platform import Platform
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class MindSpeedRun:
             # asked for where tensors really are: an emulated NPU keeps them on the host
             **model_arguments(self.recipe, self.layout, torch.empty(0, device=self.device).device),
         )
+        if arguments.overlap_param_gather:
+            wait_before_reads(self.built)
         self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
         if self.recipe.checkpoint.init_from and not checkpoint_exists(arguments.load):
             check_handover(Path(self.recipe.checkpoint.init_from))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tests.held_transfers import Transfers, hold
+from tests.held_transfers import hold_for_good
 from tests.npu.simulator.device import Ascend
 from tests.npu.simulator.stubs import PRELOAD
 
@@ -64,10 +64,8 @@ def _hold_transfers() -> None:
     """
     from torch.distributed import distributed_c10d
 
-    for name, function in hold(Transfers()).items():
-        setattr(torch.distributed, name, function)
-        if name == "batch_isend_irecv":
-            setattr(distributed_c10d, name, function)
+    hold_for_good()
+    distributed_c10d.batch_isend_irecv = torch.distributed.batch_isend_irecv
 
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
             r"low_freq_factor=4.0 and high_freq_factor=4.0; expected 0 < low_freq_factor < high_freq_factor",
         ),
         ({"train": {"grad_reduce": "bf16", "precision": "fp32"}}, 1, "grad_reduce=bf16 with train.precision=fp32; use precision=bf16"),
-        ({"parallel": {"pp": 2, "virtual_stages": 2, "overlap_grad_reduce": "always"}}, 2, "an interleaved pipeline overlaps neither"),
         (
             {"parallel": {"overlap_param_gather": "always", "overlap_grad_reduce": "never"}},
             1,
