@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 import torch.distributed as dist
 
@@ -109,6 +109,7 @@ class _Run:
         self.step, self.packs, self.saved = 0, 0, resume_from
         self.numbers = BadNumbers(recipe.health, self.directory)
         self.saved_at = time.monotonic()
+        self.saving = 0.0  # seconds that training stood still for saving, since the last logged step
         self.writing: Optional[native.StepWriter] = None
         known: tuple[int, ...] = ()
         if resume_from is not None:
@@ -198,7 +199,8 @@ class _Run:
                         stepper.failed, stepper.batches = self.failed, iter(self.batches)
                         beat()
                         continue
-                    self._report(result, busy[-1], tokens / busy[-1], self.batches.waited - waited, progress)
+                    times = {"data_seconds": self.batches.waited - waited, **stepper.clock.seconds(), "save_seconds": self.saving}
+                    self._report(result, busy[-1], tokens / busy[-1], times, progress)
                     beat()
                     self._publish(wait=False)
                     best = self._evaluate(progress) if not stop.agreed else False
@@ -270,19 +272,23 @@ class _Run:
         self._save()
         self._publish(wait=True)
 
-    def _report(self, result: StepResult, seconds: float, speed: float, waited: float, progress: Optional[Progress]) -> None:
+    def _report(
+        self, result: StepResult, seconds: float, speed: float, times: Mapping[str, float], progress: Optional[Progress]
+    ) -> None:
         if self.log is None or progress is None:
             return
         # groups differ by their multiplier; the recipe's own rate is the one people look for
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
         entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
-        entry.update(data_seconds=waited, packs=self.packs, memory=self.platform.memory().peak)
+        entry.update(**times, tiles_per_second=entry.pop("tiles") / seconds, packs=self.packs, memory=self.platform.memory().peak)
+        entry.update({f"grad_norm/{module}": norm for module, norm in entry.pop("module_norms").items()})
         entry.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = metrics.with_report(entry, entry.pop("report"))
         if entry.pop("bad"):
             return  # bad_numbers.jsonl has it
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
+            self.saving = 0.0
         progress.update(entry, result.report)
         if not result.supervised:
             progress.line(f"{self.recipe.name} step {self.step}: no token was supervised, nothing was learnt")
@@ -295,6 +301,7 @@ class _Run:
     def _save(self) -> None:
         self.saved_at = time.monotonic()
         self._publish(wait=True)  # one at a time, in order
+        started = time.perf_counter()
         on_first_rank(self.lock.check)
         optim.gather_weights(self.model)
         state = native.TrainState(
@@ -316,12 +323,15 @@ class _Run:
             background=self.recipe.checkpoint.background,
             lineage=self.lineage,
         )
+        self.saving += time.perf_counter() - started
 
     def _publish(self, wait: bool) -> None:
         """Makes the step that is being written visible, if it is all written or is to be waited for."""
         if self.writing is not None and (wait or self.writing.written()):
+            started = time.perf_counter()
             on_first_rank(self.lock.check)
             self.saved, self.writing = self.writing.finish(), None
+            self.saving += time.perf_counter() - started
 
     def _progress(self) -> Optional[Progress]:
         if not self.leads:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
+import torch.distributed as dist
 
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import Recipe, TrainConfig
@@ -110,15 +112,38 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
     return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
-def clip_gradients(optimizer: Any) -> float:
+def clip_gradients(optimizer: Any, model: Any, modules: Sequence[str]) -> tuple[float, dict[str, float]]:
     """The first half of a DistributedOptimizer's step: gradients ready and clipped. `step_with_ready_grads` is the other half. Collective.
 
+    Args:
+        optimizer: of build_optimizer.
+        model: without its DDP wrapper.
+        modules: that train.
+
     Returns:
-        the norm of all gradients before clipping; the same on every rank.
+        the norm of all gradients before clipping, and that of each module; the same on every rank.
     """
     overflowed = optimizer.prepare_grads()
     assert not overflowed, "only loss scaling looks for overflows, and there is none"
-    return float(optimizer.clip_grad_norm(optimizer.config.clip_grad))
+    norms = _module_norms(optimizer, model, modules)
+    return float(optimizer.clip_grad_norm(optimizer.config.clip_grad)), norms
+
+
+def _module_norms(optimizer: Any, model: Any, modules: Sequence[str]) -> dict[str, float]:
+    """The gradient norm of each module, over the ranges of all ranks. What several ranks hold counts once, as in clip_grad_norm."""
+    counted = {id(gradient) for gradient in optimizer.get_main_grads_for_grad_norm()}
+    squares: dict[str, list[torch.Tensor]] = {module: [] for module in modules}
+    for chunk in chunks_of(model):
+        for name, parameter in chunk.named_parameters():
+            where = optimizer.model_param_group_index_map.get(parameter)
+            if where is not None:
+                gradient = optimizer.optimizer.param_groups[where[0]]["params"][where[1]].grad
+                if id(gradient) in counted:
+                    squares[name.split(".", 1)[0]].append(gradient.float().pow(2).sum())
+    device = next(model.parameters()).device
+    sums = torch.stack([torch.stack(found).sum() if found else torch.zeros((), device=device) for found in squares.values()])
+    dist.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
+    return dict(zip(squares, sums.sqrt().tolist()))
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

@@ -14,6 +14,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
 from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.optimizer import clip_gradients
+from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.work import Work, pack_work
 from mindspeed_vita.parallel.chunks import for_schedule
@@ -34,6 +35,7 @@ class StepResult:
     supervised: int
     """What the loss was divided by: supervised tokens, samples that have some (data.loss_weighting), or what the objective counts."""
     samples: int
+    tiles: int
     failed: int
     """Samples that failed to decode for the first time."""
     flops: float = 0.0
@@ -42,6 +44,8 @@ class StepResult:
     """Those of the decoder's attention."""
     flops_tower: float = 0.0
     """Those of tower and projector."""
+    module_norms: dict[str, float] = field(default_factory=dict)
+    """grad_norm of each module that trains, by name. Without a judge there are none."""
     bad: int = 0
     """What was wrong with loss or norm, so that no update was made (bad_numbers.py); 0: nothing."""
     report: dict[str, float] = field(default_factory=dict)
@@ -87,7 +91,8 @@ class Stepper:
         self.shard = Sharder(recipe, layout, platform)
         self.micro_batches = recipe.train.global_batch // layout.dp_size
         self._schedule = get_forward_backward_func()
-        self._samples, self._work = 0, Work()
+        self.clock = StepClock(platform)
+        self._samples, self._tiles, self._work = 0, 0, Work()
         config = model.config
         config.finalize_model_grads_func = megatron_compat.finalize_model_grads
 
@@ -103,64 +108,68 @@ class Stepper:
         """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        self._samples, self._work = 0, Work()
-        reports = self._schedule(
-            forward_step_func=self._forward,
-            **for_schedule(self.model, self._step_batches(step)),
-            num_microbatches=self.micro_batches,
-            seq_length=self.recipe.data.seq_length,
-            micro_batch_size=1,
-            forward_only=False,
-        )
-        sums, counts, (samples, *flops) = self._sum(reports)
+        self._samples, self._tiles, self._work = 0, 0, Work()
+        self.clock.begin()
+        with self.clock.part("schedule"):
+            reports = self._schedule(
+                forward_step_func=self._forward,
+                **for_schedule(self.model, self._step_batches(step)),
+                num_microbatches=self.micro_batches,
+                seq_length=self.recipe.data.seq_length,
+                micro_batch_size=1,
+                forward_only=False,
+            )
+        sums, counts, (samples, tiles, *flops) = self._sum(reports)
         supervised = int(counts[0])
         loss = sums[0] / max(supervised, 1)
         set_learning_rate()
-        norm, failed, bad = self._update(step, loss, supervised)
+        norm, norms, failed, bad = self._update(step, loss, supervised)
         report = averages(self.objective.names, sums[1:], counts[1:])
         return StepResult(
             loss=loss,
             grad_norm=norm,
             supervised=supervised,
             samples=int(samples),
+            tiles=int(tiles),
             failed=failed,
             flops=flops[0],
             flops_attention=flops[1],
             flops_tower=flops[2],
+            module_norms=norms,
             bad=bad,
             report=report,
         )
 
-    def _update(self, step: int, loss: float, supervised: int) -> tuple[float, int, int]:
+    def _update(self, step: int, loss: float, supervised: int) -> tuple[float, dict[str, float], int, int]:
         """The update, unless the numbers are bad on any rank.
 
         Returns:
-            the gradient norm before clipping, new failures, and what is wrong with the numbers.
+            the gradient norm before clipping, that of each module, new failures, and what is wrong with the numbers.
         """
         settle = partial(self.failed.settle, learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
         if self.judge is None or self.stop is None:
             self._check(step, "loss", loss)
-            with phase("optimizer"):
+            with phase("optimizer"), self.clock.part("optimizer"):
                 norm = float(self.optimizer.step()[1])
             self._check(step, "gradient norm", norm)
             with self.platform.host_work():
-                return norm, settle(), 0
-        with phase("optimizer"):
-            norm = clip_gradients(self.optimizer)
+                return norm, {}, settle(), 0
+        with phase("optimizer"), self.clock.part("optimizer"):
+            norm, norms = clip_gradients(self.optimizer, self.model.module, self.recipe.train.modules)
         self.stop.bad_asked = self.judge(loss, norm)
         with self.platform.host_work():
             failed = settle()
         if not self.stop.bad_agreed:
-            with phase("optimizer"):
+            with phase("optimizer"), self.clock.part("optimizer"):
                 self.optimizer.step_with_ready_grads()
-        return norm, failed, self.stop.bad_agreed
+        return norm, norms, failed, self.stop.bad_agreed
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch
         return (self._next_batch(step) for _ in range(self.micro_batches))
 
     def _next_batch(self, step: int) -> Any:
-        with phase("data"):
+        with phase("data"), self.clock.part("data"):
             return self._agree(next(self.batches), step)
 
     def _agree(self, batch: Any, step: int) -> Any:
@@ -168,11 +177,12 @@ class Stepper:
             agreed = self.failed.agree(batch, self.layout, step)
             self._work += pack_work(self.recipe, agreed)
         self._samples += len(agreed.sample_ids)
+        self._tiles += len(agreed.tile_first_token)
         return agreed
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         batch = next(batches)
-        with phase("data"), self.platform.host_work():
+        with phase("data"), self.clock.part("data"), self.platform.host_work():
             inputs = self.shard(batch)
 
         def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -180,15 +190,16 @@ class Stepper:
             # the report is made first, and the count cloned: the schedule divides and accumulates the tensors it is given in place
             return result.sum, result.count.clone(), report_table(result, self.objective.names)
 
-        return model(inputs), loss_func
+        with self.clock.part("forward"):
+            return model(inputs), loss_func
 
     def _sum(self, reports: list[torch.Tensor]) -> tuple[list[float], list[float], list[float]]:
         """Sums and counts of the loss and of each reported name, and of the packs, over dp x cp, from the last stage to all.
 
-        Of the packs: samples, operations in all, in attention, and in the tower.
+        Of the packs: samples, tiles, operations in all, in attention, and in the tower.
         """
         layout, num_rows = self.layout, 1 + len(self.objective.names)
-        of_packs = [self._samples, self._work.total, self._work.attention, self._work.tower]
+        of_packs = [self._samples, self._tiles, self._work.total, self._work.attention, self._work.tower]
         totals = torch.zeros(2 * num_rows + len(of_packs), dtype=torch.float64)
         for table in torch.stack(reports).cpu().double() if layout.is_last_stage else ():
             totals[: 2 * num_rows] += table.flatten()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
@@ -73,6 +74,14 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything queued on the device is done."""
+
+    def mark(self) -> Any:
+        """A point on the device's timeline, behind all that is queued so far."""
+        return time.perf_counter()
+
+    def seconds_between(self, start: Any, end: Any) -> float:
+        """Seconds between two marks that the device has passed."""
+        return float(end - start)
 
     def tracer(self, folder: Path, name: str) -> Tracer:
         """What records a trace of this process.

@@ -54,6 +54,14 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._npu.synchronize()
 
+    def mark(self) -> Any:
+        event = self._npu.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds_between(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end)) / 1000
+
     def tracer(self, folder: Path, name: str) -> Tracer:
         return NpuTracer(folder, name)
 

@@ -56,7 +56,12 @@ def page(runs: Sequence[RunFiles]) -> str:
     sections = {
         "Runs compared" if len(runs) > 1 else "Run": overview(runs, names),
         "Loss": _grid(_losses(runs, names)),
-        "Loss by source": _grid([*_each(runs, names, "loss/", smooth=True), *_each(runs, names, "eval/loss/")]),
+        "Loss by source": _grid(
+            [
+                *_each(runs, names, "loss/", kind="Loss", of="source", smooth=True),
+                *_each(runs, names, "eval/loss/", kind="Held-out loss", of="source"),
+            ]
+        ),
         "Throughput": _grid(_throughput(runs, names)),
         "Waits": _grid(_waits(runs, names)),
         "Memory": _grid([_one(runs, names, "memory", "Highest use of rank 0, GiB", per=_GIB)]),
@@ -102,14 +107,13 @@ def _all_keys(runs: Sequence[RunFiles]) -> list[str]:
     return sorted({key for run in runs for key in run.keys()})
 
 
-def _each(runs: Sequence[RunFiles], names: Names, prefix: str, *, smooth: bool = False) -> list[str]:
-    """Losses under a prefix: in one chart for one run, in a chart for each source where runs are compared."""
+def _each(runs: Sequence[RunFiles], names: Names, prefix: str, *, kind: str, of: str, smooth: bool = False) -> list[str]:
+    """What lies under a prefix: in one chart for one run, in a chart for each name where runs are compared."""
     keys = [key for key in _all_keys(runs) if key.startswith(prefix)]
-    kind = "Held-out loss" if prefix.startswith("eval/") else "Loss"
     if len(runs) > 1:
         return [_one(runs, names, key, f"{kind}, {key.removeprefix(prefix)}", smooth=smooth, logarithmic=True) for key in keys]
     series = [Series(key.removeprefix(prefix), runs[0].curve(key)) for key in keys]
-    return [figure(f"{kind} of each source", series, smooth=smooth, logarithmic=True)]
+    return [figure(f"{kind} of each {of}", series, smooth=smooth, logarithmic=True)]
 
 
 def _losses(runs: Sequence[RunFiles], names: Names) -> list[str]:
@@ -133,7 +137,14 @@ def _throughput(runs: Sequence[RunFiles], names: Names) -> list[str]:
 
 
 def _waits(runs: Sequence[RunFiles], names: Names) -> list[str]:
-    titles = {"seconds": "Whole step", "data_seconds": "Waiting for data"}
+    titles = {
+        "seconds": "Whole step",
+        "data_seconds": "Waiting for data",
+        "forward_seconds": "Forward",
+        "backward_seconds": "Backward, with waits for other stages",
+        "optimizer_seconds": "Optimizer",
+        "save_seconds": "Saving",
+    }
     keys = [key for key in _all_keys(runs) if (key == "seconds" or key.endswith("_seconds")) and "/" not in key]
     keys.sort(key=lambda key: (key not in titles, key != "seconds", key))
     if len(runs) > 1:
@@ -145,6 +156,7 @@ def _optimisation(runs: Sequence[RunFiles], names: Names) -> list[str]:
     share = [Series(names[str(run.folder)], _supervised_share(run), colour=place) for place, run in enumerate(runs)]
     return [
         _one(runs, names, "grad_norm", "Gradient norm", logarithmic=True),
+        *_each(runs, names, "grad_norm/", kind="Gradient norm", of="module"),
         _one(runs, names, "lr", "Learning rate"),
         figure("Supervised tokens, share of all", share),
     ]
@@ -159,6 +171,6 @@ def _supervised_share(run: RunFiles) -> list[tuple[float, float]]:
 
 def _others(runs: Sequence[RunFiles], names: Names) -> list[str]:
     drawn = (*_PLACED, *_WORK)
-    keys = [key for key in _all_keys(runs) if key not in drawn and not key.startswith(("eval/", "loss/"))]
+    keys = [key for key in _all_keys(runs) if key not in drawn and not key.startswith(("eval/", "loss/", "grad_norm/"))]
     keys = [key for key in keys if not (key.endswith(("_per_second", "_seconds")) and "/" not in key)]
     return [_one(runs, names, key, key) for key in keys]

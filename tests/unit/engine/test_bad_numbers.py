@@ -28,9 +28,10 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> Norms:
     def spoil(factors: dict[int, float]) -> None:
         done = [0]
 
-        def spoilt(optimizer: Any) -> float:
+        def spoilt(*arguments: Any) -> tuple[float, dict[str, float]]:
             done[0] += 1
-            return clip(optimizer) * factors.get(done[0], 1.0)
+            norm, of_modules = clip(*arguments)
+            return norm * factors.get(done[0], 1.0), of_modules
 
         monkeypatch.setattr(steps, "clip_gradients", spoilt)
 

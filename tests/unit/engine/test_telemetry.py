@@ -1,0 +1,35 @@
+"""What metrics.jsonl says about a step: its parts in seconds, tiles, and the gradient norm of each module."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_vita.engine.loop import train
+from tests.tiny_data import TinyData
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_parts_of_a_step_are_timed_and_saving_stands_in_the_next_line(tiny: TinyData, tmp_path: Path) -> None:
+    train(tiny.recipe(tmp_path, train={"steps": 4}, checkpoint={"save_every": 2, "keep": 0}))
+    for line in (found := lines(tmp_path)):
+        parts = [line[f"{part}_seconds"] for part in ("forward", "backward", "optimizer")]
+        assert all(seconds > 0 for seconds in parts) and sum(parts) <= line["seconds"]
+        assert line["tiles_per_second"] > 0
+    assert [line["save_seconds"] > 0 for line in found] == [False, False, True, False], "step 2 was saved after its line was written"
+
+
+@pytest.mark.parametrize("modules", [["vision", "projector", "language"], ["projector"]])
+def test_the_norms_of_the_modules_make_up_the_norm(tiny: TinyData, tmp_path: Path, modules: list[str]) -> None:
+    train(tiny.recipe(tmp_path, train={"steps": 3, "modules": modules}))
+    for line in lines(tmp_path):
+        norms = {key.removeprefix("grad_norm/"): line[key] for key in line if key.startswith("grad_norm/")}
+        assert set(norms) == set(modules) and all(norm > 0 for norm in norms.values())
+        assert math.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(line["grad_norm"], rel=1e-5)
