@@ -99,17 +99,13 @@ def checkpoint_metadata() -> dict[str, Any]:
 
 
 def install_patches() -> None:
-    """What the 0.12 line lacks beside current torch and numpy. Idempotent; nothing to do on newer lines."""
+    """What the 0.12 line lacks without TransformerEngine. Idempotent; nothing to do on newer lines."""
     if not is_old_core():
         return
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
-    import numpy as np
 
     # DistributedOptimizer.step ends here even without fp8 parameters, and the function raises without TransformerEngine
     distributed_optimizer.quantize_param_shard = lambda *args, **kwargs: None
-    # dist_checkpointing's check that every shard has one owner calls np.product, which numpy 2 removed
-    if not hasattr(np, "product"):
-        np.product = np.prod
 
 
 def destroy_model_parallel() -> None:

@@ -122,7 +122,7 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
     from megatron.core import parallel_state
 
     ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
-    own = list(shards.owned_pieces(shards.shared_out(_sharded_weights(model), ranks)))
+    own = shards.owned_pieces(shards.shared_out(_sharded_weights(model), ranks))
     check_room(Path(directory), step, own)
     name = f"weights/rank_{rank():05d}.safetensors"
     return StepWriter(Path(directory), step, recipe, lambda temp: {name: shards.write(temp / name, own)}).finish()

@@ -7,13 +7,15 @@ forked writers, the same on every core line. A piece is stored under its key, or
 from __future__ import annotations
 
 import json
+import math
 import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Iterable, Optional
 
 import torch
 
+from mindspeed_vita.checkpoint.native.ranks import gather
 from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
 from mindspeed_vita.files.tensors import Made, Spec, Tensors
 
@@ -61,27 +63,52 @@ def shared_out(sharded: dict[str, Any], ranks: int) -> dict[str, Any]:
     return result
 
 
-def owned_pieces(sharded: dict[str, Any]) -> Iterator[Piece]:
-    """The pieces this rank writes, from a megatron.core sharded state dict. Collective: checks that every piece has one owner.
+def owned_pieces(sharded: dict[str, Any]) -> list[Piece]:
+    """The pieces this rank writes, from a megatron.core sharded state dict. Collective: checks that the pieces make up each tensor.
 
     Raises:
-        megatron.core's CheckpointingException: pieces overlap or leave gaps (a bug in a module's sharded_state_dict).
+        ValueError: pieces overlap or leave gaps (a bug in a module's sharded_state_dict); on all ranks.
     """
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 
-    tensors, rest = save_preprocess(sharded)
+    tensors, rest = save_preprocess(sharded, validate_access_integrity=False)
     assert not list(nested_values(rest)), "a sharded state dict holds tensors only"
+    own, others = [], []
     for tensor in nested_values(tensors):
         assert isinstance(tensor, ShardedTensor), type(tensor)
+        data = tensor.data.detach()
+        piece = Piece(
+            key=tensor.key,
+            offset=tuple(tensor.global_offset),
+            global_shape=tuple(tensor.global_shape),
+            data=data.reshape((1,) * tensor.prepend_axis_num + tuple(data.shape)),
+        )
         if is_main_replica(tensor.replica_id):
-            data = tensor.data.detach()
-            yield Piece(
-                key=tensor.key,
-                offset=tuple(tensor.global_offset),
-                global_shape=tuple(tensor.global_shape),
-                data=data.reshape((1,) * tensor.prepend_axis_num + tuple(data.shape)),
+            own.append(piece)
+        elif not tensor.replica_id[-1]:  # one rank of dp x cp speaks for all
+            others.append(piece)
+    _check_whole(own, others)
+    return own
+
+
+def _check_whole(own: list[Piece], others: list[Piece]) -> None:
+    """Fails on all ranks where the pieces that ranks own do not make up each tensor that a rank holds. Collective."""
+    told = [(piece.key, piece.global_shape, piece.offset, piece.data.numel()) for piece in own]
+    told += [(piece.key, piece.global_shape, piece.offset, 0) for piece in others]
+    found: dict[str, list[Any]] = {}
+    for key, *about in (each for part in gather(told) for each in part):
+        found.setdefault(key, []).append(about)
+    for key, parts in found.items():
+        shapes, offsets = {shape for shape, _, _ in parts}, [offset for _, offset, elements in parts if elements]
+        held, needed = sum(elements for _, _, elements in parts), math.prod(parts[0][0])
+        if len(shapes) > 1:
+            raise ValueError(f"sharded_state_dict gives {key} the global shapes {sorted(shapes)}; all ranks must name the same one")
+        if held != needed or len(set(offsets)) < len(offsets):
+            raise ValueError(
+                f"sharded_state_dict: ranks own {held} elements of {key} in {len(offsets)} pieces at {len(set(offsets))} places, expected "
+                f"{needed} elements and no place twice; give each piece one replica whose replica_id is all zeros"
             )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from safetensors import safe_open
 
 from mindspeed_vita.checkpoint.native import shards
@@ -65,3 +66,37 @@ def test_a_gap_is_an_error(tmp_path: Path):
 def test_nothing_to_write_writes_nothing(tmp_path: Path):
     assert shards.write(tmp_path / "a.safetensors", []) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def sharded(*pieces: tuple[int, int, int], size: int = 2) -> dict[str, ShardedTensor]:
+    """Pieces of a tensor, each as (number of its place, places, replica)."""
+    return {
+        str(number): ShardedTensor.from_rank_offsets("x", torch.zeros(size), (0, place, places), replica_id=(0, 0, replica))
+        for number, (place, places, replica) in enumerate(pieces)
+    }
+
+
+@pytest.mark.parametrize(
+    ("pieces", "problem"),
+    [
+        ([(0, 2, 0)], "own 2 elements of x in 1 pieces at 1 places, expected 4"),
+        ([(0, 2, 0), (0, 2, 0)], "own 4 elements of x in 2 pieces at 1 places"),
+        ([(0, 2, 0), (1, 2, 0), (1, 2, 0)], "own 6 elements of x"),
+        ([(0, 2, 0), (1, 3, 0)], r"gives x the global shapes \[\(4,\), \(6,\)\]"),
+    ],
+)
+def test_pieces_that_do_not_make_up_a_tensor_are_refused(pieces: list[tuple[int, int, int]], problem: str):
+    with pytest.raises(ValueError, match=f"sharded_state_dict.*{problem}"):
+        shards.owned_pieces(sharded(*pieces))
+
+
+def test_a_tensor_that_nobody_owns_is_refused():
+    entries = sharded((0, 1, 0))
+    entries["0"].replica_id = (1, 0, 0)  # the copy of another pipeline stage, without that stage
+    with pytest.raises(ValueError, match="own 0 elements of x in 0 pieces at 0 places, expected 2"):
+        shards.owned_pieces(entries)
+
+
+def test_replicas_are_not_owned():
+    (piece,) = shards.owned_pieces({**sharded((0, 1, 0)), "copy": sharded((0, 1, 1))["0"]})
+    assert (piece.key, piece.offset, piece.global_shape) == ("x", (0,), (2,))
