@@ -95,7 +95,11 @@ def _write_held_out(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     """The data set, made once."""
-    folder = tmp_path_factory.mktemp("tiny_data")
+    return make_tiny(tmp_path_factory.mktemp("tiny_data"))
+
+
+def make_tiny(folder: Path) -> TinyData:
+    """The data set, made in an empty folder."""
     rows: list[dict[str, Any]] = []
     y, x = np.mgrid[0:40, 0:60]
     for number, (name, colour) in enumerate(COLOURS.items()):

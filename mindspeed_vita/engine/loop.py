@@ -182,8 +182,7 @@ class _Run:
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
             with stop.finishing_steps(), steps() as beat:
-                if self.evaluation is not None:
-                    self.evaluation.held_out.after_round = beat
+                self.beat = beat
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
                     stop.save_asked = self._save_is_late()
@@ -227,7 +226,10 @@ class _Run:
 
     def _evaluate(self, progress: Optional[Progress]) -> bool:
         """Measures the held-out loss where it is due; returns whether the step is to be saved as the best one."""
-        return self.evaluation is not None and self.evaluation.if_due(self.step, progress)
+        if self.evaluation is None:
+            return False
+        self.evaluation.held_out.after_round = self.beat
+        return self.evaluation.if_due(self.step, progress)
 
     def _settle_numbers(self, result: StepResult, progress: Optional[Progress]) -> bool:
         """Does what health.on_bad_numbers says where the step was bad; returns whether the run goes on from here.

@@ -33,7 +33,8 @@ def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[s
     Raises:
         OSError: the file cannot be written; names it.
     """
-    remove_temporaries(path)
+    if run is None:  # another run may be writing a file that runs share
+        remove_temporaries(path)
     if not path.is_file():
         return []
     whole = path.read_bytes()

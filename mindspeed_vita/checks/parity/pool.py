@@ -138,7 +138,7 @@ def _start(pipes: list[Connection], first_rank: int, overlay: Optional[str], pre
     if len(pipes) == 1:
         _serve(pipes[0], first_rank, prepare)
         return
-    _import_everything()
+    import_everything()
     workers = []
     for rank, pipe in enumerate(pipes):
         worker = os.fork()
@@ -155,7 +155,7 @@ def _start(pipes: list[Connection], first_rank: int, overlay: Optional[str], pre
         os.waitpid(worker, 0)
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """What a run imports, before the workers fork."""
     from mindspeed_vita.engine.session import quiet_imports
     from mindspeed_vita.platform.megatron_compat import install_patches

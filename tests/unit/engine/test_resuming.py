@@ -100,6 +100,14 @@ def test_what_changes_the_model_or_the_order_of_packs_is_refused_all_the_same(ti
         train(tiny.recipe(tmp_path / "even", train={**even, "global_batch": 2}), resume=CHANGES)
 
 
+def test_a_step_that_a_kill_between_two_renames_took_the_name_of_is_continued_from(tiny, run, capfd):
+    (run / "step_0000006").rename(run / ".replaced-step_0000006")
+    (run / ".removing-step_0000001").mkdir()
+    train(tiny.recipe(run), stop_at_step=7)
+    assert f"continuing from {run / 'step_0000006'}" in capfd.readouterr().err
+    assert sorted(path.name for path in run.glob("*step_*")) == ["step_0000006", "step_0000007"]
+
+
 def test_a_damaged_newest_step_is_left_for_the_one_before(tiny, saved, run, curve):
     recipe = tiny.recipe(run, checkpoint={"save_every": 3, "keep": 0})
     path = next((run / "step_0000006" / "weights").iterdir())

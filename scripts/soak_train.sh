@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains a tiny model as two processes, injects a fault into each start, and looks for lost steps, damaged checkpoints and another curve.
+# Ends with a table and one line, PASS or FAIL. Usage: bash scripts/soak_train.sh [FAULTS [SECONDS [SEED]]]     default: 1000, no limit, 0
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+source scripts/setup_env.sh
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DEVICE=cpu
+exec "$VITA_PYTHON" -m tests.soak_train "$@"
