@@ -32,6 +32,10 @@ class SourceOptions:
     """Start a new projector although an InternVL source has one."""
     plugins: tuple[str, ...] = ()
     """Modules that register further decoders."""
+    adapter: str = ""
+    """Folder of adapters that are merged into the weights."""
+    base: str = ""
+    """Folder of the weights, where the opened folder holds adapters only and does not name them, or names one that has moved."""
     compare: bool = True
     """Compare the files of a native source with their checksums, in a thread (Source.wait). False leaves that to the caller."""
 
@@ -50,6 +54,8 @@ class Source:
     """Where they lie."""
     initialised: tuple[str, ...] = ()
     """Weights that the source lacks and that have initial values."""
+    adapter: str = ""
+    """Which adapters were merged into the weights; empty: none."""
     wait: Callable[[], None] = field(default=nothing)
     """Ends when the source's own checksums were compared; raises where a file differs."""
 
@@ -67,6 +73,8 @@ class Source:
 
             recorded = atomic.recorded(self.files[0].parent.parent)
             told = {name: digest for name, digest in recorded.items() if name.startswith("weights/")}
+        if self.adapter:
+            told = [told, self.adapter.rpartition(" ")[2]]
         return hashlib.sha256(json.dumps([self.format, told], sort_keys=True).encode()).hexdigest()
 
     def origin(self, **settings: Any) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def current_folder(folder: Path) -> Path:
     """The folder whose weights a checkpoint means now: the newest step of a run, the latest iteration of MindSpeed-LLM's folder.
 
     Args:
-        folder: any checkpoint. A step, an iteration, an export, and a path that is no folder come back as they are.
+        folder: any checkpoint. A step, an iteration, an export, peft's folder, and a path that is no folder come back as they are.
 
     Raises:
         ValueError: a run without a whole step, or a damaged file that names the iteration.
@@ -95,21 +103,37 @@ def current_folder(folder: Path) -> Path:
     from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed, iteration_of
     from mindspeed_vita.checkpoint.native.step_folder import find
 
-    if not folder.is_dir() or (folder / "config.json").is_file():
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return folder
     return iteration_of(folder) if is_mindspeed(folder) else find(folder)
 
 
 def open_source(folder: Path, options: SourceOptions) -> Source:
-    """Finds out what a folder holds, and opens it.
+    """Finds out what a folder holds, and opens it. Adapters are merged into the weights that they belong to.
 
     Raises:
         ValueError: no checkpoint there, one that does not fit together, or options that do not fit it.
     """
-    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
+    from mindspeed_vita.checkpoint.adapter import source as adapters
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    if adapters.holds_adapters(folder):
+        if options.adapter:
+            raise ValueError(f"{folder} holds adapters itself; name the weights, with --adapter {options.adapter}, or merge one of the two")
+        return adapters.over_base(adapters.open_adapter(folder), options)
+    if options.base:
+        raise ValueError(f"{folder} holds whole weights, no adapters; leave --base out")
+    if not options.adapter:
+        return _open(folder, options)
+    adapter = adapters.open_adapter(Path(options.adapter))
+    base = adapters.find_base(adapter.lora, adapter.folder, replace(options, adapter=""), named=str(folder))
+    return adapters.with_adapters(base, adapter)
+
+
+def _open(folder: Path, options: SourceOptions) -> Source:
+    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
+
     if options.new_projector and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
     if is_mindspeed(folder):

@@ -9,6 +9,7 @@ from mindspeed_vita.config.load import (
     recipe_from_dict,
     recipe_to_dict,
 )
+from mindspeed_vita.config.lora import LORA_TARGETS
 from mindspeed_vita.config.objectives import SUPERVISED, add_objective_name, objective_names
 from mindspeed_vita.config.projectors import ProjectorTraits, projector_names, projector_traits, register_projector_traits
 from mindspeed_vita.config.recipe import (
@@ -18,6 +19,7 @@ from mindspeed_vita.config.recipe import (
     EvalConfig,
     LanguageConfig,
     LoggingConfig,
+    LoraConfig,
     ModelConfig,
     ParallelConfig,
     ProjectorConfig,
@@ -32,6 +34,7 @@ from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
 from mindspeed_vita.config.validate import validate, validate_model
 
 __all__ = [
+    "LORA_TARGETS",
     "MODULES",
     "SUPERVISED",
     "CheckpointConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "LanguageConfig",
     "LanguageTraits",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "ParallelConfig",
     "ProjectorConfig",

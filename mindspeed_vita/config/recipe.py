@@ -26,6 +26,7 @@ from mindspeed_vita.config.kinds import (
     Wait,
     Whole,
 )
+from mindspeed_vita.config.lora import LoraConfig
 from mindspeed_vita.config.model import LanguageConfig, ModelConfig, ProjectorConfig, RopeScalingConfig, VisionConfig
 from mindspeed_vita.config.objectives import SUPERVISED, objective_names
 from mindspeed_vita.config.presets import Stage
@@ -38,6 +39,7 @@ __all__ = [
     "EvalConfig",
     "LanguageConfig",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "ParallelConfig",
     "ProjectorConfig",
@@ -262,6 +264,8 @@ class Recipe(Section):
     """Parallel axes."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters in place of whole modules."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -19,6 +19,7 @@ from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine import optimizer as optim
+from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
@@ -106,11 +107,17 @@ class _Run:
         self.leads = dist.get_rank() == 0
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         resume_from = self._resume_from()
+        base = find_run_base(recipe, resume_from)
+        if base is not None:
+            recipe = self.recipe = base.recipe
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
         self.start = ""  # where the weights come from, for people
-        if resume_from is None and recipe.checkpoint.init_from:
+        if base is not None:
+            base.load(model)
+            self.start = base.describe()
+        elif resume_from is None and recipe.checkpoint.init_from:
             origin = choose_step(Path(recipe.checkpoint.init_from))
             gates.check_handover(origin)
             self.start = f"starting from the weights of {native.load_weights(origin, model, config=recipe.model)}"
@@ -124,7 +131,7 @@ class _Run:
             state = native.load(resume_from, model=model, optimizer=self.optimizer, recipe=recipe, fingerprint=self.dataset.fingerprint)
             self.step, self.packs, known = state.step, state.packs, state.failed_samples
             self.schedule.step(increment=state.step)
-            self.start = f"continuing from {resume_from} ({layout.describe()})"
+            self.start = f"continuing from {resume_from} ({layout.describe()}){f'; {base.note}' if base else ''}"
             steps_before = native.saved_recipe(resume_from)["train"]["steps"]
             if steps_before != recipe.train.steps:
                 note = optim.describe_new_length(self.schedule, recipe.train, steps_before=steps_before, step=state.step)

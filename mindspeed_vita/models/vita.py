@@ -187,8 +187,11 @@ class VitaModel(MegatronModule):
     def decode(self, inputs: ModelInputs) -> torch.Tensor:
         """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
         cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
+        hidden_L1H = self._embed(inputs) if self.pre_process else None
+        if hidden_L1H is not None and not hidden_L1H.requires_grad and torch.is_grad_enabled() and "language" in self.trainable:
+            hidden_L1H.requires_grad_()  # adapters over frozen tables: a layer that is recomputed trains only if its input has a gradient
         return self.language.decoder(
-            hidden_states=self._embed(inputs) if self.pre_process else None,
+            hidden_states=hidden_L1H,
             attention_mask=None,
             packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD),
         )

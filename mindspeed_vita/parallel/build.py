@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
+from mindspeed_vita.models.lora import add_adapters
 from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
@@ -51,7 +53,15 @@ def build_model(
         sequence_parallel=sequence_parallel,
     )
     arguments = model_arguments(recipe, layout, torch.device(device), sequence_parallel=sequence_parallel)
-    return VitaModel(model, transformer_config, **arguments).to(device)
+    return with_adapters(VitaModel(model, transformer_config, **arguments), recipe, layout).to(device)
+
+
+def with_adapters(model: Any, recipe: Recipe, layout: ParallelLayout) -> Any:
+    """The model, given the adapters that the recipe asks for, if any; then everything else is frozen."""
+    if recipe.lora.rank:
+        place = {"tp_rank": layout.tp_rank, "tp_size": layout.tp_size, "rank": dist.get_rank()}
+        add_adapters(model, recipe.lora, recipe.model, seed=recipe.train.seed, **place)
+    return model
 
 
 def model_arguments(
