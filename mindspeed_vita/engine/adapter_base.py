@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -10,7 +11,7 @@ from mindspeed_vita.checkpoint import gates
 from mindspeed_vita.checkpoint.adapter.source import AdapterSource, Base, find_base, holds_adapters, open_adapter
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.adapters import check_adapters
-from mindspeed_vita.checkpoint.native.step_folder import differing_keys
+from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import SourceOptions
 from mindspeed_vita.config import LoraConfig, Recipe, recipe_from_dict
 from mindspeed_vita.engine.chosen_step import choose_step
@@ -53,12 +54,13 @@ class RunBase:
             native.load_full_weights(self.adapter.read(self.recipe.model), model, source=str(self.adapter.folder))
 
 
-def find_run_base(recipe: Recipe, resume_from: Optional[Path]) -> Optional[RunBase]:
+def find_run_base(recipe: Recipe, resume_from: Optional[Path], saved: Optional[Mapping[str, Any]]) -> Optional[RunBase]:
     """The base of a run; None where it trains whole modules. Collective.
 
     Args:
         recipe: the run.
-        resume_from: its own newest step, if there is one.
+        resume_from: its own newest checkpoint, if there is one.
+        saved: the recipe in that checkpoint, as nested plain values.
 
     Raises:
         ValueError: the base is missing, is another one than the checkpoint's, or is of another architecture; or whole modules are to
@@ -75,8 +77,9 @@ def find_run_base(recipe: Recipe, resume_from: Optional[Path]) -> Optional[RunBa
         return None
     adapter = None
     if resume_from is not None:
-        told, where = recipe_from_dict(native.saved_recipe(resume_from), where=str(resume_from)).lora, resume_from
-        check_adapters(resume_from, recipe)
+        assert saved is not None
+        check_adapters(resume_from, saved, recipe)
+        told, where = recipe_from_dict(saved, where=str(resume_from)).lora, resume_from
     elif origin is not None and holds_adapters(origin):
         gates.check_handover(origin)
         adapter = open_adapter(origin)
@@ -89,10 +92,9 @@ def find_run_base(recipe: Recipe, resume_from: Optional[Path]) -> Optional[RunBa
     # which weights these must be is what the checkpoint says, and else what the recipe says
     told = replace(told, base_fingerprint=told.base_fingerprint or recipe.lora.base_fingerprint)
     base = find_base(told, where, SourceOptions(compare=False), named=recipe.lora.base)
-    differing = differing_keys(base.source.recipe.model, recipe.model)
+    differing = differing_weights(base.source.recipe.model, recipe.model)
     if differing:
-        found = "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in differing.items())
-        raise ValueError(f"{base.folder} is of another architecture ({found}); use the recipe it was trained with")
+        raise ValueError(f"{base.folder} is of another architecture ({differing}); use the recipe it was trained with")
     lora = replace(recipe.lora, base=str(base.folder.resolve()), base_fingerprint=base.fingerprint)
     return RunBase(recipe=replace(recipe, lora=lora), base=base, adapter=adapter)
 

@@ -107,7 +107,7 @@ class _Run:
         self.leads = dist.get_rank() == 0
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         resume_from = self._resume_from()
-        base = find_run_base(recipe, resume_from)
+        base = find_run_base(recipe, resume_from, None if resume_from is None else native.saved_recipe(resume_from))
         if base is not None:
             recipe = self.recipe = base.recipe
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read

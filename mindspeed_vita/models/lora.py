@@ -71,7 +71,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.cut, self.scale, self.dropout = name, layer.cut if tp_size > 1 else "whole", lora.scale, lora.dropout
-        a_RI, b_OR = initial(lora.rank, layer.inputs, name, seed), torch.zeros(width, lora.rank)
+        a_RI, b_OR = initial(lora.rank, layer.inputs, name, seed), torch.zeros(width, lora.rank, device="cpu")
         if self.cut == "column":
             b_OR = b_OR.chunk(tp_size)[tp_rank]
         elif self.cut == "row":
@@ -252,9 +252,9 @@ def has_adapters(model: nn.Module) -> bool:
 def initial(rank: int, inputs: int, name: str, seed: int) -> torch.Tensor:
     """Initial A [R, I] of an adapter: uniform within 1 / sqrt(I), as peft draws it."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
     bound = 1 / math.sqrt(inputs)
-    return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
+    return torch.empty(rank, inputs, device="cpu").uniform_(-bound, bound, generator=generator)
 
 
 def _layers(model: Any, config: ModelConfig) -> Iterator[tuple[str, Any]]:

@@ -59,7 +59,7 @@ def build_model(
 def with_adapters(model: Any, recipe: Recipe, layout: ParallelLayout) -> Any:
     """The model, given the adapters that the recipe asks for, if any; then everything else is frozen."""
     if recipe.lora.rank:
-        place = {"tp_rank": layout.tp_rank, "tp_size": layout.tp_size, "rank": dist.get_rank()}
+        place = {"tp_rank": layout.tp_rank, "tp_size": layout.tp_size, "rank": dist.get_rank() if dist.is_initialized() else 0}
         add_adapters(model, recipe.lora, recipe.model, seed=recipe.train.seed, **place)
     return model
 

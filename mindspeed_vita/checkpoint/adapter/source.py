@@ -13,6 +13,7 @@ from mindspeed_vita.checkpoint.adapter import peft_files
 from mindspeed_vita.checkpoint.adapter.layers import check_fit, merged
 from mindspeed_vita.checkpoint.adapter.rank_files import read_rank_adapters
 from mindspeed_vita.checkpoint.conversion import nothing
+from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import Source, SourceOptions, current_folder, open_source
 from mindspeed_vita.config import LoraConfig, ModelConfig, Recipe, recipe_from_dict
 from mindspeed_vita.files.tensors import Tensors
@@ -147,12 +148,16 @@ def open_base(folder: Path, options: Optional[SourceOptions] = None) -> Base:
 
 
 def with_adapters(base: Base, adapter: AdapterSource) -> Source:
-    """The weights with the adapters merged into them.
+    """The weights with the adapters merged into them. Positions turn as in the adapters' training.
 
     Raises:
         ValueError: the adapters are not of this architecture.
     """
-    source, model = base.source, base.source.recipe.model
+    source = base.source
+    model = adapter.recipe.model if adapter.recipe else source.recipe.model
+    differing = differing_weights(source.recipe.model, model)
+    if differing:
+        raise ValueError(f"{adapter.folder} holds adapters of another architecture than {base.folder} ({differing}); name their base")
     weights = merged(source.weights, adapter.read(model), model, adapter.lora)
 
     def wait() -> None:
@@ -160,7 +165,8 @@ def with_adapters(base: Base, adapter: AdapterSource) -> Source:
         adapter.wait()
 
     files = (*source.files, *sorted(path for path in adapter.folder.rglob("*") if path.is_file()))
-    return replace(source, weights=weights, files=files, wait=wait, adapter=f"{adapter.folder.resolve()} {adapter.identity}")
+    recipe = replace(source.recipe, model=model)
+    return replace(source, recipe=recipe, weights=weights, files=files, wait=wait, adapter=f"{adapter.folder.resolve()} {adapter.identity}")
 
 
 def over_base(adapter: AdapterSource, options: SourceOptions) -> Source:
@@ -175,7 +181,7 @@ def over_base(adapter: AdapterSource, options: SourceOptions) -> Source:
         return source
     # prompts are made as in the adapters' training; a tokenizer that the caller names wins
     data = replace(adapter.recipe.data, tokenizer=options.tokenizer or adapter.recipe.data.tokenizer)
-    recipe = replace(adapter.recipe, model=source.recipe.model, data=data, lora=LoraConfig())
+    recipe = replace(adapter.recipe, data=data, lora=LoraConfig())
     return replace(source, recipe=recipe)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mindspeed_vita.checkpoint.native.step_folder import saved_recipe
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.models.lora import adapters_of
 
@@ -27,14 +27,19 @@ def sharded_adapters(model: torch.nn.Module) -> dict[str, Any]:
     return sharded
 
 
-def check_adapters(folder: Path, recipe: Recipe) -> None:
+def check_adapters(folder: Path, saved_recipe: Mapping[str, Any], recipe: Recipe) -> None:
     """Refuses to resume with other adapters.
+
+    Args:
+        folder: of the checkpoint, for the message.
+        saved_recipe: the recipe that it was written with, as nested plain values.
+        recipe: the run's.
 
     Raises:
         ValueError: naming every key that differs, with both values.
     """
     plain = recipe_to_dict(Recipe())["lora"]
-    saved, wanted = {**plain, **saved_recipe(folder).get("lora", {})}, recipe_to_dict(recipe)["lora"]
+    saved, wanted = {**plain, **saved_recipe.get("lora", {})}, recipe_to_dict(recipe)["lora"]
     keys = [key for key in plain if key not in _MAY_CHANGE and saved[key] != wanted[key]]
     if keys:
         differing = [f"lora.{key}: {saved[key]} there, {wanted[key]} here" for key in keys]

@@ -135,7 +135,7 @@ def load(folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: 
     state = load_state(folder)
     check_architecture(folder, recipe.model, resume=True)
     check_training(folder, recipe)
-    check_adapters(folder, recipe)
+    check_adapters(folder, saved_recipe(folder), recipe)
     if state.fingerprint != fingerprint:
         raise ValueError(
             f"{folder} was written with other data (fingerprint {state.fingerprint[:12]}, this run has {fingerprint[:12]}): the mixture, "

@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.gates import check_handover
+from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
+from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import FailedSamples, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_packs import describe_overlap, open_held_out
@@ -20,7 +22,7 @@ from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_argument
 from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
 from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
-from mindspeed_vita.parallel.build import model_arguments
+from mindspeed_vita.parallel.build import model_arguments, with_adapters
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
@@ -66,15 +68,25 @@ class MindSpeedRun:
         self.recipe = running_recipe()
         self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
-        self.built = MindSpeedVitaModel(
+        resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
+        saved = rank_files.saved_recipe(resume_from) if resume_from else None
+        base = find_run_base(self.recipe, resume_from, saved or {})
+        if base is not None:
+            self.recipe = base.recipe
+        built = MindSpeedVitaModel(
             self.recipe.model,
             core_transformer_config_from_args(arguments),
             norm=gpt_layer_specs.LNImpl,  # MindSpeed's, fused with --use-fused-rmsnorm
             # asked for where tensors really are: an emulated NPU keeps them on the host
             **model_arguments(self.recipe, self.layout, torch.empty(0, device=self.device).device),
         )
+        self.built = with_adapters(built, self.recipe, self.layout)
         self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
-        if self.recipe.checkpoint.init_from and not checkpoint_exists(arguments.load):
+        if base is not None:
+            base.load(self.built)
+            if dist.get_rank() == 0:
+                print(f"{self.recipe.name}: {base.note if resume_from else base.describe()}", flush=True)
+        elif self.recipe.checkpoint.init_from and resume_from is None:
             check_handover(Path(self.recipe.checkpoint.init_from))
             native.load_weights(self.recipe.checkpoint.init_from, self.built, config=self.recipe.model)
         return self.built
