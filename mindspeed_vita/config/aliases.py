@@ -86,7 +86,7 @@ ALIASES = {
     **dict.fromkeys(("target_modules", "lora_target", "lora_target_modules"), "lora.targets"),
     **dict.fromkeys(
         ("use_dora", "dora", "qlora", "load_in_4bit", "load_in_8bit", "quantization", "quantization_bit"),
-        "no key: peft's own code trains DoRA and QLoRA on an export (docs/guides/lora.md)",
+        "no key: peft's own code trains DoRA and QLoRA on an export; the guide on LoRA says how",
     ),
     **dict.fromkeys(("logging_steps", "log_interval", "log_every"), "logging.every"),
     **dict.fromkeys(("report_to", "tensorboard_dir", "logging_dir"), "logging.tensorboard (true or false)"),
