@@ -57,7 +57,7 @@ def adapted_weights(model: ModelConfig) -> Iterator[AdaptedWeight]:
 
 def names_and_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Native name of every matrix -> its name in peft's files, and its shape."""
-    found = {}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for weight in adapted_weights(model):
         for target, width in zip(weight.targets, weight.widths):
             if target in lora.of(weight.layer.partition(".")[0]):
