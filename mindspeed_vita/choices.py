@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 Device = Literal["npu", "cuda", "cpu"]
 """Kinds of devices, in the order in which they are looked for."""
-Engine = Literal["builtin", "mindspeed-llm"]
-"""What runs a recipe: the loop of engine/, or MindSpeed-LLM's pretrain."""
+Engine = Literal["builtin", "mindspeed-llm", "hf"]
+"""What runs a recipe: the loop of engine/, MindSpeed-LLM's pretrain, or transformers' Trainer."""
 Module = Literal["vision", "projector", "language"]
 """Parts of the model that train or are frozen."""
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -22,8 +22,14 @@ Packing = Literal["same_source", "cross_source"]
 VideoReader = Literal["pyav", "decord", "torchcodec"]
 Resize = Literal["exact", "fast"]
 VisionParallel = Literal["balanced", "tensor"]
+LayerSplit = Literal["even", "balanced"]
 Precision = Literal["bf16", "fp32"]
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "mlp", "full_but_attention", "full"]
+"""What the decoder's layers compute again in the backward pass, from little to much."""
+Offload = Literal["none", "inputs"]
+"""What recomputed layers keep in host memory between the two passes."""
+Overlap = Literal["auto", "always", "never"]
+TokenwiseChoice = Literal["auto", "plain"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -35,3 +41,4 @@ VIDEO_READERS: tuple[VideoReader, ...] = get_args(VideoReader)
 VISION_PARALLELS: tuple[VisionParallel, ...] = get_args(VisionParallel)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)

@@ -29,16 +29,9 @@ fail() {
     exit 1
 }
 
-overrides() { # of a stage, in the smoke run
-    [ "$smoke" = 1 ] || return 0
-    case "$1" in
-        0) echo train.steps=30 ;;
-        1) echo train.steps=10 ;;
-        2) echo train.steps=50 ;;
-        3) echo train.steps=8 ;;
-        4) echo train.steps=4 ;;
-    esac
-}
+if [ "$smoke" = 1 ]; then # examples/tiny/pipeline.yaml reads these
+    export VITA_STEPS_0=30 VITA_STEPS_1=10 VITA_STEPS_2=50 VITA_STEPS_3=8 VITA_STEPS_4=4
+fi
 
 SECONDS=0
 mkdir -p "$out" || fail "cannot make $out"
@@ -47,19 +40,12 @@ if [ "$named" = 1 ] && [ ! -e "$out/.vita_quickstart" ]; then
     [ -z "$(ls -A "$out")" ] || fail "$out holds files that the quickstart did not make; choose an empty folder with --out"
     : >"$out/.vita_quickstart"
 fi
-rm -rf "$out"/data "$out"/stage[0-4] "$out"/stage[0-4].log "$out"/export "$out"/evaluation.json "$out"/loss.png
+rm -rf "$out"/data "$out"/stage[0-4] "$out"/pipeline.log "$out"/export "$out"/evaluation.json "$out"/loss.png
 
 echo "== data"
 "$VITA_PYTHON" examples/tiny/make_data.py --out "$out/data" --size "$size" || fail "making the data failed"
-for stage in 0 1 2 3 4; do
-    echo "== train stage $stage (the processes take some seconds to start)"
-    # shellcheck disable=SC2046
-    "$VITA_PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${VITA_PROCESSES:-2}" -m mindspeed_vita.cli.main \
-        train "examples/tiny/stage$stage.yaml" $(overrides "$stage") 2>&1 | tee "$out/stage$stage.log" || fail "stage $stage failed, see $out/stage$stage.log"
-done
-echo "== export"
-"$VITA_PYTHON" -m mindspeed_vita.cli.main convert --from "$out/stage4" --to hf --dtype fp32 --tokenizer "$out/data/tokenizer" --output "$out/export" \
-    || fail "the export failed"
+echo "== train five stages and export (each stage's processes take some seconds to start)"
+"$VITA_PYTHON" -m mindspeed_vita.cli.main pipeline examples/tiny/pipeline.yaml 2>&1 | tee "$out/pipeline.log" || fail "a stage failed, see $out/pipeline.log"
 echo "== ask"
 "$VITA_PYTHON" examples/tiny/evaluate.py --export "$out/export" --data "$out/data" --out "$out/evaluation.json" || fail "asking the export failed"
 minutes="$((SECONDS / 60)) min $((SECONDS % 60)) s"

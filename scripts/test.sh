@@ -39,6 +39,12 @@ fi
 # And the oldest supported line of transformers, without torch; scripts/hf_matrix.sh goes over the lines between it and the installed one.
 "$VITA_PYTHON" -m tests.hf_matrix.overlays --oldest >/dev/null \
     || echo "tests: the oldest line of transformers could not be installed; the tests of exported models under it are skipped"
+# The engine on transformers' Trainer. DeepSpeed has no wheel; its source package takes the torch that is here.
+if ! "$VITA_PYTHON" -c 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ("deepspeed", "accelerate"))))'; then
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation \
+        "accelerate==1.15.0" "deepspeed==0.19.8" hjson ninja py-cpuinfo msgpack psutil einops \
+        || echo "tests: deepspeed 0.19.8 could not be installed; the tests of --engine hf are skipped"
+fi
 # A second release of Pillow, of the line that Long-VITA was trained with: our pixels are the same under both.
 export VITA_OTHER_PILLOW="${VITA_OTHER_PILLOW:-$VITA_VENV/overlays/pillow-11.3.0}"
 if [ ! -d "$VITA_OTHER_PILLOW/PIL" ]; then

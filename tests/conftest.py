@@ -25,7 +25,10 @@ if os.environ.setdefault("DEVICE", "cpu") == "cpu":
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from mindspeed_vita.engine.session import shutdown  # noqa: E402
 
 # one set of worker pools for every folder that needs more than one process
 from tests.pools import layout_pool, pools  # noqa: E402, F401
@@ -42,11 +45,15 @@ def fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    """Process groups end with the last object that names them, and models name each other in circles: their threads would add up."""
+@pytest.fixture(autouse=True, scope="module")
+def groups_end() -> Iterator[None]:
+    """The process group of a file's tests ends with them: a later run would borrow it, and leave its own groups in it.
+
+    Groups end with the last object that names them, and models name each other in circles, so garbage is collected too.
+    """
     yield
-    if os.path.isdir("/proc/self/task") and len(os.listdir("/proc/self/task")) > 150:
+    if dist.is_initialized():
+        shutdown()
         gc.collect()
 
 

@@ -90,6 +90,11 @@ def write_internvl_chat(folder: Path, weights: dict[str, torch.Tensor], model: M
     return folder
 
 
+def told(state: torch.Tensor) -> dict[str, Any]:
+    """What this package keeps beside the weights in a checkpoint of MindSpeed-LLM, without the history, which names each conversion."""
+    return {key: value for key, value in json.loads(bytes(state.tolist())).items() if key != "lineage"}
+
+
 def alone() -> ParallelLayout:
     """The layout of one process, without process groups."""
     groups = ("tp", "pp", "cp", "dp", "dp_cp", "tp_cp")

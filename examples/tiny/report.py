@@ -62,7 +62,7 @@ def read_stage(folder: Path, name: str) -> Stage:
     """
     steps = sorted(path for path in folder.glob("step_*") if path.is_dir())
     if not steps:
-        raise ValueError(f"{folder} holds no checkpoint; its training did not finish, see {folder}.log")
+        raise ValueError(f"{folder} holds no checkpoint; its training did not finish, see {folder.parent / 'pipeline.log'}")
     recipe = json.loads((steps[-1] / "recipe.json").read_text(encoding="utf-8"))
     state = json.loads((steps[-1] / "state.json").read_text(encoding="utf-8"))
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

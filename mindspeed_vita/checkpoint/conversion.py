@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.files.shard_stream import Journal, Report
 from mindspeed_vita.files.unfinished import Planned, unfinished
 
@@ -34,8 +35,10 @@ class Conversion:
     before_publishing: Callable[[], None] = nothing
     """Called once all is written; an error of it keeps the target from appearing. Waits for the source's checksums."""
 
-    lineage: str = ""
-    """Which weights these are, see Source.lineage. An export keeps it."""
+    identity: str = ""
+    """Which weights these are, see Source.identity. An export keeps it."""
+    lineage: Optional[Lineage] = None
+    """The record that is written beside the weights; None: none."""
     replaces: bool = True
     """An export of other weights that has the target's name goes."""
 

@@ -39,6 +39,9 @@ class Gate:
     """What was measured on, for people."""
 
     def __post_init__(self) -> None:
+        numbers = (self.measured, self.bound)
+        if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"gate {self.name!r}: measured={self.measured!r}, bound={self.bound!r}; expected numbers")
         if not _NAME.fullmatch(self.name) or self.better not in BETTER:
             raise ValueError(
                 f"gate {self.name!r}, better={self.better!r}; expected a name of a-z, 0-9 and _, and one of {', '.join(BETTER)}"
@@ -141,5 +144,5 @@ def _read(path: Path) -> Gate:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Gate(**{name: content[name] for name in names if name in content})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no gate ({error}); measure again with `vita eval`, or remove it") from error

@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import mindspeed_vita
 from mindspeed_vita.checkpoint.conversion import nothing
+from mindspeed_vita.checkpoint.native.step_folder import weights_identity
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
 from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.files.unfinished import state_of
@@ -56,10 +57,12 @@ class Source:
     """Weights that the source lacks and that have initial values."""
     adapter: str = ""
     """Which adapters were merged into the weights; empty: none."""
+    base: Optional[Path] = None
+    """Folder of the weights that they were merged into."""
     wait: Callable[[], None] = field(default=nothing)
     """Ends when the source's own checksums were compared; raises where a file differs."""
 
-    def lineage(self) -> str:
+    def identity(self) -> str:
         """Tells these weights from others: a hash of the checksums of a native step's weights, else of names, sizes and times of the files.
 
         A native step keeps it where it is moved or copied.
@@ -67,15 +70,12 @@ class Source:
         Raises:
             DamagedCheckpoint: the checksums cannot be read.
         """
-        told: Any = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
         if self.format == "native":
-            from mindspeed_vita.checkpoint.native import atomic
-
-            recorded = atomic.recorded(self.files[0].parent.parent)
-            told = {name: digest for name, digest in recorded.items() if name.startswith("weights/")}
-        if self.adapter:
-            told = [told, self.adapter.rpartition(" ")[2]]
-        return hashlib.sha256(json.dumps([self.format, told], sort_keys=True).encode()).hexdigest()
+            own = weights_identity(self.files[0].parent.parent)
+        else:
+            told = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
+            own = hashlib.sha256(json.dumps([self.format, told]).encode()).hexdigest()
+        return hashlib.sha256(f"{own} {self.adapter.rpartition(' ')[2]}".encode()).hexdigest() if self.adapter else own
 
     def origin(self, **settings: Any) -> dict[str, Any]:
         """All that the written bytes depend on, for a conversion to go on where it was stopped.

@@ -8,6 +8,7 @@ from typing import Callable, Sequence
 
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe, load_recipe, validate
+from mindspeed_vita.config.recompute import describe_recomputation
 from mindspeed_vita.wording import counted
 
 _EPILOG = """
@@ -45,15 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.passed_on and arguments.engine == "builtin":
         raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    topics: list[tuple[str, Callable[[], str]]] = [
-        ("packs", lambda: _packs(recipe)),
-        ("training", lambda: _training(recipe)),
-        ("layout", lambda: _layout(recipe, arguments.processes, arguments.engine)),
-        ("data", lambda: _data(recipe)),
-        *([("held out", lambda: _held_out(recipe))] if recipe.eval.mixture else []),
-        ("tokenizer", lambda: _tokenizer(recipe)),
-        ("weights", lambda: _weights(recipe, arguments.engine)),
-    ]
+    topics = _topics(recipe, arguments.processes, arguments.engine)
     if arguments.engine == "mindspeed-llm":
         topics.append(("flags", lambda: _flags(recipe, arguments.passed_on)))
     problems = 0
@@ -69,6 +62,38 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
+def problems_of(recipe: Recipe, processes: int, engine: str, *, weights: bool) -> list[str]:
+    """What would keep a recipe from starting, a line each.
+
+    Args:
+        recipe: a run.
+        processes: it will have.
+        engine: it will use.
+        weights: whether the weights to start from are there already.
+    """
+    problems = []
+    for name, look in _topics(recipe, processes, engine):
+        try:
+            if weights or name != "weights":
+                look()
+        except ValueError as error:
+            problems.append(f"{name}: {' '.join(str(error).split())}")
+    return problems
+
+
+def _topics(recipe: Recipe, processes: int, engine: str) -> list[tuple[str, Callable[[], str]]]:
+    """By name: what says how it is, or raises a ValueError."""
+    return [
+        ("packs", lambda: _packs(recipe)),
+        ("training", lambda: _training(recipe)),
+        ("layout", lambda: _layout(recipe, processes, engine)),
+        ("data", lambda: _data(recipe)),
+        *([("held out", lambda: _held_out(recipe))] if recipe.eval.mixture else []),
+        ("tokenizer", lambda: _tokenizer(recipe)),
+        ("weights", lambda: _weights(recipe, engine)),
+    ]
+
+
 def _packs(recipe: Recipe) -> str:
     data = recipe.data
     sources = "of one source" if data.packing == "same_source" else "across sources"
@@ -80,12 +105,16 @@ def _packs(recipe: Recipe) -> str:
 def _training(recipe: Recipe) -> str:
     train = recipe.train
     steps = f"{counted(train.steps, 'step')} of {counted(train.global_batch, 'pack')}, learning rate {train.lr:g} -> {train.min_lr:g}"
-    return f"{', '.join(train.modules)}; {steps}, {train.precision}, recompute {train.recompute}"
+    return f"{', '.join(train.modules)}; {steps}, {train.precision}, {describe_recomputation(recipe)}"
 
 
 def _layout(recipe: Recipe, processes: int, engine: str) -> str:
     # MindSpeed-LLM has flags for stages of unlike size, which the topic `flags` looks at
     validate(recipe, processes, uneven_pipeline=engine == "mindspeed-llm")
+    if engine == "hf":
+        from mindspeed_vita.integration.hf_trainer import refusals
+
+        refusals.check(recipe)
     layout = recipe.parallel
     dp = processes // (layout.tp * layout.pp * layout.cp)
     packs = recipe.train.global_batch // dp

@@ -163,6 +163,7 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
 
     from mindspeed_vita.checkpoint.conversion import Conversion
     from mindspeed_vita.checkpoint.gates import held_gates
+    from mindspeed_vita.checkpoint.lineage import converted, of_checkpoint
     from mindspeed_vita.checkpoint.source import open_source
     from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.config import stretched
@@ -199,12 +200,16 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
             if training is not None:
                 training.wait()
 
+        changed = {"dtype": arguments.dtype, "rope-scaling": arguments.rope_scaling, "optimizer": arguments.optimizer}
+        tower = Path(arguments.vision) if arguments.vision else None
+        parents = [of_checkpoint(folder) for folder in (source, tower, opened.base) if folder is not None]
         conversion = Conversion(
             origin=opened.origin(**settings),
             must_go_on=arguments.resume,
             start=start,
             before_publishing=wait,
-            lineage=opened.lineage(),
+            identity=opened.identity(),
+            lineage=converted(arguments.to, {name: value for name, value in changed.items() if value}, parents),
             replaces=arguments.replace,
         )
         work = Work(

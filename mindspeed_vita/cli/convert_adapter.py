@@ -81,7 +81,9 @@ def _recipe(adapter: AdapterSource, arguments: argparse.Namespace) -> Recipe:
 
 def _write_peft(output: Path, adapter: AdapterSource, tensors: Tensors, recipe: Recipe, arguments: argparse.Namespace) -> Path:
     from mindspeed_vita.checkpoint.adapter.peft_files import CONFIG, write_peft
+    from mindspeed_vita.checkpoint.lineage import LINEAGE, converted, of_checkpoint
     from mindspeed_vita.files.publish import whole_folder
+    from mindspeed_vita.files.writing import write_json
 
     if arguments.base and not (Path(arguments.base) / "config.json").is_file():
         raise ValueError(f"--base {arguments.base} is no Hugging Face folder, but peft loads the base from one; export it (--to hf) first")
@@ -92,13 +94,17 @@ def _write_peft(output: Path, adapter: AdapterSource, tensors: Tensors, recipe: 
     with whole_folder(output, known_by=CONFIG) as folder:
         folder.mkdir()
         write_peft(folder, tensors, recipe, base_export=base)
+        write_json(folder / LINEAGE, converted("peft", {}, [of_checkpoint(adapter.folder)]).encode())
         adapter.wait()
     return output
 
 
 def _write_native(output: Path, adapter: AdapterSource, tensors: Tensors, recipe: Recipe, arguments: argparse.Namespace) -> Path:
+    from mindspeed_vita.checkpoint.conversion import IN_MEMORY
+    from mindspeed_vita.checkpoint.lineage import converted, of_checkpoint
     from mindspeed_vita.checkpoint.native import checkpoint as native
 
-    folder = native.save_full_weights(output, tensors, recipe)
+    record = converted("native", {}, [of_checkpoint(adapter.folder)])
+    folder = native.save_full_weights(output, tensors, recipe, conversion=replace(IN_MEMORY, lineage=record))
     adapter.wait()
     return folder

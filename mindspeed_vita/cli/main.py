@@ -15,6 +15,7 @@ from typing import Mapping, Optional, Sequence
 # name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
 COMMANDS = {
     "train": ("mindspeed_vita.cli.train", "train a recipe"),
+    "pipeline": ("mindspeed_vita.cli.pipeline", "train stages one after the other, with gates in between"),
     "check": ("mindspeed_vita.cli.check", "say whether a recipe would start: settings, layout, data, weights"),
     "plan": ("mindspeed_vita.cli.plan", "memory, work and collectives of a recipe's step on devices that are not here; other layouts"),
     "schema": ("mindspeed_vita.cli.schema", "print the JSON schema of a recipe: editors complete and check recipes with it"),
@@ -22,6 +23,7 @@ COMMANDS = {
     "convert": ("mindspeed_vita.cli.convert", "convert checkpoints: native, Hugging Face, MindSpeed-LLM, Megatron"),
     "verify": ("mindspeed_vita.cli.verify", "say whether two checkpoints, of whatever formats, hold the same model"),
     "checkpoint": ("mindspeed_vita.cli.checkpoint", "list, verify, prune and reshard the steps of a run"),
+    "lineage": ("mindspeed_vita.cli.lineage", "say where a checkpoint's weights come from: runs, data, code, conversions"),
     "eval": ("mindspeed_vita.cli.evaluate", "measure a model: held-out loss, visual needles, choice files"),
     "generate": ("mindspeed_vita.cli.generate", "ask a checkpoint about pictures and videos"),
     "chat": ("mindspeed_vita.cli.chat", "talk with a checkpoint in the terminal, over several turns"),

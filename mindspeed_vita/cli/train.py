@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default="builtin",
-        help="builtin (default), or MindSpeed-LLM's pretrain on Ascend; what stands after -- is passed on to the latter",
+        help="builtin (default); MindSpeed-LLM's pretrain on Ascend, which is passed on what stands after --; hf: transformers' Trainer",
+    )
+    parser.add_argument(
+        "--deepspeed", default="", metavar="zero1|zero2|zero3|FILE", help="with --engine hf: DeepSpeed's ZeRO, or a JSON file of DeepSpeed"
     )
     parser.add_argument("--print-megatron-args", action="store_true", help="print what --engine mindspeed-llm passes to Megatron and exit")
     parser.set_defaults(passed_on=[])
@@ -69,8 +72,25 @@ def run(arguments: argparse.Namespace) -> int:
         return _mindspeed_llm(recipe, arguments)
     if arguments.passed_on:
         raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
+    if arguments.deepspeed and arguments.engine != "hf":
+        raise ValueError(f"--deepspeed {arguments.deepspeed}: only --engine hf takes it")
     validate(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    return _builtin(recipe)
+    return _hf(recipe, arguments.deepspeed) if arguments.engine == "hf" else _builtin(recipe)
+
+
+def _hf(recipe: Recipe, deepspeed: str) -> int:
+    from mindspeed_vita.engine.stopping import stop_signals
+    from mindspeed_vita.integration.hf_trainer.run import train
+
+    with stop_signals() as stop:
+        result = train(recipe, deepspeed=deepspeed, stop=stop)
+    if int(os.environ.get("RANK", "0")) == 0:
+        first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
+        speed, memory = f"{result.tokens_per_second:,.0f} tokens/s", f"peak memory {result.peak_memory / 2**30:.2f} GiB"
+        ending = f"export {result.export}" if result.export else "stopped by a signal; the same command continues"
+        done = f"{recipe.name}: {counted(result.step, 'step')}, {result.sharing}, loss {first} -> {last}"
+        print(f"{done}, {speed}, {memory}, {ending}", flush=True)
+    return 128 + result.stopped_by if result.stopped_by else 0
 
 
 def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:

@@ -42,6 +42,8 @@ ALIASES = {
     **dict.fromkeys(
         ("gradient_checkpointing", "activation_checkpointing", "recompute_granularity", "recompute_activations"), _RECOMPUTE
     ),
+    **dict.fromkeys(("recompute_num_layers", "num_recompute_layers"), "train.recompute_layers, layers at the start of each pipeline stage"),
+    **dict.fromkeys(("offload_activations", "activation_offload", "cpu_offload", "cpu_offloading"), "train.offload (none or inputs)"),
     **dict.fromkeys(("adam_beta1", "betas"), "train.beta1 and train.beta2"),
     "adam_beta2": "train.beta2",
     **dict.fromkeys(("adam_epsilon", "adam_eps", "epsilon"), "train.eps"),

@@ -94,8 +94,9 @@ def _problems(
         if kind == "too_short" and loc in with_wrong_items:
             continue  # pydantic counts the right items only
         if kind in _UNKNOWN_KEY:
-            *sections, name = map(str, loc)  # a key may be a number
-            loc = tuple(sections) + (name,)
+            *sections, last = loc
+            name = str(last)  # a key may be a number
+            loc = (*sections, name)
         key = prefix + _dotted(loc)
         origin = _origin(key, overridden)
         if kind in _UNKNOWN_KEY:

@@ -18,7 +18,7 @@ from mindspeed_vita.config.kinds import read_list, read_text, read_whole
 from mindspeed_vita.config.languages import RELEASED, family_defaults, language_names
 from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
-from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
+from mindspeed_vita.config.unique_keys import load_yaml, read_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -36,14 +36,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: the file is missing or not a mapping, or keys are unknown or have wrong values. One message lists all of those.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"recipe {path}: no such file")
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8")) or {}
-    except RepeatedKey as error:
-        raise ValueError(f"recipe {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path}: not valid YAML: {error}") from error
+    content = read_yaml(path, "recipe") or {}
     if not isinstance(content, dict):
         raise ValueError(f"recipe {path}: expected a mapping of sections, found {type(content).__name__}")
     for override in overrides:
@@ -66,7 +59,7 @@ def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe", folder: 
 
 
 def _recipe(content: Mapping[str, Any], where: str, folder: Optional[Path], overridden: Collection[str]) -> Recipe:
-    content, unset = _expanded(content)
+    content, unset = expanded(content)
     if "plugins" not in unset and isinstance(content.get("plugins"), (str, list)):
         names = [read_text(name) for name in read_list(content["plugins"])]
         import_plugins([name for name in names if isinstance(name, str)], f"{where}: plugins", folder)
@@ -142,8 +135,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def model_config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
     """The model section of a saved recipe."""
-    expanded, unset = _expanded(content, "model.") if isinstance(content, Mapping) else (content, {})
-    return build(ModelConfig, expanded, "model section", prefix="model.", root=Recipe, known=unset)
+    values, unset = expanded(content, "model.") if isinstance(content, Mapping) else (content, {})
+    return build(ModelConfig, values, "model section", prefix="model.", root=Recipe, known=unset)
 
 
 def _plain(value: Any) -> Any:
@@ -183,13 +176,18 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
 
 
-def _expanded(content: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, str]]:
-    """Nested values with their variables expanded, and by key what is wrong where a variable is not set."""
+def expanded(content: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """Nested values with their variables expanded, and by key what is wrong where a variable is not set.
+
+    Args:
+        content: sections; ${VAR} and ${VAR:-default} expand from the environment.
+        prefix: what the names of the keys begin with, with a dot at the end.
+    """
     problems: dict[str, str] = {}
 
     def expand(value: Any, name: str) -> Any:
         if isinstance(value, Mapping):
-            section, below = _expanded(value, f"{name}.")
+            section, below = expanded(value, f"{name}.")
             problems.update(below)
             return section
         if isinstance(value, (list, tuple)):

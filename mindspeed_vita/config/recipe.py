@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Optional
 
-from mindspeed_vita.choices import MODULES, LossWeighting, Module, Packing, Precision, Recompute, Resize, VideoReader, VisionParallel
+from mindspeed_vita.choices import (
+    MODULES,
+    LayerSplit,
+    LossWeighting,
+    Module,
+    Offload,
+    Overlap,
+    Packing,
+    Precision,
+    Recompute,
+    Resize,
+    VideoReader,
+    VisionParallel,
+)
+from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
     Factor,
@@ -21,6 +35,7 @@ from mindspeed_vita.config.kinds import (
     Section,
     Share,
     Size,
+    Sizes,
     Text,
     Texts,
     Wait,
@@ -37,6 +52,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
     "LoraConfig",
@@ -137,6 +153,14 @@ class ParallelConfig(Section):
     """Tensor parallel; above 1 it always uses sequence parallel."""
     pp: Size = 1
     """Pipeline parallel; the tower lives on the first stage."""
+    virtual_stages: Size = 1
+    """Chunks of layers on each pipeline rank (an interleaved pipeline). A micro-batch passes the ranks so many times: bubbles shrink,
+    transfers grow."""
+    layer_split: LayerSplit = "even"
+    """even | balanced. even: every chunk has the same number of decoder layers; pp * virtual_stages must divide them. balanced: the first
+    and the last chunk get fewer, by what tower and head cost."""
+    stage_layers: Sizes = ()
+    """Decoder layers of each chunk, in the model's order, pp * virtual_stages numbers; empty: layer_split decides."""
     cp: Size = 1
     """Context parallel."""
     ulysses: Size = 1
@@ -144,6 +168,10 @@ class ParallelConfig(Section):
     vision_parallel: VisionParallel = "balanced"
     """balanced (every rank holds the tower, tiles are shared out over tp x cp) | tensor (tp ranks share the tower's weights, tiles
     are shared out over cp)."""
+    overlap_grad_reduce: Overlap = "auto"
+    """Sum gradients over dp and cp while the last backward pass of a step goes on: auto (on accelerators) | always | never."""
+    overlap_param_gather: Overlap = "auto"
+    """Gather updated weights while the next forward pass goes on: auto (off so far) | always | never. Needs overlap_grad_reduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +182,9 @@ class TrainConfig(Section):
     """Optimizer steps; warm-up and cosine span them. A resumed run may have more or fewer: its schedule then spans the new number."""
     global_batch: Size = 8
     """Packs per optimizer step, over all data-parallel ranks; one pack is one micro-batch."""
+    even_steps: Count = 0
+    """Consecutive steps that exchange packs. The packs of a step then have about the same work, and a pipeline waits less for the
+    heaviest. They also have like lengths: long documents meet long ones. 0: steps keep the order of the plan."""
     objective: Annotated[str, Line(), OneOf(names=objective_names)] = SUPERVISED
     """What is optimised: supervised (cross-entropy of the supervised tokens), or the name of one that a plugin registered."""
     modules: Annotated[tuple[Module, ...], Listed(least=1)] = MODULES
@@ -173,7 +204,7 @@ class TrainConfig(Section):
     vision_layer_decay: Factor = 1.0
     """Extra multiplier per tower layer, counted down from the last: layer i gets decay ** (num_layers - 1 - i)."""
     weight_decay: Factor = 0.0
-    """AdamW weight decay; never on biases, norms and LayerScale."""
+    """AdamW weight decay; never on biases, norms, LayerScale, class token, position embeddings and the newline projector's newline."""
     beta1: PartialShare = 0.9
     """Adam beta 1."""
     beta2: PartialShare = 0.999
@@ -183,9 +214,16 @@ class TrainConfig(Section):
     clip_grad: Factor = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
     precision: Precision = "bf16"
-    """bf16 | fp32. Optimizer state and gradient reduction are fp32 in both."""
+    """bf16 | fp32. Optimizer state is fp32 in both."""
+    grad_reduce: Precision = "fp32"
+    """Gradients of the weights add up over micro-batches, dp and cp in fp32, or in bf16 (half the bytes, rounded; needs precision=bf16)."""
     recompute: Recompute = "none"
-    """none | selective (core attention) | full (every layer)."""
+    """What the backward pass computes again: none | selective (SwiGLU) | mlp (up to its last matrix product) | full_but_attention
+    (layers, whose attention results are kept) | full (layers). The last two recompute the tower's layers as well."""
+    recompute_layers: Count = 0
+    """Decoder layers at the start of each pipeline stage to which `recompute` applies; 0: all of them."""
+    offload: Offload = "none"
+    """none | inputs (the inputs of recomputed layers wait in host memory; with full_but_attention and full)."""
     seed: Integer = 1234
     """Seed of the initial weights."""
 
@@ -243,6 +281,9 @@ class LoggingConfig(Section):
     """Write TensorBoard events to <directory>/tensorboard."""
     progress: Flag = True
     """Show a progress bar on a terminal; plain lines elsewhere."""
+    peak_tflops: Wait = 0.0
+    """Dense bf16 TFLOP/s of one device, of which metrics.jsonl then has the share that was reached (mfu); 0: taken from a table of
+    GPUs (mindspeed_vita/engine/work.py). Elsewhere, and in fp32, there is no mfu."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,5 +311,7 @@ class Recipe(Section):
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out loss."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    """Kernels."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Logs."""

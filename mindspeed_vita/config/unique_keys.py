@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,6 +27,28 @@ class _Loader(yaml.SafeLoader):
                 lines = f"line {key.start_mark.line + 1}: found the key {key.value!r} again, first in line {other.start_mark.line + 1}"
                 raise RepeatedKey(f"{lines}; keep one of them, or rename it")
         return node
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: the file.
+        what: it is, for messages: recipe, pipeline.
+
+    Raises:
+        ValueError: there is no such file, or it is no YAML in UTF-8.
+    """
+    if not path.is_file():
+        raise ValueError(f"{what} {path}: no such file")
+    try:
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} {path}: no text in UTF-8 ({error}); save it as UTF-8") from error
+    except RepeatedKey as error:
+        raise ValueError(f"{what} {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} {path}: not valid YAML: {error}") from error
 
 
 def load_yaml(text: str) -> Any:

@@ -12,6 +12,7 @@ from mindspeed_vita.config.languages import language_traits
 from mindspeed_vita.config.lora import LORA_TARGETS
 from mindspeed_vita.config.projectors import projector_traits
 from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, Recipe
+from mindspeed_vita.config.recompute import WHOLE_LAYERS, recompute_problems
 
 
 def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = False) -> None:
@@ -29,6 +30,7 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
     problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe)]
     problems += [*_lora(recipe), *_eval(recipe)]
+    problems += recompute_problems(recipe, uneven_pipeline=uneven_pipeline)
     if problems:
         raise ValueError(listed(where, problems))
 
@@ -127,9 +129,7 @@ def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]
     problems += _tower(recipe)
     problems += _ulysses(recipe)
     if not uneven_pipeline:
-        problems += _divides("model.language.num_layers", language.num_layers, "parallel.pp", layout.pp, "use a divisor")
-    if layout.pp > 1 and language.tie_embeddings:
-        problems.append(f"parallel.pp={layout.pp} with model.language.tie_embeddings: two stages would share a table; use pp=1 and more tp")
+        problems += _stages(recipe)
     granule = 2 * layout.cp * layout.tp
     if recipe.data.seq_length % granule:
         up = -(-recipe.data.seq_length // granule) * granule
@@ -137,6 +137,29 @@ def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]
             f"data.seq_length={recipe.data.seq_length} is not a multiple of 2*cp*tp=2*{layout.cp}*{layout.tp}={granule}; use {up}"
         )
     return problems + _batch(recipe, world_size, model_size)
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    layout, num_layers = recipe.parallel, recipe.model.language.num_layers
+    chunks, problems = layout.pp * layout.virtual_stages, []
+    if layout.virtual_stages > 1 and layout.pp == 1:
+        problems.append(f"parallel.virtual_stages={layout.virtual_stages} with parallel.pp=1; only a pipeline has virtual stages, use 1")
+    size, number = "parallel.pp", f"parallel.pp={layout.pp}"
+    if layout.virtual_stages > 1:
+        size, number = "parallel.pp * parallel.virtual_stages", f"{layout.pp} * {layout.virtual_stages}"
+    if layout.stage_layers:
+        given, total = f"parallel.stage_layers={list(layout.stage_layers)}", sum(layout.stage_layers)
+        if layout.layer_split != "even":
+            problems.append(f"{given} and parallel.layer_split={layout.layer_split}; leave one of them out")
+        if len(layout.stage_layers) != chunks:
+            problems.append(f"{given} has {len(layout.stage_layers)} numbers; expected one for each of {number} stages")
+        if total != num_layers:
+            problems.append(f"{given} has {total} layers in all; expected model.language.num_layers={num_layers}")
+    elif layout.layer_split == "even":
+        problems += _divides("model.language.num_layers", num_layers, size, chunks, "use a divisor, or parallel.layer_split=balanced")
+    elif chunks > num_layers:
+        problems.append(f"{size}={chunks} is more than model.language.num_layers={num_layers}; every stage needs a layer, use less")
+    return problems
 
 
 def _ulysses(recipe: Recipe) -> list[str]:
@@ -162,14 +185,32 @@ def _tower(recipe: Recipe) -> list[str]:
 def _batch(recipe: Recipe, world_size: int, model_size: int) -> list[str]:
     if world_size % model_size:
         return []
-    return _divides("train.global_batch", recipe.train.global_batch, "data parallel size", world_size // model_size, "use a multiple of it")
+    layout, dp, packs = recipe.parallel, world_size // model_size, recipe.train.global_batch
+    problems = _divides("train.global_batch", packs, "data parallel size", dp, "use a multiple of it")
+    if not problems and layout.virtual_stages > 1:
+        advice = "virtual stages take packs in groups of that size; use a multiple of it, or virtual_stages=1"
+        problems = _divides("train.global_batch / data parallel size", packs // dp, "parallel.pp", layout.pp, advice)
+    return problems
 
 
 def _train(recipe: Recipe) -> list[str]:
-    train = recipe.train
-    if 0 <= train.min_lr <= train.lr < math.inf:
-        return []
-    return [f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr"]
+    train, parallel = recipe.train, recipe.parallel
+    problems = []
+    if not 0 <= train.min_lr <= train.lr < math.inf:
+        problems.append(f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr")
+    if train.grad_reduce == "bf16" and train.precision != "bf16":
+        problems.append(f"train.grad_reduce=bf16 with train.precision={train.precision}; use precision=bf16, or leave grad_reduce out")
+    if parallel.virtual_stages > 1 and "always" in (parallel.overlap_param_gather, parallel.overlap_grad_reduce):
+        problems.append(
+            f"parallel.virtual_stages={parallel.virtual_stages} with overlap_grad_reduce or overlap_param_gather: an interleaved "
+            "pipeline overlaps neither; leave them out"
+        )
+    if parallel.overlap_param_gather == "always" and parallel.overlap_grad_reduce == "never":
+        problems.append(
+            "parallel.overlap_param_gather=always with parallel.overlap_grad_reduce=never; weights are gathered by the buckets that "
+            "gradients are reduced in: leave overlap_grad_reduce out or set it to always"
+        )
+    return problems
 
 
 def _lora(recipe: Recipe) -> list[str]:
@@ -191,11 +232,13 @@ def _lora(recipe: Recipe) -> list[str]:
         problems.append(f"{found}; expected some of {', '.join(known)}")
     if "vision" in lora.parts and recipe.parallel.vision_parallel == "tensor":
         problems.append("lora.parts names vision with parallel.vision_parallel=tensor, which cuts its layers; use balanced")
-    if "vision" in lora.parts and lora.dropout and train.recompute == "full":
-        problems.append(
-            f"lora.dropout={lora.dropout} in the tower with train.recompute=full: the tower is recomputed without its random state; use "
-            "lora.dropout=0, or another train.recompute"
-        )
+    again = {"vision": WHOLE_LAYERS, "language": ("mlp",)}  # what is recomputed there without the random state
+    for part in lora.parts:
+        if lora.dropout and train.recompute in again.get(part, ()):
+            problems.append(
+                f"lora.dropout={lora.dropout} in {part} with train.recompute={train.recompute}, which recomputes it with other random "
+                "numbers; use lora.dropout=0, or another train.recompute"
+            )
     return problems
 
 

@@ -6,17 +6,18 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count, islice
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
-from mindspeed_vita.data.dealing import RelativeWork, deal, pack_costs
+from mindspeed_vita.data.dealing import RelativeWork, StepOrder, deal, pack_costs
 from mindspeed_vita.data.lifetime import end_by_parent_alone
 
 _T = TypeVar("_T")
@@ -41,6 +42,8 @@ class PackLoader:
         dp_size: int,
         micro_batches: int,
         work: RelativeWork | None = None,
+        even_steps: int = 0,
+        seed: int = 0,
         group_rank: int = 0,
         group_size: int = 1,
         ring_size: int = 1,
@@ -59,6 +62,8 @@ class PackLoader:
             dp_size: data-parallel size.
             micro_batches: packs per rank and step.
             work: what attention and tiles cost, for dealing; may be None where dp_size is 1, as nothing is dealt there.
+            even_steps: steps that exchange packs so that those of a step cost about the same (StepOrder); 0 keeps the order of the plan.
+            seed: of the order of those steps.
             group_rank: this rank in the tensor x context parallel group that shares a pack's tiles.
             group_size: size of that group.
             ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
@@ -77,13 +82,19 @@ class PackLoader:
                 raise ValueError(f"{name}={value}; expected {least} or more")
         if not 0 <= dp_rank < dp_size or not 0 <= group_rank < group_size:
             raise ValueError(f"rank {dp_rank} of {dp_size}, group rank {group_rank} of {group_size}; expected rank < size")
-        assert dp_size == 1 or work is not None, "packs are dealt by their cost"
+        assert (dp_size == 1 and even_steps < 2) or work is not None, "packs are dealt by their cost"
         self.micro_batches = micro_batches
         self.global_batch = micro_batches * dp_size
         self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, ring_size=ring_size, decode=decode, finish=finish)
         self._start = start_pack
         self._dp = (dp_rank, dp_size)
         self._work = work
+
+        def costs_of(numbers: Sequence[int]) -> np.ndarray:
+            assert work is not None
+            return pack_costs(dataset, numbers, work)
+
+        self._order = StepOrder(costs_of, global_batch=self.global_batch, window=even_steps, seed=seed)
         self._num_workers = num_workers
         self._prefetch = prefetch
         self._longest_wait = longest_wait
@@ -112,12 +123,12 @@ class PackLoader:
         rank, size = self._dp
         for step in count(first_step):
             first = self._start + step * self.global_batch
-            numbers = range(first, first + self.global_batch)
+            numbers = self._order.packs(first)
             if self._work is None or size == 1:
                 yield from numbers
             else:
                 dealt = deal(pack_costs(self._view.dataset, numbers, self._work), size)
-                yield from (first + pack for pack in dealt[rank])
+                yield from (numbers[pack] for pack in dealt[rank])
 
     def __iter__(self) -> Iterator[PackedBatch]:
         """Packs from where the last iteration stopped; that one ends."""

@@ -32,6 +32,11 @@ class RunBase:
         """Which weights the adapters belong to, for people."""
         return f"adapters over {self.base.folder}"
 
+    @property
+    def origins(self) -> tuple[Path, ...]:
+        """Folders that the run starts from: the base's, and that of the adapters of an earlier run."""
+        return (self.base.folder,) if self.adapter is None else (self.base.folder, self.adapter.folder)
+
     def describe(self) -> str:
         """Where the run starts, for people."""
         return f"starting from {f'the adapters of {self.adapter.folder}' if self.adapter else 'fresh adapters'}; {self.note}"

@@ -29,6 +29,10 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient norm is not a finite number."""
 
 
+_TAG = 1
+"""Of messages about failures. Hidden states travel between the same ranks with tag 0, and arrive in another order than they are sent."""
+
+
 class FailedSamples:
     """The record of samples that failed: agreed on by all ranks, so that each of them masks the same labels, for good.
 
@@ -57,11 +61,16 @@ class FailedSamples:
         self._reasons: dict[int, str] = {}
         self._new: dict[int, str] = {}
         """Failures of this step, with their reason where this rank met it."""
+        self._sent: list[dist.Work] = []
+        """What the later pipeline stages may still have to receive; a work keeps its tensor alive."""
         self.empty_steps = 0
         """Steps without a supervised token, up to now and without a break."""
 
     def agree(self, batch: Any, layout: ParallelLayout, step: int) -> Any:
-        """The batch with every failure of the tp x cp x pp group applied. Collective over that group.
+        """The batch with every failure of the tp x cp x pp group applied. Collective over tp x cp.
+
+        Only the first pipeline stage decodes. It tells the later ones and does not wait for them, and they wait for it. So a stage may
+        ask when the pipeline reaches the micro-batch, and holds no pack before that.
 
         Args:
             batch: PackedBatch; its `failed` holds what this rank met.
@@ -71,13 +80,29 @@ class FailedSamples:
         self._note(batch.failures, step)
         known = torch.tensor(sorted(self.ids), dtype=batch.sample_ids.dtype)
         failed = (batch.failed | torch.isin(batch.sample_ids, known)).to(torch.uint8)
-        for group, size in ((layout.tp_cp_group, layout.tile_group_size), (layout.pp_group, layout.pp_size)):
-            if size > 1 and failed.numel():
-                dist.all_reduce(failed, dist.ReduceOp.MAX, group=group)
+        if failed.numel():
+            self._share(failed, layout)
         reasons = {int(failure.sample_id): failure.reason for failure in batch.failures}
         for number in set(batch.sample_ids[failed.bool()].tolist()) - self.ids:
             self._new[number] = reasons.get(number) or self._new.get(number, "")
         return batch.with_failed(failed.bool())
+
+    def _share(self, failed: torch.Tensor, layout: ParallelLayout) -> None:
+        """Failures that the first stage met, in place on every rank that shares the pack."""
+        if layout.tile_group_size > 1 and layout.is_first_stage:
+            dist.all_reduce(failed, dist.ReduceOp.MAX, group=layout.tp_cp_group)
+        if layout.pp_size == 1:
+            return
+        if not layout.is_first_stage:
+            told = torch.zeros_like(failed)
+            dist.recv(told, dist.get_global_rank(layout.pp_group, 0), group=layout.pp_group, tag=_TAG)
+            torch.maximum(failed, told, out=failed)
+            return
+        self._sent = [work for work in self._sent if not work.is_completed()]
+        for stage in range(1, layout.pp_size):
+            work = dist.isend(failed, dist.get_global_rank(layout.pp_group, stage), group=layout.pp_group, tag=_TAG)
+            assert work is not None, "this rank is in its own pipeline group"
+            self._sent.append(work)
 
     def settle(
         self,
@@ -103,6 +128,9 @@ class FailedSamples:
         Raises:
             ValueError: a source is over its budget, or nothing was learnt for too long; on every rank.
         """
+        for work in self._sent:
+            work.wait()
+        self._sent = []
         new = [self._new]
         asked = 0 if stop is None else stop.asked
         empty = not learnt

@@ -30,7 +30,7 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
     from mindspeed_vita.data.indexing import ProgressLines
 
     # loader processes read ahead
-    ahead = (recipe.data.prefetch * recipe.data.num_workers + 1) * recipe.train.global_batch
+    ahead = (recipe.data.prefetch * recipe.data.num_workers + 1 + recipe.train.even_steps) * recipe.train.global_batch
 
     def build() -> PackDataset:
         return build_data(
@@ -91,6 +91,8 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         dp_size=layout.dp_size,
         micro_batches=recipe.train.global_batch // layout.dp_size,
         work=relative_work(recipe.model),
+        even_steps=recipe.train.even_steps,
+        seed=recipe.data.seed,
         group_rank=layout.tile_rank,
         group_size=layout.tile_group_size,
         ring_size=layout.ring_size,

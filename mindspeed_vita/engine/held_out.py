@@ -20,6 +20,7 @@ from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.models.inputs import ModelInputs
+from mindspeed_vita.parallel.chunks import for_schedule
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
@@ -137,13 +138,9 @@ class HeldOut:
 
     def _round(self, packs: Iterator[Any]) -> list[torch.Tensor]:
         """The table of each micro-batch of a round, on the last pipeline stage."""
-        batches: Iterator[Any] = islice(packs, self.packs.micro_batches)
-        if self.layout.pp_size > 1:  # as in training: inside the pipeline the stages could not agree on failures
-            batches = iter(list(batches))
         found = self._schedule(
             forward_step_func=self._forward,
-            data_iterator=batches,
-            model=self.model,
+            **for_schedule(self.model, islice(packs, self.packs.micro_batches)),
             num_microbatches=self.packs.micro_batches,
             seq_length=self.recipe.data.seq_length,
             micro_batch_size=1,

@@ -29,7 +29,8 @@ def held_out_recipe(recipe: Recipe) -> Recipe:
     root = told.media_root or recipe.data.media_root
     # pairs matter to objectives that compare answers; the held-out loss is that of each token
     data = replace(recipe.data, mixture=told.mixture, media_root=root, seed=told.seed, group=1)
-    return replace(recipe, data=data, train=replace(recipe.train, steps=1))
+    # every pack counts as much, and packs must not change places with others that are not evaluated
+    return replace(recipe, data=data, train=replace(recipe.train, steps=1, even_steps=0))
 
 
 class HeldOutPacks:
@@ -57,6 +58,8 @@ class HeldOutPacks:
         self.rounds = -(-on_a_rank // most)
         self.micro_batches = most if whole_batches else -(-on_a_rank // self.rounds)
         """Of a round, on this rank."""
+        if recipe.parallel.virtual_stages > 1:  # an interleaved pipeline takes packs in groups; a whole step's packs are such a number
+            self.micro_batches += -self.micro_batches % recipe.parallel.pp
         self.lost = 0
         """Samples of this rank's packs that did not decode, as far as the last reading got."""
         train = replace(recipe.train, global_batch=self.micro_batches * layout.dp_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Iterator, Optional
 
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import gates
+from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.checkpoint.native import atomic
@@ -30,6 +31,7 @@ from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
@@ -105,6 +107,8 @@ class _Run:
         self.recipe, self.platform, self.layout, self.lock = recipe, platform, layout, lock
         self.directory = Path(recipe.checkpoint.directory)
         self.leads = dist.get_rank() == 0
+        # the table is of bf16
+        self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         resume_from = self._resume_from()
         base = find_run_base(recipe, resume_from, None if resume_from is None else native.saved_recipe(resume_from))
@@ -113,15 +117,16 @@ class _Run:
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
+        origins: tuple[Path, ...] = ()
         self.start = ""  # where the weights come from, for people
         if base is not None:
             base.load(model)
-            self.start = base.describe()
+            self.start, origins = base.describe(), base.origins
         elif resume_from is None and recipe.checkpoint.init_from:
-            origin = choose_step(Path(recipe.checkpoint.init_from))
-            gates.check_handover(origin)
-            self.start = f"starting from the weights of {native.load_weights(origin, model, config=recipe.model)}"
-        self.model = optim.wrap_model(model)
+            origins = (choose_step(Path(recipe.checkpoint.init_from)),)
+            gates.check_handover(origins[0])
+            self.start = f"starting from the weights of {native.load_weights(origins[0], model, config=recipe.model)}"
+        self.model = optim.wrap_model(model, optim.Communication.of(recipe, platform))
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
         self.step, self.packs, self.saved = 0, 0, resume_from
@@ -137,6 +142,8 @@ class _Run:
                 note = optim.describe_new_length(self.schedule, recipe.train, steps_before=steps_before, step=state.step)
                 self.start = f"{self.start}; {note}"
             set_random_state(platform, native.load_rng(resume_from, self.sizes))
+        self.lineage: Optional[lineage.Lineage] = None  # on the first rank
+        on_first_rank(lambda: self._open_lineage(resume_from, origins))
         self.log: Optional[metrics.MetricsLog] = None
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -161,6 +168,15 @@ class _Run:
                 f"or choose another checkpoint.directory"
             )
         return newest
+
+    def _open_lineage(self, resume_from: Optional[Path], origins: Sequence[Path]) -> None:
+        """Makes the record that each step of this run carries."""
+        data = self.dataset.fingerprint
+        if resume_from is None:
+            self.lineage = lineage.of_beginning(self.recipe, data=data, origins=origins)
+            return
+        saved, before = native.saved_recipe(resume_from), lineage.of_step(resume_from)
+        self.lineage = lineage.continued(before, self.recipe, step=self.step, saved=saved, data=data)
 
     def train(self, last: int, stop: StopRequest) -> TrainResult:
         """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
@@ -222,6 +238,7 @@ class _Run:
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
         entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
         entry.update(data_seconds=waited, packs=self.packs, memory=self.platform.memory().peak)
+        entry.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = metrics.with_report(entry, entry.pop("report"))
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
@@ -232,6 +249,7 @@ class _Run:
     def _save(self) -> None:
         self._publish(wait=True)  # one at a time, in order
         on_first_rank(self.lock.check)
+        optim.gather_weights(self.model)
         state = native.TrainState(
             step=self.step,
             packs=self.packs,
@@ -248,6 +266,7 @@ class _Run:
             rng=random_state(self.platform),
             keep=self.recipe.checkpoint.keep,
             background=self.recipe.checkpoint.background,
+            lineage=self.lineage,
         )
 
     def _publish(self, wait: bool) -> None:

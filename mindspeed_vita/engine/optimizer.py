@@ -2,29 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 
+from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
 from mindspeed_vita.platform import Platform, megatron_compat
 from mindspeed_vita.wording import counted
 
 
-def wrap_model(model: Any) -> Any:
-    """megatron.core's DDP: gradients accumulate and are summed over dp x cp in fp32."""
+@dataclass(frozen=True, kw_only=True)
+class Communication:
+    """How gradients and weights travel between data-parallel ranks. The default waits for both, in fp32."""
+
+    grad_reduce: Precision = "fp32"
+    """Type in which gradients add up, over micro-batches and over ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce each bucket of gradients while the backward pass goes on."""
+    overlap_param_gather: bool = False
+    """Gather each bucket of weights while the next forward pass goes on."""
+
+    @staticmethod
+    def of(recipe: Recipe, platform: Platform) -> Communication:
+        """That of a run on a device."""
+        # the chunks of an interleaved pipeline have a DDP each, which megatron would have to be told of; that was not built
+        accelerator = platform.capabilities.accelerator and recipe.parallel.virtual_stages == 1
+        told = recipe.parallel.overlap_grad_reduce, recipe.parallel.overlap_param_gather
+        # weights are gathered behind the forward pass where a recipe asks for it only: on the simulated Ascend some were read too early
+        reduce, gather = (value == "always" or (value == "auto" and on) for value, on in zip(told, (accelerator, False)))
+        wanted = reduce or recipe.parallel.overlap_param_gather == "always"
+        return Communication(grad_reduce=recipe.train.grad_reduce, overlap_grad_reduce=wanted, overlap_param_gather=wanted and gather)
+
+
+BUCKET_SIZE: Optional[int] = None
+"""Parameters of a bucket where communication overlaps; None: megatron.core's choice, at least 40 million."""
+
+
+def wrap_model(model: Any, communication: Communication = Communication()) -> Any:
+    """megatron.core's DDP: gradients accumulate and are summed over dp x cp. Each chunk of an interleaved pipeline has its own.
+
+    Args:
+        model: of parallel.build.build_model.
+        communication: what overlaps, and the type of the sums.
+    """
+    if isinstance(model, ModelChunks):
+        return ModelChunks([wrap_model(chunk, communication) for chunk in model])
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.enums import ModelType
 
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True, check_for_nan_in_grad=False
+        grad_reduce_in_fp32=communication.grad_reduce == "fp32",
+        overlap_grad_reduce=communication.overlap_grad_reduce,
+        overlap_param_gather=communication.overlap_param_gather,
+        bucket_size=BUCKET_SIZE,
+        use_distributed_optimizer=True,
+        check_for_nan_in_grad=False,
     )
     wrapped = DistributedDataParallel(model.config, settings, model, **megatron_compat.param_layout_argument(model, settings))
     wrapped.broadcast_params()
     model.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
+    if communication.overlap_grad_reduce:
+        # the schedules then reduce in the backward pass of the last micro-batch only
+        model.config.no_sync_func = wrapped.no_sync
+    if communication.overlap_param_gather:
+        for called, read in model.read_elsewhere():
+            called.register_forward_pre_hook(_gather_before(wrapped, read))
     return wrapped
+
+
+def _gather_before(wrapped: Any, read: torch.nn.Module) -> Callable[..., None]:
+    """A hook that waits for weights of a module that is not called itself: DDP's own hooks sit on the modules that are."""
+    hook = wrapped._make_forward_pre_hook()
+    return lambda *arguments: hook(read)
+
+
+def gather_weights(wrapped: Any) -> None:
+    """Waits until this rank holds the updated weights whole, for whoever reads them outside a forward pass. Collective over dp x cp."""
+    for chunk in chunks_of(wrapped):
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
@@ -51,7 +113,7 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=True,
     )
-    return megatron_compat.distributed_optimizer(adam, config, wrapped)
+    return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

@@ -13,10 +13,9 @@ from typing import Iterator
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe, validate
-from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.layout import TIMEOUT, ParallelLayout
 from mindspeed_vita.platform import Platform, announce, megatron_compat
 
-_TIMEOUT = timedelta(minutes=30)
 _STORE_SECONDS = 5.0
 """How long the processes' common store may take to say who reports an error."""
 
@@ -54,6 +53,7 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
         tensor_model_parallel_size=recipe.parallel.tp,
         pipeline_model_parallel_size=recipe.parallel.pp,
         context_parallel_size=recipe.parallel.cp,
+        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
         create_gloo_process_groups=False,  # every group carries gloo for CPU tensors already
     )
     platform.seed(recipe.train.seed)
@@ -70,9 +70,9 @@ def start_group(platform: Platform) -> None:
     quiet_imports()
     platform.activate()
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(platform.collectives, timeout=_TIMEOUT)
+        dist.init_process_group(platform.collectives, timeout=TIMEOUT)
     else:
-        dist.init_process_group(platform.collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+        dist.init_process_group(platform.collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
 
 
 def shutdown() -> None:

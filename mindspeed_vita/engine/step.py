@@ -13,6 +13,8 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
 from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.work import Work, pack_work
+from mindspeed_vita.parallel.chunks import for_schedule
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform, megatron_compat
@@ -31,6 +33,12 @@ class StepResult:
     samples: int
     failed: int
     """Samples that failed to decode for the first time."""
+    flops: float = 0.0
+    """Operations that the step's mathematics needs, over all ranks (work.py)."""
+    flops_attention: float = 0.0
+    """Those of the decoder's attention."""
+    flops_tower: float = 0.0
+    """Those of tower and projector."""
     report: dict[str, float] = field(default_factory=dict)
     """Further averages of the objective, such as the loss of each source that the step met."""
 
@@ -71,7 +79,7 @@ class Stepper:
         self.shard = Sharder(recipe, layout, platform)
         self.micro_batches = recipe.train.global_batch // layout.dp_size
         self._schedule = get_forward_backward_func()
-        self._samples = 0
+        self._samples, self._work = 0, Work()
         config = model.config
         config.finalize_model_grads_func = megatron_compat.finalize_model_grads
 
@@ -87,17 +95,16 @@ class Stepper:
         """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        self._samples = 0
+        self._samples, self._work = 0, Work()
         reports = self._schedule(
             forward_step_func=self._forward,
-            data_iterator=self._step_batches(step),
-            model=self.model,
+            **for_schedule(self.model, self._step_batches(step)),
             num_microbatches=self.micro_batches,
             seq_length=self.recipe.data.seq_length,
             micro_batch_size=1,
             forward_only=False,
         )
-        sums, counts, samples = self._sum(reports)
+        sums, counts, (samples, *flops) = self._sum(reports)
         supervised = int(counts[0])
         loss = sums[0] / max(supervised, 1)
         self._check(step, "loss", loss)
@@ -108,22 +115,31 @@ class Stepper:
         with self.platform.host_work():
             failed = self.failed.settle(learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
         report = averages(self.objective.names, sums[1:], counts[1:])
-        return StepResult(loss=loss, grad_norm=norm, supervised=supervised, samples=samples, failed=failed, report=report)
+        return StepResult(
+            loss=loss,
+            grad_norm=norm,
+            supervised=supervised,
+            samples=int(samples),
+            failed=failed,
+            flops=flops[0],
+            flops_attention=flops[1],
+            flops_tower=flops[2],
+            report=report,
+        )
 
     def _step_batches(self, step: int) -> Iterator[Any]:
-        agreed = (self._agree(next(self.batches), step) for _ in range(self.micro_batches))
-        if self.layout.pp_size == 1:
-            return agreed
-        # the stages agree on failures before the pipeline starts: inside it a later stage waits for an earlier one's output
-        return iter(list(agreed))
+        # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch
+        return (self._agree(next(self.batches), step) for _ in range(self.micro_batches))
 
     def _agree(self, batch: Any, step: int) -> Any:
         with self.platform.host_work():
-            return self.failed.agree(batch, self.layout, step)
+            agreed = self.failed.agree(batch, self.layout, step)
+            self._work += pack_work(self.recipe, agreed)
+        self._samples += len(agreed.sample_ids)
+        return agreed
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         batch = next(batches)
-        self._samples += len(batch.sample_ids)
         with self.platform.host_work():
             inputs = self.shard(batch)
 
@@ -134,19 +150,24 @@ class Stepper:
 
         return model(inputs), loss_func
 
-    def _sum(self, reports: list[torch.Tensor]) -> tuple[list[float], list[float], int]:
-        """Sums and counts of the loss and of each reported name, and samples, of the step over dp x cp, from the last stage to all."""
+    def _sum(self, reports: list[torch.Tensor]) -> tuple[list[float], list[float], list[float]]:
+        """Sums and counts of the loss and of each reported name, and of the packs, over dp x cp, from the last stage to all.
+
+        Of the packs: samples, operations in all, in attention, and in the tower.
+        """
         layout, num_rows = self.layout, 1 + len(self.objective.names)
-        totals = torch.zeros(2 * num_rows + 1, dtype=torch.float64)
+        of_packs = [self._samples, self._work.total, self._work.attention, self._work.tower]
+        totals = torch.zeros(2 * num_rows + len(of_packs), dtype=torch.float64)
         for table in torch.stack(reports).cpu().double() if layout.is_last_stage else ():
-            totals[:-1] += table.flatten()
-        totals[-1] = self._samples if layout.cp_rank == 0 else 0
+            totals[: 2 * num_rows] += table.flatten()
+        if layout.cp_rank == 0:  # a pack is counted once
+            totals[2 * num_rows :] = torch.tensor(of_packs, dtype=torch.float64)
         if layout.dp_size * layout.cp_size > 1:
             dist.all_reduce(totals, group=layout.dp_cp_group)
         if layout.pp_size > 1:
             dist.broadcast(totals, src=dist.get_global_rank(layout.pp_group, layout.pp_size - 1), group=layout.pp_group)
-        rows = totals[:-1].view(num_rows, 2)
-        return rows[:, 0].tolist(), rows[:, 1].tolist(), int(totals[-1])
+        rows = totals[: 2 * num_rows].view(num_rows, 2)
+        return rows[:, 0].tolist(), rows[:, 1].tolist(), totals[2 * num_rows :].tolist()
 
     def _check(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):

@@ -15,6 +15,7 @@ from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.checkpoint.source import Source, SourceOptions, open_source
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import SUPERVISED, ParallelConfig, Recipe, load_recipe, recipe_from_dict
+from mindspeed_vita.config.recompute import without_recomputation
 from mindspeed_vita.data.prepare import index_folder
 from mindspeed_vita.engine import metrics
 from mindspeed_vita.engine.chosen_step import choose_step
@@ -148,7 +149,7 @@ def _recipe(kept: Recipe, options: LossOptions, source: Optional[Source]) -> Rec
     ranks = max(1, world_size() // (sizes.tp * sizes.pp * sizes.cp))
     batch = ranks * (_MICRO_BATCHES * sizes.pp if sizes.pp > 1 else 1)
     precision = options.precision or (kept.train.precision if source is None else _stored(source))
-    train = replace(kept.train, precision=precision, recompute="none", steps=1, global_batch=batch, objective=SUPERVISED)
+    train = replace(without_recomputation(kept.train), precision=precision, steps=1, global_batch=batch, objective=SUPERVISED)
     return replace(kept, data=data, eval=measured, parallel=sizes, train=train)
 
 

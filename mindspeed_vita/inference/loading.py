@@ -19,6 +19,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.source import SourceOptions, current_folder, open_source
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import ParallelConfig, Recipe, stretched
+from mindspeed_vita.config.recompute import without_recomputation
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.chosen_step import choose_step
@@ -63,7 +64,7 @@ class FoundModel:
     folder: Path
     """Where it is."""
     identity: str = ""
-    """Which weights these are: the folder of the step, iteration or export, and Source.lineage(); with merged adapters theirs, too. Empty
+    """Which weights these are: the folder of the step, iteration or export, and Source.identity(); with merged adapters theirs, too. Empty
     for a recipe without weights."""
     frame_pooling: Optional[str] = None
     """How the folder's own processor pools the frames of videos."""
@@ -154,7 +155,7 @@ def inference_recipe(
     return replace(
         recipe,
         parallel=ParallelConfig(tp=tp, cp=cp),
-        train=replace(recipe.train, recompute="none", global_batch=1),
+        train=replace(without_recomputation(recipe.train), global_batch=1),
         data=replace(recipe.data, seq_length=2 * tp * cp, max_frames=frames),
         model=recipe.model if rope_scaling is None else stretched(recipe.model, rope_scaling),
     )
@@ -198,7 +199,7 @@ def find_model(path: str | Path, recipe: Optional[str | Path] = None, *, adapter
     folder = current_folder(path)
     merges = adapter is not None or holds_adapters(folder)
     opened = open_source(folder, SourceOptions(recipe=str(recipe or ""), adapter=str(adapter or ""), compare=merges))
-    identity = " ".join([str(folder.resolve()), opened.lineage(), *([opened.adapter] if merges else [])])
+    identity = f"{folder.resolve()} {opened.identity()}"
     if opened.format == "native" and not merges:
         return FoundModel(recipe=opened.recipe, weights=None, folder=folder, identity=identity)
     stored = opened.weights.specs()["language.embedding.word_embeddings.weight"].dtype

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.assemble import EncodedSample
 from mindspeed_vita.data.prepare import decode_settings
 from mindspeed_vita.inference.block_names import settings_text
@@ -22,6 +23,10 @@ from mindspeed_vita.inference.ranks import TIMEOUT, Ranks
 from mindspeed_vita.inference.runner import ModelRunner, StepResult
 from mindspeed_vita.inference.steps import BLOCK_SIZE, Step, decode_step, encode_step
 from mindspeed_vita.inference.tile_feed import TileFeed
+from mindspeed_vita.parallel.layout import ParallelLayout
+
+if TYPE_CHECKING:
+    from mindspeed_vita.models.vita import VitaModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,45 +65,17 @@ class InferenceSession:
     """
 
     def __init__(self, loaded: LoadedModel, settings: SessionSettings = SessionSettings()) -> None:
-        # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
-        from mindspeed_vita.parallel.build import DTYPES, language_backend
-
         if settings.block_size < 1:
             raise ValueError(f"block_size is {settings.block_size}; expected at least 1")
         self.loaded, self.settings = loaded, settings
         groups = loaded.layout.tp_cp_group, loaded.layout.tp_group, loaded.layout.cp_group
         self.ranks = Ranks(groups, loaded.layout.tile_group_size, loaded.layout.tile_rank, settings.rank_timeout)
         self.prompts = PromptEncoder(loaded.recipe, loaded.tokenizer, loaded.frame_pooling)
-        model, layout, recipe, device = loaded.model, loaded.layout, loaded.recipe, loaded.device
-        language = recipe.model.language
-        sizes: dict[str, Any] = {
-            "num_layers": language.num_layers,
-            "block_size": settings.block_size,
-            "kv_heads": language.num_kv_heads // layout.tp_size,
-            "head_dim": language.head_dim,
-            "dtype": DTYPES[recipe.train.precision],
-        }
-        budget = free_share(device) if settings.cache_memory is None else settings.cache_memory
-        num_blocks = _least(blocks_in(budget, bytes_per_block(**sizes)), layout.tp_cp_group, layout.tile_group_size)
-        self.cache = KVCache(num_blocks=num_blocks, device=device, **sizes)
-        attention = CachedAttention(
-            self.cache,
-            language_backend(recipe, layout, device),
-            group=layout.cp_group if layout.cp_size > 1 else None,
-            rank=layout.cp_rank,
-            size=layout.cp_size,
-            travels=settings.travels,
-        )
-        feed = TileFeed(
-            model,
-            layout,
-            tile_size=recipe.model.vision.tile_size,
-            tokens_per_tile=recipe.model.tokens_per_tile,
-            decoding=decode_settings(recipe.data, recipe.model.vision.normalization),
-            tiles_in_flight=settings.tiles_in_flight,
-            pixels=settings_text({"normalization": recipe.model.vision.normalization}),
-        )
-        self.runner = ModelRunner(model, language, layout, attention, feed, device)
+        budget = free_share(loaded.device) if settings.cache_memory is None else settings.cache_memory
+        per_block = bytes_per_block(**cache_sizes(loaded.recipe, loaded.layout, settings.block_size))
+        num_blocks = _least(blocks_in(budget, per_block), loaded.layout.tp_cp_group, loaded.layout.tile_group_size)
+        self.runner = build_runner(loaded.model, loaded.layout, loaded.recipe, loaded.device, settings=settings, num_blocks=num_blocks)
+        self.cache = self.runner.attention.cache
 
     def run(self, step: Step) -> StepResult:
         """Executes one step on this rank. Collective over tp and cp: every rank is given the same step."""
@@ -169,6 +146,61 @@ class InferenceSession:
                 if problem:
                     raise ValueError(problem)
                 return result
+
+
+def cache_sizes(recipe: Recipe, layout: ParallelLayout, block_size: int) -> dict[str, Any]:
+    """What bytes_per_block and KVCache take for one rank of a model."""
+    # Not at the top: init_distributed prepares megatron.core for this device before it is imported.
+    from mindspeed_vita.parallel.build import DTYPES
+
+    language = recipe.model.language
+    return {
+        "num_layers": language.num_layers,
+        "block_size": block_size,
+        "kv_heads": language.num_kv_heads // layout.tp_size,
+        "head_dim": language.head_dim,
+        "dtype": DTYPES[recipe.train.precision],
+    }
+
+
+def build_runner(
+    model: VitaModel,
+    layout: ParallelLayout,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    settings: SessionSettings,
+    num_blocks: int,
+    feed: type[TileFeed] = TileFeed,
+) -> ModelRunner:
+    """One rank's model with its cache and what encodes its tiles.
+
+    Args:
+        model, layout, recipe, device: as in LoadedModel.
+        settings: sizes.
+        num_blocks: blocks of the cache on this rank.
+        feed: where tiles come from.
+    """
+    from mindspeed_vita.parallel.build import language_backend
+
+    attention = CachedAttention(
+        KVCache(num_blocks=num_blocks, device=device, **cache_sizes(recipe, layout, settings.block_size)),
+        language_backend(recipe, layout, device),
+        group=layout.cp_group if layout.cp_size > 1 else None,
+        rank=layout.cp_rank,
+        size=layout.cp_size,
+        travels=settings.travels,
+    )
+    tiles = feed(
+        model,
+        layout,
+        tile_size=recipe.model.vision.tile_size,
+        tokens_per_tile=recipe.model.tokens_per_tile,
+        decoding=decode_settings(recipe.data, recipe.model.vision.normalization),
+        tiles_in_flight=settings.tiles_in_flight,
+        pixels=settings_text({"normalization": recipe.model.vision.normalization}),
+    )
+    return ModelRunner(model, recipe.model.language, layout, attention, tiles, device)
 
 
 def load_session(path: str | Path, *, settings: SessionSettings = SessionSettings(), **options: Any) -> InferenceSession:

@@ -8,16 +8,27 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.ops.tokenwise import apply_rotary
 from mindspeed_vita.sharding import CPPlan
 
 
 class Attend(Protocol):
-    """Causal attention inside each document of a plan, over this rank's tokens: shapes [T, heads, width]."""
+    """Causal attention inside each document of a plan, over this rank's tokens: shapes [T, heads, width].
+
+    With `kept`, a call without gradients leaves its result there, and the next one with gradients, for the same tensors, takes it.
+    """
 
     def __call__(
-        self, q_TND: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, cp_plan: CPPlan, *, scale: float
+        self,
+        q_TND: torch.Tensor,
+        k_TGD: torch.Tensor,
+        v_TGD: torch.Tensor,
+        cp_plan: CPPlan,
+        *,
+        scale: float,
+        kept: Optional[KeptAttention] = None,
     ) -> torch.Tensor: ...
 
 
@@ -52,4 +63,4 @@ class PackedCoreAttention(MegatronModule):
         cp_plan, cos_TD, sin_TD = packed_seq_params.cp_plan, packed_seq_params.cos_TD, packed_seq_params.sin_TD
         assert cp_plan is not None and cos_TD is not None and sin_TD is not None
         query, key = apply_rotary(query, cos_TD, sin_TD), apply_rotary(key, cos_TD, sin_TD)
-        return self.attend(query, key, value, cp_plan, scale=self.scale).flatten(1)
+        return self.attend(query, key, value, cp_plan, scale=self.scale, kept=packed_seq_params.kept).flatten(1)

@@ -16,10 +16,14 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
+from mindspeed_vita.choices import Recompute
 from mindspeed_vita.config import LanguageConfig, LanguageTraits, language_traits
+from mindspeed_vita.config.recompute import NO_RECOMPUTATION, Recomputation
 from mindspeed_vita.models.core_attention import Attend, PackedCoreAttention
+from mindspeed_vita.models.decoder_layer import DecoderLayer
+from mindspeed_vita.models.made_again import made_again, not_saved
 from mindspeed_vita.ops.tokenwise import rms_norm, swiglu
 from mindspeed_vita.platform.megatron_compat import mlp_width_argument, vp_stage_argument
 
@@ -32,9 +36,9 @@ def language_transformer_config(
     tp: int,
     pp: int,
     cp: int,
-    recompute: str,
     init_on_cpu: bool,
     sequence_parallel: bool = True,
+    virtual_stages: int = 1,
 ) -> TransformerConfig:
     """megatron's configuration of the decoder.
 
@@ -43,18 +47,13 @@ def language_transformer_config(
         init_std: of the initial weights.
         dtype: of parameters and activations.
         tp, pp, cp: sizes of the parallel axes.
-        recompute: none | selective | full.
         init_on_cpu: draw full weights on the host, so that they do not depend on tp.
         sequence_parallel: tp ranks share out the tokens between linear layers. Training always does. In inference one new token does
             not divide by tp, so each tp rank holds all tokens.
+        virtual_stages: chunks of each pipeline rank.
     """
     traits = language_traits(config.family)
-    settings: dict[str, dict[str, Any]] = {
-        "none": {},
-        "selective": {"recompute_granularity": "selective"},
-        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }
-    return TransformerConfig(
+    told = TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_heads,
@@ -87,8 +86,12 @@ def language_transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
-        **settings[recompute],
+        # without these an interleaved pipeline computes wrong gradients over gloo; a plain one keeps megatron's defaults
+        **({"overlap_p2p_comm": True, "batch_p2p_comm": False, "deallocate_pipeline_outputs": False} if virtual_stages > 1 else {}),
     )
+    # set afterwards: megatron would demand equal chunks, which ours need not be
+    told.virtual_pipeline_model_parallel_size = virtual_stages if virtual_stages > 1 else None
+    return told
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -107,14 +110,29 @@ class RMSNorm(torch.nn.RMSNorm):
 class GatedMLP(MLP):
     """megatron's MLP, whose gate goes through ops/. A class rather than a spec: megatron warns of specs of other classes than its own."""
 
+    recompute: Recompute = "none"
+    """Set by the layer. With mlp, the backward pass makes the input of the second linear layer again from the MLP's input. With selective,
+    from the output of the first one, which costs no matrix product."""
+
     def __init__(self, config: TransformerConfig, **unused: Any) -> None:
         linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
         super().__init__(config, linears, **mlp_width_argument(config.ffn_hidden_size))
 
     def forward(self, hidden_states: torch.Tensor, *unused: Any, **also_unused: Any) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
         """Output and its bias, which is None without linear biases."""
+        again = self.training and torch.is_grad_enabled()
+        if again and self.recompute == "mlp":
+            product = made_again(lambda hidden: swiglu(self._gate_and_up(hidden)), hidden_states)
+        elif again and self.recompute == "selective":
+            product = made_again(swiglu, self._gate_and_up(hidden_states))
+        else:
+            product = swiglu(self._gate_and_up(hidden_states))
+        with not_saved(product):
+            return self.linear_fc2(product)
+
+    def _gate_and_up(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate_and_up, bias = self.linear_fc1(hidden_states)
-        return self.linear_fc2(swiglu(gate_and_up if bias is None else gate_and_up + bias))
+        return gate_and_up if bias is None else gate_and_up + bias
 
 
 class BiasedRowParallelLinear(RowParallelLinear):
@@ -128,9 +146,15 @@ Norm = Callable[..., torch.nn.Module]
 """Constructor of a norm: (config, hidden_size, eps)."""
 
 
-def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm) -> ModuleSpec:
+def layer_shift(transformer_config: TransformerConfig, layers: Optional[range], vp_stage: Optional[int] = None) -> int:
+    """How far the numbers of this stage's layers are from those that megatron gives them; 0 where it decides which layers there are."""
+    return 0 if layers is None else layers.start - get_transformer_layer_offset(transformer_config, **vp_stage_argument(vp_stage))
+
+
+def _layer_spec(traits: LanguageTraits, attend: Attend, norm: Norm, recompute: Recompute, shift: int) -> ModuleSpec:
     return ModuleSpec(
-        module=TransformerLayer,
+        module=DecoderLayer,
+        params={"recompute": recompute, "shift": shift},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
@@ -161,17 +185,21 @@ def build_language_model(
     pre_process: bool,
     post_process: bool,
     norm: Norm = RMSNorm,
+    recompute: Recomputation = NO_RECOMPUTATION,
+    layers: Optional[range] = None,
+    vp_stage: Optional[int] = None,
 ) -> GPTModel:
-    """The part of the decoder that lives on this pipeline stage.
+    """The part of the decoder that lives on this pipeline stage: `layers` by their number in the whole model, or as megatron deals them.
 
     Positions enter in the core attention only, so the model is built without a position embedding. VitaModel calls its
     embedding, decoder and output layer itself.
     """
-    layer = _layer_spec(language_traits(config.family), attend, norm)
-    layers = [layer] * get_num_layers_to_build(transformer_config, **vp_stage_argument())
+    traits, shift = language_traits(config.family), layer_shift(transformer_config, layers, vp_stage)
+    number = get_num_layers_to_build(transformer_config, **vp_stage_argument()) if layers is None else len(layers)
+    specs = [_layer_spec(traits, attend, norm, recompute.of_layer(place), shift) for place in range(number)]
     return GPTModel(
         config=transformer_config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_positions,
         pre_process=pre_process,
@@ -179,4 +207,5 @@ def build_language_model(
         parallel_output=True,
         share_embeddings_and_output_weights=config.tie_embeddings,
         position_embedding_type="none",
+        **vp_stage_argument(vp_stage),
     )

@@ -6,7 +6,8 @@ Shapes: T tokens of this context-parallel rank, L = T / tp held here, H hidden, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Optional, Protocol
 
@@ -16,10 +17,12 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from mindspeed_vita.config import MODULES, ModelConfig
+from mindspeed_vita.config import MODULES, LoraConfig, ModelConfig
+from mindspeed_vita.config.recompute import NO_RECOMPUTATION, Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
-from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model
+from mindspeed_vita.models.language import Norm, RMSNorm, build_language_model, layer_shift
+from mindspeed_vita.models.layer_inputs import LayerInputs
 from mindspeed_vita.models.packed_context import PackedContext
 from mindspeed_vita.models.projector import projectors
 from mindspeed_vita.models.splice import splice
@@ -28,6 +31,7 @@ from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import TowerLinears, whole_linears
 from mindspeed_vita.ops.normalize import normalize_tiles
 from mindspeed_vita.ops.rotary import RotaryTables
+from mindspeed_vita.platform.host_copies import host_copies
 
 TILES_AT_ONCE = 32
 """Tiles that a tower without gradients encodes at a time: 20 MB each in InternViT-300M (bf16, on a CPU), 33,000 rows a matrix product."""
@@ -76,6 +80,9 @@ class VitaModel(MegatronModule):
         tower_linears: how the tower's linear layers are cut over tensor parallelism; whole on every rank by default.
         seed: of the tower's and projector's initial weights, which are drawn alike on every rank.
         norm: the decoder's norm; a training framework may bring a fused one.
+        recompute: what the layers of decoder and tower compute again in the backward pass.
+        layers: decoder layers of this stage, by their number in the whole model; None leaves them to megatron.
+        vp_stage: number of this chunk on its rank in an interleaved pipeline, else None.
     """
 
     def __init__(
@@ -93,34 +100,41 @@ class VitaModel(MegatronModule):
         tower_linears: Callable[[TransformerConfig], TowerLinears] = whole_linears,
         seed: int = 1234,
         norm: Norm = RMSNorm,
+        recompute: Recomputation = NO_RECOMPUTATION,
+        layers: Optional[range] = None,
+        vp_stage: Optional[int] = None,
     ) -> None:
         super().__init__(config=transformer_config)
+        self.vp_stage = vp_stage
         self.model_type = ModelType.encoder_or_decoder  # the schedules ask for it
         self.pre_process, self.post_process = pre_process, post_process
         self.rotary = RotaryTables(config.language)
         self.exchange, self.head = exchange, head
-        self.trainable = frozenset(trainable)
+        self.trainable, self.offload = frozenset(trainable), recompute.offload
+        self.lora: Optional[LoraConfig] = None  # add_adapters sets it
         self.vision: Optional[nn.Module] = None
         self.projector: Optional[nn.Module] = None
         if pre_process:
             assert attend_tiles is not None
-            self._build_vision(config, transformer_config, tower_linears(transformer_config), attend_tiles, seed)
+            parts = {"linears": tower_linears(transformer_config), "attend": attend_tiles, "recompute": recompute.tower}
+            self._build_vision(config, transformer_config, parts, seed)
+        # where a training framework's own flags recompute layers, ours do not do it again inside
+        told = NO_RECOMPUTATION if transformer_config.recompute_granularity else recompute
+        decoder: dict[str, Any] = {"attend": attend, "norm": norm, "recompute": told, "layers": layers, "vp_stage": vp_stage}
         self.language = build_language_model(
-            config.language, transformer_config, attend=attend, pre_process=pre_process, post_process=post_process, norm=norm
+            config.language, transformer_config, pre_process=pre_process, post_process=post_process, **decoder
         )
-        self.share_embeddings_and_output_weights = config.language.tie_embeddings
+        self._layer_shift = layer_shift(transformer_config, layers, vp_stage)
+        self._tied = config.language.tie_embeddings
         for name in MODULES:
             module = getattr(self, name)
             if module is not None and name not in self.trainable:
                 module.requires_grad_(False)
 
-    def _build_vision(
-        self, config: ModelConfig, transformer_config: TransformerConfig, linears: TowerLinears, attend: AttendTiles, seed: int
-    ) -> None:
-        vision = config.vision
-        recompute, self.normalization = transformer_config.recompute_granularity == "full", vision.normalization
+    def _build_vision(self, config: ModelConfig, transformer_config: TransformerConfig, parts: dict[str, Any], seed: int) -> None:
+        vision, linears = config.vision, parts["linears"]
+        self.normalization = vision.normalization
         self.tile_shape, self.feature_shape = (3, vision.tile_size, vision.tile_size), (vision.grid**2, vision.hidden_size)
-        parts: dict[str, Any] = {"recompute": recompute, "linears": linears, "attend": attend}
         self.vision = towers.build(vision.tower, vision, transformer_config=transformer_config, **parts)
         self.projector = projectors.build(
             config.projector.kind,
@@ -186,14 +200,17 @@ class VitaModel(MegatronModule):
 
     def decode(self, inputs: ModelInputs) -> torch.Tensor:
         """Hidden states [L, 1, H]; on the last stage those behind the final norm."""
-        cos_TD, sin_TD = self.rotary(inputs.positions_T, longest=inputs.longest_document)
+        # rounded once here rather than in each layer: every pack in the pipeline keeps its tables until its backward pass
+        cos_TD, sin_TD = (table.to(self.config.params_dtype) for table in self.rotary(inputs.positions_T, longest=inputs.longest_document))
+        offloads = self.offload == "inputs" and self.training and torch.is_grad_enabled()
+        layer_inputs = LayerInputs(host_copies(inputs.positions_T.device)) if offloads else None
         hidden_L1H = self._embed(inputs) if self.pre_process else None
         if hidden_L1H is not None and not hidden_L1H.requires_grad and torch.is_grad_enabled() and "language" in self.trainable:
-            hidden_L1H.requires_grad_()  # adapters over frozen tables: a layer that is recomputed trains only if its input has a gradient
+            hidden_L1H.requires_grad_()  # over frozen tables: what is recomputed, or on a later stage, needs it
         return self.language.decoder(
             hidden_states=hidden_L1H,
             attention_mask=None,
-            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD),
+            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD, layer_inputs=layer_inputs),
         )
 
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:
@@ -232,13 +249,41 @@ class VitaModel(MegatronModule):
             return torch.cat([self.vision(normalize_tiles(part, self.normalization).to(dtype)) for part in tiles_NCHW.split(TILES_AT_ONCE)])
 
     def _output_weight(self) -> torch.Tensor:
-        if self.share_embeddings_and_output_weights:
+        if self._tied:
             return self.shared_embedding_or_output_weight()
         return self.language.output_layer.weight
+
+    @property
+    def share_embeddings_and_output_weights(self) -> bool:
+        """Whether megatron must sum the gradients of the first and the last stage's copies of a tied table: not if the table is frozen."""
+        return self._tied and self.shared_embedding_or_output_weight().requires_grad
 
     def shared_embedding_or_output_weight(self) -> torch.Tensor:
         """The tied table on the first or last stage; megatron sums its gradients over both."""
         return self.language.shared_embedding_or_output_weight()
+
+    def read_elsewhere(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """(called, read): modules whose weights may be read without a call of them, and a module that is called before that.
+
+        Whoever gathers weights while the forward pass goes on must have them by then. A tower or projector may come from a plugin, so all
+        of its weights count as read when it is called.
+        """
+        for part in (self.vision, self.projector):
+            if part is not None:
+                yield from ((part, module) for module in part.modules())
+        if self.post_process and not (self._tied and self.pre_process):
+            yield self.language.decoder.final_layernorm, self.language.output_layer
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """megatron's description of this stage's weights, by their local names. Its keys hold the layers' numbers in the whole model."""
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if not self._layer_shift:
+            return sharded
+        # megatron derives a layer's place in this stage from its number, by its own rule for the stage's first layer
+        start = re.compile(rf"({re.escape(prefix)}language\.decoder\.layers\.)(-?\d+)\.")
+        return {
+            start.sub(lambda match: f"{match[1]}{int(match[2]) - self._layer_shift}.", name): entry for name, entry in sharded.items()
+        }
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Hidden states from the stage before; called by megatron's schedules."""

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from mindspeed_vita.ops.tokenwise import row_losses
+
 
 def plain_cross_entropy(hidden_QH: torch.Tensor, weight_VH: torch.Tensor, labels_Q: torch.Tensor) -> torch.Tensor:
     """The reference: all logits at once, over the whole vocabulary. float32[Q], computed in fp32 from products in the weights' dtype."""
@@ -86,15 +88,15 @@ def _row_losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and log-sum-exps of a chunk of rows; labels count from this rank's first token."""
     logits_CV = F.linear(hidden_CH, weight_VH).float()
+    if group is None:
+        return row_losses(logits_CV, labels_C)
     highest_C = logits_CV.amax(-1)
-    if group is not None:
-        dist.all_reduce(highest_C, dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(highest_C, dist.ReduceOp.MAX, group=group)
     logits_CV.sub_(highest_C.unsqueeze(-1))
     mine_C = (labels_C >= 0) & (labels_C < len(weight_VH))
     target_C = logits_CV.gather(1, labels_C.clamp(0, len(weight_VH) - 1).unsqueeze(1)).squeeze(1) * mine_C
     sums_2C = torch.stack([target_C, logits_CV.exp_().sum(-1)])
-    if group is not None:
-        dist.all_reduce(sums_2C, group=group)
+    dist.all_reduce(sums_2C, group=group)
     log_sum_C = sums_2C[1].log()
     return log_sum_C - sums_2C[0], log_sum_C + highest_C
 

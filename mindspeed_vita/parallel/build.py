@@ -9,26 +9,31 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.config.recompute import Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
 from mindspeed_vita.models.lora import add_adapters
 from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
+from mindspeed_vita.ops import tokenwise
 from mindspeed_vita.ops.attention import Backend, Heads, choose
+from mindspeed_vita.parallel.chunks import ModelChunks
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.lm_head import LanguageHead
 from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.stages import layers_of
 from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention
+from mindspeed_vita.platform import megatron_compat
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build_model(
     recipe: Recipe, layout: ParallelLayout, device: torch.device | str = "cpu", *, sequence_parallel: bool = True
-) -> VitaModel:
-    """The part of the model that lives on this rank, with frozen modules frozen, on the given device.
+) -> Any:
+    """The part of the model that lives on this rank, with frozen modules frozen, on a device: a VitaModel, or ModelChunks of several.
 
     The platform must have been chosen and megatron's parallel state initialised.
 
@@ -48,12 +53,27 @@ def build_model(
         tp=layout.tp_size,
         pp=layout.pp_size,
         cp=layout.cp_size,
-        recompute=recipe.train.recompute,
         init_on_cpu=on_cpu,
         sequence_parallel=sequence_parallel,
+        virtual_stages=recipe.parallel.virtual_stages,
     )
     arguments = model_arguments(recipe, layout, torch.device(device), sequence_parallel=sequence_parallel)
-    return with_adapters(VitaModel(model, transformer_config, **arguments), recipe, layout).to(device)
+    count = recipe.parallel.virtual_stages
+    megatron_compat.set_virtual_stages(count)
+    if count == 1:
+        whole = VitaModel(model, transformer_config, layers=layers_of(recipe, layout.pp_rank), **arguments)
+        return with_adapters(whole, recipe, layout).to(device)
+    chunks = []
+    for number in range(count):
+        ends = {
+            "pre_process": layout.is_first_stage and number == 0,
+            "post_process": layout.is_last_stage and number == count - 1,
+            "layers": layers_of(recipe, layout.pp_rank, number),
+        }
+        with megatron_compat.virtual_stage(number):
+            chunk = VitaModel(model, transformer_config, vp_stage=number, **{**arguments, **ends})
+        chunks.append(with_adapters(chunk, recipe, layout).to(device))
+    return ModelChunks(chunks)
 
 
 def with_adapters(model: Any, recipe: Recipe, layout: ParallelLayout) -> Any:
@@ -73,6 +93,9 @@ def model_arguments(
         ValueError: no attention backend serves the model's heads on the device.
     """
     model, tensor = recipe.model, recipe.parallel.vision_parallel == "tensor"
+    language = model.language
+    tokenwise.choose_kernels(recipe.kernels.tokenwise)
+    tokenwise.announce(DTYPES[recipe.train.precision], device, width=language.head_dim, num_heads=language.num_heads // layout.tp_size)
     sharded = partial(sharded_linears, tp_rank=layout.tp_rank, tp_size=layout.tp_size)
     return {
         "attend": _attend(recipe, layout, device),
@@ -91,6 +114,7 @@ def model_arguments(
         "trainable": recipe.train.modules,
         "tower_linears": sharded if tensor else whole_linears,
         "seed": recipe.train.seed,
+        "recompute": Recomputation.of(recipe.train),
     }
 
 
@@ -112,7 +136,7 @@ def language_backend(recipe: Recipe, layout: ParallelLayout, device: torch.devic
     """
     language, dtype = recipe.model.language, DTYPES[recipe.train.precision]
     num_heads = language.num_heads // (layout.tp_size * layout.ulysses_size)
-    return choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device))
+    return choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device), recipe.kernels.attention or None)
 
 
 def attend_over(layout: ParallelLayout, backend: Backend) -> Attend:
@@ -127,4 +151,4 @@ def _attend_tiles(recipe: Recipe, layout: ParallelLayout, device: torch.device) 
     vision, dtype = recipe.model.vision, DTYPES[recipe.train.precision]
     sharing = layout.tp_size if recipe.parallel.vision_parallel == "tensor" else 1
     heads = Heads(num_heads=-(-vision.num_heads // sharing), width=vision.head_dim, dtype=dtype, device=device)
-    return choose(heads, what="tiles").tiles
+    return choose(heads, recipe.kernels.attention or None, what="tiles").tiles

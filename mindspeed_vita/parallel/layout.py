@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective of a built-in run may wait for other ranks, in every process group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +101,15 @@ class ParallelLayout:
         _open_channels((layout.cp_group, layout.pp_group, layout.tp_cp_group), device)
         return layout
 
-    def with_ulysses(self, size: int, device: torch.device) -> ParallelLayout:
+    def with_ulysses(self, size: int, device: torch.device, *, timeout: timedelta = TIMEOUT) -> ParallelLayout:
         """The same layout with so many neighbouring context-parallel ranks for each ring rank. Every process of the world calls it.
 
         The groups are made anew by each call, and last as long as the process group of the world.
+
+        Args:
+            size: context-parallel ranks for each ring rank.
+            device: where the groups' channels are opened.
+            timeout: how long a collective of these groups may wait. torch's own default is 10 minutes with NCCL and HCCL.
         """
         if size == 1:
             return replace(self, ulysses_size=1, ulysses_group=None, ring_group=self.cp_group)
@@ -109,9 +118,9 @@ class ParallelLayout:
         groups = {}
         for ranks in sorted(set(cp_groups)):
             for first in range(0, len(ranks), size):
-                groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size])
+                groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size], timeout=timeout)
             for ulysses_rank in range(size):
-                groups["ring", ranks, ulysses_rank] = dist.new_group(ranks[ulysses_rank::size])
+                groups["ring", ranks, ulysses_rank] = dist.new_group(ranks[ulysses_rank::size], timeout=timeout)
         mine, ulysses_rank = cp_groups[dist.get_rank()], self.cp_rank % size
         ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, ulysses_rank]
         _open_channels((ulysses_group, ring_group), device)

@@ -9,7 +9,10 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import TrainConfig
+from mindspeed_vita.parallel.chunks import chunks_of
 
+_UNDECAYED = frozenset({"vision.class_token", "vision.position_embeddings.weight", "projector.newline"})
+"""Learned vectors that have more than one dimension. Decay is for matrices that multiply their input."""
 _VISION_LAYER = re.compile(r"vision\.layers\.(\d+)\.")
 
 
@@ -31,8 +34,8 @@ def learning_rate_multiplier(name: str, train: TrainConfig, num_vision_layers: i
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: not to biases, norms and LayerScale."""
-    return parameter.dim() > 1 and not name.endswith("bias")
+    """Whether weight decay applies: not to biases, norms, LayerScale, and what the tower adds to its patches (class token, positions)."""
+    return parameter.dim() > 1 and not name.endswith("bias") and name not in _UNDECAYED
 
 
 def parameter_groups(model: torch.nn.Module, train: TrainConfig, num_vision_layers: int) -> list[dict[str, Any]]:
@@ -46,10 +49,11 @@ def parameter_groups(model: torch.nn.Module, train: TrainConfig, num_vision_laye
         ValueError: no parameter trains on any rank.
     """
     members: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (learning_rate_multiplier(name, train, num_vision_layers), float(decays(name, parameter)))
-            members.setdefault(key, []).append(parameter)
+    for chunk in chunks_of(model):
+        for name, parameter in chunk.named_parameters():
+            if parameter.requires_grad:
+                key = (learning_rate_multiplier(name, train, num_vision_layers), float(decays(name, parameter)))
+                members.setdefault(key, []).append(parameter)
     keys: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(keys, sorted(members))
     everywhere = sorted({key for part in keys for key in part}, reverse=True)

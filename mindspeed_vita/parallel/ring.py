@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.ops.attention import Backend, Blocks, Upstream
 from mindspeed_vita.ops.attention.blocks import on_device, segment_rows
 from mindspeed_vita.sharding import CPPlan
@@ -30,6 +31,7 @@ def ring_attention(
     group: Any,
     rank: int,
     backend: Backend,
+    kept: Optional[KeptAttention] = None,
 ) -> torch.Tensor:
     """Causal attention inside each document of the plan, over tokens spread over a group.
 
@@ -41,11 +43,18 @@ def ring_attention(
         group: context-parallel process group; None for a plan of one rank.
         rank: this process's rank in it.
         backend: attention backend, as ops.attention.choose returns them.
+        kept: a call without gradients leaves its result here. The next call with gradients, for the same tensors, takes it: then nothing
+            is computed or sent before the backward pass. Given on every rank of the group or on none.
 
     Returns:
         out_TND in the dtype of q_TND. Outputs, log-sum-exps and gradients accumulate in fp32.
     """
-    return _RingAttention.apply(q_TND, k_TGD, v_TGD, cp_plan.steps(rank), scale, GroupKeyExchange(group), backend)
+    recomputing = torch.is_grad_enabled()  # asked here: inside of an autograd function it is always off
+    known = kept.take() if kept is not None and recomputing else None
+    out, lse_TN = _RingAttention.apply(q_TND, k_TGD, v_TGD, cp_plan.steps(rank), scale, GroupKeyExchange(group), backend, known)
+    if kept is not None and not recomputing:
+        kept.keep(out, lse_TN)
+    return out  # type: ignore[no-any-return]
 
 
 class _RingAttention(torch.autograd.Function):
@@ -59,18 +68,20 @@ class _RingAttention(torch.autograd.Function):
         scale: float,
         exchange: KeyExchange,
         backend: Backend,
-    ) -> torch.Tensor:
-        out, lse_TN = ring_forward(q, torch.stack([k, v]), steps, scale, exchange, backend)
+        known: Optional[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse_TN = known or ring_forward(q, torch.stack([k, v]), steps, scale, exchange, backend)
+        ctx.mark_non_differentiable(lse_TN)
         ctx.save_for_backward(q, k, v, out, lse_TN)
         ctx.steps, ctx.scale, ctx.exchange, ctx.backend = steps, scale, exchange, backend
-        return out
+        return out, lse_TN
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor, no_grad: Any) -> tuple[Optional[torch.Tensor], ...]:
         q, k, v, out, lse_TN = ctx.saved_tensors
         dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.backend)
         collect(dkv, pending)
-        return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None
+        return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None, None
 
 
 def ring_forward(

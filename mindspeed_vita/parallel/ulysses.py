@@ -7,10 +7,11 @@ Shapes: T tokens of this rank, N query heads, G key heads, D width of a head, u 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
+from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.ops.attention import Backend
 from mindspeed_vita.parallel.all_to_all import all_to_all
 from mindspeed_vita.parallel.ring import ring_attention
@@ -28,6 +29,7 @@ def ulysses_attention(
     ring_group: Any,
     ring_rank: int,
     backend: Backend,
+    kept: Optional[KeptAttention] = None,
 ) -> torch.Tensor:
     """Causal attention inside each document of the plan, over tokens spread over ring ranks of cp_plan.ulysses processes each.
 
@@ -40,6 +42,7 @@ def ulysses_attention(
         ring_group: the ranks of the ring that this rank takes part in.
         ring_rank: its rank there.
         backend: attention kernels for this rank's heads / cp_plan.ulysses, as ops.attention.choose returns them.
+        kept: as for ring_attention. Tokens and heads are swapped again all the same.
 
     Returns:
         out_TND in the dtype of q_TND.
@@ -59,8 +62,7 @@ def ulysses_attention(
     one_each = (1,) * cp_plan.ulysses
     qkv = all_to_all(torch.cat(parts, dim=2).transpose(0, 1), one_each, one_each, group).flatten(0, 1)
     q, k, v = qkv.split([heads // cp_plan.ulysses, kv_heads // cp_plan.ulysses, kv_heads // cp_plan.ulysses], dim=1)
-    out = ring_attention(
-        q.contiguous(), k.contiguous(), v.contiguous(), cp_plan, scale=scale, group=ring_group, rank=ring_rank, backend=backend
-    )
+    ring = {"group": ring_group, "rank": ring_rank, "backend": backend, "kept": kept}
+    out = ring_attention(q.contiguous(), k.contiguous(), v.contiguous(), cp_plan, scale=scale, **ring)
     by_token = all_to_all(out.unflatten(0, (cp_plan.ulysses, -1)), one_each, one_each, group)
     return by_token.transpose(0, 1).flatten(1, 2)

@@ -6,18 +6,21 @@ import io
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, TypeVar
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.config.load import import_plugins
 from mindspeed_vita.data.lifetime import live_no_longer_than
 from mindspeed_vita.planner.trace.packs import PackContent
 from mindspeed_vita.planner.trace.result import Trace
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,25 @@ def trace_all(jobs: Sequence[Job], processes: int, done: Callable[[int], None] =
     Raises:
         ValueError: one of the traces refuses its arguments, or its process was ended from outside.
     """
+    return each_in_a_child(_trace, jobs, processes, done)
+
+
+def each_in_a_child(
+    function: Callable[[T], R], jobs: Sequence[T], processes: int, done: Callable[[int], None] = lambda number: None
+) -> list[R]:
+    """The results of a function that traces, in the order of the jobs.
+
+    Args:
+        function: of a module's top level. It says what a trace says on stderr.
+        jobs: its arguments.
+        processes, done: as for `trace_all`.
+
+    Raises:
+        ValueError: as `trace_all`.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(1, min(processes, len(jobs))), context, initializer=_start, initargs=(os.getpid(),)) as pool:
-        futures = {pool.submit(_trace, job): number for number, job in enumerate(jobs)}
+        futures = {pool.submit(function, job): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -70,9 +89,16 @@ def _start(parent: int) -> None:
     torch.set_num_threads(1)
 
 
+@contextmanager
+def quiet(recipe: Recipe) -> Iterator[None]:
+    """Around traces in a child: the recipe's plugins are there, and nobody hears of this machine's device and kernels."""
+    import_plugins(recipe.plugins, "plugins")
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
 def _trace(job: Job) -> Trace:
     from mindspeed_vita.planner.trace.step import trace
 
-    import_plugins(job.recipe.plugins, "plugins")
-    with redirect_stderr(io.StringIO()):  # names this machine's device and kernels, not those of the plan
+    with quiet(job.recipe):
         return trace(job.recipe, job.world, job.rank, micro_batches=job.micro_batches, content=job.content)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mindspeed_vita.planner.device import KINDS
+
 if TYPE_CHECKING:
     from mindspeed_vita.planner.trace.result import Trace
 
@@ -13,9 +15,6 @@ _HCCL_BUFFER = 200 * _MIB
 _NCCL_BUFFER = 4 * _MIB
 _NCCL_CHANNELS = 32
 _FRAGMENTATION = 0.05
-
-KINDS = ("npu", "cuda")
-"""Devices that have an entry here."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import get_args
 
 from mindspeed_vita.choices import Recompute, VisionParallel
 from mindspeed_vita.config import Recipe, validate
+from mindspeed_vita.config.recompute import without_recomputation
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Layout:
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with this layout instead of its own."""
         sizes = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recompute"}
-        return replace(recipe, parallel=replace(recipe.parallel, **sizes), train=replace(recipe.train, recompute=self.recompute))
+        train = recipe.train
+        if self.recompute != train.recompute:  # its other settings need not fit another mode
+            train = replace(without_recomputation(train), recompute=self.recompute)
+        return replace(recipe, parallel=replace(recipe.parallel, **sizes), train=train)
 
     def describe(self, world: int) -> str:
         """All sizes, and of the rest what is not the default."""
@@ -68,7 +72,7 @@ def other_layouts(recipe: Recipe, world: int) -> tuple[list[Layout], list[Refusa
     accepted: list[Layout] = []
     refused: dict[str, Refusal] = {}
     for layout in _all(own, world):
-        reason = _refusal(layout.applied(recipe), world)
+        reason = refusal(layout.applied(recipe), world)
         if reason is None:
             accepted += [replace(layout, recompute=recompute) for recompute in get_args(Recompute)]
             continue
@@ -91,7 +95,7 @@ def _all(own: Layout, world: int) -> Iterator[Layout]:
             yield Layout(tp, pp, cp, ulysses, own.recompute, tower)
 
 
-def _refusal(recipe: Recipe, world: int) -> str | None:
+def refusal(recipe: Recipe, world: int) -> str | None:
     """The first reason why the recipe does not validate."""
     try:
         validate(recipe, world)

@@ -1,15 +1,17 @@
-"""The plan of a recipe on a number of devices: its own layout in full, and other layouts by memory and work. Time is not modelled."""
+"""The plan of a recipe on a number of devices: its own layout in full, and other layouts by memory, and by time or work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from mindspeed_vita.config import Recipe, validate
 from mindspeed_vita.planner.children import Job, trace_all
+from mindspeed_vita.planner.device import Device
 from mindspeed_vita.planner.device_memory import Extra, extras
 from mindspeed_vita.planner.layouts import Layout
+from mindspeed_vita.planner.timing import time_layout
 from mindspeed_vita.planner.trace.packs import PackContent
 from mindspeed_vita.planner.trace.result import Trace
 from mindspeed_vita.planner.trace.step import stage_ranks
@@ -50,11 +52,18 @@ class Ranked:
     """FLOPs of a step on its busiest rank."""
     idle: float
     """Share of a step in which a rank waits for the pipeline to fill and to drain, if all stages take equally long."""
+    seconds: Optional[float] = None
+    """Of a step, by the time model; None: no device was named."""
 
     @property
     def work_and_idle(self) -> float:
         """Work divided by the share of the step in which a rank works."""
         return self.work / (1 - self.idle)
+
+    @property
+    def cost(self) -> float:
+        """What layouts are ordered by: time, or work where no device was named. All layouts of a plan have the same."""
+        return self.work_and_idle if self.seconds is None else self.seconds
 
 
 def plan_own(
@@ -91,16 +100,29 @@ def plan_own(
 
 
 def rank_layouts(
-    recipe: Recipe, world: int, layouts: Sequence[Layout], *, device: str, memory: int | None, processes: int, say: Progress
+    recipe: Recipe,
+    world: int,
+    layouts: Sequence[Layout],
+    *,
+    device: str,
+    memory: int | None,
+    processes: int,
+    say: Progress,
+    constants: Optional[Device] = None,
+    scale: Optional[Mapping[str, float]] = None,
 ) -> list[Ranked]:
-    """Traces layouts and orders them: those that fit first, then by work and the pipeline's idle share, then by memory.
+    """Traces layouts and orders them: those that fit first, then by time, then by memory.
+
+    Without a device's constants, work and the pipeline's idle share stand for time.
 
     Args:
         recipe: the run.
         world: number of devices.
         layouts: what to try; the recipe's checks must accept them.
         device, processes, say: as for `plan_own`.
-        memory: bytes of a device. None: nothing is known to fit, and memory comes before work.
+        memory: bytes of a device. None: nothing is known to fit, and memory comes before time.
+        constants: of the device.
+        scale: of the time model; see calibration.factors.
     """
     jobs: list[Job] = []
     counts = []
@@ -113,7 +135,10 @@ def rank_layouts(
     ranked = []
     for layout, count in zip(layouts, counts):
         traces = [next(found) for _ in range(count)]
-        ranked.append(ranked_layout(layout, traces, device))
+        one = ranked_layout(layout, traces, device)
+        if constants is not None:
+            one = replace(one, seconds=time_layout(layout.applied(recipe), world, traces, constants, scale=scale).seconds)
+        ranked.append(one)
     return in_order(ranked, memory)
 
 
@@ -132,8 +157,8 @@ def ranked_layout(layout: Layout, traces: Sequence[Trace], device: str) -> Ranke
 def in_order(ranked: Sequence[Ranked], memory: int | None) -> list[Ranked]:
     """The order of `rank_layouts`."""
     if memory is None:
-        return sorted(ranked, key=lambda one: (one.memory, one.work_and_idle))
-    return sorted(ranked, key=lambda one: (one.memory > memory, one.work_and_idle, one.memory))
+        return sorted(ranked, key=lambda one: (one.memory, one.cost))
+    return sorted(ranked, key=lambda one: (one.memory > memory, one.cost, one.memory))
 
 
 def packs_of_a_rank(recipe: Recipe, world: int) -> int:

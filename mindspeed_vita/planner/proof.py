@@ -27,6 +27,8 @@ class Case:
     dp: int = 1
     vision_parallel: str = "balanced"
     recompute: str = "none"
+    recompute_layers: int = 0
+    offload: str = "none"
     precision: str = "bf16"
 
     @property
@@ -44,6 +46,7 @@ CASES = (
     Case(),
     Case(recompute="full", precision="fp32"),
     Case(recompute="selective"),
+    Case(recompute="mlp"),
     Case(tp=2),
     Case(tp=2, vision_parallel="tensor", recompute="full"),
     Case(pp=2),
@@ -52,9 +55,9 @@ CASES = (
     Case(cp=2, ulysses=2),
     Case(dp=2),
     Case(tp=2, cp=2, recompute="full"),
-    Case(pp=2, cp=2, recompute="selective"),
+    Case(pp=2, cp=2, recompute="full_but_attention"),
 )
-"""tp, pp, cp, Ulysses and dp, each alone and in products, with both ways to share the tower and all three ways to recompute."""
+"""tp, pp, cp, Ulysses and dp, each alone and in products, with both ways to share the tower and all ways to recompute."""
 
 _SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden": 256, "vocabulary": 2048, "layers": 2, "tower": 64, "tokens": 1024},
@@ -93,7 +96,13 @@ def proof_recipe(case: Case, size: str) -> Recipe:
             "parallel": {
                 "tp": case.tp, "pp": case.pp, "cp": case.cp, "ulysses": case.ulysses, "vision_parallel": case.vision_parallel,
             },
-            "train": {"precision": case.precision, "recompute": case.recompute, "global_batch": case.dp * (case.pp + 1)},
+            "train": {
+                "precision": case.precision,
+                "recompute": case.recompute,
+                "recompute_layers": case.recompute_layers,
+                "offload": case.offload,
+                "global_batch": case.dp * (case.pp + 1),
+            },
         }
     )  # fmt: skip
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Optional
 
+from mindspeed_vita.planner.device import device_names
 from mindspeed_vita.planner.layouts import Refusal
 from mindspeed_vita.planner.plan import Ranked, RankPlan
+from mindspeed_vita.planner.time_report import time_table
+from mindspeed_vita.planner.timing import Timing
 from mindspeed_vita.planner.trace.result import Trace
 from mindspeed_vita.planner.whole_step import MEMORY_ROWS, Traffic, memory_row, step_attention, step_work
 
@@ -16,15 +20,16 @@ _REFUSALS = 8
 """Kinds of refusals that are printed."""
 
 
-def own_layout(plans: Sequence[RankPlan], memory: int | None, device: str) -> str:
+def own_layout(plans: Sequence[RankPlan], memory: int | None, device: str, timing: Optional[Timing] = None) -> str:
     """Tables of the recipe's own layout, one column for each rank.
 
     Args:
         plans: at least one.
         memory: bytes of a device; None if nobody said.
         device: npu or cuda.
+        timing: times of a step; None if no device was named.
     """
-    return "\n".join([*_memory(plans, memory, device), "", *_work(plans), "", *_collectives(plans), "", *_time()])
+    return "\n".join([*_memory(plans, memory, device), "", *_work(plans), "", *_collectives(plans), "", *_time(plans, timing)])
 
 
 def _memory(plans: Sequence[RankPlan], memory: int | None, device: str) -> Iterator[str]:
@@ -42,6 +47,8 @@ def _memory(plans: Sequence[RankPlan], memory: int | None, device: str) -> Itera
     if memory is not None:
         yield _row(f"  fits {_gib(memory)} GiB", ["yes" if plan.memory <= memory else "NO" for plan in plans])
         yield _row("  left", [_gib(memory - plan.memory) for plan in plans])
+    if any(plan.trace.peak_on_host for plan in plans):
+        yield _row("  in addition, host memory", [_gib(plan.trace.peak_on_host) for plan in plans])
     for plan in plans:
         yield f"  the peak of rank {plan.rank} is in {at_the_peak(plan.trace)}"
     for extra in plans[0].extras:
@@ -74,22 +81,30 @@ def _collectives(plans: Sequence[RankPlan]) -> Iterator[str]:
     yield "  bytes are those of this rank's input (of the output for recv)"
 
 
-def _time() -> Iterator[str]:
-    yield "time: not modelled"
+def _time(plans: Sequence[RankPlan], timing: Optional[Timing]) -> Iterator[str]:
+    if timing is None:
+        yield f"time: name a device, such as --device {device_names()[0]}"
+        return
+    yield from time_table(timing, [f"rank {plan.rank} ({plan.kind})" for plan in plans])
 
 
 def ranking(ranked: Sequence[Ranked], own: Ranked, world: int, memory: int | None) -> str:
     """The order of layouts, the recipe's own among them. See plan.rank_layouts."""
-    lines = [f"{'':>2} {'tensors':>9} {'together':>9} {'TFLOP':>12} {'idle':>5}  layout"]
+    timed = own.seconds is not None
+    clock = f" {'seconds':>9}" if timed else ""
+    lines = [f"{'':>2} {'tensors':>9} {'together':>9} {'TFLOP':>12} {'idle':>5}{clock}  layout"]
     for number, one in enumerate(ranked, 1):
         fits = "" if memory is None else "fits: " if one.memory <= memory else "too large: "
         mark = "  (this recipe's)" if one.layout == own.layout else ""
         numbers = f"{_gib(one.peak):>9} {_gib(one.memory):>9} {_tera(one.work):>12} {one.idle:>5.0%}"
+        numbers += "" if one.seconds is None else f" {one.seconds:>9,.2f}"
         lines.append(f"{number:>2} {numbers}  {fits}{one.layout.describe(world)}{mark}")
-    order = "by memory, then work" if memory is None else "those that fit first, then by work with idle time, then by memory"
+    cost = "time" if timed else "work with idle time"
+    order = f"by memory, then {cost}" if memory is None else f"those that fit first, then by {cost}, then by memory"
+    left = "Times are not validated" if timed else "Collectives and time are not in the order"
     lines += [
         f"   order: {order}. GiB of the fullest rank, without and with what the device adds; work of a step on the busiest rank;",
-        "   idle: the pipeline's share of waiting if stages take equally long. Collectives and time are not in the order",
+        f"   idle: the pipeline's share of waiting if stages take equally long. {left}",
     ]
     return "\n".join(lines)
 

@@ -84,6 +84,10 @@ class Platform(ABC):
         """Model of the device and version of what drives it, as far as they are known."""
         return self.name
 
+    def device_name(self) -> str:
+        """Model of the device as its driver names it; `name` where nobody does."""
+        return self.name
+
     def describe(self) -> str:
         """One line for the start of a run."""
         return f"device: {self.device} ({self.name}), collectives: {self.collectives}"

@@ -47,8 +47,11 @@ class CudaPlatform(Platform):
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device)
+
     def describe_hardware(self) -> str:
-        return f"{torch.cuda.get_device_name(self.device)}, CUDA {torch.version.cuda}"
+        return f"{self.device_name()}, CUDA {torch.version.cuda}"
 
 
 def why_unavailable() -> Optional[str]:

@@ -5,7 +5,8 @@ megatron is imported inside the functions only. patches/manifest.toml names ever
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,34 @@ def vp_stage_argument(vp_stage: Optional[int] = None) -> dict[str, Any]:
     return {} if is_old_core() else {"vp_stage": vp_stage}
 
 
+def set_virtual_stages(count: int) -> None:
+    """How many chunks of the model each rank of the pipeline has; megatron.core chooses its schedule by that."""
+    _tell_virtual_stages(*((0, count) if count > 1 else (None, None)))
+
+
+def _tell_virtual_stages(number: Optional[int], count: Optional[int]) -> None:
+    from megatron.core import parallel_state
+
+    # not through its setters, which newer lines announce the end of at each call
+    parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK = number
+    parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE = count
+
+
+@contextmanager
+def virtual_stage(number: int) -> Iterator[None]:
+    """For a while the chunk that is built or described: 0.12 looks it up, newer lines are told by vp_stage."""
+    from megatron.core import parallel_state
+
+    before = parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK
+    count = parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE
+    if before is not None:
+        _tell_virtual_stages(number, count)
+    try:
+        yield
+    finally:
+        _tell_virtual_stages(before, count)
+
+
 def mlp_width_argument(width: int) -> dict[str, Any]:
     """`ffn_hidden_size=` for megatron's MLP: newer lines warn where it is left out, 0.12 has no such argument."""
     return {} if is_old_core() else {"ffn_hidden_size": width}
@@ -52,14 +81,13 @@ def mlp_width_argument(width: int) -> dict[str, Any]:
 def param_layout_argument(model: torch.nn.Module, settings: Any) -> dict[str, Any]:
     """`full_param_layout=` of core's DistributedDataParallel: from 0.18 on it warns where the argument is left out, older lines lack it.
 
-    The layout is the one that it would compute by itself.
+    The layout is the one that it would compute by itself. With overlap it does: only then are the gradients cut into several buckets.
     """
-    if core_version() < (0, 18):
+    if core_version() < (0, 18) or settings.overlap_grad_reduce:
         return {}
     from megatron.core import parallel_state
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-    assert not settings.overlap_grad_reduce, "only with overlap are the gradients cut into several buckets"
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     return {"full_param_layout": DistributedOptimizer.compute_full_param_layout(trainable, None, ranks, settings)}
@@ -111,7 +139,7 @@ def finalize_model_grads(model: Sequence[torch.nn.Module], num_tokens: Optional[
     core_finalize(list(model), num_tokens, **arguments)
 
 
-def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, model: Any) -> Any:
+def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, chunks: Sequence[Any]) -> Any:
     """megatron.core's DistributedOptimizer over parameter groups of our own making.
 
     core's factory is passed by: on 0.12 it knows a single learning-rate multiplier, drops groups that are empty on a
@@ -120,7 +148,7 @@ def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, model: 
     Args:
         optimizer: torch AdamW over the model's trainable parameters, with the same groups on every rank.
         config: megatron.core OptimizerConfig.
-        model: the model inside megatron.core's DistributedDataParallel.
+        chunks: the parts of this rank's model, each inside megatron.core's DistributedDataParallel.
     """
     from megatron.core import parallel_state
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -131,8 +159,8 @@ def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, model: 
         config,
         None,
         lambda *args, **kwargs: None,
-        model_chunks=[model],
-        per_model_buffers={0: model.buffers},
+        model_chunks=list(chunks),
+        per_model_buffers={number: chunk.buffers for number, chunk in enumerate(chunks)},
         data_parallel_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         data_parallel_group_gloo=None,
         data_parallel_group_idx=dist.get_rank(parallel_state.get_model_parallel_group()),

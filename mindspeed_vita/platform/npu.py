@@ -52,8 +52,11 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._npu.synchronize()
 
+    def device_name(self) -> str:
+        return str(self._npu.get_device_name(self.device))
+
     def describe_hardware(self) -> str:
-        return f"{self._npu.get_device_name(self.device)}, CANN {self._npu.utils.get_cann_version() or 'of unknown version'}"
+        return f"{self.device_name()}, CANN {self._npu.utils.get_cann_version() or 'of unknown version'}"
 
 
 def why_unavailable() -> Optional[str]:

@@ -1,4 +1,4 @@
-"""Compares traces with torch's allocator on twelve layouts, and prints a table.
+"""Compares traces with torch's allocator on the layouts of the proof, and prints a table.
 
 OMP_NUM_THREADS=1 python -m scripts.bench.planner
 """

@@ -128,3 +128,84 @@ def head(layout: Any, *, mode: str, supervised: list[int], chosen: list[int]) ->
     with torch.no_grad(), mock.patch("mindspeed_vita.parallel.lm_head.gather_from_sequence_parallel_region", side_effect=refuse):
         logits = language_head.logits(hidden_L1H, weight_VH, torch.tensor(chosen, dtype=torch.int64))
     return {"rows": computed, "losses": losses.detach(), "hidden": grads[0], "weight": grads[1], "logits": logits}
+
+
+def group_timeouts(layout: Any, *, minutes: float) -> list[float]:
+    """Minutes that collectives of Ulysses' two groups may wait, when they are made with a timeout and without one."""
+    from datetime import timedelta
+
+    device = torch.device("cpu")
+    made = [layout.with_ulysses(2, device, timeout=timedelta(minutes=minutes)), layout.with_ulysses(2, device)]
+    groups = [group for each in made for group in (each.ulysses_group, each.ring_group)]
+    return [group._get_backend(device).options._timeout.total_seconds() / 60 for group in groups]
+
+
+def overlapped(layout: Any, *, content: dict[str, Any], folder: str, buckets: dict[str, Optional[int]]) -> int:
+    """Trains a recipe without overlap, and with it once for each size of buckets, each run in a folder of its own.
+
+    Returns:
+        The most buckets that this rank's gradients were cut into.
+    """
+    from unittest import mock
+
+    from mindspeed_vita.engine import optimizer as optim
+
+    wrap, groups = optim.wrap_model, [0]
+
+    def wrap_and_count(*arguments: Any) -> Any:
+        wrapped = wrap(*arguments)
+        groups.append(len(wrapped.bucket_groups))
+        return wrapped
+
+    for name, size in {"never": None, **buckets}.items():
+        told = "never" if name == "never" else "always"
+        parallel = {**content["parallel"], "overlap_grad_reduce": told, "overlap_param_gather": told}
+        named = {**content, "parallel": parallel, "checkpoint": {**content["checkpoint"], "directory": f"{folder}/{name}"}}
+        with mock.patch.object(optim, "BUCKET_SIZE", size), mock.patch.object(optim, "wrap_model", wrap_and_count):
+            run(layout, content=named)
+    return max(groups)
+
+
+def held_packs(layout: Any, *, content: dict[str, Any]) -> int:
+    """Trains a step; returns the most packs that this rank held at a time."""
+    import weakref
+    from unittest import mock
+
+    from mindspeed_vita.engine.faults import FailedSamples
+
+    agree, packs, most = FailedSamples.agree, [], [0]
+
+    def counted(*arguments: Any) -> Any:
+        batch = agree(*arguments)
+        packs.append(weakref.ref(batch))
+        most.append(sum(pack() is not None for pack in packs))
+        return batch
+
+    with mock.patch.object(FailedSamples, "agree", counted):
+        run(layout, content=content, stop=1)
+    return max(most)
+
+
+def told_failures(layout: Any, *, folder: str) -> list[list[bool]]:
+    """What each rank hears of two packs, of which one rank of the first stage could not decode a sample each."""
+    from dataclasses import dataclass, replace
+    from pathlib import Path
+
+    from mindspeed_vita.engine.faults import FailedSamples
+
+    @dataclass
+    class Pack:
+        sample_ids: torch.Tensor
+        failed: torch.Tensor
+        failures: tuple[Any, ...] = ()
+
+        def with_failed(self, failed: torch.Tensor) -> Pack:
+            return replace(self, failed=failed)
+
+    record, heard = FailedSamples(Path(folder) / "quarantine.jsonl"), []
+    for number in range(2):
+        met = torch.tensor([layout.is_first_stage and layout.tile_rank == number, False])
+        heard.append(record.agree(Pack(torch.tensor([2 * number, 2 * number + 1]), met), layout, 1).failed.tolist())
+    record.settle(learnt=1, step=1, last_step=2)
+    assert record.ids == {0, 2}
+    return heard

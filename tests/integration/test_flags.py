@@ -47,7 +47,7 @@ def test_the_table_of_flags_is_that_of_the_real_parser(mindspeed: MindSpeed):
              "--position-embedding-type none", "--loss-compute-mode chunk", "--eval-iters 2", "--num-virtual-stages-per-pipeline-rank 2"],
         ),
         ("--no-such-flag", ["unrecognized arguments: --no-such-flag"]),
-        ("--overlap-param-gather", ["upstream refuses the command line", "only supported with distributed optimizer"]),
+        ("--weight-decay-incr-style linear", ["upstream refuses the command line"]),
     ],
     ids=["attention", "formerly_silent", "unknown", "megatrons_own"],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
@@ -219,6 +220,38 @@ def test_another_decoder_family_trains_the_built_in_engines_curve(mindspeed: Min
     assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 4)
 
 
+COUNTS_ATTENTION = """
+import atexit
+from collections import Counter
+from mindspeed_vita.ops.attention import torch_native
+
+calls = Counter()
+
+def counted(name):
+    function = getattr(torch_native, name)
+    def call(*args, **keywords):
+        calls[name] += 1
+        return function(*args, **keywords)
+    setattr(torch_native, name, call)
+
+counted("blocks_forward")
+counted("blocks_backward")
+atexit.register(lambda: print(f"\\nattention ran {calls['blocks_forward']} forward and {calls['blocks_backward']} backward", flush=True))
+"""
+
+
+def test_attention_that_is_kept_is_not_computed_twice(mindspeed: MindSpeed, recipe: Any, one_rank: Printed):
+    """With layer inputs in host memory, and two packs in flight on the first stage. The optimizer's losses show the gradients."""
+    (mindspeed.folder / "counts_attention.py").write_text(COUNTS_ATTENTION)
+    settings = {"recompute": "full_but_attention", "offload": "inputs"}
+    told = replace(recipe("keeps", train=settings, parallel={"pp": 2}), plugins=("counts_attention",))
+    printed = mindspeed.train(told, 2, "keeps")
+    assert mindspeed.off_by("fp32, pp2, recomputation that keeps attention, offload", 2, printed, one_rank.losses) <= LOSS
+    assert_same_norms(printed, one_rank.norms, STEPS)
+    counts = re.findall(r"attention ran (\d+) forward and (\d+) backward", printed.text)
+    assert len(counts) == 2 and all(int(forward) == int(backward) > 0 for forward, backward in counts)
+
+
 def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     settings: dict[str, Any] = {"train": {"steps": 20}, "checkpoint": {"save_every": 5}}
     whole = mindspeed.train(recipe("whole", **settings), name="whole")
@@ -237,6 +270,9 @@ def test_a_killed_run_continues_exactly(mindspeed: MindSpeed, recipe: Any):
     assert mindspeed.off_by("fp32, killed and resumed", 1, resumed, whole.losses) == 0
     assert sorted(resumed.losses) == list(range(saved + 1, 21))
     assert resumed.norms == {step: norm for step, norm in whole.norms.items() if step > saved}
+    straight, record = (lineage.of_checkpoint(Path(made.checkpoint.directory)) for made in (recipe("whole", **settings), told))
+    assert (record.made_by, record.data, record.recipe) == ("training", straight.data, straight.recipe) and len(record.data) == 64
+    assert [parent.name for parent in record.parents] == [parent.name for parent in straight.parents]
 
     other = mindspeed.train(replace(told, data=replace(told.data, seed=9)), name="other_data")
     assert other.status == 2

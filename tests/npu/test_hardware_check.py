@@ -16,6 +16,7 @@ from mindspeed_vita.checks.hardware_check.ascend import check_schemas, schemas
 from mindspeed_vita.checks.hardware_check.main import main
 from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.checks.hardware_check.training import SIZES, speed_recipe
+from mindspeed_vita.choices import RECOMPUTES
 from mindspeed_vita.config import validate
 from tests.npu.simulator.enter import ROOT
 
@@ -58,6 +59,11 @@ def test_a_cpu_in_a_gpus_place(tmp_path: Path) -> None:
     for part in ("torch_native causal blocks", "torch_native tiles", "over one device", "20 steps of a tiny model, bf16"):
         assert part in names
     assert any("tokens/s" in value for value in report["facts"].values())
+    for mode in RECOMPUTES:
+        assert report["numbers"][f"step seconds, tiny, 2048 tokens, recompute {mode}"] > 0
+    attention = [f"attention {direction}, torch_native, 512 tokens" for direction in ("forward", "backward")]
+    for part in (*attention, "head, 64 rows of 1024 words"):
+        assert report["numbers"][f"{part}, ratio"] > 0
 
 
 @pytest.mark.parametrize("size", SIZES)

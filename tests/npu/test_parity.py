@@ -41,3 +41,23 @@ def test_a_step_has_the_cpus_gradients(
     assert all(isinstance(gradient, torch.Tensor) for gradient in found[1].values())
     result = compare(found, on_the_cpu["expected"])
     assert result.equal, result
+
+
+@pytest.mark.parametrize(
+    ("cp", "train"),
+    [
+        (1, {"recompute": "full", "offload": "inputs"}),
+        (2, {"recompute": "full_but_attention", "offload": "inputs"}),
+        (1, {"recompute": "mlp"}),
+    ],
+)
+def test_recomputation_has_the_cpus_gradients(
+    npus: LayoutPool, on_the_cpu: dict[str, Any], tmp_path: Path, cp: int, train: dict[str, Any]
+) -> None:
+    """Statistics are kept as the fused kernel returns them, and layer inputs come back through pinned memory and a stream of their own.
+
+    What the stream does meanwhile is not simulated: copies happen at once.
+    """
+    arguments = {**on_the_cpu["arguments"], "folder": str(tmp_path), "train": train}
+    result = compare(npus.run(RUN, cp=cp, **arguments)[0], on_the_cpu["expected"])
+    assert result.equal, result

@@ -75,3 +75,54 @@ def test_layout_equals_one_process(
     found = layout_pool.run(RUN, *layout, folder=str(tmp_path), full=weights, **_arguments(*case), **extra)[0]
     result = compare(found, references[case])
     assert result.equal, result
+
+
+UNEVEN = ({"stage_layers": [1, 3]}, {"stage_layers": [3, 1]}, {"layer_split": "balanced"})
+
+
+@pytest.fixture(scope="module")
+def tied(layout_pool: LayoutPool) -> dict[str, torch.Tensor]:
+    """Weights of a decoder of four layers whose output layer is the table."""
+    return initial_weights(layout_pool, language=TIED)
+
+
+TIED = {"tie_embeddings": True, "num_layers": 4}
+
+
+@pytest.mark.parametrize("modules", [ALL, ("projector",)], ids=["all", "stage-1"])
+def test_stages_with_a_tied_table_and_uneven_stages_equal_one_process(
+    layout_pool: LayoutPool, tied: dict[str, torch.Tensor], tmp_path: Path, modules: tuple[str, ...]
+) -> None:
+    """The table's gradient is the sum of the first and the last stage's; in stage 1 the table is frozen."""
+    arguments = {"folder": str(tmp_path), "full": tied, "language": TIED, **_arguments(True, "masked", modules, "none")}
+    reference = layout_pool.run(RUN, **arguments)[0]
+    assert "language.output_layer.weight" not in reference[1]
+    layouts = [((1, 2, 1, 1), {}), *(((1, 2, 1, 1), split) for split in UNEVEN), ((1, 2, 1, 2), UNEVEN[0]), ((2, 2, 1, 1), UNEVEN[1])]
+    for layout, pipeline in layouts:
+        result = compare(layout_pool.run(RUN, *layout, pipeline=pipeline, **arguments)[0], reference)
+        assert result.equal, (layout, pipeline, result)
+
+
+VIRTUAL = {"virtual_stages": 2}
+
+
+@pytest.mark.parametrize("modules", [ALL, ("projector",)], ids=["all", "stage-1"])
+def test_interleaved_stages_equal_one_process(
+    layout_pool: LayoutPool, tied: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], tmp_path: Path, modules: tuple[str, ...]
+) -> None:
+    """With and without a table that both ends share; the tower is in the first chunk, the head in the last."""
+    for language, full in (({"num_layers": 4}, weights), (TIED, tied)):
+        arguments = {"folder": str(tmp_path), "full": full, "language": language, **_arguments(True, "masked", modules, "none")}
+        reference = layout_pool.run(RUN, **arguments)[0]
+        for layout, pipeline in (((1, 2, 1, 1), VIRTUAL), ((1, 2, 2, 1), VIRTUAL), ((2, 2, 1, 1), VIRTUAL), ((1, 2, 1, 2), VIRTUAL)):
+            result = compare(layout_pool.run(RUN, *layout, pipeline=pipeline, **arguments)[0], reference)
+            assert result.equal, (language, layout, result)
+
+
+def test_three_stages_of_five_layers_equal_one_process(layout_pool: LayoutPool, tmp_path: Path) -> None:
+    """pp does not divide the layers, and the middle stage has none of megatron's own numbers."""
+    language = {"num_layers": 5}
+    full = initial_weights(layout_pool, language=language)
+    arguments = {"folder": str(tmp_path), "full": full, "language": language, **_arguments(True, "masked", ALL, "full")}
+    result = compare(layout_pool.run(RUN, 1, 3, pipeline={"stage_layers": [1, 3, 1]}, **arguments)[0], layout_pool.run(RUN, **arguments)[0])
+    assert result.equal, result

@@ -143,8 +143,8 @@ def open_base(folder: Path, options: Optional[SourceOptions] = None) -> Base:
     from mindspeed_vita.checkpoint.hf.processor import read_json
 
     source = open_source(folder, options or SourceOptions())
-    kept = read_json(folder / VERIFICATION).get("lineage") if (folder / VERIFICATION).is_file() else ""
-    return Base(folder=folder, source=source, fingerprint=str(kept or source.lineage()))
+    kept = read_json(folder / VERIFICATION).get("identity") if (folder / VERIFICATION).is_file() else ""
+    return Base(folder=folder, source=source, fingerprint=str(kept or source.identity()))
 
 
 def with_adapters(base: Base, adapter: AdapterSource) -> Source:
@@ -166,7 +166,8 @@ def with_adapters(base: Base, adapter: AdapterSource) -> Source:
 
     files = (*source.files, *sorted(path for path in adapter.folder.rglob("*") if path.is_file()))
     recipe = replace(source.recipe, model=model)
-    return replace(source, recipe=recipe, weights=weights, files=files, wait=wait, adapter=f"{adapter.folder.resolve()} {adapter.identity}")
+    named = f"{adapter.folder.resolve()} {adapter.identity}"
+    return replace(source, recipe=recipe, weights=weights, files=files, wait=wait, adapter=named, base=base.folder)
 
 
 def over_base(adapter: AdapterSource, options: SourceOptions) -> Source:

@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
 import mindspeed_vita
 from mindspeed_vita.checkpoint.hf.weights import native_tensors
+from mindspeed_vita.checkpoint.lineage import Lineage, tree
 from mindspeed_vita.config import language_traits
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig
 
@@ -19,7 +21,9 @@ _PARTS = {"vision": "vision tower", "projector": "projector", "language": "langu
 _ATTENDED = "hidden width, layers, heads"
 
 
-def card_text(name: str, model: ModelConfig, data: DataConfig, *, layout: str, dtype: str, usage: str, licence: str) -> str:
+def card_text(
+    name: str, model: ModelConfig, data: DataConfig, *, layout: str, dtype: str, usage: str, licence: str, lineage: Optional[Lineage] = None
+) -> str:
     """Content of a card.
 
     Args:
@@ -30,6 +34,7 @@ def card_text(name: str, model: ModelConfig, data: DataConfig, *, layout: str, d
         dtype: stored type.
         usage: Python that loads the folder.
         licence: of the weights, as hubs name it, such as apache-2.0; other: not one of theirs.
+        lineage: where the weights come from; None: not said.
 
     Raises:
         ValueError: the licence is not such a name.
@@ -64,6 +69,7 @@ def card_text(name: str, model: ModelConfig, data: DataConfig, *, layout: str, d
             "## Architecture", "", *_table(architecture), "",
             "## Tokens", "", *_table(tokens), "",
             "## Usage", "", "```python", usage.strip(), "```", "",
+            *(("## Lineage", "", "```", *tree(lineage), "```", "") if lineage else ()),
             f"`verification.json` has the checksum of each weight file. Exported by mindspeed_vita {mindspeed_vita.__version__}.", "",
         )
     )  # fmt: skip

@@ -21,6 +21,7 @@ from mindspeed_vita.checkpoint.hf.layout import Layout
 from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, read_json, write_processor
 from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, write_json, write_tokenizer
 from mindspeed_vita.checkpoint.hf.weights import native_tensors, open_weights
+from mindspeed_vita.checkpoint.lineage import LINEAGE, Lineage
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import check_shapes
 from mindspeed_vita.checkpoint.mapping.streaming import hf_groups
@@ -56,7 +57,7 @@ CODE_FILES = (
 )
 """The files of hf/ that travel with a checkpoint."""
 FILES = frozenset(
-    (*CODE_FILES, *TOKENIZER_FILES, PREPROCESSOR, PROCESSOR, VERIFICATION)
+    (*CODE_FILES, *TOKENIZER_FILES, PREPROCESSOR, PROCESSOR, VERIFICATION, LINEAGE)
     + ("config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json")
 )
 """All that an export writes, except for its shards."""
@@ -84,8 +85,8 @@ class Verification:
     hf_groups proves for each of them; the checksums are of the bytes as they were handed to the disk."""
     xxh128: dict[str, str]
     """Checksum per shard, of what was written."""
-    lineage: str = ""
-    """Which weights it was made from, see Source.lineage; empty where they were in memory."""
+    identity: str = ""
+    """Which weights it was made from, see Source.identity; empty where they were in memory."""
 
 
 def export_hf(
@@ -126,7 +127,7 @@ def export_hf(
     output, layout = Path(output).resolve(), layout or LONG_VITA
     restore(output, known_by=VERIFICATION)
     check_output(output, layout)
-    _check_lineage(output, conversion)
+    _check_identity(output, conversion)
     layout.check(recipe)
     if len(tokenizer) > recipe.model.language.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the embedding table {recipe.model.language.vocab_size} rows")
@@ -144,9 +145,11 @@ def export_hf(
             conversion.before_publishing()
             write_index(partial, files)
             layout.write_side_files(partial, recipe, tokenizer, dtype, frame_pooling)
+            if conversion.lineage is not None:
+                write_json(partial / LINEAGE, conversion.lineage.encode())
             if card:
-                (partial / CARD).write_text(_card(recipe, output.name, layout, card, dtype), encoding="utf-8")
-            verification = _verify(partial, layout, files, dtype, sums, conversion.lineage)
+                (partial / CARD).write_text(_card(recipe, output.name, layout, card, dtype, conversion.lineage), encoding="utf-8")
+            verification = _verify(partial, layout, files, dtype, sums, conversion.identity)
             write_json(partial / VERIFICATION, asdict(verification))
             publish_folder(partial, output, known_by=VERIFICATION, replace=True)
     except Published:
@@ -192,18 +195,18 @@ def write_side_files(
         shutil.copyfile(code / name, folder / name)
 
 
-def _check_lineage(output: Path, conversion: Conversion) -> None:
+def _check_identity(output: Path, conversion: Conversion) -> None:
     """Refuse to replace an export of other weights unasked: nobody could make it again."""
     if conversion.replaces or not (output / VERIFICATION).is_file():
         return
-    held = read_json(output / VERIFICATION).get("lineage")
-    if not held or held != conversion.lineage:
+    held = read_json(output / VERIFICATION).get("identity")
+    if not held or held != conversion.identity:
         of = "other weights" if held else "weights that it does not name"
         raise ValueError(f"{output} holds an export of {of}; choose another --output, or add --replace to replace it")
 
 
 def _verify(
-    folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sums: Mapping[str, str], lineage: str
+    folder: Path, layout: Layout, files: Sequence[ShardFile], dtype: torch.dtype, sums: Mapping[str, str], identity: str
 ) -> Verification:
     """Compares names and shapes in the files with those that the written config.json calls for."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -215,13 +218,15 @@ def _verify(
         num_parameters=sum(torch.Size(spec.shape).numel() for spec in written.values()),
         max_diff=0.0,
         xxh128={file.name: sums[file.name] for file in files},
-        lineage=lineage,
+        identity=identity,
     )
 
 
-def _card(recipe: Recipe, name: str, layout: Layout, licence: str, dtype: torch.dtype) -> str:
+def _card(recipe: Recipe, name: str, layout: Layout, licence: str, dtype: torch.dtype, lineage: Optional[Lineage]) -> str:
     stored, usage = str(dtype).removeprefix("torch."), layout.usage.replace("FOLDER", name)
-    return card_text(name, recipe.model, recipe.data, layout=layout.title, dtype=stored, usage=usage, licence=licence)
+    return card_text(
+        name, recipe.model, recipe.data, layout=layout.title, dtype=stored, usage=usage, licence=licence, lineage=lineage
+    )
 
 
 def _any_model(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from mindspeed_vita.checkpoint.hf.internvl_config import CHAT_MODEL_TYPE, check_
 from mindspeed_vita.checkpoint.hf.layout import Layout
 from mindspeed_vita.checkpoint.hf.processor import PREPROCESSOR, PROCESSOR, read_json
 from mindspeed_vita.checkpoint.hf.tokenizer import TOKENIZER_FILES, write_json, write_tokenizer
+from mindspeed_vita.checkpoint.lineage import LINEAGE
 from mindspeed_vita.config import language_names, language_traits
 from mindspeed_vita.config.recipe import DataConfig, ModelConfig, Recipe
 from mindspeed_vita.files.safetensors_folder import SafetensorsFolder
@@ -107,8 +108,8 @@ def _check(recipe: Recipe) -> None:
 INTERNVL_LAYOUT = Layout(
     family="internvl",
     files=frozenset(
-        (*TOKENIZER_FILES, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR, "verification.json", "config.json", "generation_config.json")
-        + ("chat_template.jinja", "model.safetensors.index.json")
+        (*TOKENIZER_FILES, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR, "verification.json", LINEAGE)
+        + ("config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json")
     ),
     title="transformers' InternVLForConditionalGeneration, without remote code",
     usage="""

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 
 from mindspeed_vita.checkpoint.hf.config import family_of, language_config, model_config, vision_config
 from mindspeed_vita.checkpoint.hf.internvl_config import internvl_model, is_internvl
@@ -62,6 +63,21 @@ def import_hf(
         ValueError: another architecture, or names or shapes that do not fit it.
     """
     folder = Path(folder)
+    try:
+        return _import(folder, None if vision is None else Path(vision), dtype, seed, tile_size, new_projector)
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, StrictDataclassError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{folder} cannot be read: a value in its JSON files is of the wrong kind ({reason})") from error
+    except ValueError as error:
+        if folder.name in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _import(
+    folder: Path, vision: Optional[Path], dtype: Optional[torch.dtype], seed: int, tile_size: int, new_projector: bool
+) -> ImportedModel:
+    """As import_hf."""
     config = read_config(folder)
     if new_projector and not is_internvl(config):
         raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
@@ -80,7 +96,7 @@ def import_hf(
         raise ValueError(f"{folder}: {error}; a decoder needs --vision with the folder of a tower") from error
     if vision is None:
         raise ValueError(f"{folder} is a language model without a tower; add --vision with a folder of InternViT-300M-448px")
-    return _join(folder, config, Path(vision), dtype, seed, tile_size)
+    return _join(folder, config, vision, dtype, seed, tile_size)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -181,7 +181,8 @@ def _plain_parts(
     if not isinstance(states, dict) or [len(part or ()) for part in indices] != [len(part) for part in members]:
         raise ValueError(
             f"--optimizer: {path} holds groups of {[len(part or ()) for part in indices]} parameters, expected "
-            f"{[len(part) for part in members]} of Adam; it is of another optimizer, or other modules trained"
+            f"{[len(part) for part in members]} of Adam; it is of another optimizer, other modules trained, or it was written by a version "
+            "under which class token and position embeddings decayed; leave --optimizer out"
         )
     parts: Parts = {kind: {} for kind in kinds(recipe)}
     for number, names in enumerate(members):

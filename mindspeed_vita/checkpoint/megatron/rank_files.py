@@ -149,7 +149,7 @@ def iteration_of(folder: Path) -> Path:
     tracker = folder / TRACKER
     if not tracker.is_file():
         return folder
-    latest = tracker.read_text(encoding="utf-8").strip()
+    latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if latest != "release" and not latest.isdecimal():
         raise ValueError(f"{tracker} says {latest[:40]!r}; expected a number of steps, or release")
     return folder / ("release" if latest == "release" else f"iter_{int(latest):07d}")

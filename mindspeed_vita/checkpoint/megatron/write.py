@@ -24,7 +24,7 @@ from mindspeed_vita.checkpoint.megatron.optimizer_files import FLAT_FILE, group_
 from mindspeed_vita.checkpoint.megatron.rank_files import RANK_FILE, TRACKER
 from mindspeed_vita.checkpoint.megatron.write_optimizer import RankOptimizer, flat_content, order_of, plan_optimizer
 from mindspeed_vita.checkpoint.training import Training
-from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.config import ParallelConfig, Recipe, recipe_to_dict
 from mindspeed_vita.files.publish import Published, publish_folder
 from mindspeed_vita.files.read_ahead import read_ahead
 from mindspeed_vita.files.shard_stream import Finishing
@@ -104,8 +104,12 @@ def write_megatron(
         WriteFailed: the disk is full or not writable.
         Published: the folder is whole and in its place, but something failed after that.
     """
-    told = replace(recipe, parallel=replace(recipe.parallel, tp=tp, pp=pp, vision_parallel="balanced"))
+    split = ParallelConfig(tp=tp, pp=pp)  # equal stages, and the tower whole on each rank
+    parallel = replace(recipe.parallel, tp=tp, pp=pp, vision_parallel=split.vision_parallel, layer_split=split.layer_split)
+    told = replace(recipe, parallel=replace(parallel, virtual_stages=split.virtual_stages, stage_layers=split.stage_layers))
     state: dict[str, Any] = {"recipe": recipe_to_dict(told)}
+    if conversion.lineage is not None:
+        state["lineage"] = conversion.lineage.encode()
     if training is not None:
         state |= {"fingerprint": training.state.fingerprint, "failed_samples": sorted(training.state.failed_samples)}
     more = {_STATE: torch.frombuffer(bytearray(json.dumps(state), "utf-8"), dtype=torch.uint8)}

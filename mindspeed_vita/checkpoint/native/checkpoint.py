@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import torch
 
+from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
 from mindspeed_vita.checkpoint.native.adapters import check_adapters, sharded_adapters
 from mindspeed_vita.checkpoint.native.full_weights import open_full_weights, read_full_weights, save_full_weights
@@ -63,6 +64,7 @@ def start_save(
     rng: Mapping[str, torch.Tensor],
     keep: int,
     background: bool = False,
+    lineage: Optional[Lineage] = None,
 ) -> StepWriter:
     """Begins to write one step; its `finish` makes it visible. Collective; every rank takes part.
 
@@ -76,6 +78,7 @@ def start_save(
         keep: newest steps kept; 0 keeps all.
         background: write copies in a thread of its own while training goes on; takes host memory for one rank's share of
             weights and optimizer.
+        lineage: where the run's weights come from; on the first rank.
 
     Raises:
         SaveFailed: the folder cannot be made.
@@ -93,7 +96,10 @@ def start_save(
     def write(temp: Path) -> Digests:
         return {part: shards.write(temp / part, pieces) for part, pieces in ((f"weights/{name}", own), (f"optimizer/{name}", held))}
 
-    return StepWriter(Path(directory), state.step, recipe, write, state=asdict(state), rng=rng, keep=keep, background=background)
+    told = None if lineage is None else replace(lineage, step=state.step)
+    return StepWriter(
+        Path(directory), state.step, recipe, write, state=asdict(state), rng=rng, keep=keep, background=background, lineage=told
+    )
 
 
 def save(directory: str | Path, state: TrainState, **arguments: Any) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, Optional
 import torch
 
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion, nothing
+from mindspeed_vita.checkpoint.lineage import LINEAGE
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
 from mindspeed_vita.checkpoint.native.step_folder import TrainState, find, latest, saved_recipe
@@ -143,6 +144,8 @@ def save_full_weights(
             sums = write_stream(temp, files, one_by_one(joined(*parts.values())), journal, conversion.started(files))
             conversion.before_publishing()
             sums["recipe.json"] = write_json(temp / "recipe.json", recipe_to_dict(recipe))
+            if conversion.lineage is not None:
+                sums[LINEAGE] = write_json(temp / LINEAGE, conversion.lineage.encode())
             if state is not None:
                 sums["state.json"] = write_json(temp / "state.json", asdict(state))
             atomic.publish(temp, final, sums)

@@ -7,6 +7,7 @@ forked writers, the same on every core line. A piece is stored under its key, or
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
@@ -82,7 +83,14 @@ def write(path: Path, pieces: Iterable[Piece]) -> Optional[str]:
 
 
 class Reader:
-    """All shard files of one folder, read by key and block. Headers are read once; data is mapped, not copied whole."""
+    """All shard files of one folder, read by key and block. Headers are read once; data is mapped, not copied whole.
+
+    Args:
+        folder: with the files.
+
+    Raises:
+        ValueError: a file is no shard, or a tensor has no piece.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,13 +100,22 @@ class Reader:
         self._read: set[str] = set()
         for path in sorted(folder.glob("*.safetensors")):
             file = SafetensorsFile(path)
-            shapes = json.loads(file.metadata["global_shapes"])
-            self._shapes.update({key: tuple(shape) for key, shape in shapes.items()})
-            for name, entry in file.entries.items():
-                key, _, offset = name.rpartition("@")
-                key, at = (key, tuple(map(int, offset.split(",")))) if key else (name, (0,) * len(entry.shape))
-                self._dtypes[key] = entry.dtype
-                self._pieces.setdefault(key, []).append((file, name, at, entry.shape))
+            try:
+                self._add(file)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is no shard of a checkpoint ({error!r}); copy the file again") from error
+        missing = sorted(self._shapes.keys() ^ self._pieces.keys())
+        if missing:
+            raise ValueError(f"{folder}: {missing[0]} has no piece or no shape; copy the files again")
+
+    def _add(self, file: SafetensorsFile) -> None:
+        shapes = json.loads(file.metadata["global_shapes"])
+        self._shapes.update({key: tuple(map(operator.index, shape)) for key, shape in shapes.items()})
+        for name, entry in file.entries.items():
+            key, _, offset = name.rpartition("@")
+            key, at = (key, tuple(map(int, offset.split(",")))) if key else (name, (0,) * len(entry.shape))
+            self._dtypes[key] = entry.dtype
+            self._pieces.setdefault(key, []).append((file, name, at, entry.shape))
 
     def keys(self) -> set[str]:
         """Keys of the global tensors held."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,10 +15,10 @@ from mindspeed_vita.config import ModelConfig, Recipe, model_config_from_dict, r
 # keys of the model section that do not change what a weight means
 _NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_chunk", "language.max_positions", "vision.layer_scale_init"}
 
-# how positions turn: what a later, longer stage changes
-_POSITIONS = ("language.rope_base", "language.rope_scaling.")
+POSITIONS = ("language.rope_base", "language.rope_scaling.")
+"""How positions turn: what a later, longer stage changes."""
 # keys of the train section that a resumed run may change: how long it goes on, and what only costs memory or time
-_MAY_CHANGE = {"steps", "recompute"}
+_MAY_CHANGE = {"steps", "recompute", "recompute_layers", "offload"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,16 @@ def find(path: str | Path) -> Path:
     return step
 
 
+def weights_identity(folder: Path) -> str:
+    """Tells the weights of a step from others, wherever the step lies: a hash of their checksums.
+
+    Raises:
+        DamagedCheckpoint: the checksums cannot be read.
+    """
+    sums = {name: digest for name, digest in atomic.recorded(folder).items() if name.startswith("weights/")}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
 def load_state(folder: Path) -> TrainState:
     """The state of a step folder.
 
@@ -81,8 +92,18 @@ def load_state(folder: Path) -> TrainState:
 
 
 def saved_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe a step was written with, as nested plain values."""
-    return dict(json.loads((folder / "recipe.json").read_text()))
+    """The recipe a step was written with, as nested plain values.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
+    """
+    try:
+        content = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a JSON {type(content).__name__}, expected an object")
+    except ValueError as error:
+        raise atomic.damaged(folder, [f"recipe.json cannot be read ({error})"]) from error
+    return content
 
 
 def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = False) -> None:
@@ -99,7 +120,7 @@ def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = Fals
     saved = model_config_from_dict(saved_recipe(folder)["model"])
     found = differing_keys(saved, config)
     differing = [
-        f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if resume or not key.startswith(_POSITIONS)
+        f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if resume or not key.startswith(POSITIONS)
     ]
     if differing:
         raise ValueError(f"checkpoint {folder} is of another architecture ({'; '.join(differing)}); use the recipe it was trained with")
@@ -108,13 +129,14 @@ def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = Fals
 def differing_weights(left: ModelConfig, right: ModelConfig) -> str:
     """The keys in which two architectures differ, but for how positions turn, with both values; empty where there are none."""
     found = differing_keys(left, right)
-    return "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if not key.startswith(_POSITIONS))
+    return "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if not key.startswith(POSITIONS))
 
 
 def differing_keys(left: ModelConfig, right: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """The keys of the model section in which two architectures differ, with both values."""
-    first, second = _flat(asdict(left)), _flat(asdict(right))
-    return {key: (first.get(key), second.get(key)) for key in sorted({*first, *second}) if first.get(key) != second.get(key)}
+    first, second = flat(asdict(left)), flat(asdict(right))
+    keys = sorted({*first, *second} - _NOT_ARCHITECTURE)
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 def check_training(folder: Path, recipe: Recipe) -> None:
@@ -135,12 +157,10 @@ def check_training(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in section.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{name}."))
-        elif name not in _NOT_ARCHITECTURE:
-            flat[name] = value
-    return flat
+        found.update(flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return found

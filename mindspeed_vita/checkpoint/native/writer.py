@@ -10,6 +10,8 @@ from typing import Any, Optional
 
 import torch
 
+from mindspeed_vita.checkpoint import lineage as lineages
+from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import gather, rank, together
 from mindspeed_vita.config import Recipe, recipe_to_dict
@@ -34,6 +36,7 @@ class StepWriter:
         rng: this rank's random states by name.
         keep: newest steps kept; 0 keeps all.
         background: write in a thread of its own.
+        lineage: where the weights come from; on the first rank.
 
     Raises:
         SaveFailed: the folder cannot be made.
@@ -50,8 +53,10 @@ class StepWriter:
         rng: Optional[Mapping[str, torch.Tensor]] = None,
         keep: int = 0,
         background: bool = False,
+        lineage: Optional[Lineage] = None,
     ) -> None:
         self.directory, self.recipe, self.state, self.rng, self.keep = directory, recipe, state, dict(rng or {}), keep
+        self.lineage = lineage
         self.temp, self.final = atomic.temporary(directory, step), directory / atomic.step_name(step)
         with together(directory):
             if rank() == 0:
@@ -101,6 +106,8 @@ class StepWriter:
         merged["recipe.json"] = write_json(self.temp / "recipe.json", recipe_to_dict(self.recipe))
         if self.state is not None:
             merged["state.json"] = write_json(self.temp / "state.json", self.state)
+        if self.lineage is not None:
+            merged[lineages.LINEAGE] = write_json(self.temp / lineages.LINEAGE, self.lineage.encode())
         random = [shards.whole(f"{rank}/{name}", data) for rank, part in enumerate(states) for name, data in part.items()]
         digest = shards.write(self.temp / "rng.safetensors", random)
         atomic.publish(self.temp, self.final, merged if digest is None else {**merged, "rng.safetensors": digest})

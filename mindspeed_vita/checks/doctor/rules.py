@@ -249,7 +249,7 @@ def _devices(here: Installation, seen: Seen, kind: str) -> Iterator[Finding]:
     found = f"{len(seen.devices)} x {seen.devices[0][0]}, {smallest:.0f} GiB each, {free:.0f} GiB free at least"
     wanted = matrix.MEMORY_GIB[kind]
     if smallest < wanted:
-        remedy = "more context or tensor parallelism, train.recompute=full, or shorter packs"
+        remedy = "more context or tensor parallelism, train.recompute=full (train.offload=inputs frees more), or shorter packs"
         yield Finding(name="devices", status="note", found=found, expected=f"{wanted} GiB each for the full-size recipes", remedy=remedy)
     elif free < 0.9 * smallest:
         remedy = "another process holds memory; end it, or leave the device out"

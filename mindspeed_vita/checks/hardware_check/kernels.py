@@ -146,7 +146,7 @@ def _bidirectional(packed: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def check_tokenwise(report: Report, device: torch.device) -> None:
-    """RMSNorm, SwiGLU and rotation; heads that are not contiguous, and tables beyond 1 as YaRN has them."""
+    """RMSNorm, SwiGLU, rotation and row losses; heads that are not contiguous, and tables beyond 1 as YaRN has them."""
     for dtype in DTYPES:
         x, weight, grad = random_tensors([(33, 1, 128), (128,), (33, 1, 128)], dtype)
         report.check(f"rms_norm, {_name(dtype)}", _error("rms_norm", (x, weight), grad, device, 1e-6), LIMITS[dtype])
@@ -157,6 +157,12 @@ def check_tokenwise(report: Report, device: torch.device) -> None:
             tables = [(factor * table).to(dtype).float() for table in (angles.cos(), angles.sin())]
             error = _error("apply_rotary", (heads.transpose(0, 1),), grad, device, *tables)
             report.check(f"apply_rotary, {_name(dtype)}, tables up to {factor}", error, LIMITS[dtype])
+
+
+    logits, labels = 5 * random_tensors([(65, 4097)], torch.float32)[0], torch.arange(65) * 63
+    wanted = native.row_losses(logits.double(), labels)
+    found = tokenwise.row_losses(logits.to(device), labels.to(device))
+    report.check("row losses, float32", max(relative_error(*pair) for pair in zip(found, wanted)), LIMITS[torch.float32])
 
 
 def _error(name: str, tensors: tuple[torch.Tensor, ...], grad: torch.Tensor, device: torch.device, *rest: Any) -> float:

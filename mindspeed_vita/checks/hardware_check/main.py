@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
-from mindspeed_vita.checks.hardware_check import kernels, rings, training
+from mindspeed_vita.checks.hardware_check import kernels, rings, speed, training
 from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
-_PACKAGES = ("torch", "torch-npu", "flash-attn", "megatron-core", "numpy")
+_PACKAGES = ("torch", "torch-npu", "flash-attn", "flash-attn-3", "flash-attn-4", "triton", "liger-kernel", "megatron-core", "numpy")
+_HEAD = {"rows": 4096, "hidden": 1536, "vocabulary": 151936, "chunk": 1024}
+"""The 1.5B model's, an eighth of 32,768 tokens supervised."""
 Sections = dict[str, Callable[[Report], None]]
 
 
@@ -74,6 +76,11 @@ def sections_for(platform: Platform, layout: ParallelLayout, size: Optional[str]
     sections["rings"] = partial(rings.check_rings, device=device)
     sections["curve"] = partial(training.check_curve, platform=platform, layout=layout)
     measured = size or ("1.5b" if platform.capabilities.accelerator else "tiny")
+    small = measured == "tiny"
+    if device.type != "npu":  # the simulated Ascend has no scaled_dot_product_attention to compare with
+        sections["attention speed"] = partial(speed.measure_attention, platform=platform, tokens=512 if small else 32768)
+    head: dict[str, Any] = {"rows": 64, "hidden": 64, "vocabulary": 1024, "chunk": 32} if small else _HEAD
+    sections["head speed"] = partial(speed.measure_head, platform=platform, **head)
     sections["speed"] = partial(training.measure, platform=platform, layout=layout, size=measured)
     return sections
 

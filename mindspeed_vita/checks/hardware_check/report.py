@@ -30,17 +30,23 @@ class Report:
     Attributes:
         facts: versions, and measurements that are neither right nor wrong.
         outcomes: the checks so far.
+        numbers: measurements for machines; the unit is in the name.
         say: takes each line as it is known.
     """
 
     say: Callable[[str], None] = print
     facts: dict[str, str] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def fact(self, name: str, value: object) -> None:
         """Notes a fact."""
         self.facts[name] = str(value)
         self.say(f"       {name}: {value}")
+
+    def measured(self, name: str, value: float) -> None:
+        """Notes a number for machines; what people read is a fact."""
+        self.numbers[name] = value
 
     def check(self, name: str, value: float, limit: float, note: str = "") -> None:
         """Notes a check."""
@@ -66,7 +72,8 @@ class Report:
     def write(self, path: Path) -> None:
         """Writes everything as JSON; what cannot be said in JSON (infinity, NaN) becomes text."""
         rows = [{**asdict(outcome), "value": _number(outcome.value), "passed": outcome.passed} for outcome in self.outcomes]
-        path.write_text(json.dumps({"passed": self.passed, "facts": self.facts, "checks": rows}, indent=1) + "\n", encoding="utf-8")
+        content = {"passed": self.passed, "facts": self.facts, "numbers": self.numbers, "checks": rows}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _number(value: float) -> float | str:

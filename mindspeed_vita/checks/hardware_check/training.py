@@ -16,10 +16,13 @@ import torch
 from mindspeed_vita import sharding
 from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.checks.parity.packs import MODEL, SEQ_LENGTH, make_pack
+from mindspeed_vita.choices import RECOMPUTES, Recompute
 from mindspeed_vita.config import Recipe, recipe_from_dict
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.positions import document_positions
 from mindspeed_vita.engine.faults import FailedSamples
+from mindspeed_vita.engine.step import StepResult
+from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
@@ -71,29 +74,46 @@ def curve(platform: Platform, layout: ParallelLayout, precision: str) -> list[fl
         }
     )
     packs = cycle([make_pack(number, resets, layout) for resets in (True, False) for number in range(4)])
-    return [loss for loss, _ in _steps(recipe, platform, layout, packs, STEPS, draw=_draw_weights)]
+    return [result.loss for result, _ in _steps(recipe, platform, layout, packs, STEPS, draw=_draw_weights)]
 
 
-def measure(report: Report, platform: Platform, layout: ParallelLayout, size: str, *, steps: int = 4) -> None:
-    """Tokens a second and peak memory of a language model's training, text only, weights and optimizer included."""
-    recipe = speed_recipe(size, steps)
-    tokens = recipe.data.seq_length
-    pack = _text_pack(tokens, recipe.model.language.vocab_size)
-    seconds = [passed for _, passed in _steps(recipe, platform, layout, cycle([pack]), steps)][1:]
+def measure(report: Report, platform: Platform, layout: ParallelLayout, size: str, *, steps: int = 3) -> None:
+    """A step of a language model's training in each recompute mode, text only, weights and optimizer included.
+
+    Tokens a second, share of the device's peak where that is known, peak memory, and the time over that of recompute=full. The planner
+    is calibrated with the seconds, which the JSON report has as numbers. The first step warms up.
+    """
+    peak = peak_of(platform.device_name(), 0.0)
+    found: dict[str, float] = {}
+    for mode in sorted(RECOMPUTES, key=lambda mode: mode != "full"):
+        recipe = speed_recipe(size, steps, mode)
+        tokens = recipe.data.seq_length
+        pack = _text_pack(tokens, recipe.model.language.vocab_size)
+        name = f"{size} model, {tokens:,} tokens a step, bf16, recompute {mode}"
+        try:
+            results = list(_steps(recipe, platform, layout, cycle([pack]), steps))[1:]
+        except torch.OutOfMemoryError:
+            report.fact(name, "does not fit into the device's memory")
+            continue
+        found[mode] = sum(passed for _, passed in results) / len(results)
+        speed = speeds(results[0][0].flops, found[mode], 1, peak)
+        text = f"{tokens / found[mode]:,.0f} tokens/s, {speed['tflops_per_device']:.2f} TFLOP/s"
+        text += f", MFU {speed['mfu']:.3f}" if "mfu" in speed else ""
+        report.fact(name, text + (f", {found[mode] / found['full']:.3f} of full's time" if "full" in found else ""))
+        report.measured(f"step seconds, {size}, {tokens} tokens, recompute {mode}", found[mode])
     memory = platform.memory()
-    report.fact(f"{size} model, {tokens:,} tokens a step, bf16, full recompute", f"{tokens * len(seconds) / sum(seconds):,.0f} tokens/s")
-    peak = f"{memory.peak / 2**30:.1f} GiB" + (f" of {memory.total / 2**30:.0f}" if memory.total else "")
-    report.fact("peak memory of the process so far", peak)
+    text = f"{memory.peak / 2**30:.1f} GiB" + (f" of {memory.total / 2**30:.0f}" if memory.total else "")
+    report.fact("peak memory of the process so far", text)
 
 
-def speed_recipe(size: str, steps: int) -> Recipe:
+def speed_recipe(size: str, steps: int, recompute: Recompute = "full") -> Recipe:
     """The recipe of `measure`."""
     settings = SIZES[size]
     return recipe_from_dict(
         {
             "model": settings["model"],
             "data": {"seq_length": settings["tokens"]},
-            "train": {"precision": "bf16", "global_batch": 1, "steps": steps, "modules": ["language"], "recompute": "full"},
+            "train": {"precision": "bf16", "global_batch": 1, "steps": steps, "modules": ["language"], "recompute": recompute},
         }
     )
 
@@ -105,8 +125,8 @@ def _steps(
     packs: Iterator[PackedBatch],
     steps: int,
     draw: Optional[Callable[[torch.nn.Module], None]] = None,
-) -> Iterator[tuple[float, float]]:
-    """Loss and seconds of each step; `draw` replaces the initial weights."""
+) -> Iterator[tuple[StepResult, float]]:
+    """What each step did, and its seconds; `draw` replaces the initial weights."""
     from mindspeed_vita.engine import optimizer as optim
     from mindspeed_vita.engine.objective import build_objective
     from mindspeed_vita.engine.step import Stepper
@@ -115,7 +135,7 @@ def _steps(
     model = build_model(recipe, layout, platform.device)
     if draw is not None:
         draw(model)
-    wrapped = optim.wrap_model(model)
+    wrapped = optim.wrap_model(model, optim.Communication.of(recipe, platform))
     optimizer = optim.build_optimizer(wrapped, recipe, platform)
     schedule = optim.build_schedule(optimizer, recipe.train)
     with TemporaryDirectory() as folder:
@@ -126,7 +146,7 @@ def _steps(
             started = time.perf_counter()
             result = stepper.run(step, lambda: schedule.step(increment=1))
             platform.synchronize()
-            yield result.loss, time.perf_counter() - started
+            yield result, time.perf_counter() - started
 
 
 @torch.no_grad()

@@ -61,9 +61,9 @@ def compare(found: Step, expected: Step) -> Comparison:
     return Comparison(math.inf if math.isnan(loss) else loss, errors[worst], worst)
 
 
-def initial_weights(pool: LayoutPool) -> dict[str, torch.Tensor]:
-    """Full weights that every layout starts from."""
-    return pool.run("mindspeed_vita.checks.parity.step:initial_weights")[0]
+def initial_weights(pool: LayoutPool, **settings: Any) -> dict[str, torch.Tensor]:
+    """Full weights that every layout starts from; settings of the model as step.initial_weights takes them."""
+    return pool.run("mindspeed_vita.checks.parity.step:initial_weights", **settings)[0]
 
 
 def check_layouts(processes: int, folder: str, report: Callable[[str], None]) -> bool:

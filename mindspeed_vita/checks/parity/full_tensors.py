@@ -14,11 +14,11 @@ COLUMN = (
 ROW = ("linear_proj.weight", "mlp.linear_fc2.weight")
 
 
-def global_name(name: str, pp_rank: int, layers_per_stage: int) -> str:
-    """A parameter's name in the whole model: decoder layers count on over the pipeline stages."""
-    return re.sub(
-        r"(language\.decoder\.layers\.)(\d+)", lambda match: f"{match[1]}{int(match[2]) + pp_rank * layers_per_stage}", name
-    )
+def global_name(name: str, first_layer: int, *, tied: bool = False) -> str:
+    """A parameter's name in the whole model: decoder layers count on over the pipeline stages, and a tied output layer is the table."""
+    if tied and name == "language.output_layer.weight":
+        return "language.embedding.word_embeddings.weight"
+    return re.sub(r"(language\.decoder\.layers\.)(\d+)", lambda match: f"{match[1]}{int(match[2]) + first_layer}", name)
 
 
 def take_slice(name: str, full: torch.Tensor, tp_rank: int, tp_size: int, *, tower_cut: bool = False, heads: int = 0) -> torch.Tensor:

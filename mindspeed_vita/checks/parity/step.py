@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,7 +12,9 @@ import torch.distributed as dist
 from mindspeed_vita.checks.parity.full_tensors import global_name, join_slices, take_slice
 from mindspeed_vita.checks.parity.packs import MODEL, SEQ_LENGTH, make_pack
 from mindspeed_vita.config import MODULES, Recipe, recipe_from_dict
+from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.stages import layers_of
 
 PACKS = 4
 
@@ -24,8 +27,10 @@ def make_recipe(
     vision_parallel: str = "balanced",
     vision: Optional[dict[str, Any]] = None,
     language: Optional[dict[str, Any]] = None,
+    train: Optional[dict[str, Any]] = None,
+    pipeline: Optional[dict[str, Any]] = None,
 ) -> Recipe:
-    """The recipe of a parity step; vision and language replace single settings of the model."""
+    """The recipe of a parity step; vision and language replace single settings of the model, train and pipeline add to their sections."""
     sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
@@ -36,8 +41,8 @@ def make_recipe(
                 "lm_head": head,
             },
             "data": {"seq_length": SEQ_LENGTH},
-            "parallel": {**sizes, "vision_parallel": vision_parallel},
-            "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute},
+            "parallel": {**sizes, "vision_parallel": vision_parallel, **(pipeline or {})},
+            "train": {"precision": "fp32", "global_batch": PACKS, "modules": list(modules), "recompute": recompute, **(train or {})},
         }
     )
 
@@ -59,12 +64,20 @@ def initial_weights(
 
 def load_weights(model: torch.nn.Module, full: dict[str, torch.Tensor], layout: ParallelLayout, recipe: Recipe) -> None:
     """Puts this rank's slices of full tensors into its model."""
-    num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
+    tower_cut = recipe.parallel.vision_parallel == "tensor"
     heads = recipe.model.vision.num_heads
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            whole = full[global_name(name, layout.pp_rank, num_layers // layout.pp_size)]
+        for name, parameter in _whole_names(model, layout, recipe):
+            whole = full[name]
             parameter.copy_(take_slice(name, whole, layout.tp_rank, layout.tp_size, tower_cut=tower_cut, heads=heads))
+
+
+def _whole_names(model: Any, layout: ParallelLayout, recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Parameters of a rank by their names in the whole model."""
+    for number, chunk in enumerate(chunks_of(model)):
+        first_layer = layers_of(recipe, layout.pp_rank, number).start
+        for name, parameter in chunk.named_parameters():
+            yield global_name(name, first_layer, tied=recipe.model.language.tie_embeddings), parameter
 
 
 class _GradientReader:
@@ -89,6 +102,8 @@ def loss_and_gradients(
     ulysses: int = 1,
     vision: Optional[dict[str, Any]] = None,
     language: Optional[dict[str, Any]] = None,
+    train: Optional[dict[str, Any]] = None,
+    pipeline: Optional[dict[str, Any]] = None,
 ) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
     """Loss of one step over four packs, and every gradient by its full name; on rank 0, None elsewhere."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -101,12 +116,13 @@ def loss_and_gradients(
 
     platform = get_platform()
     layout = layout.with_ulysses(ulysses, platform.device)
-    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language)
+    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language, train, pipeline)
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient
     settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=False)
-    wrapped = DistributedDataParallel(model.config, settings, model)
+    parts = [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks_of(model)]
+    wrapped = parts[0] if len(parts) == 1 else ModelChunks(parts)
     mine = [make_pack(number, resets, layout) for number in range(layout.dp_rank, PACKS, layout.dp_size)]
     stepper = Stepper(
         recipe,
@@ -123,12 +139,10 @@ def loss_and_gradients(
 
 
 def _gather(loss: float, model: Any, layout: ParallelLayout, recipe: Recipe) -> Optional[tuple[float, dict[str, torch.Tensor]]]:
-    num_layers, tower_cut = recipe.model.language.num_layers, recipe.parallel.vision_parallel == "tensor"
+    tower_cut = recipe.parallel.vision_parallel == "tensor"
     heads = recipe.model.vision.num_heads
     mine = {
-        global_name(name, layout.pp_rank, num_layers // layout.pp_size): parameter.main_grad.to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: parameter.main_grad.to("cpu", copy=True) for name, parameter in _whole_names(model, layout, recipe) if parameter.requires_grad
     }
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, ((layout.pp_rank, layout.cp_rank, layout.dp_rank, layout.tp_rank), loss, mine))

@@ -10,8 +10,9 @@ from typing import Any, Optional
 import yaml
 
 from mindspeed_vita.config import Recipe, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config.recompute import Recomputation
 from mindspeed_vita.integration.mindspeed_llm.decoder_flags import decoder_flags
-from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, NO_EFFECT, TEXT, VITA, attribute
+from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, NO_EFFECT, RECOMPUTE, TEXT, VITA, attribute
 
 _NAMES = ("stage", "model.preset")
 _PARTS = ("model.vision.preset", "model.language.family")
@@ -35,6 +36,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(title="vita", description="keys of mindspeed_vita/config/recipe.py that Megatron has no flag for")
     for key, flag in VITA.items():
         group.add_argument(flag, type=str, default=None, metavar="VALUE", help=f"recipe key {key}")
+    group.add_argument(RECOMPUTE, type=str, default=None, metavar="VALUE", help="recipe key train.recompute, but for full in every layer")
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
@@ -58,7 +60,7 @@ def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
             _put(content, key, _parse(key, flag, text))
     _put(content, "model.language.tie_embeddings", not arguments.untie_embeddings_and_output_weights)
     _put(content, "train.precision", "bf16" if arguments.bf16 else "fp32")
-    _put(content, "train.recompute", arguments.recompute_granularity or "none")
+    _put(content, "train.recompute", _recompute(arguments))
     _put(content, "checkpoint.resume", arguments.load is not None)
     _put(content, "logging.tensorboard", getattr(arguments, "tensorboard_dir", None) is not None)
     return recipe_from_dict(content, where="command line")
@@ -110,10 +112,10 @@ def _switches(recipe: Recipe) -> list[str]:
     if recipe.train.precision == "bf16":
         # in fp32 Megatron saves that optimizer's parameters, but cannot load them
         switches += ["--bf16", "--use-distributed-optimizer"]
-    if recipe.train.recompute != "none":
-        switches += ["--recompute-granularity", recipe.train.recompute]
-    if recipe.train.recompute == "full":
-        switches += ["--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    if Recomputation.of(recipe.train) == Recomputation("full"):
+        switches += ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    elif recipe.train.recompute != "none":
+        switches += [RECOMPUTE, recipe.train.recompute]
     if recipe.checkpoint.resume:
         switches += ["--load", recipe.checkpoint.directory]
     iterations = eval_iterations(recipe)
@@ -122,6 +124,21 @@ def _switches(recipe: Recipe) -> list[str]:
     if recipe.logging.tensorboard:
         switches += ["--tensorboard-dir", str(Path(recipe.checkpoint.directory) / "tensorboard")]
     return switches
+
+
+def _recompute(arguments: argparse.Namespace) -> str:
+    """train.recompute: what Megatron's flag says, or ours.
+
+    Raises:
+        ValueError: both are given, so layers would be recomputed twice.
+    """
+    ours = getattr(arguments, attribute(RECOMPUTE), None)
+    if ours and arguments.recompute_granularity:
+        raise ValueError(
+            f"{RECOMPUTE} {ours} and --recompute-granularity {arguments.recompute_granularity} are both given, and each recomputes the "
+            "layers; leave one of them out"
+        )
+    return ours or arguments.recompute_granularity or "none"
 
 
 def _defaults(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -51,6 +51,9 @@ BY_HAND = (
 )
 """Keys that arguments.py turns into switches."""
 
+RECOMPUTE = "--vita-train-recompute"
+"""Recomputation by this package's layers. Megatron's own flags say train.recompute=full, and are enough for that."""
+
 FIXED = (
     "--use-mcore-models",
     "--transformer-impl",
@@ -95,9 +98,13 @@ TRACKER = "latest_checkpointed_iteration.txt"
 """The file by which Megatron knows that a folder holds a checkpoint, and which one."""
 
 NO_EFFECT = {
+    "parallel.overlap_grad_reduce": "Megatron has a flag of its own for it, --overlap-grad-reduce",
+    "parallel.overlap_param_gather": "MindSpeed-LLM gathers weights after each step",
+    "train.grad_reduce": "Megatron reduces gradients in fp32",
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
     "logging.progress": "MindSpeed-LLM prints lines",
+    "logging.peak_tflops": "MindSpeed-LLM logs its own throughput",
     "eval.at_start": "Megatron measures from the first interval on; `vita eval loss` measures the weights it starts from",
     "eval.patience": "Megatron trains to --train-iters",
     "eval.keep_best": "MindSpeed-LLM keeps every checkpoint",

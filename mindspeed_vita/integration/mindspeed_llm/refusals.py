@@ -75,6 +75,29 @@ def check_tower(recipe: Recipe) -> None:
         )
 
 
+def check_pipeline(recipe: Recipe) -> None:
+    """Refuses pipelines that the built-in engine has and MindSpeed-LLM was not compared with.
+
+    Raises:
+        ValueError: the recipe deals layers unevenly, or its stages share a table.
+    """
+    parallel, problems = recipe.parallel, []
+    if parallel.layer_split != "even" or parallel.stage_layers or parallel.virtual_stages > 1:
+        problems.append(
+            "parallel.virtual_stages, parallel.layer_split and parallel.stage_layers are for the built-in engine; inside MindSpeed-LLM "
+            "leave them out and use --decoder-first-pipeline-num-layers"
+        )
+    if recipe.train.even_steps > 1:
+        problems.append(f"train.even_steps={recipe.train.even_steps} is for the built-in engine; MindSpeed-LLM deals packs in turn, use 0")
+    if parallel.pp > 1 and recipe.model.language.tie_embeddings:
+        problems.append(
+            f"parallel.pp={parallel.pp} with model.language.tie_embeddings was not compared inside MindSpeed-LLM; use pp=1 and more tp, "
+            "or the built-in engine"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
 def uneven_pipeline(arguments: argparse.Namespace) -> bool:
     """Whether the first or the last stage of the pipeline is given a number of layers of its own."""
     return bool(_get(arguments, "decoder_first_pipeline_num_layers") or _get(arguments, "decoder_last_pipeline_num_layers"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.gates import check_handover
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
 from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import FailedSamples, open_failed_samples
@@ -66,11 +69,12 @@ class MindSpeedRun:
 
         arguments = megatron_arguments()
         self.recipe = running_recipe()
-        self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device)
+        timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
+        self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device, timeout=timeout)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
         resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
         saved = rank_files.saved_recipe(resume_from) if resume_from else None
-        base = find_run_base(self.recipe, resume_from, saved or {})
+        base = self.base = find_run_base(self.recipe, resume_from, saved or {})
         if base is not None:
             self.recipe = base.recipe
         built = MindSpeedVitaModel(
@@ -103,12 +107,24 @@ class MindSpeedRun:
         if dist.get_rank() == 0:
             print(f"{recipe.name}: {dataset.describe()}", flush=True)
         failed = open_failed_samples(recipe, dataset, step=arguments.iteration, known=known)
-        state = {"fingerprint": dataset.fingerprint, "recipe": recipe_to_dict(recipe)}
+        record: list[dict[str, Any]] = []  # of the first rank; each rank's file holds it
+        on_first_rank(lambda: record.append(self._lineage(dataset.fingerprint)))
+        state = {"fingerprint": dataset.fingerprint, "recipe": recipe_to_dict(recipe), "lineage": gather(record)[0][0]}
         self.built.run_state = lambda: {**state, "failed_samples": sorted(failed.ids)}
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
         objective = build_objective(recipe, self.layout, dataset)
         self.forward_step.open(recipe, self.layout, loader, failed=failed, objective=objective, step=arguments.iteration)
         return PackNumbers(samples[0]), self._held_out(dataset, failed), None
+
+    def _lineage(self, data: str) -> dict[str, Any]:
+        """The record of where this run's weights come from, which each of its checkpoints holds."""
+        arguments, recipe, saved = megatron_arguments(), self.recipe, self.built.loaded_state
+        if arguments.iteration and saved is not None:
+            before, step = lineage.of_state(Path(arguments.load), saved), arguments.iteration
+            return lineage.continued(before, recipe, step=step, saved=saved["recipe"], data=data).encode()
+        start = recipe.checkpoint.init_from or (arguments.load if self.built.loaded_state is not None else "")
+        origins = self.base.origins if self.base is not None else (Path(start),) if start else ()
+        return lineage.of_beginning(recipe, data=data, origins=origins).encode()
 
     def _held_out(self, training: PackDataset, failed: FailedSamples) -> Optional[PackNumbers]:
         """Opens the held-out data of the recipe, and tells Megatron how many global batches an evaluation has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -16,6 +17,7 @@ from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.objective import Objective, report_table
+from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -92,15 +94,11 @@ class ForwardStep:
         return packs
 
     def start_step(self) -> None:
-        """Packs of the next step. With a pipeline, collective over the ranks that share them.
-
-        Inside it the stages could not agree on samples that failed to decode: a later one waits there for an earlier one's output.
-        """
+        """Packs of the next step, each taken when Megatron's schedule reaches its micro-batch."""
         self._learnt = 0
         if self.evaluation is not None:
             self.evaluation.drop()
-        packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
-        self._packs = packs if self.layout.pp_size == 1 else iter(list(packs))
+        self._packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
 
     def finish_step(self) -> None:
         """Every rank learns which samples failed in the step. Collective over the world."""
@@ -197,8 +195,13 @@ def _host_groups(layout: ParallelLayout) -> ParallelLayout:
         layout,
         tp_cp_group=_on_gloo(layout.tp_cp_group),
         pp_group=_on_gloo(layout.pp_group),
-        dp_cp_group=dist.new_group(backend="gloo"),
+        dp_cp_group=dist.new_group(backend="gloo", timeout=_timeout()),
     )
+
+
+def _timeout() -> timedelta:
+    """That of Megatron's own groups."""
+    return timedelta(minutes=megatron_arguments().distributed_timeout_minutes)
 
 
 def _on_gloo(group: Any) -> Any:
@@ -206,6 +209,6 @@ def _on_gloo(group: Any) -> Any:
     dist.all_gather_object(everyone, tuple(dist.get_process_group_ranks(group)))
     mine = None
     for ranks in sorted(set(everyone)):
-        made = dist.new_group(list(ranks), backend="gloo")
+        made = dist.new_group(list(ranks), backend="gloo", timeout=_timeout())
         mine = made if dist.get_rank() in ranks else mine
     return mine

@@ -5,7 +5,6 @@ Shapes as in registry.py.
 
 from __future__ import annotations
 
-import importlib.metadata
 from functools import lru_cache, partial
 from typing import Optional
 
@@ -13,6 +12,7 @@ import torch
 
 from mindspeed_vita.ops.attention.blocks import PackedSegments, merge_
 from mindspeed_vita.ops.attention.call import Blocks, Heads, Upstream
+from mindspeed_vita.ops.attention.package_check import refuse_heads, refuse_package
 from mindspeed_vita.ops.attention.paged import Paged, gathered
 from mindspeed_vita.ops.attention.torch_cuda import refuse_old_device
 from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
@@ -20,34 +20,20 @@ from mindspeed_vita.ops.attention.varlen import varlen_backward, varlen_forward
 __all__ = ["blocks_backward", "blocks_forward", "merge_", "paged_forward", "refuse", "tiles"]
 
 _OLDEST = (2, 7)
-_WIDEST = 256
 _PAGE = 256
 """The call for caches takes blocks of a multiple of this many tokens."""
 
 
 def refuse(heads: Heads) -> Optional[str]:
     """Takes bf16 and fp16, widths that are multiples of 8 up to 256, on devices from compute capability 8.0 on."""
-    if heads.dtype not in (torch.bfloat16, torch.float16):
-        return f"takes bf16 and fp16, not {heads.dtype}"
-    if heads.width % 8 or heads.width > _WIDEST:
-        return f"takes head widths that are multiples of 8 up to {_WIDEST}, not {heads.width}"
-    reason = _refuse_installation()
-    return refuse_old_device(heads.device) if reason is None and heads.device.type == "cuda" else reason
+    if reason := refuse_heads(heads.dtype, heads.width) or _refuse_installation():
+        return reason
+    return refuse_old_device(heads.device) if heads.device.type == "cuda" else None
 
 
 @lru_cache(maxsize=1)
 def _refuse_installation() -> Optional[str]:
-    try:
-        version = importlib.metadata.version("flash-attn")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
-        return f"flash-attn {version} is too old; install {'.'.join(map(str, _OLDEST))} or newer"
-    try:
-        import flash_attn.flash_attn_interface  # noqa: F401
-    except (ImportError, OSError) as error:  # built for another torch
-        return f"flash-attn {version} does not load: {error}"
-    return None
+    return refuse_package("flash-attn", "flash_attn.flash_attn_interface", oldest=_OLDEST)
 
 
 def tiles(q_BPND: torch.Tensor, k_BPND: torch.Tensor, v_BPND: torch.Tensor, scale: float) -> torch.Tensor:

@@ -49,8 +49,10 @@ class _Entry:
 
 
 _HERE = "mindspeed_vita.ops.attention"
-# fastest first
+# fastest first; FlashAttention-3 refuses everything but Hopper, where it is the faster of the two
 _BACKENDS = {
+    "flash_attn_3": _Entry(f"{_HERE}.flash_attn_3", "cuda"),
+    "flash_attn_4": _Entry(f"{_HERE}.flash_attn_4", "cuda"),
     "flash_attn": _Entry(f"{_HERE}.flash_attn_varlen", "cuda"),
     "torch_cuda": _Entry(f"{_HERE}.torch_cuda", "cuda"),
     "npu": _Entry(f"{_HERE}.npu", "npu"),

@@ -1,5 +1,5 @@
-"""What the decoder does with each token by itself: RMSNorm, SwiGLU, rotation. Plain torch, or one fused kernel each on an NPU."""
+"""Work on each row by itself: RMSNorm, SwiGLU, rotation, row losses. Plain torch, or fused kernels on an NPU and, with Liger, on a GPU."""
 
-from mindspeed_vita.ops.tokenwise.api import apply_rotary, register_kernels, rms_norm, swiglu
+from mindspeed_vita.ops.tokenwise.api import announce, apply_rotary, choose_kernels, register_kernels, rms_norm, row_losses, swiglu
 
-__all__ = ["apply_rotary", "register_kernels", "rms_norm", "swiglu"]
+__all__ = ["announce", "apply_rotary", "choose_kernels", "register_kernels", "rms_norm", "row_losses", "swiglu"]

@@ -56,12 +56,9 @@ def make_pack(recipe: Recipe, layout: ParallelLayout, content: PackContent) -> P
     length, rows = recipe.data.seq_length, recipe.model.tokens_per_tile
     documents = min(content.documents, length // 2) if recipe.data.resets else 1
     bounds = np.linspace(0, length, documents + 1).astype(np.int64)
-    first_rows, supervised = [], np.zeros(length, dtype=bool)
+    tile_first_token, supervised = tile_places(bounds, rows, content.vision), np.zeros(length, dtype=bool)
     for start, stop in zip(bounds[:-1], bounds[1:]):
-        tiles = int(content.vision * (stop - start)) // (rows + _MARKERS)
-        first_rows.append(start + 1 + np.arange(tiles) * (rows + _MARKERS))
         supervised[stop - int(content.supervised * (stop - start)) : stop] = True
-    tile_first_token = np.concatenate(first_rows)
     tokens = np.full(length, _TEXT_TOKEN)
     tokens[(tile_first_token[:, None] + np.arange(rows)).ravel()] = _CONTEXT_TOKEN
     labels = np.where(supervised, _TEXT_TOKEN, IGNORE)
@@ -84,3 +81,18 @@ def make_pack(recipe: Recipe, layout: ParallelLayout, content: PackContent) -> P
         failures=(),
         cp_plan=sharding.make_cp_plan(bounds, layout.ring_size),
     )
+
+
+def tile_places(bounds: np.ndarray, rows: int, share: float) -> np.ndarray:
+    """The first row of each tile: int64. Tiles stand at the start of each document.
+
+    Args:
+        bounds: int64[documents + 1], where documents start and stop.
+        rows: tokens of a tile.
+        share: of each document's tokens that are tiles and their markers.
+    """
+    found = []
+    for start, stop in zip(bounds[:-1], bounds[1:]):
+        tiles = int(share * (stop - start)) // (rows + _MARKERS)
+        found.append(start + 1 + np.arange(tiles) * (rows + _MARKERS))
+    return np.concatenate(found)

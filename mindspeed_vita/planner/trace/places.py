@@ -38,9 +38,11 @@ PARTS = (
 )
 """Files, and the part of a step that their work belongs to. Everything else in the model is "layers"."""
 LAYERS = "layers"
+HOST = "platform/host_copies"
+"""Start of the files whose tensors lie in the host's memory."""
 _FIRST = "tower"
 """A part that holds whatever its code calls: the tower's attention is the tower's."""
-_RECOMPUTING = ("torch/utils/checkpoint.py", "megatron/core/tensor_parallel/random.py")
+_RECOMPUTING = ("torch/utils/checkpoint.py", "megatron/core/tensor_parallel/random.py", "mindspeed_vita/models/made_again.py")
 _ENGINE = "torch/autograd/graph.py"
 
 

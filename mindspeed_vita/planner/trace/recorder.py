@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mindspeed_vita.planner.trace.collectives import Collective, collective
-from mindspeed_vita.planner.trace.places import Place, Places
+from mindspeed_vita.planner.trace.places import HOST, Place, Places
 from mindspeed_vita.planner.trace.work import ATTENTION, flops
 
 _READ = torch.ops.aten._local_scalar_dense.default
@@ -52,7 +52,9 @@ class Recorder(TorchDispatchMode):
         self._fake, self.caller = fake, places
         self._on_host = False
         self._storages: dict[int, tuple[Any, int]] = {}
-        """By address: a weak reference, and the index of the change that made it."""
+        """By address: a weak reference, and the index of the change that made it; -1 for memory of the host."""
+        self.on_host, self.peak_on_host = 0, 0
+        """Bytes of what the step puts into host memory, now and at most."""
         self._place_ids: dict[Place, int] = {}
         self.changes, self.owners = array("q"), array("l")
         """Bytes that each allocation adds and each release takes, in order, and the number of the place that allocated them."""
@@ -82,6 +84,10 @@ class Recorder(TorchDispatchMode):
             yield
         finally:
             self._on_host = before
+
+    def name_setup(self, part: str) -> None:
+        """Gives everything that is made from here on to a part, until `start`."""
+        self.caller.setup = part
 
     def to_device(self, values: torch.Tensor) -> torch.Tensor:
         """A host tensor's stand-in on the device."""
@@ -133,14 +139,22 @@ class Recorder(TorchDispatchMode):
             address, size = storage._cdata, storage.nbytes()
             if address in self._storages or not size:
                 continue
-            owner = self._place_ids.setdefault(place(), len(self._place_ids))
-            freed = partial(self._freed, address=address, size=size)
+            where, freed = place(), partial(self._freed, address=address, size=size)
+            if where.line.startswith(HOST):
+                self._storages[address] = weakref.ref(storage, freed), -1
+                self.on_host += size
+                self.peak_on_host = max(self.peak_on_host, self.on_host)
+                continue
+            owner = self._place_ids.setdefault(where, len(self._place_ids))
             self._storages[address] = weakref.ref(storage, freed), len(self.changes)
             self._change(size, owner)
 
     def _freed(self, _: Any, *, address: int, size: int) -> None:
         _, made = self._storages.pop(address)
-        self._change(-size, self.owners[made])
+        if made < 0:
+            self.on_host -= size
+        else:
+            self._change(-size, self.owners[made])
 
     def _change(self, size: int, owner: int) -> None:
         self.changes.append(size)

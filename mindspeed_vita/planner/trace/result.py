@@ -63,6 +63,8 @@ class Trace:
     """Name (see Sent.group) and number of ranks of each process group that was asked for a collective."""
     reads: dict[str, int]
     """Lines at which the host reads a number from the device, and how often: there it waits."""
+    peak_on_host: int = 0
+    """Most bytes that the step holds in host memory at a time (train.offload)."""
 
     @classmethod
     def of(cls, recorder: Recorder, *, layout: ParallelLayout, micro_batches: int, packs: int) -> Trace:
@@ -79,6 +81,7 @@ class Trace:
             sent=_sent(recorder, layout),
             communicators=_communicators(recorder, layout),
             reads=dict(recorder.reads),
+            peak_on_host=recorder.peak_on_host,
         )
 
     @property

@@ -21,6 +21,7 @@ from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.step import Stepper
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.stages import stage_layers
 from mindspeed_vita.planner.trace.packs import PackContent, make_pack
 from mindspeed_vita.planner.trace.places import Places
 from mindspeed_vita.planner.trace.rank import OtherRanks, TracedPlatform, fake_rank
@@ -30,11 +31,13 @@ from mindspeed_vita.platform import Platform
 
 
 def stage_ranks(recipe: Recipe, world: int) -> dict[str, int]:
-    """The first rank of each kind of pipeline stage: first, middle and last; only "all" without pipeline parallelism."""
+    """The first rank of each kind of pipeline stage: first, middle (the one with most layers) and last; only "all" without a pipeline."""
     stages, size = recipe.parallel.pp, world // recipe.parallel.pp
     if stages == 1:
         return {"all": 0}
-    kinds = {"first": 0, "middle": size, "last": (stages - 1) * size}
+    layers = stage_layers(recipe)
+    fullest = max(range(1, max(2, stages - 1)), key=lambda stage: sum(layers[stage::stages]))
+    kinds = {"first": 0, "middle": fullest * size, "last": (stages - 1) * size}
     return kinds if stages > 2 else {"first": 0, "last": size}
 
 
@@ -60,12 +63,12 @@ def trace(
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world} ranks; expected 0 to {world - 1}")
     recipe = shortened(recipe, world, micro_batches)
-    recorder, others = Recorder(_fake_mode(), Places()), _other_ranks(recipe, world)
+    recorder, others = Recorder(fake_mode(), Places()), _other_ranks(recipe, world)
     with fake_rank(recipe, world, rank) as layout:
         model, optimizer = _build_traced(recipe, layout, recorder, others)
         micro_batches = recipe.train.global_batch // layout.dp_size
         batches = [make_pack(recipe, layout, content) for _ in range(micro_batches)]
-        with _fake_mode(), recorder, ListsOfNumbers():
+        with fake_mode(), recorder, ListsOfNumbers():
             recorder.caller.setup = "optimizer"
             optimizer.step()  # its state is made in the first step
             recorder.start(model.module)
@@ -79,7 +82,9 @@ def trace(
 def shortened(recipe: Recipe, world: int, micro_batches: Optional[int]) -> Recipe:
     """The recipe with as many packs per step as are traced. Arguments and errors are those of `trace`."""
     packs = _packs(recipe, world)
-    chosen = min(packs, recipe.parallel.pp + 1) if micro_batches is None else micro_batches
+    parallel = recipe.parallel
+    filling = parallel.pp + 1 if parallel.virtual_stages == 1 else 2 * parallel.pp  # virtual stages take packs in groups of pp
+    chosen = min(packs, filling) if micro_batches is None else micro_batches
     if chosen < 1:
         raise ValueError(f"{chosen} packs per rank; a step needs at least 1")
     dp = recipe.train.global_batch // packs
@@ -98,7 +103,7 @@ def build(recipe: Recipe, layout: ParallelLayout, platform: Platform, setup: Cal
     setup("weights")
     model = build_model(recipe, layout, platform.device)
     setup("gradients")
-    wrapped = optim.wrap_model(model)
+    wrapped = optim.wrap_model(model, optim.Communication(grad_reduce=recipe.train.grad_reduce))
     setup("optimizer")
     return wrapped, optim.build_optimizer(wrapped, recipe, platform)
 
@@ -128,7 +133,7 @@ def _packs(recipe: Recipe, world: int) -> int:
 
 
 @cache
-def _fake_mode() -> FakeTensorMode:
+def fake_mode() -> FakeTensorMode:
     """One mode for the life of the process: caches keep tensors of it."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -139,13 +144,10 @@ def _other_ranks(recipe: Recipe, world: int) -> OtherRanks:
     others = OtherRanks()
     for rank in stage_ranks(recipe, world).values() if recipe.parallel.pp > 1 else ():
         with fake_rank(recipe, world, rank) as layout:
-            _build_traced(recipe, layout, Recorder(_fake_mode(), Places()), others)
+            _build_traced(recipe, layout, Recorder(fake_mode(), Places()), others)
     return others
 
 
 def _build_traced(recipe: Recipe, layout: ParallelLayout, recorder: Recorder, others: OtherRanks) -> tuple[Any, Any]:
-    def setup(part: str) -> None:
-        recorder.caller.setup = part
-
-    with _fake_mode(), recorder, ListsOfNumbers(), others.answering():
-        return build(recipe, layout, TracedPlatform(recorder), setup)
+    with fake_mode(), recorder, ListsOfNumbers(), others.answering():
+        return build(recipe, layout, TracedPlatform(recorder), recorder.name_setup)

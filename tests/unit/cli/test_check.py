@@ -44,6 +44,18 @@ def test_a_recipe_that_would_start(recipe, tiny, capsys):
     assert "random, as checkpoint.init_from is empty" in out and out.splitlines()[-1] == "PASS: the run would start"
 
 
+def test_what_recomputation_costs_is_shown(recipe, tiny, capsys):
+    settings = ["parallel.cp=2", "train.recompute=full_but_attention", "train.recompute_layers=1", "train.offload=inputs"]
+    file = recipe()
+    assert main(["check", "--processes", "2", file, "data.seq_length=1048576", "train.precision=bf16", *settings]) == 0
+    language = yaml.safe_load(Path(file).read_text())["model"]["language"]
+    kept = 2**19 * (language["hidden_size"] * 2 + 4 * language["num_heads"]) / 2**30
+    inputs = 2**19 * language["hidden_size"] * 2 / 2**30
+    expected = f"keeps {kept:.2f} GiB of attention results, {inputs:.2f} GiB of layer inputs in host memory, for each pack in flight"
+    out = capsys.readouterr().out
+    assert f"recompute full_but_attention in 1 of {language['num_layers']} layers of a stage ({expected}" in out
+
+
 def test_every_problem_is_listed(recipe, capsys, tmp_path):
     file = recipe(data={"tokenizer": "gone", "media_root": "nowhere"}, checkpoint={"init_from": "lost"}, parallel={"tp": 3})
     assert main(["check", "--processes", "2", file]) == 2

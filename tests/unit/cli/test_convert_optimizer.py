@@ -24,7 +24,7 @@ from mindspeed_vita.checkpoint.training import kinds, open_training, trainable
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import MODULES, ModelConfig, Recipe
 from mindspeed_vita.files.tensors import held
-from tests.tiny_checkpoint import TINY, random_weights, tiny_recipe
+from tests.tiny_checkpoint import TINY, random_weights, tiny_recipe, told
 
 STATE = native.TrainState(
     step=7, packs=28, fingerprint="f" * 64, failed_samples=(3, 11), layout={"tp": 2, "pp": 1, "cp": 1, "dp": 4}
@@ -104,7 +104,7 @@ def ranks_of(folder: Path) -> dict[str, Any]:
 def assert_same(left: Any, right: Any, where: str = "") -> None:
     """Two saved objects, tensors bit for bit."""
     if isinstance(right, torch.Tensor):
-        assert torch.equal(left, right), where
+        assert torch.equal(left, right) if not where.endswith("/_extra_state") else told(left) == told(right), where
     elif isinstance(right, Namespace):
         assert_same(vars(left), vars(right), where)
     elif isinstance(right, dict):
@@ -186,7 +186,7 @@ def no_moments(content: dict[str, Any]) -> None:
         (another_optimizer, "holds no fp32 exp_avg_sq like "),
         (skipped_updates, "is at iteration 9, its optimizer made [7] updates"),
         (skipped_samples, "skipped 4 samples"),
-        (other_modules, "it is of another optimizer, or other modules trained"),
+        (other_modules, "it is of another optimizer, other modules trained,"),
         (no_arguments, "does not say its iteration or its arguments"),
         (no_moments, "holds no fp32 exp_avg like "),
     ],

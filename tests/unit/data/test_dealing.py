@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindspeed_vita.config import recipe_from_dict
-from mindspeed_vita.data.dealing import deal, pack_costs, relative_work
+from mindspeed_vita.data.dealing import StepOrder, deal, even_steps, pack_costs, relative_work
 from tests.tiny_checkpoint import TINY, random_weights
 
 
@@ -69,3 +69,25 @@ def test_costs_follow_the_model():
 
     assert np.argmax(pack_costs(Packs(), [0, 1], of_preset("14b"))) == 1
     assert np.argmax(pack_costs(Packs(), [0, 1], of_preset("tiny"))) == 0
+
+
+def test_even_steps_hold_packs_of_like_work_and_every_pack_once():
+    costs = np.random.default_rng(1).lognormal(0, 0.5, 64 * 8)
+    order = StepOrder(lambda numbers: costs[list(numbers)], global_batch=8, window=32, seed=5)
+    steps = [order.packs(first) for first in range(0, len(costs), 8)]
+    for window in (steps[:32], steps[32:]):
+        first = min(min(step) for step in window)
+        assert sorted(pack for step in window for pack in step) == list(range(first, first + 256)), "packs stay in their window"
+    spread = np.array([costs[step].max() / costs[step].min() for step in steps])
+    assert np.median(spread) < 1.06 < np.median([step.max() / step.min() for step in costs.reshape(-1, 8)])
+    again = StepOrder(lambda numbers: costs[list(numbers)], global_batch=8, window=32, seed=5)
+    assert again.packs(40 * 8) == steps[40], "a step follows from its number, whatever was asked for before"
+    means = np.array([costs[step].mean() for step in steps[:32]])
+    assert (np.diff(means) < 0).any() and (np.diff(means) > 0).any(), "training does not go from cheap to dear"
+    assert even_steps(costs, 8, (6, 0)).tolist() != even_steps(costs, 8, (5, 0)).tolist()
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_without_a_window_steps_keep_the_order_of_the_plan(window):
+    order = StepOrder(lambda numbers: np.empty(0), global_batch=4, window=window, seed=0)
+    assert list(order.packs(8)) == [8, 9, 10, 11]

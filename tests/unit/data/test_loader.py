@@ -93,6 +93,20 @@ def test_resume_at_another_size_and_worker_count_goes_on_where_it_stopped(data):
     assert_same(resumed, whole[8:])
 
 
+def test_even_steps_are_the_same_at_every_size_and_after_a_resume(data):
+    """The state stays one number: packs consumed."""
+
+    def numbers(dp_size, start=0, num_steps=8):
+        told = {"start_pack": start, "dp_size": dp_size, "micro_batches": 4 // dp_size, "work": WORK, "even_steps": 4, "seed": 3}
+        streams = [PackLoader(data, dp_rank=rank, **told).numbers() for rank in range(dp_size)]
+        return [sorted(number for stream in streams for number in islice(stream, 4 // dp_size)) for _ in range(num_steps)]
+
+    whole = numbers(1)
+    assert sorted(sum(whole[:4], [])) == list(range(16)) and sorted(sum(whole[4:], [])) == list(range(16, 32))
+    assert any(step != list(range(4 * place, 4 * place + 4)) for place, step in enumerate(whole))
+    assert numbers(2) == whole and numbers(4, start=12, num_steps=5) == whole[3:]
+
+
 def test_iterating_again_goes_on_and_half_a_step_does_not_count(data):
     loader = PackLoader(data, start_pack=4, dp_rank=0, dp_size=1, micro_batches=4)
     first = list(islice(loader, 3))

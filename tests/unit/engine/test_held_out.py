@@ -252,3 +252,10 @@ def test_settings_without_sense_are_refused(settings, message):
 
     with pytest.raises(ValueError, match=message):
         validate(recipe_from_dict({"eval": settings}))
+
+
+def test_held_out_packs_change_places_with_no_others():
+    from mindspeed_vita.config import recipe_from_dict
+    from mindspeed_vita.engine.held_out_packs import held_out_recipe
+
+    assert held_out_recipe(recipe_from_dict({"train": {"even_steps": 8}, "eval": {"mixture": "held_out.yaml"}})).train.even_steps == 0

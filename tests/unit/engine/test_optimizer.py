@@ -69,6 +69,17 @@ def test_biases_norms_and_layer_scale_do_not_decay():
     assert not {name for name in decaying if name.endswith(("bias", "layernorm.weight", "norm.weight", "ls1", "ls2"))}
 
 
+def test_what_the_tower_adds_to_its_patches_does_not_decay():
+    """Only matrices that multiply their input decay: class token, positions and newline have several dimensions and do not."""
+    _, wrapped, _ = build()
+    named = dict(wrapped.module.named_parameters())
+    added = {"vision.class_token", "vision.position_embeddings.weight"}
+    assert added <= set(named)
+    assert not {name for name in added if parameter_groups.decays(name, named[name])}
+    assert not parameter_groups.decays("projector.newline", torch.empty(1, 16))
+    assert parameter_groups.decays("vision.conv1.weight", named["vision.conv1.weight"])
+
+
 def test_every_parameter_is_in_one_group_with_its_rates():
     recipe, wrapped, _ = build()
     named = {id(parameter): name for name, parameter in wrapped.module.named_parameters()}

@@ -27,3 +27,21 @@ def test_counts_must_agree() -> None:
     check_counts(8, 2, 4)
     with pytest.raises(ValueError, match="9 vision tokens but 2 tiles of 4 tokens"):
         check_counts(9, 2, 4)
+
+
+def test_the_backward_pass_keeps_the_places_alone_and_equals_index_copys() -> None:
+    embeddings, rows = torch.randn(6, 1, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    targets, factors = torch.tensor([4, 1]), torch.randn(6, 1, 4)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = splice(embeddings, rows, targets)
+    assert [tensor.data_ptr() for tensor in kept] == [targets.data_ptr()]
+    expected = embeddings.index_copy(0, targets, rows.unsqueeze(1))
+    found = torch.autograd.grad((out * factors).sum(), (embeddings, rows))
+    wanted = torch.autograd.grad((expected * factors).sum(), (embeddings, rows))
+    assert torch.equal(out, expected) and all(map(torch.equal, found, wanted))

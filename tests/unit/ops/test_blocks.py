@@ -59,7 +59,7 @@ def test_causal_blocks_are_causal_from_the_diagonal(name: str) -> None:
 
 
 def test_refusals_name_every_reason() -> None:
-    with pytest.raises(ValueError, match="'flash9' is unknown; use one of flash_attn, "):
+    with pytest.raises(ValueError, match="'flash9' is unknown; use one of flash_attn_3, "):
         choose(ONE_HEAD, "flash9")
     with pytest.raises(ValueError, match="torch_native: runs on cpu, not on meta"):
         choose(replace(ONE_HEAD, device=torch.device("meta")), "torch_native")

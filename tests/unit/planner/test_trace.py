@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mindspeed_vita.choices import RECOMPUTES
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.config.recompute import WHOLE_LAYERS, kept_attention_bytes, offloaded_bytes
 from mindspeed_vita.planner.proof import CASES, CONTENT, TOLERANCE, Case, measure_case, off_by, proof_recipe
-from tests.unit.planner.traces import small, small_with_a_leak
+from tests.unit.planner.traces import interleaved, small, small_with_a_leak, uneven
 
 STEP_TOLERANCE = 0.04
 """Of what the step adds to weights, gradients and optimizer. Kernels hold buffers of their own, which weigh more in these small steps
@@ -64,9 +67,12 @@ def products(recipe, tokens: int, tiles: int, supervised: int, pairs: int) -> di
     }
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_work_equals_a_count_by_hand(recompute: str, elsewhere):
-    case = Case(recompute=recompute)
+@pytest.mark.parametrize(
+    "case",
+    [*(Case(recompute=mode) for mode in RECOMPUTES), Case(recompute="full", recompute_layers=1), Case(recompute="full", offload="inputs")],
+    ids=Case.describe,
+)
+def test_work_equals_a_count_by_hand(case: Case, elsewhere):
     recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
     bounds = np.linspace(0, recipe.data.seq_length, CONTENT.documents + 1).astype(int)
     lengths = np.diff(bounds).tolist()
@@ -81,11 +87,36 @@ def test_work_equals_a_count_by_hand(recompute: str, elsewhere):
     # inputs and weights; attention also its scores again; the head also its logits; nothing wants the gradient of pixels
     twice = 2 * (once["layers"] + tower_and_projector) + once["patches"]
     assert traced.flops()["backward"] == packs * (twice + 5 * (once["attention"] + once["tiles"]) // 2 + 3 * once["head"])
-    again = once["layers"] + once["attention"] if recompute == "full" else 0
+    language, layers = recipe.model.language, case.recompute_layers or recipe.model.language.num_layers
+    again = {
+        "none": 0,
+        "selective": 0,  # no matrix product
+        "mlp": 2 * language.num_layers * recipe.data.seq_length * language.hidden_size * 2 * language.ffn_hidden_size,
+        "full_but_attention": once["layers"],
+        "full": (once["layers"] + once["attention"]) * layers // language.num_layers,
+    }[case.recompute]
+    attention = once["attention"] * layers // language.num_layers if case.recompute == "full" else 0
     by_part = traced.flops(lambda place: f"{place.part} {place.phase}")
-    tower = packs * (once["layers of the tower"] + once["tiles"]) if recompute == "full" else 0
+    tower = packs * (once["layers of the tower"] + once["tiles"]) if case.recompute in WHOLE_LAYERS else 0
+    assert by_part.get("attention recompute", 0) == packs * attention
     assert by_part.get("tower recompute", 0) == tower
     assert traced.flops().get("recompute", 0) == packs * again + tower
+
+
+def test_what_is_kept_and_what_goes_to_the_host_are_the_bytes_that_the_recipe_says(elsewhere):
+    plain, keeps = Case(pp=2, recompute="full"), Case(pp=2, recompute="full_but_attention")
+    traces = {case: elsewhere(small, case) for case in (plain, keeps)}
+    in_flight = 2  # packs of the first of two stages
+    kept = in_flight * kept_attention_bytes(proof_recipe(keeps, "small"))
+    at_peak = {case: traced.peak_by(lambda place: f"{place.part} {place.phase}") for case, traced in traces.items()}
+    more = at_peak[keeps]["attention forward"] - at_peak[plain].get("attention forward", 0)
+    assert kept > 0 and more == kept
+
+    stays, leaves = Case(recompute="full"), Case(recompute="full", offload="inputs")
+    here, away = (elsewhere(small, case) for case in (stays, leaves))
+    assert away.peak_on_host == offloaded_bytes(proof_recipe(leaves, "small")) > 0 == here.peak_on_host
+    forward = [traced.peak_by(lambda place: place.phase)["forward"] for traced in (here, away)]
+    assert forward[0] - forward[1] == pytest.approx(away.peak_on_host, abs=64)  # and the counts of a pack
 
 
 def test_bytes_of_tensor_parallelism_equal_a_count_by_hand(elsewhere):
@@ -130,3 +161,78 @@ def test_the_host_reads_only_what_it_must(elsewhere):
         "megatron/core/tensor_parallel/random.py",  # compares states of the host's generator
     }
     assert files <= allowed, files - allowed
+
+
+def test_uneven_stages_and_a_shared_table_are_traced(elsewhere):
+    traces = elsewhere(uneven, Case(pp=2))
+    language = proof_recipe(Case(pp=2), "small").model.language
+    table = 4 * language.vocab_size * language.hidden_size  # fp32 gradients
+    for kind, traced in traces.items():
+        assert [sent.group for sent in traced.sent if (sent.name, sent.bytes) == ("all_reduce", table)], (kind, traced.sent)
+    layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
+    assert layers["last"] == 3 * layers["first"] > 0
+
+
+def test_virtual_stages_are_traced(elsewhere):
+    """Half of the decoder on each rank, in two chunks: hidden states cross twice per micro-batch and direction, and once between them."""
+    traces = elsewhere(interleaved, Case(pp=2))
+    layers = {kind: traced.flops(lambda place: place.part)["layers"] for kind, traced in traces.items()}
+    assert layers["first"] == layers["last"] > 0
+    sent = {kind: sum(sent.calls for sent in traced.sent if sent.name == "send" and sent.group == "pp") for kind, traced in traces.items()}
+    assert sent["first"] == sent["last"] == 3 * traces["first"].micro_batches, [traced.sent for traced in traces.values()]
+
+
+def test_a_pack_in_the_pipeline_keeps_neither_its_vision_rows_nor_wide_rotary_tables(elsewhere):
+    traced = elsewhere(small, Case(pp=2, recompute="full"))
+    kept = traced.peak_by(lambda place: f"{place.phase} {place.line}")
+    assert not [line for line in kept if line.startswith(("forward parallel/tile_exchange.py", "forward ops/rotary.py"))]
+    recipe = proof_recipe(Case(pp=2), "small")
+    tables = 2 * recipe.data.seq_length * recipe.model.language.head_dim * 2  # bf16 cosines and sines
+    # of the two packs in the first stage
+    assert 2 * tables in [size for line, size in kept.items() if line.startswith("forward models/vita.py")]
+
+
+def test_bytes_of_the_pipeline_equal_a_count_by_hand(elsewhere):
+    case = Case(pp=2, recompute="full")
+    recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
+    packs = recipe.train.global_batch
+    hidden = recipe.data.seq_length * recipe.model.language.hidden_size * 2  # bf16 hidden states of a pack
+    sent = {(sent.name, sent.group): (sent.calls, sent.bytes) for sent in traced.sent}
+    # the first stage sends hidden states and receives their gradients
+    assert sent["send", "pp"] == sent["recv", "pp"] == (packs, packs * hidden)
+
+
+def test_bytes_of_ulysses_equal_a_count_by_hand(elsewhere):
+    case = Case(cp=2, ulysses=2)
+    recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
+    language, packs = recipe.model.language, recipe.train.global_batch
+    # queries, keys and values go to their heads' ranks and the output comes back; gradients take the same ways
+    heads = 2 * language.num_heads + 2 * language.num_kv_heads
+    once = recipe.data.seq_length // 2 * heads * language.head_dim * 2
+    own = sum(sent.bytes for sent in traced.sent if sent.name == "all_to_all") - exchanged(recipe, 2, packs)
+    assert own == packs * language.num_layers * 2 * once
+
+
+def test_bytes_of_the_tile_exchange_equal_a_count_by_hand(elsewhere):
+    case = Case(tp=2)
+    recipe, traced = proof_recipe(case, "small"), elsewhere(small, case)
+    found = sum(sent.bytes for sent in traced.sent if sent.name == "all_to_all")
+    assert found == exchanged(recipe, 2, recipe.train.global_batch) > 0
+
+
+def exchanged(recipe: Recipe, ranks: int, packs: int) -> int:
+    """Bytes of the first rank's vision rows to the owners of their tokens, and of the gradients of those that it was sent."""
+    from mindspeed_vita import sharding
+
+    bounds, rows = np.linspace(0, recipe.data.seq_length, CONTENT.documents + 1).astype(int), recipe.model.tokens_per_tile
+    first_rows = np.concatenate(
+        [start + 1 + (rows + 2) * np.arange(int(CONTENT.vision * (stop - start)) // (rows + 2)) for start, stop in zip(bounds, bounds[1:])]
+    )
+    places = (first_rows[:, None] + np.arange(rows)).ravel()
+    if recipe.parallel.cp > 1:
+        owned = np.isin(places, sharding.index(sharding.make_cp_plan(bounds, recipe.parallel.cp // recipe.parallel.ulysses), 0))
+        owned = owned & (places < recipe.data.seq_length // recipe.parallel.ulysses)
+    else:
+        owned = places < recipe.data.seq_length // ranks
+    own = rows * -(-len(first_rows) // ranks)  # the first rank encodes the tile that is left over
+    return packs * recipe.model.language.hidden_size * 2 * (own + int(owned.sum()))

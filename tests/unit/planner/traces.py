@@ -44,3 +44,22 @@ def stages(recipe: Recipe) -> dict[str, Trace]:
     short = with_layers(recipe, decoder=layout.pp, tower=2)
     micro_batches = 1 if layout.pp == 1 else 2
     return {kind: trace(short, world, rank, micro_batches=micro_batches) for kind, rank in stage_ranks(short, world).items()}
+
+
+def interleaved(case: Case) -> dict[str, Trace]:
+    """Both stages of a case of the proof, each with two chunks of a layer."""
+    settings: dict[str, Any] = recipe_to_dict(proof_recipe(case, "small"))
+    settings["model"]["language"].update(num_layers=4)
+    settings["parallel"]["virtual_stages"] = 2
+    settings["train"]["global_batch"] = 4
+    recipe = recipe_from_dict(settings)
+    return {kind: trace(recipe, case.world, rank, content=CONTENT) for kind, rank in stage_ranks(recipe, case.world).items()}
+
+
+def uneven(case: Case) -> dict[str, Trace]:
+    """Both stages of a case of the proof with a layer in the first and the others in the second, and a table that they share."""
+    settings: dict[str, Any] = recipe_to_dict(proof_recipe(case, "small"))
+    settings["model"]["language"].update(num_layers=4, tie_embeddings=True)
+    settings["parallel"]["stage_layers"] = [1, 3]
+    recipe = recipe_from_dict(settings)
+    return {kind: trace(recipe, case.world, rank, content=CONTENT) for kind, rank in stage_ranks(recipe, case.world).items()}

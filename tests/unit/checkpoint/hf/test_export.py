@@ -15,6 +15,7 @@ from safetensors import safe_open
 from mindspeed_vita.checkpoint.hf import export as hf_export
 from mindspeed_vita.checkpoint.hf.export import CODE_FILES, export_hf
 from mindspeed_vita.checkpoint.hf.load import import_hf
+from mindspeed_vita.checkpoint.lineage import LINEAGE
 from mindspeed_vita.checkpoint.mapping.rules import Gated
 from mindspeed_vita.files.digest import checksum_of
 from mindspeed_vita.files.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
@@ -70,7 +71,7 @@ def test_folder_holds_everything_that_4_57_and_5_need(tmp_path: Path, tokenizer:
         "chat_template.jinja", "verification.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
         "added_tokens.json", "special_tokens_map.json",
     }  # fmt: skip
-    assert files == {*hf_export.FILES, SINGLE} - {INDEX}
+    assert files == {*hf_export.FILES, SINGLE} - {INDEX, LINEAGE}, "weights in memory have no history"
     assert config["architectures"] == ["LongVITAForCausalLM"] and config["model_type"] == "long_vita"
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e5
     assert config["visual"]["model_type"] == "intern_vit_6b"

@@ -19,6 +19,7 @@ from mindspeed_vita.checkpoint.hf.export import export_hf
 from mindspeed_vita.checkpoint.hf.internvl_files import INTERNVL_LAYOUT
 from mindspeed_vita.checkpoint.hf.load import import_hf
 from mindspeed_vita.checkpoint.hf.weights import family_shapes, native_tensors
+from mindspeed_vita.checkpoint.lineage import LINEAGE
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.config import ModelConfig, RopeScalingConfig
@@ -73,7 +74,8 @@ def test_an_export_comes_back_with_every_weight_and_setting(tmp_path: Path, toke
 
 def test_the_folder_holds_no_code_and_the_names_of_published_folders(exported: Path) -> None:
     files = {path.name for path in exported.iterdir()}
-    assert files == {*INTERNVL_LAYOUT.files, SINGLE} - {"model.safetensors.index.json"} and not any(name.endswith(".py") for name in files)
+    assert files == {*INTERNVL_LAYOUT.files, SINGLE} - {"model.safetensors.index.json", LINEAGE}
+    assert not any(name.endswith(".py") for name in files)
     assert "auto_map" not in (exported / "config.json").read_text() + (exported / "preprocessor_config.json").read_text()
     with safe_open(exported / SINGLE, framework="pt") as shard:
         names = set(shard.keys())

@@ -31,7 +31,7 @@ def test_its_checkpoints_hold_adapters_alone_and_give_them_back(recipe: Recipe, 
         from mindspeed_vita.parallel.build import model_arguments, with_adapters
 
         language = recipe.model.language
-        sizes = {"init_std": 0.02, "dtype": torch.float32, "tp": 1, "pp": 1, "cp": 1, "recompute": "none", "init_on_cpu": True}
+        sizes = {"init_std": 0.02, "dtype": torch.float32, "tp": 1, "pp": 1, "cp": 1, "init_on_cpu": True}
 
         def build() -> MindSpeedVitaModel:
             arguments = model_arguments(recipe, layout, torch.device("cpu"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mindspeed_vita.choices import RECOMPUTES
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe, recipe_from_arguments, register
 from mindspeed_vita.integration.mindspeed_llm.flags import BY_HAND, MEGATRON, NO_EFFECT, VITA, leaves
@@ -159,10 +159,20 @@ def test_a_wrong_value_names_its_key():
         recipe_from_arguments(arguments)
 
 
-def test_a_switch_is_read_back():
-    recipe = recipe_from_dict({"model": {"preset": "tiny"}, "train": {"recompute": "selective"}})
-    assert round_trip(recipe).train.recompute == "selective"
-    assert round_trip(replace(recipe, train=replace(recipe.train, recompute="none"))).train.recompute == "none"
+@pytest.mark.parametrize("mode", RECOMPUTES)
+@pytest.mark.parametrize("rest", [{}, {"recompute_layers": 1}, {"offload": "inputs"}])
+def test_recomputation_comes_back_and_only_one_of_two_carries_it_out(mode: str, rest: dict):
+    recipe = recipe_from_dict({"model": {"preset": "tiny"}, "train": {"recompute": mode, **rest}})
+    line = arguments_from_recipe(recipe)
+    assert round_trip(recipe).train == recipe.train
+    assert ("--recompute-granularity" in line) == (mode == "full" and not rest)
+    assert ("--vita-train-recompute" in line) == (mode != "none" and (mode != "full" or bool(rest)))
+
+
+def test_two_ways_to_recompute_are_refused():
+    line = ["--vita-train-recompute", "mlp", "--recompute-granularity", "full", "--vita-model-preset", "tiny"]
+    with pytest.raises(ValueError, match="mlp and --recompute-granularity full are both given, and each recomputes the layers; leave one"):
+        recipe_from_arguments(parse(line))
 
 
 def test_the_documented_command_line_is_that_of_the_recipe(monkeypatch: pytest.MonkeyPatch):

@@ -57,6 +57,8 @@ BAD = [
     ("--qk-layernorm", r"--qk-layernorm: the decoder is of the family qwen2 \(--vita-model-language-family\); leave it out"),
     ("--kv-channels 64", "--kv-channels 64: the heads are 128 wide; say --vita-model-language-head-width too"),
     ("--data-path 1 a 2 b", "--data-path 1 a 2 b: data comes from --vita-data-mixture"),
+    ("--recompute-granularity selective", "--recompute-granularity selective: .*repeats attention.*full_but_attention, mlp or selective"),
+    ("--recompute-activations", "--recompute-activations: .*repeats attention.*--vita-train-recompute"),
     ("--neat-pack", "--neat-pack: packs are planned"),
     ("--micro-batch-size 2", "--micro-batch-size 2: one pack is one micro-batch; use 1"),
     ("--dataloader-type cyclic", "--dataloader-type cyclic"),

@@ -3,7 +3,7 @@
 import pytest
 
 from mindspeed_vita.config import Recipe, recipe_from_dict
-from mindspeed_vita.integration.mindspeed_llm.refusals import check_tower
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_pipeline, check_tower
 from tests.unit.integration.mindspeed_llm.test_arguments import round_trip
 
 
@@ -26,3 +26,18 @@ def test_zero_heads_are_refused() -> None:
         with pytest.raises(ValueError, match=rf"cuts 25 heads \(qk_norm=true\) over tp={tp}, .*use balanced, or the built-in engine"):
             check_tower(recipe("intern_vit_6b", tp, "tensor"))
     check_tower(recipe("intern_vit_6b", 8, "balanced"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"parallel": {"pp": 2, "layer_split": "balanced"}}, "parallel.virtual_stages, parallel.layer_split and parallel.stage_layers are"),
+        ({"parallel": {"pp": 3, "stage_layers": [1, 1, 1]}}, "use --decoder-first-pipeline-num-layers"),
+        ({"parallel": {"pp": 2}, "model": {"language": {"tie_embeddings": True}}}, "parallel.pp=2 with model.language.tie_embeddings"),
+        ({"train": {"even_steps": 4}}, "train.even_steps=4 is for the built-in engine"),
+    ],
+)
+def test_pipelines_of_the_built_in_engine_are_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        check_pipeline(recipe_from_dict(content))
+    check_pipeline(recipe_from_dict({"parallel": {"pp": 3}}))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.integration.mindspeed_llm.flag_page import page
-from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, VITA
+from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, RECOMPUTE, VITA
 from mindspeed_vita.integration.mindspeed_llm.parser_table import PINNED, build_parser, describe, read_table, tables
 from mindspeed_vita.integration.mindspeed_llm.verdicts import HONOURED, NO_EFFECT, REFUSED, by_flag, judge, verdicts
 from tests.unit.integration.mindspeed_llm.command_lines import good_line, parsed
@@ -41,7 +41,7 @@ def test_a_verdict_says_what_to_do():
 
 
 def test_no_refusal_names_a_flag_that_does_not_exist():
-    known = {*FLAGS[PINNED], *VITA.values(), *OURS}
+    known = {*FLAGS[PINNED], *VITA.values(), RECOMPUTE, *OURS}
     package = ROOT / "mindspeed_vita" / "integration" / "mindspeed_llm"
     texts = {path.name: path.read_text(encoding="utf-8") for path in [*package.glob("*.py"), *package.glob("upstream_flags/*.toml")]}
     texts["docs/mindspeed_llm.md"] = (ROOT / "docs" / "mindspeed_llm.md").read_text(encoding="utf-8")

@@ -1,0 +1,230 @@
+"""One run of `vita train --engine hf`: data, start weights, Trainer, and the export at the end."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_vita.checkpoint import gates, lineage
+from mindspeed_vita.checkpoint.conversion import IN_MEMORY
+from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
+from mindspeed_vita.checkpoint.hf.config import model_config
+from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.load import read_config
+from mindspeed_vita.checkpoint.mapping.families import family_rules
+from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
+from mindspeed_vita.checkpoint.native.ranks import on_first_rank
+from mindspeed_vita.checkpoint.native.step_folder import differing_keys
+from mindspeed_vita.checkpoint.source import SourceOptions, current_folder, open_source
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.data.templates import get_template
+from mindspeed_vita.data.tokenizer import load_tokenizer
+from mindspeed_vita.engine.faults import open_failed_samples
+from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_loader
+from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.progress import Progress
+from mindspeed_vita.engine.session import distributed
+from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.integration.hf_trainer import checkpoints, refusals
+from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, training_arguments, zero_stage
+from mindspeed_vita.platform import Platform, get_platform
+
+EXPORT = "export"
+"""Folder of the trained weights in a run's folder."""
+_START = "start"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfResult:
+    """How a run ended."""
+
+    step: int
+    """Steps done."""
+    first_loss: Optional[float]
+    """Loss of the run's first step, on rank 0."""
+    last_loss: Optional[float]
+    tokens_per_second: float
+    """Mean over this process's steps but the first, all ranks together; 0 when it made none."""
+    peak_memory: int
+    """Highest use of any rank, bytes."""
+    sharing: str
+    """plain, or zero1 to zero3."""
+    stopped_by: int
+    """Number of the signal that ended the run; 0: it reached its last step."""
+    export: Optional[Path]
+    """The weights in our Hugging Face layout; None where a signal ended the run."""
+
+
+def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = None) -> HfResult:
+    """Train a recipe to its last step, from the newest checkpoint in its folder if there is one, and export the weights.
+
+    Args:
+        recipe: the run. Every rank passes the same.
+        deepspeed: zero1, zero2, zero3, a JSON file, or "" for none.
+        stop: what `stop_signals` gives; a signal then ends the run after its step.
+
+    Raises:
+        ValueError: a setting, the data, or a checkpoint does not fit; one message that says what to do.
+        TrainingDiverged: the loss is not finite any more.
+    """
+    refusals.check(recipe)
+    settings = deepspeed_settings(deepspeed)
+    if settings is not None and "RANK" not in os.environ:
+        raise ValueError("--deepspeed needs a launcher; run: torchrun --standalone --nproc_per_node N -m mindspeed_vita.cli.main train ...")
+    platform = get_platform()
+    sharing = f"zero{zero_stage(settings)}" if settings is not None else "plain"
+    with distributed(recipe, platform) as layout, _locked(recipe):
+        return _train(recipe, layout, platform, settings, sharing, stop or StopRequest())
+
+
+@contextmanager
+def _locked(recipe: Recipe) -> Iterator[None]:
+    directory = Path(recipe.checkpoint.directory)
+    lock = FolderLock(
+        directory / RUN_LOCK, folder=directory, work=f"vita train ({recipe.name})", advice="choose another checkpoint.directory, or wait"
+    )
+    try:
+        on_first_rank(lock.acquire)
+        yield
+    finally:
+        lock.release()  # does nothing on the other ranks
+
+
+def _train(
+    recipe: Recipe, layout: Any, platform: Platform, settings: Optional[dict[str, Any]], sharing: str, stop: StopRequest
+) -> HfResult:
+    directory, leads = Path(recipe.checkpoint.directory), dist.get_rank() == 0
+    newest = checkpoints.newest(directory)
+    if newest is not None and not recipe.checkpoint.resume:
+        raise ValueError(
+            f"checkpoint.resume is false, but {directory} holds {newest.name}; set it to true to continue, or choose another "
+            "checkpoint.directory"
+        )
+    # DeepSpeed must be set up before the model is loaded, and both before Trainer
+    arguments = training_arguments(recipe, layout, platform, deepspeed=settings)
+    if settings is not None:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=platform.collectives)
+    from mindspeed_vita.integration.hf_trainer.packed_model import build_packed_model
+    from mindspeed_vita.integration.hf_trainer.trainer import PackTrainer
+
+    dataset = open_dataset(recipe, layout)
+    step, known = 0, tuple[int, ...]()
+    if newest is not None:
+        ranks = dist.get_world_size()
+        state = checkpoints.read_state(
+            newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing, ranks=ranks, deepspeed=settings
+        )
+        step, known = state.step, state.failed_samples
+    start = first_rank_first(lambda: start_folder(recipe))
+    model = build_packed_model(start, recipe, layout, platform, sharded=sharing == "zero3")
+    failed = open_failed_samples(recipe, dataset, step=step, known=known)
+    log = MetricsLog(directory, step=step, tensorboard=recipe.logging.tensorboard) if leads else None
+    every = max(recipe.logging.every, recipe.train.steps // 20)
+    progress = Progress(recipe.name, steps=recipe.train.steps, done=step, bar=recipe.logging.progress, every=every) if leads else None
+    if progress is not None:
+        progress.line(f"{recipe.name}: {dataset.describe()}")
+        progress.line(f"{recipe.name}: {'continuing from' if newest else 'starting from'} {newest or start} ({sharing})")
+    batches = open_loader(dataset, recipe, layout, start_pack=step * recipe.train.global_batch)
+    offload = ((settings or {}).get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none") != "none"
+    trainer = PackTrainer(
+        recipe,
+        layout,
+        platform,
+        batches=batches,
+        failed=failed,
+        fingerprint=dataset.fingerprint,
+        sharing=sharing,
+        cpu_adam=offload and bool((settings or {})["zero_force_ds_cpu_optimizer"]),
+        stop=stop,
+        log=log,
+        progress=progress,
+        model=model,
+        args=arguments,
+    )
+    try:
+        with stop.finishing_steps():
+            if step < recipe.train.steps:
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    finally:
+        batches.close()
+        if progress is not None:
+            progress.close()
+        if log is not None:
+            log.close()
+    export = directory / EXPORT
+    if not stop.agreed and trainer.busy:
+        weights = whole_weights(trainer)
+        done = trainer.state.global_step
+
+        def write() -> None:
+            origin = lineage.of_checkpoint(current_folder(Path(recipe.checkpoint.init_from)))
+            write_export(weights, recipe, export, replace(lineage.begun(recipe, data=dataset.fingerprint, start=origin), step=done))
+
+        on_first_rank(write)
+    peaks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(peaks, platform.memory().peak)
+    warm = trainer.busy[1:] or trainer.busy
+    return HfResult(
+        step=max(step, trainer.state.global_step),
+        first_loss=log.first_loss if log else None,
+        last_loss=log.last_loss if log else None,
+        tokens_per_second=recipe.train.global_batch * recipe.data.seq_length * len(warm) / sum(warm) if warm else 0.0,
+        peak_memory=max(peaks),
+        sharing=sharing,
+        stopped_by=stop.agreed,
+        export=export if export.is_dir() and not stop.agreed else None,
+    )
+
+
+def start_folder(recipe: Recipe) -> Path:
+    """An export of the weights that a run starts from. checkpoint.init_from may be one; other formats are exported once.
+
+    Raises:
+        ValueError: nothing to start from, or another architecture.
+    """
+    if not recipe.checkpoint.init_from:
+        raise ValueError("--engine hf starts from weights: set checkpoint.init_from to an export, or to a run or step folder")
+    origin = current_folder(Path(recipe.checkpoint.init_from))
+    gates.check_handover(origin)
+    source = open_source(origin, SourceOptions(tokenizer=recipe.data.tokenizer))
+    differing = {
+        key: values for key, values in differing_keys(source.recipe.model, recipe.model).items() if not key.startswith("language.rope_")
+    }
+    if differing:
+        listed = "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in differing.items())
+        raise ValueError(f"checkpoint {origin} is of another architecture ({listed}); use the recipe it was trained with")
+    source.wait()
+    own = source.format == "hf" and str(read_config(origin).get("model_type", "")).startswith("long_vita")
+    if own and not differing_keys(model_config(read_config(origin)), recipe.model):
+        return origin
+    folder = Path(recipe.checkpoint.directory) / _START
+    if not folder.is_dir():
+        write_export(source.weights, recipe, folder, lineage.converted("hf", {}, [lineage.of_checkpoint(origin)]))
+    return folder
+
+
+def write_export(native: Any, recipe: Recipe, folder: Path, record: lineage.Lineage) -> None:
+    """Writes weights by native name in our Hugging Face layout, with their record; an earlier export of the same run is replaced."""
+    tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
+    export_hf(native, recipe, folder, tokenizer=tokenizer, conversion=replace(IN_MEMORY, lineage=record))
+
+
+def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """Native names and whole tensors in host memory, on rank 0; empty on the others. Collective."""
+    wrapped = trainer.model_wrapped
+    state = trainer.accelerator.get_state_dict(wrapped)
+    if dist.get_rank() != 0:
+        return {}
+    recipe = trainer.recipe
+    names = {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
+    if recipe.model.language.tie_embeddings:
+        names.pop("lm_head.weight", None)
+    return dict(convert_to_native(names, family_rules("long_vita", recipe.model)))

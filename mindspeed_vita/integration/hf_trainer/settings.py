@@ -1,0 +1,92 @@
+"""From a recipe to Trainer's arguments, and the configuration of DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.platform import Platform
+
+_BUILTIN = Path(__file__).with_name("deepspeed")
+
+
+def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
+    """The DeepSpeed configuration that --deepspeed names; None for "".
+
+    Args:
+        named: zero1, zero2 or zero3, or a JSON file.
+
+    Raises:
+        ValueError: no such file, no JSON, or a section that the recipe decides.
+    """
+    if not named:
+        return None
+    path = _BUILTIN / f"{named}.json" if named in ("zero1", "zero2", "zero3") else Path(named)
+    if not path.is_file():
+        raise ValueError(f"--deepspeed {named}: expected zero1, zero2, zero3 or a JSON file; no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--deepspeed {path}: no JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("zero_optimization"), dict):
+        raise ValueError(f"--deepspeed {path}: expected an object with a section zero_optimization")
+    taken = sorted({"optimizer", "scheduler"} & set(content))
+    if taken:
+        raise ValueError(
+            f"--deepspeed {path} has the section {', '.join(taken)}; leave it out: the recipe's train section sets the optimizer, with a "
+            "learning rate for each module, and the schedule"
+        )
+    content["zero_allow_untested_optimizer"] = True
+    content.setdefault("zero_force_ds_cpu_optimizer", False)
+    if content["zero_optimization"].get("stage") == 3:
+        content["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # the export needs it
+    return content
+
+
+def zero_stage(settings: Optional[dict[str, Any]]) -> int:
+    """ZeRO stage of a configuration; 0 without one."""
+    return int(settings["zero_optimization"].get("stage", 0)) if settings else 0
+
+
+def training_arguments(
+    recipe: Recipe, layout: ParallelLayout, platform: Platform, *, deepspeed: Optional[dict[str, Any]]
+) -> Any:
+    """Trainer's arguments. Constructing them also sets DeepSpeed up, so that models load in parts: build the model afterwards."""
+    from transformers import TrainingArguments
+
+    train, checkpoint, cpu = recipe.train, recipe.checkpoint, platform.device.type == "cpu"
+    if deepspeed is not None and cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # every process of a context-parallel group counts as a data-parallel one here: it works on a part of the pack
+    return TrainingArguments(
+        output_dir=checkpoint.directory,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=train.global_batch // layout.dp_size,
+        max_steps=train.steps,
+        learning_rate=train.lr,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.beta1,
+        adam_beta2=train.beta2,
+        adam_epsilon=train.eps,
+        max_grad_norm=train.clip_grad,
+        bf16=train.precision == "bf16",
+        seed=train.seed,
+        deepspeed=deepspeed,
+        use_cpu=cpu,
+        ddp_backend=platform.collectives if cpu else None,
+        ddp_find_unused_parameters=False,
+        save_strategy="steps",
+        save_steps=checkpoint.save_every,
+        save_total_limit=checkpoint.keep or None,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # our loader goes on by itself
+        dataloader_pin_memory=False,
+        accelerator_config={"split_batches": False, "dispatch_batches": False, "even_batches": False},
+    )

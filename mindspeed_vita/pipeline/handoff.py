@@ -1,0 +1,68 @@
+"""What a stage takes over from the one that it starts from, and what changes on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from mindspeed_vita.checkpoint.native.step_folder import POSITIONS, differing_keys
+from mindspeed_vita.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handoff:
+    """Both sides of each thing that a later stage may change. The first is None for weights from elsewhere."""
+
+    weights: tuple[str, ...]
+    """Keys of the architecture that differ, with both values. Weights cannot be taken over then."""
+    context: tuple[Optional[int], int]
+    """Tokens of a pack."""
+    trained: tuple[Optional[tuple[str, ...]], tuple[str, ...]]
+    """Modules that learn. The others are frozen."""
+    rope: tuple[str, ...]
+    """Keys of the rotary positions that differ, with both values."""
+    data: tuple[str, ...]
+    """What differs of the mixture, tokenizer, template and isolation of samples, with both values."""
+    problems: tuple[str, ...]
+    """Why the stage cannot take over."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        before, after = self.context
+        grown = f"{before:,} -> {after:,}" if before not in (None, after) else f"{after:,}"
+        was, now = self.trained
+        learns = ", ".join(now) if was in (None, now) else f"{', '.join(was or ())} -> {', '.join(now)}"
+        return [
+            f"weights  {'; '.join(self.weights) or 'the same architecture'}",
+            f"context  {grown} tokens{', shorter than before' if before is not None and after < before else ''}",
+            f"trained  {learns}",
+            f"rope     {'; '.join(self.rope) or 'unchanged'}",
+            f"data     {'; '.join(self.data) or 'unchanged'}",
+        ]
+
+
+def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
+    """What changes from a stage to the next.
+
+    Args:
+        before: recipe of the stage that gives the weights; None: they come from elsewhere.
+        after: recipe of the stage that takes them.
+    """
+    context, trained = after.data.seq_length, tuple(after.train.modules)
+    if before is None:
+        return Handoff(weights=(), context=(None, context), trained=(None, trained), rope=(), data=(), problems=())
+    differ = {key: f"model.{key}: {was} -> {now}" for key, (was, now) in differing_keys(before.model, after.model).items()}
+    weights = tuple(text for key, text in differ.items() if not key.startswith(POSITIONS))
+    names = ("mixture", "tokenizer", "template", "resets", "packing")
+    data = {name: (getattr(before.data, name), getattr(after.data, name)) for name in names}
+    changed = {name: f"{name}: {was} -> {now}" for name, (was, now) in data.items() if was != now}
+    problems = [f"the architecture changes ({'; '.join(weights)}); a stage starts from weights of its own architecture"] if weights else []
+    problems += [f"{changed[name]}: the token ids of the weights would mean something else" for name in ("template",) if name in changed]
+    return Handoff(
+        weights=weights,
+        context=(before.data.seq_length, context),
+        trained=(tuple(before.train.modules), trained),
+        rope=tuple(text for key, text in differ.items() if key.startswith(POSITIONS)),
+        data=tuple(changed.values()),
+        problems=tuple(problems),
+    )
