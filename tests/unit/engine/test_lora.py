@@ -83,6 +83,38 @@ def test_a_stopped_run_continues_bit_for_bit_with_dropout(tiny, base, tmp_path, 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+RECOMPUTED = [
+    {"recompute": "selective"},
+    {"recompute": "mlp"},
+    {"recompute": "full"},
+    {"recompute": "full_but_attention"},
+    {"recompute": "full", "offload": "inputs"},
+    {"recompute": "full_but_attention", "offload": "inputs"},
+    {"recompute": "full", "recompute_layers": 1},
+]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2], ids=["plain", "dropout"])
+@pytest.mark.parametrize("parts", [["language"], ["language", "vision", "projector"]], ids=["frozen inputs", "all parts"])
+def test_recomputed_layers_train_the_same_adapters_bit_for_bit(tiny, base, tmp_path, curve, parts, dropout):
+    """With the decoder alone, its first layer's input comes from frozen tables and needs no gradient."""
+    told = {**LORA, "parts": parts, "dropout": dropout}
+    train(recipe(tiny, base, tmp_path / "none", told), stop_at_step=3)
+    kept = native.read_full_weights(tmp_path / "none")[0]
+    assert all(bool(tensor.any()) for tensor in kept.values()), "every adapter was trained: B begins at zero"
+    for number, mode in enumerate(RECOMPUTED):
+        directory = tmp_path / str(number)
+        again = recipe(tiny, base, directory, told, train=mode)
+        if dropout and (mode["recompute"] == "mlp" or ("vision" in parts and mode["recompute"].startswith("full"))):
+            with pytest.raises(ValueError, match="recomputes it with other random numbers; use lora.dropout=0"):
+                train(again)
+            continue
+        train(again, stop_at_step=3)
+        assert curve(directory) == curve(tmp_path / "none") and curve(directory, "grad_norm") == curve(tmp_path / "none", "grad_norm"), mode
+        found = native.read_full_weights(directory)[0]
+        assert all(torch.equal(found[name], kept[name]) for name in kept), mode
+
+
 def test_dropout_drops_the_inputs_of_adapters_in_training(tiny, base, straight, tmp_path, curve):
     train(recipe(tiny, base, tmp_path, {**LORA, "dropout": 0.5}), stop_at_step=3)
     losses = curve(tmp_path)
