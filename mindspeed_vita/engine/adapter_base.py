@@ -15,6 +15,7 @@ from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import SourceOptions
 from mindspeed_vita.config import LoraConfig, Recipe, recipe_from_dict
 from mindspeed_vita.engine.chosen_step import choose_step
+from mindspeed_vita.files.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,20 @@ class RunBase:
             native.load_weights(self.base.folder, model, config=self.recipe.model, base=True)
         else:
             native.load_full_weights(self.base.source.weights, model, source=str(self.base.folder), base=True)
-        if self.adapter is not None:
-            self.adapter.wait()
-            native.load_full_weights(self.adapter.read(self.recipe.model), model, source=str(self.adapter.folder))
+        matrices = self.matrices()
+        if matrices is not None:
+            native.load_full_weights(matrices, model, source=str(self.origins[-1]))
+
+    def matrices(self) -> Optional[Tensors]:
+        """The matrices of the adapters to start from, by native name; None for fresh ones, or those of the run's own checkpoint.
+
+        Raises:
+            ValueError: they are not this model's, or a damaged file.
+        """
+        if self.adapter is None:
+            return None
+        self.adapter.wait()
+        return self.adapter.read(self.recipe.model)
 
 
 def find_run_base(recipe: Recipe, resume_from: Optional[Path], saved: Optional[Mapping[str, Any]]) -> Optional[RunBase]:

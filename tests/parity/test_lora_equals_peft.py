@@ -108,7 +108,7 @@ def test_pefts_own_training_on_the_export_gives_the_same_curve_and_its_files_com
     model = peft.PeftModel.from_pretrained(exported(folders["export"]), folders["peft"], is_trainable=True)
     theirs = peft_curve(model, told, read_metrics(folders["run"], "lr"))
     assert len(ours) == STEPS and ours[-1] < 0.95 * ours[0]
-    assert ours == pytest.approx(theirs, rel=1e-5)  # worst seen: see docs/results/lora.md
+    assert ours == pytest.approx(theirs, rel=1e-5)  # worst seen: 1.3e-7
     print("worst relative difference of a loss", max(abs(a - b) / b for a, b in zip(ours, theirs)))
     # what peft saves after its training is what ours would be
     model.save_pretrained(tmp_path / "trained")
@@ -150,7 +150,7 @@ def test_conversion_to_peft_and_back_changes_nothing(folders: dict[str, Path], t
 def test_the_recipes_settings_make_pefts_own_layers_of_the_same_names(folders: dict[str, Path], tiny: TinyData, tmp_path: Path):  # noqa: F811
     from safetensors.torch import load_file
 
-    from mindspeed_vita.integration.hf_adapters import apply_adapters
+    from mindspeed_vita.integration.hf_trainer.adapters import apply_adapters
 
     told = recipe(tiny, tmp_path, folders["base"]).lora
     model = apply_adapters(exported(folders["export"]), told)

@@ -15,7 +15,7 @@ from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import Rule, check_shapes
 from mindspeed_vita.config import LoraConfig, ModelConfig
 from mindspeed_vita.files.tensors import Made, Spec, Tensors
-from mindspeed_vita.models.lora import CHILD, adapted_layer, child_name
+from mindspeed_vita.models.lora import CHILD, adapted_layer, child_name, initial
 
 PEFT_PREFIX = "base_model.model."
 MATRICES = ("lora_A", "lora_B")
@@ -65,6 +65,15 @@ def names_and_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[st
                 for matrix in MATRICES:
                     found[weight.native_name(target, matrix)] = weight.peft_name(target, matrix), shapes[matrix]
     return found
+
+
+def initial_matrices(model: ModelConfig, lora: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Matrices of fresh adapters by native name, as the built-in engine draws them: B is zero."""
+    made = {}
+    for name, (_, shape) in names_and_shapes(model, lora).items():
+        owner, _, matrix = name.rpartition(".")
+        made[name] = initial(shape[0], shape[1], owner, seed) if matrix == "lora_A" else torch.zeros(shape)
+    return made
 
 
 def check_fit(tensors: Tensors, model: ModelConfig, lora: LoraConfig, where: str) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.cli.main import main
+from mindspeed_vita.config import recipe_to_dict
 from mindspeed_vita.engine import loop
 from mindspeed_vita.engine.loop import train
 from mindspeed_vita.models.lora import is_adapter
@@ -163,3 +166,18 @@ def test_what_does_not_fit_is_refused(tiny, base, straight, tmp_path):
         train(recipe(tiny, base, straight, {**LORA, "alpha": 16}))
     with pytest.raises(ValueError, match="trained with other adapters .lora.rank: 4 there, 0 here"):
         train(recipe(tiny, base, straight, {}))
+
+
+def test_vita_check_looks_for_the_weights_under_the_adapters(tiny, base, straight, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    cases = {
+        f"starting from fresh adapters; adapters over {base}": (recipe(tiny, base, tmp_path / "new"), 0),
+        f"starting from the adapters of {straight}": (recipe(tiny, straight, tmp_path / "new"), 0),
+        f"continues from {straight}": (recipe(tiny, base, straight), 0),
+        "holds other adapters (lora.rank: 4 there, 2 here": (recipe(tiny, straight, tmp_path / "new", {**LORA, "rank": 2}), 2),
+    }
+    for said, (told, status) in cases.items():
+        file.write_text(yaml.safe_dump(recipe_to_dict(told)))
+        assert main(["check", str(file)]) == status
+        out = capsys.readouterr().out
+        assert said in out and f"adapters of rank {told.lora.rank} of language, vision, projector" in out
