@@ -173,3 +173,24 @@ def test_what_only_peft_computes_is_refused_with_its_name(folders: dict[str, Pat
         peft.get_peft_model(exported(folders["export"]), config).save_pretrained(folder)
         with pytest.raises(ValueError, match=message):
             open_adapter(folder)
+
+
+def test_dora_trains_by_pefts_own_code_and_comes_back_merged(folders: dict[str, Path], tmp_path: Path):
+    model = peft.get_peft_model(exported(folders["export"]), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True))
+    ids = torch.arange(5, 25)[None]
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1.0)
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits
+        model.merge_and_unload().save_pretrained(tmp_path / "merged")
+        names = {"--from": tmp_path / "merged", "--output": tmp_path / "native", "--tokenizer": folders["export"]}
+        assert main(["convert", "--to", "native", *(str(word) for pair in names.items() for word in pair)]) == 0
+        assert main(["convert", "--from", str(tmp_path / "native"), "--to", "hf", "--output", str(tmp_path / "again")]) == 0
+        torch.testing.assert_close(exported(tmp_path / "again").eval()(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
