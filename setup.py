@@ -54,6 +54,7 @@ setup(
             "openai>=2",
             "playwright>=1.48",
             "schemathesis>=4",
+            "peft>=0.21,<0.22",
             # what megatron-core 0.12 needs beside torch and numpy; the tests run on both supported lines
             "einops>=0.7",
             "psutil>=5.9",
@@ -61,6 +62,8 @@ setup(
             'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
         ],
         "completion": ["shtab>=1.6"],
+        # adapters trained and loaded with peft's own code; the release is the tested one
+        "peft": ["peft>=0.21,<0.22"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "track": ["wandb>=0.31", "swanlab>=0.10"],
         # vita train --engine hf; --deepspeed was tested with this release alone

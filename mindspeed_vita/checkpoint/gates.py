@@ -92,14 +92,14 @@ def judged_step(checkpoint: Path) -> Optional[Path]:
         checkpoint: native run or step folder, or what MindSpeed-LLM saved, whose iterations count as steps.
 
     Returns:
-        None for a Hugging Face folder, which no run starts from, and for weights without a step.
+        None for a Hugging Face or peft folder, which no run starts from, and for weights without a step.
 
     Raises:
         ValueError: there is no checkpoint.
     """
     from mindspeed_vita.checkpoint.megatron import rank_files  # imports torch
 
-    if (checkpoint / "config.json").is_file():
+    if any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         return None
     if not rank_files.is_mindspeed(checkpoint):
         return step_folder.find(checkpoint)

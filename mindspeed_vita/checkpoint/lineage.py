@@ -20,7 +20,9 @@ from mindspeed_vita.config import Recipe, recipe_to_dict
 
 LINEAGE = "lineage.json"
 """Name of the record, in a step folder, an export, or a folder of MindSpeed-LLM."""
-_PLACES = frozenset({"checkpoint.directory", "checkpoint.init_from", "data.index", "data.media_root", "data.mixture", "data.tokenizer"})
+_PLACES = frozenset(
+    {"checkpoint.directory", "checkpoint.init_from", "data.index", "data.media_root", "data.mixture", "data.tokenizer", "lora.base"}
+)
 """Keys that say where something lies. The data's fingerprint and the parents say what lay there."""
 
 
@@ -148,7 +150,7 @@ def of_checkpoint(folder: Path) -> Lineage:
     """The record of a checkpoint of any format. Weights without a record are told apart by the names and sizes of their files.
 
     Args:
-        folder: run or step folder, export, Hugging Face folder, or what MindSpeed-LLM or Megatron saved.
+        folder: run or step folder, export, Hugging Face or peft folder, or what MindSpeed-LLM or Megatron saved.
 
     Raises:
         ValueError: no checkpoint there, or its record is damaged.
@@ -157,6 +159,8 @@ def of_checkpoint(folder: Path) -> Lineage:
 
     if (folder / "config.json").is_file():
         return read(folder) or _unknown(folder, folder.glob("*.safetensors"))
+    if (folder / "adapter_config.json").is_file():
+        return read(folder) or _unknown(folder, folder.glob("adapter_model.*"))
     if not rank_files.is_mindspeed(folder):
         return of_step(find(folder))
     if dist_files.is_distributed(folder):
@@ -181,13 +185,14 @@ def of_state(folder: Path, state: Optional[Mapping[str, Any]]) -> Lineage:
     return _unknown(folder, rank_files(folder).values())
 
 
-def begun(recipe: Recipe, *, data: str, start: Optional[Lineage]) -> Lineage:
+def begun(recipe: Recipe, *, data: str, start: Optional[Lineage], adapters: Optional[Lineage] = None) -> Lineage:
     """The record of a run that begins.
 
     Args:
         recipe: the run.
         data: fingerprint of its data.
         start: record of the weights that it begins with; None: they are random.
+        adapters: record of the adapters over them that it begins with; None: there are none, or fresh ones.
     """
     return Lineage(
         made_by="training",
@@ -196,8 +201,23 @@ def begun(recipe: Recipe, *, data: str, start: Optional[Lineage]) -> Lineage:
         recipe=_hash_of(recipe_to_dict(recipe)),
         data=data,
         settings={},
-        parents=() if start is None else (start,),
+        parents=tuple(record for record in (start, adapters) if record is not None),
     )
+
+
+def of_beginning(recipe: Recipe, *, data: str, origins: Sequence[Path]) -> Lineage:
+    """The record of a run that begins.
+
+    Args:
+        recipe: the run.
+        data: fingerprint of its data.
+        origins: folders of the weights that it begins with, and of adapters over them; none where the weights are random.
+
+    Raises:
+        ValueError: a record there is damaged.
+    """
+    start, adapters = [*(of_checkpoint(folder) for folder in origins), None, None][:2]
+    return begun(recipe, data=data, start=start, adapters=adapters)
 
 
 def continued(before: Lineage, recipe: Recipe, *, step: int, saved: Mapping[str, Any], data: str) -> Lineage:

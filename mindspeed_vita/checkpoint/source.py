@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import mindspeed_vita
 from mindspeed_vita.checkpoint.conversion import nothing
@@ -33,6 +33,10 @@ class SourceOptions:
     """Start a new projector although an InternVL source has one."""
     plugins: tuple[str, ...] = ()
     """Modules that register further decoders."""
+    adapter: str = ""
+    """Folder of adapters that are merged into the weights."""
+    base: str = ""
+    """Folder of the weights, where the opened folder holds adapters only and does not name them, or names one that has moved."""
     compare: bool = True
     """Compare the files of a native source with their checksums, in a thread (Source.wait). False leaves that to the caller."""
 
@@ -51,6 +55,10 @@ class Source:
     """Where they lie."""
     initialised: tuple[str, ...] = ()
     """Weights that the source lacks and that have initial values."""
+    adapter: str = ""
+    """Which adapters were merged into the weights; empty: none."""
+    base: Optional[Path] = None
+    """Folder of the weights that they were merged into."""
     wait: Callable[[], None] = field(default=nothing)
     """Ends when the source's own checksums were compared; raises where a file differs."""
 
@@ -63,9 +71,11 @@ class Source:
             DamagedCheckpoint: the checksums cannot be read.
         """
         if self.format == "native":
-            return weights_identity(self.files[0].parent.parent)
-        told = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
-        return hashlib.sha256(json.dumps([self.format, told]).encode()).hexdigest()
+            own = weights_identity(self.files[0].parent.parent)
+        else:
+            told = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
+            own = hashlib.sha256(json.dumps([self.format, told]).encode()).hexdigest()
+        return hashlib.sha256(f"{own} {self.adapter.rpartition(' ')[2]}".encode()).hexdigest() if self.adapter else own
 
     def origin(self, **settings: Any) -> dict[str, Any]:
         """All that the written bytes depend on, for a conversion to go on where it was stopped.
@@ -85,7 +95,7 @@ def current_folder(folder: Path) -> Path:
     """The folder whose weights a checkpoint means now: the newest step of a run, the latest iteration of MindSpeed-LLM's folder.
 
     Args:
-        folder: any checkpoint. A step, an iteration, an export, and a path that is no folder come back as they are.
+        folder: any checkpoint. A step, an iteration, an export, peft's folder, and a path that is no folder come back as they are.
 
     Raises:
         ValueError: a run without a whole step, or a damaged file that names the iteration.
@@ -93,21 +103,37 @@ def current_folder(folder: Path) -> Path:
     from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed, iteration_of
     from mindspeed_vita.checkpoint.native.step_folder import find
 
-    if not folder.is_dir() or (folder / "config.json").is_file():
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return folder
     return iteration_of(folder) if is_mindspeed(folder) else find(folder)
 
 
 def open_source(folder: Path, options: SourceOptions) -> Source:
-    """Finds out what a folder holds, and opens it.
+    """Finds out what a folder holds, and opens it. Adapters are merged into the weights that they belong to.
 
     Raises:
         ValueError: no checkpoint there, one that does not fit together, or options that do not fit it.
     """
-    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
+    from mindspeed_vita.checkpoint.adapter import source as adapters
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    if adapters.holds_adapters(folder):
+        if options.adapter:
+            raise ValueError(f"{folder} holds adapters itself; name the weights, with --adapter {options.adapter}, or merge one of the two")
+        return adapters.over_base(adapters.open_adapter(folder), options)
+    if options.base:
+        raise ValueError(f"{folder} holds whole weights, no adapters; leave --base out")
+    if not options.adapter:
+        return _open(folder, options)
+    adapter = adapters.open_adapter(Path(options.adapter))
+    base = adapters.find_base(adapter.lora, adapter.folder, replace(options, adapter=""), named=str(folder))
+    return adapters.with_adapters(base, adapter)
+
+
+def _open(folder: Path, options: SourceOptions) -> Source:
+    from mindspeed_vita.checkpoint.megatron.rank_files import is_mindspeed
+
     if options.new_projector and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no InternVL; leave --new-projector out")
     if is_mindspeed(folder):

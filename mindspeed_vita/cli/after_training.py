@@ -41,5 +41,6 @@ def results(recipe: Recipe) -> list[str]:
     if recipe.stage is not None and recipe.stage < 4:
         rows.append(("next stage", f"starts from here with checkpoint.init_from={shown}"))
     rows.append(("ask it", f'vita generate {shown} --prompt "Describe the picture." --image photo.jpg'))
-    rows.append(("export it", f"vita convert --from {shown} --to hf --output {beside}"))
+    merge = "--merge " if recipe.lora.rank else ""
+    rows.append(("export it", f"vita convert --from {shown} {merge}--to hf --output {beside}"))
     return [f"  {name:<12} {text}" for name, text in rows]

@@ -20,6 +20,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, optional: bool 
     """Which model, and on how many processes; optional: the checkpoint may be left out."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?" if optional else None,
                         help="native run or step folder, Hugging Face folder (Long-VITA or InternVL) or MindSpeed-LLM folder")  # fmt: skip
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapters (a run's folder or step, or peft's folder) that are merged into the"
+                        " weights as they are loaded; a CHECKPOINT of adapters finds its base itself")  # fmt: skip
     parser.add_argument("--recipe", metavar="FILE", help="recipe with the sizes, where CHECKPOINT is a MindSpeed-LLM folder without them")
     parser.add_argument("--max-frames", type=int, metavar="N", help="most frames taken from a video; default: as in training")
     parser.add_argument("--frame-pooling", metavar="TEXT", help="fewer tokens for some frames of a video: slow_fast:every=4,factor=4 |"
@@ -98,7 +100,9 @@ def choose_model(arguments: argparse.Namespace) -> FoundModel:
 
     chosen = choose_step(Path(arguments.checkpoint))
     arguments.checkpoint = str(chosen)
-    return find_model(chosen, arguments.recipe)
+    if arguments.adapter is not None:
+        arguments.adapter = choose_step(Path(arguments.adapter))
+    return find_model(chosen, arguments.recipe, adapter=arguments.adapter)
 
 
 def open_session(arguments: argparse.Namespace) -> InferenceSession:
@@ -111,7 +115,7 @@ def open_session(arguments: argparse.Namespace) -> InferenceSession:
     from mindspeed_vita.inference.session import SessionSettings, load_session
 
     memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")
-    names = ("tokenizer", "recipe", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling", "max_pixels")
+    names = ("tokenizer", "recipe", "adapter", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling", "max_pixels")
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     settings = SessionSettings(cache_memory=memory)
     if arguments.rank_timeout is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Optional, Sequence
 
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe, load_recipe, validate
@@ -105,7 +105,9 @@ def _packs(recipe: Recipe) -> str:
 def _training(recipe: Recipe) -> str:
     train = recipe.train
     steps = f"{counted(train.steps, 'step')} of {counted(train.global_batch, 'pack')}, learning rate {train.lr:g} -> {train.min_lr:g}"
-    return f"{', '.join(train.modules)}; {steps}, {train.precision}, {describe_recomputation(recipe)}"
+    lora = recipe.lora
+    trained = f"adapters of rank {lora.rank} of {', '.join(lora.parts)}" if lora.rank else ", ".join(train.modules)
+    return f"{trained}; {steps}, {train.precision}, {describe_recomputation(recipe)}"
 
 
 def _layout(recipe: Recipe, processes: int, engine: str) -> str:
@@ -170,7 +172,9 @@ def _weights(recipe: Recipe, engine: str) -> str:
     if newest is not None and recipe.checkpoint.resume:
         step_folder.check_architecture(newest, recipe.model, resume=True)
         step_folder.check_training(newest, recipe)
-        return f"continues from {newest}"
+        return _adapters(recipe, newest) if recipe.lora.rank else f"continues from {newest}"
+    if recipe.lora.rank:
+        return _adapters(recipe, None)
     if not start:
         return f"random, as checkpoint.init_from is empty; checkpoints go to {directory}"
     if (Path(start) / "latest_checkpointed_iteration.txt").is_file():
@@ -179,6 +183,16 @@ def _weights(recipe: Recipe, engine: str) -> str:
     check_handover(found)
     step_folder.check_architecture(found, recipe.model)
     return f"start from {found}; checkpoints go to {directory}"
+
+
+def _adapters(recipe: Recipe, newest: Optional[Path]) -> str:
+    from mindspeed_vita.checkpoint.native import step_folder
+    from mindspeed_vita.engine.adapter_base import find_run_base
+
+    base = find_run_base(recipe, newest, None if newest is None else step_folder.saved_recipe(newest))
+    assert base is not None
+    said = base.describe() if newest is None else f"continues from {newest}; {base.note}"
+    return f"{said}; checkpoints go to {recipe.checkpoint.directory}"
 
 
 def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:

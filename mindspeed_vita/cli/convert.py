@@ -1,4 +1,4 @@
-"""`vita convert --from PATH --to hf|internvl|native|mindspeed-llm|megatron --output DIR`"""
+"""`vita convert --from PATH --to hf|internvl|native|mindspeed-llm|megatron|peft --output DIR`"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Optional
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.choices import PRECISIONS
+from mindspeed_vita.cli.convert_adapter import check_adapter_arguments, convert_adapter
 from mindspeed_vita.cli.convert_targets import WRITERS, Work, layout_of
 from mindspeed_vita.files.sizes import parse_size
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 EXPORTS = ("hf", "internvl")
 """Targets with a tokenizer and a processor."""
-TARGETS = (*EXPORTS, "native", "mindspeed-llm", "megatron")
+TARGETS = (*EXPORTS, "native", "mindspeed-llm", "megatron", "peft")
 LARGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
 """torch takes large tensors from pages of 2 MB: putting tensors together then costs a fifth of the processor time."""
 CONTINUED = ("native", "mindspeed-llm")
@@ -37,6 +38,8 @@ examples:
   vita convert --from runs/ascend --to mindspeed-llm --tp 4 --pp 2 --output start    (the same weights for another layout)
   vita convert --from runs/ascend --to mindspeed-llm --tp 1 --pp 2 --optimizer --output runs/pp2    (a run continues from it)
   vita convert --from Long-VITA_MindSpeed --recipe examples/long_vita_14b/stage1.yaml --to native --output runs/released
+  vita convert --from runs/adapters --to peft --output adapter        (LoRA adapters, for peft over an export of their base)
+  vita convert --from runs/adapters --merge --to hf --output exported (whole weights with the adapters in them)
 
 One tensor at a time is in memory. The output appears when it is whole. A conversion that was stopped goes on when the same command
 runs again. A native or mindspeed-llm folder is a start for checkpoint.init_from. `vita verify A B` compares two checkpoints.
@@ -79,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", nargs="?", const="other", default="", metavar="LICENCE", help="with an export: write README.md for model"
                         " hubs, with the licence of the weights as they name it (apache-2.0, ...; default: other)")  # fmt: skip
     parser.add_argument("--max-shard-size", metavar="SIZE", help="largest file of an hf, internvl or native output (default 5GB)")
+    parser.add_argument("--merge", action="store_true", help="with a folder of LoRA adapters: write whole weights, the adapters merged in")
+    parser.add_argument("--base", metavar="DIR", default="", help="with a folder of LoRA adapters: the weights they belong to, where it"
+                        " does not name them; with --to peft: their export, which the output names")  # fmt: skip
     parser.add_argument("--optimizer", action="store_true", help="move the optimizer, steps and packs too, so that a run continues from the"
                         " output (between native and mindspeed-llm)")  # fmt: skip
     parser.add_argument("--replace", action="store_true", help="with an export: replace an earlier one in --output although it was made"
@@ -99,6 +105,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         tokenizer=getattr(arguments, "tokenizer", ""),
         plugins=tuple(arguments.plugin),
         new_projector=arguments.new_projector,
+        base=getattr(arguments, "base", ""),
     )
 
 
@@ -107,7 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault(*LARGE_PAGES)  # before torch is imported
     source, output = Path(arguments.source), Path(arguments.output)
     if arguments.max_shard_size is not None and arguments.to not in (*EXPORTS, "native"):
-        raise ValueError(f"--max-shard-size: a {arguments.to} output has one file for each rank; leave it out")
+        files = "one file" if arguments.to == "peft" else "one file for each rank"
+        raise ValueError(f"--max-shard-size: a {arguments.to} output has {files}; leave it out")
     shard_bytes = parse_size(arguments.max_shard_size or "5GB")
     if shard_bytes < 1000:
         raise ValueError(f"--max-shard-size is {shard_bytes} bytes; write the unit, as in {shard_bytes}GB")
@@ -117,17 +125,20 @@ def run(arguments: argparse.Namespace) -> int:
     if source.resolve() == output.resolve():
         raise ValueError(f"--output {output} is the source; choose another folder")
     _check_output(output, arguments.to)
+    adapters_alone = check_adapter_arguments(source, arguments)
     # a run's own lock for a native folder: nobody may begin to train where weights are about to come
     lock = output / RUN_LOCK if arguments.to == "native" else output.with_name(f".{output.name}.lock")
     with held(lock, folder=output, work="vita convert", advice="choose another --output, or wait"):
         _check_output(output, arguments.to)  # again: another process may have been faster
+        if adapters_alone:
+            return convert_adapter(source, output, arguments)
         return _convert(source, output, arguments, shard_bytes)
 
 
 def _check_layout(arguments: argparse.Namespace) -> None:
     for name in ("tp", "pp"):
         size = getattr(arguments, name)
-        if size and arguments.to in (*EXPORTS, "native"):
+        if size and arguments.to in (*EXPORTS, "native", "peft"):
             raise ValueError(f"--{name} {size}: a {arguments.to} output has no layout, it loads under any; leave --{name} out")
         if size < 0:
             raise ValueError(f"--{name} is {size}; expected at least 1")
@@ -190,7 +201,8 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
                 training.wait()
 
         changed = {"dtype": arguments.dtype, "rope-scaling": arguments.rope_scaling, "optimizer": arguments.optimizer}
-        parents = [of_checkpoint(folder) for folder in (source, *([Path(arguments.vision)] if arguments.vision else []))]
+        tower = Path(arguments.vision) if arguments.vision else None
+        parents = [of_checkpoint(folder) for folder in (source, tower, opened.base) if folder is not None]
         conversion = Conversion(
             origin=opened.origin(**settings),
             must_go_on=arguments.resume,
@@ -233,7 +245,7 @@ def _training(source: Path, opened: Source, arguments: argparse.Namespace) -> tu
     from mindspeed_vita.checkpoint.training import NOT_MOVED, for_native, holds_training, open_training
 
     if not arguments.optimizer:
-        left = arguments.to in CONTINUED and holds_training(source, opened)
+        left = arguments.to in CONTINUED and not arguments.merge and holds_training(source, opened)
         return None, f"not moved: {source}'s optimizer and steps; --optimizer moves them, for a run to continue" if left else ""
     training = open_training(source, opened)
     if arguments.to == "native":

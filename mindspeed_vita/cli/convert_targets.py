@@ -49,7 +49,7 @@ def _write_hf(work: Work) -> str:
     opened, arguments = work.opened, work.arguments
     recipe, pooling = opened.recipe, arguments.frame_pooling
     if pooling is None and arguments.to == "hf":
-        pooling = read_frame_pooling(Path(arguments.source))
+        pooling = read_frame_pooling(opened.files[0].parent if opened.adapter else Path(arguments.source))  # merged: the base's
     done = export_hf(
         opened.weights,
         recipe,

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the action."""
     parser.epilog = _EPILOG
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="native run or step folder, Hugging Face folder, or MindSpeed-LLM folder")
+    parser.add_argument("--adapter", default="", metavar="DIR", help="LoRA adapters that are merged into the weights; see `vita generate`")
     parser.add_argument("--mixture", default="", metavar="FILE", help="held-out mixture (YAML); default: eval.mixture of the recipe")
     parser.add_argument("--recipe", default="", metavar="FILE", help="recipe whose data and eval sections count; default: that of a native"
                         " or MindSpeed-LLM checkpoint")  # fmt: skip
@@ -79,7 +80,7 @@ def _options(arguments: argparse.Namespace) -> LossOptions:
     import_plugins(arguments.plugin, "--plugin")
     from mindspeed_vita.evaluation.held_out_loss import LossOptions
 
-    names = ("recipe", "mixture", "media_root", "packs", "seed", "seq_length", "tokenizer", "precision")
+    names = ("recipe", "adapter", "mixture", "media_root", "packs", "seed", "seq_length", "tokenizer", "precision")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     sizes = {name: getattr(arguments, name) for name in ("tp", "pp", "cp", "ulysses")}
     return LossOptions(**given, parallel=ParallelConfig(**sizes), plugins=tuple(arguments.plugin))

@@ -108,7 +108,13 @@ def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
                 f"export {checkpoint}: a Long-VITA folder of Hugging Face format pools frames either way"
             )
         return load_generator(
-            checkpoint, **options, recipe=arguments.recipe, tp=arguments.tp, cp=arguments.cp, rope_scaling=arguments.rope_scaling
+            checkpoint,
+            **options,
+            recipe=arguments.recipe,
+            adapter=arguments.adapter,
+            tp=arguments.tp,
+            cp=arguments.cp,
+            rope_scaling=arguments.rope_scaling,
         )
     from mindspeed_vita.inference.hf_generate import load_hf
 
@@ -116,6 +122,8 @@ def _fixed(arguments: argparse.Namespace, checkpoint: Path) -> Generator:
         raise ValueError(f"{checkpoint} is a Hugging Face folder; --decode fixed reads it in one process, without --tp and --cp")
     if arguments.recipe is not None:
         raise ValueError(f"{checkpoint} says its sizes itself; leave --recipe out")
+    if arguments.adapter is not None:
+        raise ValueError(f"{checkpoint} is a Hugging Face folder, and --decode fixed merges no adapter into it; leave --decode out")
     if arguments.rope_scaling is not None:
         raise ValueError(
             f"{checkpoint} is a Hugging Face folder; --decode fixed takes positions as its config.json says: export it with "

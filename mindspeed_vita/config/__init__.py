@@ -9,6 +9,7 @@ from mindspeed_vita.config.load import (
     recipe_from_dict,
     recipe_to_dict,
 )
+from mindspeed_vita.config.lora import LORA_TARGETS
 from mindspeed_vita.config.objectives import SUPERVISED, add_objective_name, objective_names
 from mindspeed_vita.config.projectors import ProjectorTraits, projector_names, projector_traits, register_projector_traits
 from mindspeed_vita.config.recipe import (
@@ -20,6 +21,7 @@ from mindspeed_vita.config.recipe import (
     KernelsConfig,
     LanguageConfig,
     LoggingConfig,
+    LoraConfig,
     ModelConfig,
     ParallelConfig,
     ProfileConfig,
@@ -35,6 +37,7 @@ from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
 from mindspeed_vita.config.validate import validate, validate_model
 
 __all__ = [
+    "LORA_TARGETS",
     "MODULES",
     "SUPERVISED",
     "CheckpointConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "LanguageConfig",
     "LanguageTraits",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "ParallelConfig",
     "ProfileConfig",

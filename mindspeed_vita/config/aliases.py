@@ -81,6 +81,15 @@ ALIASES = {
     ),
     **dict.fromkeys(("model_name_or_path", "model_path", "pretrained", "pretrained_model", "load", "load_from", "init"), _WEIGHTS),
     **dict.fromkeys(("vision_tower", "mm_vision_tower"), "model.vision.preset, and `vita convert --vision FOLDER` for its weights"),
+    **dict.fromkeys(("lora_r", "lora_rank", "r", "lora_dim"), "lora.rank"),
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "use_rslora": "lora.rslora",
+    **dict.fromkeys(("target_modules", "lora_target", "lora_target_modules"), "lora.targets"),
+    **dict.fromkeys(
+        ("use_dora", "dora", "qlora", "load_in_4bit", "load_in_8bit", "quantization", "quantization_bit"),
+        "no key: peft's own code trains DoRA and QLoRA on an export; the guide on LoRA says how",
+    ),
     **dict.fromkeys(("logging_steps", "log_interval", "log_every"), "logging.every"),
     **dict.fromkeys(("report_to", "tensorboard_dir", "logging_dir"), "logging.tensorboard (true or false)"),
 }  # fmt: skip

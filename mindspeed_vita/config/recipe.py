@@ -43,6 +43,7 @@ from mindspeed_vita.config.kinds import (
     Wait,
     Whole,
 )
+from mindspeed_vita.config.lora import LoraConfig
 from mindspeed_vita.config.model import LanguageConfig, ModelConfig, ProjectorConfig, RopeScalingConfig, VisionConfig
 from mindspeed_vita.config.objectives import SUPERVISED, objective_names
 from mindspeed_vita.config.presets import Stage
@@ -57,6 +58,7 @@ __all__ = [
     "KernelsConfig",
     "LanguageConfig",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "ParallelConfig",
     "ProfileConfig",
@@ -344,6 +346,8 @@ class Recipe(Section):
     """Parallel axes."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters in place of whole modules."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and starting."""
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -9,9 +9,10 @@ import math
 
 from mindspeed_vita.config.build import check, listed
 from mindspeed_vita.config.languages import language_traits
+from mindspeed_vita.config.lora import LORA_TARGETS
 from mindspeed_vita.config.projectors import projector_traits
 from mindspeed_vita.config.recipe import LanguageConfig, ModelConfig, ProfileConfig, Recipe
-from mindspeed_vita.config.recompute import recompute_problems
+from mindspeed_vita.config.recompute import WHOLE_LAYERS, recompute_problems
 
 
 def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = False) -> None:
@@ -27,8 +28,8 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     """
     where = f"recipe {recipe.name!r}"
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
-    problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe), *_eval(recipe)]
-    problems += _profile(recipe, world_size)
+    problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe)]
+    problems += [*_lora(recipe), *_eval(recipe), *_profile(recipe, world_size)]
     problems += recompute_problems(recipe, uneven_pipeline=uneven_pipeline)
     if problems:
         raise ValueError(listed(where, problems))
@@ -204,6 +205,35 @@ def _train(recipe: Recipe) -> list[str]:
             "parallel.overlap_param_gather=always with parallel.overlap_grad_reduce=never; weights are gathered by the buckets that "
             "gradients are reduced in: leave overlap_grad_reduce out or set it to always"
         )
+    return problems
+
+
+def _lora(recipe: Recipe) -> list[str]:
+    lora, train, problems = recipe.lora, recipe.train, []
+    if not lora.rank:
+        if lora.targets or lora.base:
+            problems.append("lora.targets or lora.base without lora.rank: no adapter trains; set lora.rank (16, say), or leave them out")
+        return problems
+    if not lora.base and not recipe.checkpoint.init_from:
+        problems.append(f"lora.rank={lora.rank} without weights to adapt; name a folder in checkpoint.init_from")
+    frozen = [part for part in lora.parts if part not in train.modules]
+    if frozen:
+        found = f"lora.parts={list(lora.parts)} and train.modules={list(train.modules)}"
+        problems.append(f"{found}: {', '.join(frozen)} would be frozen; add it to train.modules, or leave it out of lora.parts")
+    known = [name for part in lora.parts for name in LORA_TARGETS[part]]
+    unknown = [name for name in lora.targets if name not in known]
+    if unknown:
+        found = f"lora.targets={list(lora.targets)}: {', '.join(unknown)} is no layer of lora.parts"
+        problems.append(f"{found}; expected some of {', '.join(known)}")
+    if "vision" in lora.parts and recipe.parallel.vision_parallel == "tensor":
+        problems.append("lora.parts names vision with parallel.vision_parallel=tensor, which cuts its layers; use balanced")
+    again = {"vision": WHOLE_LAYERS, "language": ("mlp",)}  # what is recomputed there without the random state
+    for part in lora.parts:
+        if lora.dropout and train.recompute in again.get(part, ()):
+            problems.append(
+                f"lora.dropout={lora.dropout} in {part} with train.recompute={train.recompute}, which recomputes it with other random "
+                "numbers; use lora.dropout=0, or another train.recompute"
+            )
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine import metrics, resuming
 from mindspeed_vita.engine import optimizer as optim
+from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.bad_numbers import BadNumbers
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
@@ -94,15 +96,21 @@ class _Run:
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         on_first_rank(lambda: atomic.recover(self.directory))
         resume_from = resuming.resume_from(recipe, resume)
+        base = find_run_base(recipe, resume_from, None if resume_from is None else native.saved_recipe(resume_from))
+        if base is not None:
+            recipe = self.recipe = base.recipe
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
-        origin: Optional[Path] = None
+        origins: tuple[Path, ...] = ()
         self.start = ""  # where the weights come from, for people
-        if resume_from is None and recipe.checkpoint.init_from:
-            origin = choose_step(Path(recipe.checkpoint.init_from))
-            gates.check_handover(origin)
-            self.start = f"starting from the weights of {native.load_weights(origin, model, config=recipe.model)}"
+        if base is not None:
+            base.load(model)
+            self.start, origins = base.describe(), base.origins
+        elif resume_from is None and recipe.checkpoint.init_from:
+            origins = (choose_step(Path(recipe.checkpoint.init_from)),)
+            gates.check_handover(origins[0])
+            self.start = f"starting from the weights of {native.load_weights(origins[0], model, config=recipe.model)}"
         self.model = optim.wrap_model(model, optim.Communication.of(recipe, platform))
         self.optimizer = optim.build_optimizer(self.model, recipe, platform)
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
@@ -114,7 +122,7 @@ class _Run:
         known: tuple[int, ...] = ()
         if resume_from is not None:
             known = self._restore(resume_from).failed_samples
-            told = [f"continuing from {resume_from} ({layout.describe()})"]
+            told = [f"continuing from {resume_from} ({layout.describe()})", *([base.note] if base else [])]
             told += resuming.describe_changes(self.schedule, recipe, resume_from, step=self.step)
             aside: list[str] = []
             on_first_rank(lambda: aside.extend(resuming.set_aside(resume_from)))
@@ -122,7 +130,7 @@ class _Run:
                 told.append(f"newer steps are set aside as {', '.join(aside)}: remove them where nobody needs them")
             self.start = "; ".join(told)
         self.lineage: Optional[lineage.Lineage] = None  # on the first rank
-        on_first_rank(lambda: self._open_lineage(resume_from, origin))
+        on_first_rank(lambda: self._open_lineage(resume_from, origins))
         self.log: Optional[metrics.MetricsLog] = None
         self.evaluation: Optional[RunEvaluation] = None
         self._open_files(known)
@@ -152,11 +160,11 @@ class _Run:
             parts: dict[str, Any] = {"model": self.model, "failed": self.failed, "training": self.dataset, "log": self.log}
             self.evaluation = RunEvaluation(recipe, self.layout, self.platform, **parts)
 
-    def _open_lineage(self, resume_from: Optional[Path], origin: Optional[Path]) -> None:
+    def _open_lineage(self, resume_from: Optional[Path], origins: Sequence[Path]) -> None:
         """Makes the record that each step of this run carries."""
         data = self.dataset.fingerprint
         if resume_from is None:
-            self.lineage = lineage.begun(self.recipe, data=data, start=None if origin is None else lineage.of_step(native.find(origin)))
+            self.lineage = lineage.of_beginning(self.recipe, data=data, origins=origins)
             return
         saved, before = native.saved_recipe(resume_from), lineage.of_step(resume_from)
         self.lineage = lineage.continued(before, self.recipe, step=self.step, saved=saved, data=data)

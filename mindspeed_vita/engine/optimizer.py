@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.choices import Precision
-from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.config import MODULES, Recipe, TrainConfig
 from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
 from mindspeed_vita.parallel.weights_in_time import wait_before_reads
@@ -112,27 +111,26 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
     return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
-def clip_gradients(optimizer: Any, model: Any, modules: Sequence[str]) -> tuple[float, dict[str, float]]:
+def clip_gradients(optimizer: Any, model: Any) -> tuple[float, dict[str, float]]:
     """The first half of a DistributedOptimizer's step: gradients ready and clipped. `step_with_ready_grads` is the other half. Collective.
 
     Args:
         optimizer: of build_optimizer.
         model: without its DDP wrapper.
-        modules: that train.
 
     Returns:
-        the norm of all gradients before clipping, and that of each module; the same on every rank.
+        the norm of all gradients before clipping, and that of each module where it is not 0; the same on every rank.
     """
     overflowed = optimizer.prepare_grads()
     assert not overflowed, "only loss scaling looks for overflows, and there is none"
-    norms = _module_norms(optimizer, model, modules)
+    norms = _module_norms(optimizer, model)
     return float(optimizer.clip_grad_norm(optimizer.config.clip_grad)), norms
 
 
-def _module_norms(optimizer: Any, model: Any, modules: Sequence[str]) -> dict[str, float]:
+def _module_norms(optimizer: Any, model: Any) -> dict[str, float]:
     """The gradient norm of each module, over the ranges of all ranks. What several ranks hold counts once, as in clip_grad_norm."""
     counted = {id(gradient) for gradient in optimizer.get_main_grads_for_grad_norm()}
-    squares: dict[str, list[torch.Tensor]] = {module: [] for module in modules}
+    squares: dict[str, list[torch.Tensor]] = {module: [] for module in MODULES}
     for chunk in chunks_of(model):
         for name, parameter in chunk.named_parameters():
             where = optimizer.model_param_group_index_map.get(parameter)
@@ -143,7 +141,7 @@ def _module_norms(optimizer: Any, model: Any, modules: Sequence[str]) -> dict[st
     device = next(model.parameters()).device
     sums = torch.stack([torch.stack(found).sum() if found else torch.zeros((), device=device) for found in squares.values()])
     dist.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
-    return dict(zip(squares, sums.sqrt().tolist()))
+    return {module: norm for module, norm in zip(squares, sums.sqrt().tolist()) if norm}
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

@@ -45,7 +45,7 @@ class StepResult:
     flops_tower: float = 0.0
     """Those of tower and projector."""
     module_norms: dict[str, float] = field(default_factory=dict)
-    """grad_norm of each module that trains, by name. Without a judge there are none."""
+    """grad_norm of each module that has gradients, by name. Without a judge there are none."""
     bad: int = 0
     """What was wrong with loss or norm, so that no update was made (bad_numbers.py); 0: nothing."""
     report: dict[str, float] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Stepper:
             with self.platform.host_work():
                 return norm, {}, settle(), 0
         with phase("optimizer"), self.clock.part("optimizer"):
-            norm, norms = clip_gradients(self.optimizer, self.model.module, self.recipe.train.modules)
+            norm, norms = clip_gradients(self.optimizer, self.model.module)
         self.stop.bad_asked = self.judge(loss, norm)
         with self.platform.host_work():
             failed = settle()

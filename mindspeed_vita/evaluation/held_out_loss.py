@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint.adapter.source import holds_adapters
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
@@ -39,6 +40,8 @@ class LossOptions:
     """Recipe whose data and eval sections are taken; also the sizes, for a MindSpeed-LLM folder without them."""
     mixture: str = ""
     media_root: str = ""
+    adapter: str = ""
+    """Folder of adapters that are merged into the weights."""
     packs: Optional[int] = None
     """0: all of one epoch."""
     seed: Optional[int] = None
@@ -85,7 +88,7 @@ def measure_loss(folder: Path, options: LossOptions) -> MeasuredLoss:
 
 
 def _measure(folder: Path, options: LossOptions) -> MeasuredLoss:
-    source = None if _is_native(folder) else _open(folder, options)
+    source = None if _is_native(folder, options) else _open(folder, options)
     kept = source.recipe if source is not None else recipe_from_dict(native.saved_recipe(folder), where=str(folder))
     recipe = _recipe(kept, options, source)
     platform = get_platform()
@@ -102,6 +105,7 @@ def _measure(folder: Path, options: LossOptions) -> MeasuredLoss:
             native.load_weights(folder, model, config=recipe.model)
         else:
             native.load_full_weights(source.weights, model, source=str(folder))
+            source.wait()
         scores = HeldOut(recipe, layout, platform, model=model, packs=packs).measure()
     return MeasuredLoss(scores=scores, folder=folder, recipe=recipe, identity=packs.identity, quarantine=quarantine)
 
@@ -116,13 +120,16 @@ def _failed_samples(quarantine: Path, run: str, dataset: PackDataset) -> FailedS
     return FailedSamples(quarantine, run=run, budget=dataset.failure_budget())
 
 
-def _is_native(folder: Path) -> bool:
+def _is_native(folder: Path, options: LossOptions) -> bool:
+    """Whether each rank reads its own part: of whole native weights, into which nothing is merged."""
+    if options.adapter or holds_adapters(folder):
+        return False
     return not (folder / "config.json").is_file() and not rank_files.is_mindspeed(folder)
 
 
 def _open(folder: Path, options: LossOptions) -> Source:
     sizes = options.recipe if rank_files.is_mindspeed(folder) and rank_files.saved_recipe(folder) is None else ""
-    return open_source(folder, SourceOptions(recipe=sizes, tokenizer=options.tokenizer, plugins=options.plugins))
+    return open_source(folder, SourceOptions(recipe=sizes, tokenizer=options.tokenizer, plugins=options.plugins, adapter=options.adapter))
 
 
 def _recipe(kept: Recipe, options: LossOptions, source: Optional[Source]) -> Recipe:

@@ -150,6 +150,7 @@ def load_generator(
     *,
     tokenizer: Optional[str | Path] = None,
     recipe: Optional[str | Path] = None,
+    adapter: Optional[str | Path] = None,
     tp: int = 1,
     cp: int = 1,
     max_frames: Optional[int] = None,
@@ -161,6 +162,7 @@ def load_generator(
         path: see loading.load_model.
         tokenizer: folder; None takes the checkpoint's own.
         recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
+        adapter: see loading.load_model.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the recipe's setting.
         rope_scaling: other scaling of positions, see config.stretched; None takes that of the training.
@@ -168,7 +170,7 @@ def load_generator(
     Raises:
         ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
     """
-    found = find_model(choose_step(Path(path)), recipe)
+    found = find_model(choose_step(Path(path)), recipe, adapter=None if adapter is None else choose_step(Path(adapter)))
     wanted = inference_recipe(found.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     loaded, platform, layout = begin(wanted, tokenizer)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
+from mindspeed_vita.checkpoint.adapter.source import holds_adapters
+from mindspeed_vita.checkpoint.conversion import nothing
 from mindspeed_vita.checkpoint.hf.config import family_of
 from mindspeed_vita.checkpoint.hf.internvl_config import is_internvl
 from mindspeed_vita.checkpoint.hf.load import read_config
@@ -61,9 +64,12 @@ class FoundModel:
     folder: Path
     """Where it is."""
     identity: str = ""
-    """Which weights these are: the folder of the step, iteration or export, and Source.identity(). Empty for a recipe without weights."""
+    """Which weights these are: the folder of the step, iteration or export, and Source.identity(); with merged adapters theirs, too. Empty
+    for a recipe without weights."""
     frame_pooling: Optional[str] = None
     """How the folder's own processor pools the frames of videos."""
+    wait: Callable[[], None] = nothing
+    """Ends when the checksums of merged weights were compared; raises where a file differs."""
 
     def fill(self, model: VitaModel, recipe: Recipe) -> None:
         """Loads this rank's part. Collective.
@@ -79,6 +85,7 @@ class FoundModel:
             native.load_weights(self.folder, model, config=recipe.model)
         else:
             native.load_full_weights(self.weights, model, source=str(self.folder))
+            self.wait()
 
 
 def load_model(
@@ -86,6 +93,7 @@ def load_model(
     *,
     tokenizer: Optional[str | Path] = None,
     recipe: Optional[str | Path] = None,
+    adapter: Optional[str | Path] = None,
     tp: int = 1,
     cp: int = 1,
     max_frames: Optional[int] = None,
@@ -97,9 +105,11 @@ def load_model(
     """Load a checkpoint on the best device, in one process or under torchrun with tp * cp processes. Collective.
 
     Args:
-        path: native run or step folder, Hugging Face folder (Long-VITA, exported or released, or InternVL), or MindSpeed-LLM's folder.
+        path: native run or step folder, Hugging Face folder (Long-VITA, exported or released, or InternVL), or MindSpeed-LLM's folder; or
+            a folder of adapters that names its base.
         tokenizer: folder; None takes the checkpoint's own.
         recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
+        adapter: folder of adapters (a run's, or peft's), which are merged into the weights as they are loaded.
         tp, cp: tensor and context parallel sizes; any, whatever the layout of the run that saved.
         max_frames: most frames taken from a video; None takes the checkpoint's setting.
         max_pixels: most pixels of a picture or of a frame; None takes the checkpoint's setting.
@@ -111,7 +121,7 @@ def load_model(
         ValueError: no checkpoint there, no tokenizer, sizes that do not fit the model or the processes, or a scaling or pooling that
             does not fit the model.
     """
-    source = find_model(choose_step(Path(path)), recipe)
+    source = find_model(choose_step(Path(path)), recipe, adapter=None if adapter is None else choose_step(Path(adapter)))
     wanted = inference_recipe(source.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     pooling = source.frame_pooling if frame_pooling is None else frame_pooling
     read_pooling(pooling, wanted.model.tokens_per_tile)
@@ -169,12 +179,13 @@ def begin(recipe: Recipe, tokenizer: Optional[str | Path]) -> tuple[Any, Platfor
     return loaded, platform, init_distributed(recipe, platform)
 
 
-def find_model(path: str | Path, recipe: Optional[str | Path] = None) -> FoundModel:
+def find_model(path: str | Path, recipe: Optional[str | Path] = None, *, adapter: Optional[Path] = None) -> FoundModel:
     """What a folder holds; reads headers, and no weights but those of a MindSpeed-LLM folder.
 
     Args:
         path: see load_model.
         recipe: recipe file with the sizes, for a MindSpeed-LLM folder that another program wrote.
+        adapter: see load_model.
 
     Raises:
         ValueError: no checkpoint there, only a part of a model, or one that does not fit together.
@@ -186,15 +197,17 @@ def find_model(path: str | Path, recipe: Optional[str | Path] = None) -> FoundMo
         _refuse_part(path)
     # a native checkpoint is compared with its checksums by all ranks together, as it is loaded
     folder = current_folder(path)
-    opened = open_source(folder, SourceOptions(recipe=str(recipe or ""), compare=False))
+    merges = adapter is not None or holds_adapters(folder)
+    opened = open_source(folder, SourceOptions(recipe=str(recipe or ""), adapter=str(adapter or ""), compare=merges))
     identity = f"{folder.resolve()} {opened.identity()}"
-    if opened.format == "native":
+    if opened.format == "native" and not merges:
         return FoundModel(recipe=opened.recipe, weights=None, folder=folder, identity=identity)
     stored = opened.weights.specs()["language.embedding.word_embeddings.weight"].dtype
     train = replace(opened.recipe.train, precision="fp32" if stored is torch.float32 else "bf16")
-    pooling = read_frame_pooling(folder) if opened.format == "hf" else None
+    pooling = read_frame_pooling(opened.files[0].parent) if opened.format == "hf" else None
     told = replace(opened.recipe, train=train)
-    return FoundModel(recipe=told, weights=opened.weights, folder=folder, identity=identity, frame_pooling=pooling)
+    found = {"folder": folder, "identity": identity, "frame_pooling": pooling}
+    return FoundModel(recipe=told, weights=opened.weights, wait=opened.wait if merges else nothing, **found)  # type: ignore[arg-type]
 
 
 def _refuse_part(path: Path) -> None:

@@ -17,7 +17,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from mindspeed_vita.config import MODULES, ModelConfig
+from mindspeed_vita.config import MODULES, LoraConfig, ModelConfig
 from mindspeed_vita.config.recompute import NO_RECOMPUTATION, Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs, VisionRoute
@@ -112,6 +112,7 @@ class VitaModel(MegatronModule):
         self.rotary = RotaryTables(config.language)
         self.exchange, self.head = exchange, head
         self.trainable, self.offload = frozenset(trainable), recompute.offload
+        self.lora: Optional[LoraConfig] = None  # add_adapters sets it
         self.vision: Optional[nn.Module] = None
         self.projector: Optional[nn.Module] = None
         if pre_process:
@@ -205,8 +206,11 @@ class VitaModel(MegatronModule):
         cos_TD, sin_TD = (table.to(self.config.params_dtype) for table in self.rotary(inputs.positions_T, longest=inputs.longest_document))
         offloads = self.offload == "inputs" and self.training and torch.is_grad_enabled()
         layer_inputs = LayerInputs(host_copies(inputs.positions_T.device)) if offloads else None
+        hidden_L1H = self._embed(inputs) if self.pre_process else None
+        if hidden_L1H is not None and not hidden_L1H.requires_grad and torch.is_grad_enabled() and "language" in self.trainable:
+            hidden_L1H.requires_grad_()  # over frozen tables: what is recomputed, or on a later stage, needs it
         return self.language.decoder(
-            hidden_states=self._embed(inputs) if self.pre_process else None,
+            hidden_states=hidden_L1H,
             attention_mask=None,
             packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD, layer_inputs=layer_inputs),
         )

@@ -6,11 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.config.recompute import Recomputation
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.language import language_transformer_config
+from mindspeed_vita.models.lora import add_adapters
 from mindspeed_vita.models.vision.attention import AttendTiles
 from mindspeed_vita.models.vision.linears import sharded_linears, whole_linears
 from mindspeed_vita.models.vita import VitaModel
@@ -59,7 +61,8 @@ def build_model(
     count = recipe.parallel.virtual_stages
     megatron_compat.set_virtual_stages(count)
     if count == 1:
-        return VitaModel(model, transformer_config, layers=layers_of(recipe, layout.pp_rank), **arguments).to(device)
+        whole = VitaModel(model, transformer_config, layers=layers_of(recipe, layout.pp_rank), **arguments)
+        return with_adapters(whole, recipe, layout).to(device)
     chunks = []
     for number in range(count):
         ends = {
@@ -68,8 +71,17 @@ def build_model(
             "layers": layers_of(recipe, layout.pp_rank, number),
         }
         with megatron_compat.virtual_stage(number):
-            chunks.append(VitaModel(model, transformer_config, vp_stage=number, **{**arguments, **ends}).to(device))
+            chunk = VitaModel(model, transformer_config, vp_stage=number, **{**arguments, **ends})
+        chunks.append(with_adapters(chunk, recipe, layout).to(device))
     return ModelChunks(chunks)
+
+
+def with_adapters(model: Any, recipe: Recipe, layout: ParallelLayout) -> Any:
+    """The model, given the adapters that the recipe asks for, if any; then everything else is frozen."""
+    if recipe.lora.rank:
+        place = {"tp_rank": layout.tp_rank, "tp_size": layout.tp_size, "rank": dist.get_rank() if dist.is_initialized() else 0}
+        add_adapters(model, recipe.lora, recipe.model, seed=recipe.train.seed, **place)
+    return model
 
 
 def model_arguments(

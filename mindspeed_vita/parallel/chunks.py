@@ -27,6 +27,11 @@ class ModelChunks(torch.nn.Module):
         return next(iter(self)).config
 
     @property
+    def lora(self) -> Any:
+        """The adapters that the chunks have, None without any; as VitaModel.lora."""
+        return next(iter(self)).lora
+
+    @property
     def module(self) -> ModelChunks:
         """The chunks without their DDP wrappers."""
         return ModelChunks([chunk.module for chunk in self])

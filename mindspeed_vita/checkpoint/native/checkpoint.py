@@ -1,6 +1,7 @@
 """Native checkpoints: sharded, resharding across tp, pp, cp and dp, visible only when whole, checksummed.
 
 A step folder holds recipe.json, state.json, rng.safetensors, weights/*.safetensors, optimizer/*.safetensors, checksums.json.
+That of a model with adapters holds the adapters only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, optimizer_state, shards
+from mindspeed_vita.checkpoint.native.adapters import check_adapters, sharded_adapters
 from mindspeed_vita.checkpoint.native.full_weights import open_full_weights, read_full_weights, save_full_weights
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed, gather, rank, world
 from mindspeed_vita.checkpoint.native.room import check_room
@@ -29,6 +31,7 @@ from mindspeed_vita.checkpoint.native.step_folder import (
 from mindspeed_vita.checkpoint.native.whole_weights import WholeTensors
 from mindspeed_vita.checkpoint.native.writer import Digests, StepWriter
 from mindspeed_vita.config import ModelConfig, Recipe
+from mindspeed_vita.models.lora import has_adapters, is_adapter
 from mindspeed_vita.platform import megatron_compat
 from mindspeed_vita.platform.host_copies import host_copies
 
@@ -150,6 +153,7 @@ def load(
     state = load_state(folder)
     check_architecture(folder, recipe.model, resume=True)
     check_training(folder, recipe, with_changes=with_changes)
+    check_adapters(folder, saved_recipe(folder), recipe)
     if state.fingerprint != fingerprint:
         raise ValueError(
             f"{folder} was written with other data (fingerprint {state.fingerprint[:12]}, this run has {fingerprint[:12]}): the mixture, "
@@ -157,7 +161,7 @@ def load(
             f"another folder with checkpoint.init_from={folder} (weights only)"
         )
     weights, reader = shards.Reader(folder / "weights"), shards.Reader(folder / "optimizer")
-    _copy_weights(weights, model, str(folder))
+    _copy_weights(weights, model, str(folder), base=False)
     optimizer_state.load_exact_weights(model, _sharded_weights(model), reader)
     optimizer.reload_model_params()
     updates = state.step - len(state.skipped_steps)
@@ -165,13 +169,14 @@ def load(
     return state
 
 
-def load_weights(path: str | Path, model: torch.nn.Module, *, config: Optional[ModelConfig] = None) -> Path:
+def load_weights(path: str | Path, model: torch.nn.Module, *, config: Optional[ModelConfig] = None, base: bool = False) -> Path:
     """Weights only, into a model of the same architecture under any layout. Collective.
 
     Args:
         path: a run folder (its newest step is taken) or a step folder.
         model: with or without its DDP wrapper; an optimizer over it must `reload_model_params` afterwards.
         config: architecture of `model`, compared with the checkpoint's before anything is loaded.
+        base: of a model with adapters, the weights under them; False loads the adapters.
 
     Returns:
         The step folder that was read.
@@ -184,22 +189,23 @@ def load_weights(path: str | Path, model: torch.nn.Module, *, config: Optional[M
     _verify(folder)
     if config is not None:
         check_architecture(folder, config)
-    _load_weights(folder, model)
+    _load_weights(folder, model, base)
     return folder
 
 
-def load_full_weights(tensors: Mapping[str, torch.Tensor], model: torch.nn.Module, *, source: str) -> None:
+def load_full_weights(tensors: Mapping[str, torch.Tensor], model: torch.nn.Module, *, source: str, base: bool = False) -> None:
     """Full tensors by native name into a model under any layout; each rank takes its part. Collective.
 
     Args:
         tensors: the same on every rank.
         model: with or without its DDP wrapper.
         source: what to call the tensors in messages.
+        base: as load_weights.
 
     Raises:
         ValueError: names or shapes that are not the model's.
     """
-    _copy_weights(WholeTensors(tensors, source), model, source)
+    _copy_weights(WholeTensors(tensors, source), model, source, base)
 
 
 def load_rng(folder: str | Path, layout: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -212,13 +218,13 @@ def load_rng(folder: str | Path, layout: Mapping[str, int]) -> dict[str, torch.T
     return {key.removeprefix(prefix): reader.tensor(key).clone() for key in reader.keys() if key.startswith(prefix)}
 
 
-def _load_weights(folder: Path, model: torch.nn.Module) -> None:
-    _copy_weights(shards.Reader(folder / "weights"), model, str(folder))
+def _load_weights(folder: Path, model: torch.nn.Module, base: bool = False) -> None:
+    _copy_weights(shards.Reader(folder / "weights"), model, str(folder), base)
 
 
-def _copy_weights(reader: shards.Reader, model: torch.nn.Module, source: str) -> None:
+def _copy_weights(reader: shards.Reader, model: torch.nn.Module, source: str, base: bool) -> None:
     module = unwrap(model)
-    loaded = shards.read(reader, _sharded_weights(module))
+    loaded = shards.read(reader, _sharded_weights(module, base))
     targets: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
         for name, tensor in loaded.items():
@@ -236,11 +242,13 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _sharded_weights(model: torch.nn.Module) -> dict[str, Any]:
+def _sharded_weights(model: torch.nn.Module, base: bool = False) -> dict[str, Any]:
     module: Any = unwrap(model)
+    if has_adapters(module) and not base:
+        return sharded_adapters(module)
     sharded = module.sharded_state_dict(metadata=megatron_compat.checkpoint_metadata())
     # core's linear layers add an empty object for TransformerEngine's sake
-    return {name: entry for name, entry in sharded.items() if not name.endswith("_extra_state")}
+    return {name: entry for name, entry in sharded.items() if not name.endswith("_extra_state") and not is_adapter(name)}
 
 
 def _verify(folder: Path) -> None:

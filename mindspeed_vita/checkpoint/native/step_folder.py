@@ -142,6 +142,12 @@ def check_architecture(folder: Path, config: ModelConfig, *, resume: bool = Fals
         raise ValueError(f"checkpoint {folder} is of another architecture ({'; '.join(differing)}); use the recipe it was trained with")
 
 
+def differing_weights(left: ModelConfig, right: ModelConfig) -> str:
+    """The keys in which two architectures differ, but for how positions turn, with both values; empty where there are none."""
+    found = differing_keys(left, right)
+    return "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in found.items() if not key.startswith(POSITIONS))
+
+
 def differing_keys(left: ModelConfig, right: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """The keys of the model section in which two architectures differ, with both values."""
     first, second = flat(asdict(left)), flat(asdict(right))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.checkpoint.adapter.peft_files import OURS
 from mindspeed_vita.checkpoint.native import step_folder
 from mindspeed_vita.checkpoint.native.atomic import complete_steps
 from mindspeed_vita.config import Recipe, recipe_to_dict
@@ -35,6 +36,8 @@ def newest(directory: Path) -> Optional[Path]:
 def write_state(folder: Path, state: step_folder.TrainState, recipe: Recipe, sharing: str) -> None:
     """Marks a checkpoint as whole. Call it when every rank has written its part."""
     (folder / _RECIPE).write_text(json.dumps(recipe_to_dict(recipe), indent=1), encoding="utf-8")
+    if recipe.lora.rank:  # peft wrote the adapters there; this names their base
+        (folder / OURS).write_text(json.dumps(recipe_to_dict(recipe), indent=1), encoding="utf-8")
     partial = folder / f".{_STATE}.partial"
     partial.write_text(json.dumps({**asdict(state), "sharing": sharing}), encoding="utf-8")
     partial.replace(folder / _STATE)

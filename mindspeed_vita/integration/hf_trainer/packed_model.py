@@ -56,7 +56,9 @@ class PackedSettings:
 
 
 def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, platform: Platform, *, sharded: bool) -> Any:
-    """The model of an export, ready for packs. Modules that do not train are frozen. This is the one place that builds it.
+    """The model of an export, ready for packs. This is the one place that builds it.
+
+    What does not train is frozen: all of it, where adapters train.
 
     Args:
         folder: an export in our Hugging Face layout.
@@ -73,7 +75,7 @@ def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, pla
         attend=attend_over(layout, language_backend(recipe, layout, platform.device)),
         exchange=GroupRowExchange(layout.tp_cp_group, layout.tile_group_size),
         normalization=recipe.model.vision.normalization,
-        trainable=frozenset(train.modules),
+        trainable=frozenset(recipe.lora.parts if recipe.lora.rank else train.modules),
         chunk=recipe.model.lm_head_chunk,
         sharded=sharded,
     )
@@ -85,7 +87,7 @@ def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, pla
     model.lm_head.__class__ = LossHead
     model.config.use_cache = False
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(module_of(name) in settings.trainable)
+        parameter.requires_grad_(not recipe.lora.rank and module_of(name) in settings.trainable)
     if train.recompute == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mindspeed_vita.config import TrainConfig
+from mindspeed_vita.integration.hf_trainer.adapters import plain_name
 from mindspeed_vita.integration.hf_trainer.packed_model import module_of
 from mindspeed_vita.parallel.parameter_groups import decays, learning_rate_multiplier
 
@@ -17,6 +18,7 @@ _LAYER = re.compile(r"model\.vision_model\.encoder\.layers\.(\d+)\.")
 
 def native_place(name: str) -> str:
     """Where a parameter of the export belongs in our names, as far as its learning rate depends on that."""
+    name = plain_name(name)
     layer = _LAYER.match(name)
     return f"vision.layers.{layer[1]}.{name[layer.end():]}" if layer else f"{module_of(name)}.{name}"
 

@@ -20,11 +20,12 @@ from mindspeed_vita.checkpoint.hf.load import read_config
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
-from mindspeed_vita.checkpoint.native.step_folder import differing_keys
+from mindspeed_vita.checkpoint.native.step_folder import differing_keys, saved_recipe
 from mindspeed_vita.checkpoint.source import SourceOptions, current_folder, open_source
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tokenizer import load_tokenizer
+from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import open_failed_samples
 from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_loader
 from mindspeed_vita.engine.metrics import MetricsLog
@@ -32,7 +33,7 @@ from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
-from mindspeed_vita.integration.hf_trainer import checkpoints, refusals
+from mindspeed_vita.integration.hf_trainer import adapters, checkpoints, refusals
 from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, training_arguments, zero_stage
 from mindspeed_vita.platform import Platform, get_platform
 
@@ -59,7 +60,7 @@ class HfResult:
     stopped_by: int
     """Number of the signal that ended the run; 0: it reached its last step."""
     export: Optional[Path]
-    """The weights in our Hugging Face layout; None where a signal ended the run."""
+    """The weights in our Hugging Face layout, or the adapters in peft's; None where a signal ended the run."""
 
 
 def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = None) -> HfResult:
@@ -107,6 +108,9 @@ def _train(
             f"checkpoint.resume is false, but {directory} holds {newest.name}; set it to true to continue, or choose another "
             "checkpoint.directory"
         )
+    base = find_run_base(recipe, newest, None if newest is None else saved_recipe(newest))
+    if base is not None:
+        recipe = base.recipe
     # DeepSpeed must be set up before the model is loaded, and both before Trainer
     arguments = training_arguments(recipe, layout, platform, deepspeed=settings)
     if settings is not None:
@@ -124,8 +128,10 @@ def _train(
             newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing, ranks=ranks, deepspeed=settings
         )
         step, known = state.step, state.failed_samples
-    start = first_rank_first(lambda: start_folder(recipe))
+    start = first_rank_first(lambda: start_folder(recipe, base.base.folder if base is not None else Path(recipe.checkpoint.init_from)))
     model = build_packed_model(start, recipe, layout, platform, sharded=sharing == "zero3")
+    if base is not None:
+        model = adapters.adapted(model, recipe, base.matrices())
     failed = open_failed_samples(recipe, dataset, step=step, known=known)
     log = MetricsLog(directory, step=step, sinks=open_sinks(recipe, directory, step=step)) if leads else None
     every = max(recipe.logging.every, recipe.train.steps // 20)
@@ -133,6 +139,8 @@ def _train(
     if progress is not None:
         progress.line(f"{recipe.name}: {dataset.describe()}")
         progress.line(f"{recipe.name}: {'continuing from' if newest else 'starting from'} {newest or start} ({sharing})")
+        if base is not None:
+            progress.line(f"{recipe.name}: {base.note if newest else base.describe()}")
     batches = open_loader(dataset, recipe, layout, start_pack=step * recipe.train.global_batch)
     offload = ((settings or {}).get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none") != "none"
     trainer = PackTrainer(
@@ -160,14 +168,18 @@ def _train(
             progress.close()
         if log is not None:
             log.close()
-    export = directory / EXPORT
+    export = directory / (EXPORT if base is None else adapters.ADAPTER)
     if not stop.agreed and trainer.busy:
-        weights = whole_weights(trainer)
+        weights = whole_weights(trainer) if base is None else adapters.trained_matrices(trainer, deepspeed=settings is not None)
         done = trainer.state.global_step
 
         def write() -> None:
-            origin = lineage.of_checkpoint(current_folder(Path(recipe.checkpoint.init_from)))
-            write_export(weights, recipe, export, replace(lineage.begun(recipe, data=dataset.fingerprint, start=origin), step=done))
+            origins = (current_folder(Path(recipe.checkpoint.init_from)),) if base is None else base.origins
+            record = replace(lineage.of_beginning(recipe, data=dataset.fingerprint, origins=origins), step=done)
+            if base is None:
+                write_export(weights, recipe, export, record)
+            else:
+                adapters.write_adapter(weights, recipe, directory, start, record)
 
         on_first_rank(write)
     peaks: list[Any] = [None] * dist.get_world_size()
@@ -185,15 +197,19 @@ def _train(
     )
 
 
-def start_folder(recipe: Recipe) -> Path:
-    """An export of the weights that a run starts from. checkpoint.init_from may be one; other formats are exported once.
+def start_folder(recipe: Recipe, named: Path) -> Path:
+    """An export of the weights that a run starts from. They may be one; other formats are exported once.
+
+    Args:
+        recipe: the run.
+        named: checkpoint.init_from, or the base of the run's adapters.
 
     Raises:
         ValueError: nothing to start from, or another architecture.
     """
-    if not recipe.checkpoint.init_from:
+    if not recipe.checkpoint.init_from and not recipe.lora.rank:
         raise ValueError("--engine hf starts from weights: set checkpoint.init_from to an export, or to a run or step folder")
-    origin = current_folder(Path(recipe.checkpoint.init_from))
+    origin = current_folder(named)
     gates.check_handover(origin)
     source = open_source(origin, SourceOptions(tokenizer=recipe.data.tokenizer))
     differing = {
@@ -208,14 +224,23 @@ def start_folder(recipe: Recipe) -> Path:
         return origin
     folder = Path(recipe.checkpoint.directory) / _START
     if not folder.is_dir():
-        write_export(source.weights, recipe, folder, lineage.converted("hf", {}, [lineage.of_checkpoint(origin)]))
+        record = lineage.converted("hf", {}, [lineage.of_checkpoint(origin)])
+        write_export(source.weights, recipe, folder, record, identity=source.identity())
     return folder
 
 
-def write_export(native: Any, recipe: Recipe, folder: Path, record: lineage.Lineage) -> None:
-    """Writes weights by native name in our Hugging Face layout, with their record; an earlier export of the same run is replaced."""
+def write_export(native: Any, recipe: Recipe, folder: Path, record: lineage.Lineage, identity: str = "") -> None:
+    """Writes weights by native name in our Hugging Face layout, with their record; an earlier export of the same run is replaced.
+
+    Args:
+        native: the weights.
+        recipe: of the run.
+        folder: to write.
+        record: where the weights come from.
+        identity: of the checkpoint that they are from, see Source.identity.
+    """
     tokenizer = load_tokenizer(recipe.data.tokenizer, get_template(recipe.data.template))
-    export_hf(native, recipe, folder, tokenizer=tokenizer, conversion=replace(IN_MEMORY, lineage=record))
+    export_hf(native, recipe, folder, tokenizer=tokenizer, conversion=replace(IN_MEMORY, lineage=record, identity=identity))
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:

@@ -32,7 +32,9 @@ def command_line(recipe: Recipe, passed_on: Sequence[str] = ()) -> list[str]:
         ValueError: as arguments_from_recipe, or a gate holds back what init_from names.
     """
     start = recipe.checkpoint.init_from
-    if any(word.split("=")[0] == "--load" for word in passed_on) or resumes(recipe) or not holds_checkpoint(start):
+    given = any(word.split("=")[0] == "--load" for word in passed_on)
+    # a run of adapters loads what they start from itself, whatever its format
+    if given or recipe.lora.rank or resumes(recipe) or not holds_checkpoint(start):
         return [*arguments_from_recipe(recipe), *passed_on]
     from mindspeed_vita.checkpoint.gates import check_handover  # imports torch
 

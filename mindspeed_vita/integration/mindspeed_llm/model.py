@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 
 from mindspeed_vita.checkpoint.mapping.mindspeed_names import from_mindspeed, to_mindspeed
+from mindspeed_vita.models.lora import has_adapters, is_adapter
 from mindspeed_vita.models.vita import VitaModel
 
 
@@ -25,7 +26,7 @@ class MindSpeedVitaModel(VitaModel):
     def state_dict_for_save_checkpoint(self, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
         """This rank's weights under MindSpeed-LLM's names."""
         state = super().state_dict_for_save_checkpoint(prefix, keep_vars)
-        return {to_mindspeed(name): value for name, value in state.items()}
+        return {to_mindspeed(name): value for name, value in state.items() if self._is_saved(name)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads this rank's weights from MindSpeed-LLM's names or native ones; a tower that was split over tensor parallelism is joined.
@@ -33,8 +34,14 @@ class MindSpeedVitaModel(VitaModel):
         Raises:
             ValueError: a weight is missing, unexpected or of another shape.
         """
-        native = from_mindspeed(state_dict, self.state_dict(), self._tensor_parallel_group())
-        return super().load_state_dict(native, strict=strict, assign=assign)
+        wanted = {name: value for name, value in self.state_dict().items() if self._is_saved(name)}
+        native = from_mindspeed(state_dict, wanted, self._tensor_parallel_group())
+        # all names were compared; where there are adapters, the weights under them were loaded from their own folder
+        return super().load_state_dict(native, strict=strict and not has_adapters(self), assign=assign)
+
+    def _is_saved(self, name: str) -> bool:
+        """Whether a checkpoint holds an entry of the state dict: of a model with adapters, these and the run's state only."""
+        return not has_adapters(self) or is_adapter(name) or name == "_extra_state"
 
     def get_extra_state(self) -> torch.Tensor:
         """torch's hook: the run's state as bytes, so that a checkpoint holds tensors only."""

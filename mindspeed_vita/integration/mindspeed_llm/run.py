@@ -12,9 +12,11 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.gates import check_handover
+from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank
 from mindspeed_vita.config import recipe_to_dict
+from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import FailedSamples, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_packs import describe_overlap, open_held_out
@@ -23,7 +25,7 @@ from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_argument
 from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
 from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
-from mindspeed_vita.parallel.build import model_arguments
+from mindspeed_vita.parallel.build import model_arguments, with_adapters
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.weights_in_time import wait_before_reads
 from mindspeed_vita.platform import Platform
@@ -71,17 +73,27 @@ class MindSpeedRun:
         timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
         self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device, timeout=timeout)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
-        self.built = MindSpeedVitaModel(
+        resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
+        saved = rank_files.saved_recipe(resume_from) if resume_from else None
+        base = self.base = find_run_base(self.recipe, resume_from, saved or {})
+        if base is not None:
+            self.recipe = base.recipe
+        built = MindSpeedVitaModel(
             self.recipe.model,
             core_transformer_config_from_args(arguments),
             norm=gpt_layer_specs.LNImpl,  # MindSpeed's, fused with --use-fused-rmsnorm
             # asked for where tensors really are: an emulated NPU keeps them on the host
             **model_arguments(self.recipe, self.layout, torch.empty(0, device=self.device).device),
         )
+        self.built = with_adapters(built, self.recipe, self.layout)
         if arguments.overlap_param_gather:
             wait_before_reads(self.built)
         self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
-        if self.recipe.checkpoint.init_from and not checkpoint_exists(arguments.load):
+        if base is not None:
+            base.load(self.built)
+            if dist.get_rank() == 0:
+                print(f"{self.recipe.name}: {base.note if resume_from else base.describe()}", flush=True)
+        elif self.recipe.checkpoint.init_from and resume_from is None:
             check_handover(Path(self.recipe.checkpoint.init_from))
             native.load_weights(self.recipe.checkpoint.init_from, self.built, config=self.recipe.model)
         return self.built
@@ -114,7 +126,8 @@ class MindSpeedRun:
             before, step = lineage.of_state(Path(arguments.load), saved), arguments.iteration
             return lineage.continued(before, recipe, step=step, saved=saved["recipe"], data=data).encode()
         start = recipe.checkpoint.init_from or (arguments.load if self.built.loaded_state is not None else "")
-        return lineage.begun(recipe, data=data, start=lineage.of_checkpoint(Path(start)) if start else None).encode()
+        origins = self.base.origins if self.base is not None else (Path(start),) if start else ()
+        return lineage.of_beginning(recipe, data=data, origins=origins).encode()
 
     def _held_out(self, training: PackDataset, failed: FailedSamples) -> Optional[PackNumbers]:
         """Opens the held-out data of the recipe, and tells Megatron how many global batches an evaluation has."""

@@ -35,7 +35,7 @@ def test_a_wrong_key_gets_the_right_hint(content, message):
 def test_every_alias_leads_to_a_key_and_hides_none():
     keys = set(_keys(Recipe, ""))
     for name, meant in ALIASES.items():
-        named = set(re.findall(r"\b(?:train|data|checkpoint|parallel|logging|model)(?:\.\w+)+", meant))
+        named = set(re.findall(r"\b(?:train|data|checkpoint|parallel|logging|model|lora)(?:\.\w+)+", meant))
         assert named <= keys and (named or meant.startswith("no key")), (name, named - keys)
         assert name == name.lower() and not any(key.rpartition(".")[2] == name for key in keys), name
 
