@@ -1,18 +1,22 @@
 """The built-in engine against transformers' Trainer: samples a second and peak memory, on the same weights, data, threads and processes.
 
-    pip install accelerate                                    # which the Trainer needs, and this project does not
-    OMP_NUM_THREADS=1 python scripts/bench/train.py photos    # the quickstart's photos: samples of nearly equal length, 2 processes
-    OMP_NUM_THREADS=1 python scripts/bench/train.py mixture   # the training mixture's lengths / 16, vocabulary of 152,064 words, 1 process
+    pip install accelerate                     # which the Trainer needs, and this project does not
+    python -m scripts.bench.train              # both of these, in one table
+    python -m scripts.bench.train photos       # the quickstart's photos: samples of nearly equal length, 2 processes
+    python -m scripts.bench.train mixture      # the training mixture's lengths / 16, vocabulary of 152,064 words, 1 process; up to 18 GiB
 
+Each process has one thread.
 Both start from the export of the same tiny model and train all modules in fp32 by AdamW. The Trainer's batches are padded, in random order
 or grouped by length (group_by_length). They hold as many samples as the engine's packs do on average. Pictures go through the export's
 processor.
-Rounds alternate; the first steps of each, which fill caches, do not count. Times are of a step, saving and loading left out.
+Rounds alternate; the first steps of each, which fill caches, do not count. Times are of a step, saving and loading left out. A round that
+fails, for want of memory for instance, is told in its row, and the others run.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -24,15 +28,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Optional
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path += [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]  # for `python scripts/bench/train.py` too
 from project_environment import packages_needed
 
 with packages_needed():
     import torch
 
     from mindspeed_vita.config import load_recipe
+    from scripts.bench.length_mix import TOKENS_PER_TILE, draw
 
 ROOT = Path(__file__).resolve().parents[2]
 VITA = ["-m", "mindspeed_vita.cli.main"]
@@ -41,6 +46,12 @@ SKIPPED = 3
 SCALE = 16
 """The mixture's lengths are divided by this: padded logits of 152,064 words would not fit this machine's memory otherwise."""
 PACK = 16384 // SCALE
+WORKS = ("photos", "mixture")
+HEADER = "| work | | samples/s of each round | engine / this | peak memory, GiB |\n|---|---|---|---|---|"
+
+
+class Failed(RuntimeError):
+    """A process of the comparison did not end well."""
 
 
 def launch(command: list[str], processes: int, environment: dict[str, str]) -> str:
@@ -50,7 +61,8 @@ def launch(command: list[str], processes: int, environment: dict[str, str]) -> s
         [sys.executable, *(torchrun if processes > 1 else []), *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        killed = " (killed, maybe for want of memory)" if done.returncode in (-9, 137) or "SIGKILL" in done.stderr else ""
+        raise Failed(f"{' '.join(command)} ended with {done.returncode}{killed}:\n{done.stderr[-3000:]}")
     return done.stdout
 
 
@@ -70,8 +82,6 @@ def write_photos(folder: Path) -> None:
 
 def write_mixture(folder: Path, samples: int = 1500) -> None:
     """Texts as long as the training mixture's samples, divided by SCALE: a question as long as the tiles' tokens and half the text."""
-    from length_mix import TOKENS_PER_TILE, draw
-
     _, tokens, tiles = draw(2, samples)
     with (folder / "mixture.jsonl").open("w", encoding="utf-8") as file:
         for length, tile in zip(tokens.tolist(), tiles.tolist()):
@@ -159,7 +169,7 @@ def _collator(processor: Any, media: Path) -> Callable[[list[dict[str, Any]]], d
 
 
 def compare(work: str, rounds: int, steps: int) -> None:
-    """Prints a row for each round and way, and the ratios of the medians."""
+    """Prints a row for each way, with its rounds and the ratio of the medians."""
     environment = {**os.environ, "DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with TemporaryDirectory() as name:
@@ -173,36 +183,56 @@ def compare(work: str, rounds: int, steps: int) -> None:
         convert = ["convert", "--from", f"{name}/start", "--to", "hf", "--dtype", "fp32", "--tokenizer", f"{name}/data/tokenizer"]
         launch([*VITA, *convert, "--output", f"{name}/export"], 1, environment)
         processes = 2 if work == "photos" else 1
-        found: dict[str, list[dict[str, float]]] = {}
+        found: dict[str, list[Optional[dict[str, float]]]] = {}
         for _ in range(rounds):
             ours = engine_round(work, folder, processes, steps, environment)
             batch = max(1, round(ours["samples_per_step"] / processes))
             found.setdefault("engine", []).append(ours)
             for label, grouped in (("padded", False), ("group_by_length", True)) if work == "mixture" else (("padded", False),):
-                found.setdefault(f"Trainer, {label}, batches of {batch}", []).append(
-                    trainer_round(work, folder, processes, steps, batch, grouped, environment)
-                )
-        medians = {}
-        for label, results in found.items():
-            medians[label] = statistics.median(result["samples_per_second"] for result in results)
-            rates = ", ".join(f"{result['samples_per_second']:.1f}" for result in results)
-            print(f"| {label} | {rates} | {medians['engine'] / medians[label]:.2f} | {max(r['memory'] for r in results) / 2**30:.2f} |")
+                rows = found.setdefault(f"Trainer, {label}, batches of {batch}", [])
+                try:
+                    rows.append(trainer_round(work, folder, processes, steps, batch, grouped, environment))
+                except Failed as failure:
+                    print(failure, file=sys.stderr, flush=True)
+                    rows.append(None)
+    print_rows(work, processes, found)
+
+
+def print_rows(work: str, processes: int, found: dict[str, list[Optional[dict[str, float]]]]) -> None:
+    """A row for each way; None stands for a round that failed. The first way is the engine."""
+    engine = 0.0
+    for label, results in found.items():
+        done = [result for result in results if result is not None]
+        rates = ", ".join("failed" if result is None else f"{result['samples_per_second']:.1f}" for result in results)
+        median = statistics.median(result["samples_per_second"] for result in done) if done else 0.0
+        engine = engine or median
+        ratio = f"{engine / median:.2f}" if done else ""
+        memory = f"{max(result['memory'] for result in done) / 2**30:.2f}" if done else ""
+        print(f"| {work}, processes: {processes} | {label} | {rates} | {ratio} | {memory} |", flush=True)
 
 
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["photos", "mixture"])
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; default: both")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--grouped", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if unknown := set(arguments.works) - set(WORKS):
+        parser.error(f"{', '.join(sorted(unknown))} is no work; use {' or '.join(WORKS)}")
+    if arguments.steps <= SKIPPED + 1:
+        parser.error(f"--steps is {arguments.steps}, and the first {SKIPPED} do not count; use at least {SKIPPED + 2}")
+    if importlib.util.find_spec("accelerate") is None:
+        parser.error("accelerate is missing, which transformers' Trainer needs; run pip install accelerate")
     if arguments.trainer:
-        train_by_trainer(arguments.work, arguments.trainer, arguments.steps, arguments.batch, arguments.grouped)
+        train_by_trainer(arguments.works[0], arguments.trainer, arguments.steps, arguments.batch, arguments.grouped)
     else:
-        compare(arguments.work, arguments.rounds, arguments.steps)
+        print(HEADER, flush=True)
+        for work in arguments.works or WORKS:
+            compare(work, arguments.rounds, arguments.steps)
 
 
 if __name__ == "__main__":

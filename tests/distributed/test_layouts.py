@@ -163,7 +163,8 @@ def test_a_tied_run_continues_under_another_split_of_the_layers(layout_pool, tin
     assert readers[0].keys() == readers[1].keys() and "language.output_layer.weight" not in readers[0].keys()
     for key in readers[0].keys():
         difference = float((readers[1].tensor(key) - readers[0].tensor(key)).norm() / readers[0].tensor(key).norm())
-        assert difference < 1e-3, (key, difference)  # Adam's first steps divide a gradient by itself, so tiny ones differ; worst seen 1e-4
+        # Adam's first steps divide a gradient by itself, so tiny ones differ. Worst seen: 1.6e-4, a bias of queries, keys and values
+        assert difference < 1e-3, (key, difference)
 
 
 @pytest.mark.parametrize("modules", [("vision", "projector", "language"), ("projector",)], ids=["all", "stage-1"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,11 +55,11 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
         RuntimeError: it fails, or takes too long.
     """
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
             output, errors = process.communicate(timeout=_LONGEST)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # torchrun then ends its workers
             raise RuntimeError(f"{' '.join(command[1:])} did not end in {_LONGEST} s") from None
     if process.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} ended with {process.returncode}: {errors[-600:]}")
