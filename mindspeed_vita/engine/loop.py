@@ -291,6 +291,7 @@ class _Run:
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
         entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
         entry.update(**times, tiles_per_second=entry.pop("tiles") / seconds, packs=self.packs, memory=self.platform.memory().peak)
+        entry.update({f"lr/{module}": rate * multiplier for module, multiplier in optim.own_rates(self.recipe.train).items()})
         entry.update({f"grad_norm/{module}": norm for module, norm in entry.pop("module_norms").items()})
         entry.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = metrics.with_report(entry, entry.pop("report"))

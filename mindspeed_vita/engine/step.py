@@ -21,7 +21,7 @@ from mindspeed_vita.parallel.chunks import for_schedule
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform, megatron_compat
-from mindspeed_vita.platform.phases import phase
+from mindspeed_vita.platform.phases import phase, timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Stepper:
         config.finalize_model_grads_func = megatron_compat.finalize_model_grads
 
     def run(self, step: int, set_learning_rate: Callable[[], None]) -> StepResult:
-        """Train on the next global batch.
+        """Train on the next global batch. Afterwards `clock` knows where the time went.
 
         Args:
             step: its number, from 1.
@@ -106,10 +106,14 @@ class Stepper:
         Raises:
             TrainingDiverged: the loss or the gradient norm is not finite, and there is no judge.
         """
+        self.clock.begin()
+        with timed(self.clock.phases):
+            return self._run(step, set_learning_rate)
+
+    def _run(self, step: int, set_learning_rate: Callable[[], None]) -> StepResult:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         self._samples, self._tiles, self._work = 0, 0, Work()
-        self.clock.begin()
         with self.clock.part("schedule"):
             reports = self._schedule(
                 forward_step_func=self._forward,
@@ -149,18 +153,18 @@ class Stepper:
         settle = partial(self.failed.settle, learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
         if self.judge is None or self.stop is None:
             self._check(step, "loss", loss)
-            with phase("optimizer"), self.clock.part("optimizer"):
+            with phase("optimizer"):
                 norm = float(self.optimizer.step()[1])
             self._check(step, "gradient norm", norm)
             with self.platform.host_work():
                 return norm, {}, settle(), 0
-        with phase("optimizer"), self.clock.part("optimizer"):
+        with phase("optimizer"):
             norm, norms = clip_gradients(self.optimizer, self.model.module)
         self.stop.bad_asked = self.judge(loss, norm)
         with self.platform.host_work():
             failed = settle()
         if not self.stop.bad_agreed:
-            with phase("optimizer"), self.clock.part("optimizer"):
+            with phase("optimizer"):
                 self.optimizer.step_with_ready_grads()
         return norm, norms, failed, self.stop.bad_agreed
 
@@ -169,7 +173,7 @@ class Stepper:
         return (self._next_batch(step) for _ in range(self.micro_batches))
 
     def _next_batch(self, step: int) -> Any:
-        with phase("data"), self.clock.part("data"):
+        with phase("data"):
             return self._agree(next(self.batches), step)
 
     def _agree(self, batch: Any, step: int) -> Any:
@@ -182,7 +186,7 @@ class Stepper:
 
     def _forward(self, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         batch = next(batches)
-        with phase("data"), self.clock.part("data"), self.platform.host_work():
+        with phase("data"), self.platform.host_work():
             inputs = self.shard(batch)
 
         def loss_func(losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

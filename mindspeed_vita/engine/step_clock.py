@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 from mindspeed_vita.platform import Platform
+from mindspeed_vita.platform.phases import Timer
 
-Part = Literal["schedule", "data", "forward", "optimizer"]
+Part = Literal["schedule", "data", "forward", "exchange", "optimizer"]
+_PHASES: tuple[Part, ...] = ("data", "exchange", "optimizer")
+"""Parts that are phases."""
 
 
 class StepClock:
@@ -22,13 +26,16 @@ class StepClock:
         self._platform = platform
         self.begin()
 
+        self.phases: Mapping[str, Timer] = {name: partial(self.part, name) for name in _PHASES}
+        """Timers of the phases that are parts, for platform.phases.timed."""
+
     def begin(self) -> None:
         """A step starts."""
         self._spans: list[tuple[Part, Any, Any]] = []
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
-        """The block is part of the step; "schedule" holds "data" and "forward"."""
+        """The block is part of the step; "schedule" holds "data" and "forward", and any part may hold "exchange"."""
         start = self._platform.mark()
         yield
         self._spans.append((name, start, self._platform.mark()))
@@ -38,9 +45,11 @@ class StepClock:
 
         forward_seconds: the model, forward. optimizer_seconds: norm, clipping and update. backward_seconds: what else the schedule took,
         but for data: the backward pass, layers that it computes again, waits for other stages, and the reduction of gradients.
+        exchange_seconds: all-to-alls between ranks, which are parts of the forward and the backward pass, with the waits for them.
         """
-        found = dict.fromkeys(("schedule", "data", "forward", "optimizer"), 0.0)
+        found = dict.fromkeys(get_args(Part), 0.0)
         for name, start, end in self._spans:
             found[name] += self._platform.seconds_between(start, end)
         backward = max(found["schedule"] - found["data"] - found["forward"], 0.0)
-        return {"forward_seconds": found["forward"], "backward_seconds": backward, "optimizer_seconds": found["optimizer"]}
+        parts = {"forward": found["forward"], "backward": backward, "exchange": found["exchange"], "optimizer": found["optimizer"]}
+        return {f"{name}_seconds": seconds for name, seconds in parts.items()}

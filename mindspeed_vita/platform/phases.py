@@ -1,8 +1,8 @@
-"""Names for the parts of a training step in a profiler's trace. Outside of a profiler's window a phase costs one look at a flag."""
+"""Names for the parts of a training step, for a profiler's trace and for the clock of a step. Without either, a phase costs little."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -16,12 +16,35 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 PREFIX = "vita."
 """In front of the name of each range in a trace."""
 _NOTHING: AbstractContextManager[Any] = nullcontext()
+Timer = Callable[[], AbstractContextManager[Any]]
+"""Makes what times one range."""
 _recording = False
+_timers: Mapping[str, Timer] = {}
 
 
 def phase(name: Phase) -> AbstractContextManager[Any]:
-    """A range of a trace, named after a phase, while a step is recorded; otherwise nothing."""
-    return torch.profiler.record_function(PREFIX + name) if _recording else _NOTHING
+    """A range of a step: in a trace while a step is recorded, and timed inside of `timed`; otherwise nothing."""
+    timer = _timers.get(name)
+    if not _recording:
+        return _NOTHING if timer is None else timer()
+    return _recorded(name, timer or nullcontext)
+
+
+@contextmanager
+def _recorded(name: Phase, timer: Timer) -> Iterator[None]:
+    with torch.profiler.record_function(PREFIX + name), timer():
+        yield
+
+
+@contextmanager
+def timed(timers: Mapping[str, Timer]) -> Iterator[None]:
+    """Inside of the block each range of a phase that has a timer is timed by it."""
+    global _timers
+    before, _timers = _timers, timers
+    try:
+        yield
+    finally:
+        _timers = before
 
 
 @contextmanager

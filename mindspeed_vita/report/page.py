@@ -142,6 +142,7 @@ def _waits(runs: Sequence[RunFiles], names: Names) -> list[str]:
         "data_seconds": "Waiting for data",
         "forward_seconds": "Forward",
         "backward_seconds": "Backward, with waits for other stages",
+        "exchange_seconds": "All-to-alls, forward and backward",
         "optimizer_seconds": "Optimizer",
         "save_seconds": "Saving",
     }
@@ -158,6 +159,7 @@ def _optimisation(runs: Sequence[RunFiles], names: Names) -> list[str]:
         _one(runs, names, "grad_norm", "Gradient norm", logarithmic=True),
         *_each(runs, names, "grad_norm/", kind="Gradient norm", of="module"),
         _one(runs, names, "lr", "Learning rate"),
+        *_each(runs, names, "lr/", kind="Learning rate", of="module that has its own"),
         figure("Supervised tokens, share of all", share),
     ]
 
@@ -171,6 +173,6 @@ def _supervised_share(run: RunFiles) -> list[tuple[float, float]]:
 
 def _others(runs: Sequence[RunFiles], names: Names) -> list[str]:
     drawn = (*_PLACED, *_WORK)
-    keys = [key for key in _all_keys(runs) if key not in drawn and not key.startswith(("eval/", "loss/", "grad_norm/"))]
+    keys = [key for key in _all_keys(runs) if key not in drawn and not key.startswith(("eval/", "loss/", "grad_norm/", "lr/"))]
     keys = [key for key in keys if not (key.endswith(("_per_second", "_seconds")) and "/" not in key)]
     return [_one(runs, names, key, key) for key in keys]

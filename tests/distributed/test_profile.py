@@ -76,3 +76,10 @@ def test_a_run_that_stops_in_its_window_writes_what_it_did_and_goes_on(
         assert {name for name in found[2] if "step" in name} == {"step 2", "step 3"}
         assert {name for name in found[4] if "step" in name} == {"step 4", "step 5"}
     assert len(traces(tmp_path)) == 4
+
+
+def test_exchanges_are_timed_as_parts_of_the_passes(pools: Pools, content: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    pools("installed").run(RUN, cp=2, content=content(tmp_path))
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        if "loss" in line:
+            assert 0 < line["exchange_seconds"] < line["forward_seconds"] + line["backward_seconds"]

@@ -33,3 +33,9 @@ def test_the_norms_of_the_modules_make_up_the_norm(tiny: TinyData, tmp_path: Pat
         norms = {key.removeprefix("grad_norm/"): line[key] for key in line if key.startswith("grad_norm/")}
         assert set(norms) == set(modules) and all(norm > 0 for norm in norms.values())
         assert math.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(line["grad_norm"], rel=1e-5)
+
+
+def test_a_module_with_a_learning_rate_of_its_own_has_a_column(tiny: TinyData, tmp_path: Path) -> None:
+    train(tiny.recipe(tmp_path, train={"steps": 2, "vision_lr_mult": 0.5}))
+    for line in lines(tmp_path):
+        assert line["lr/vision"] == pytest.approx(line["lr"] / 2) and not {"lr/projector", "lr/language"} & set(line)
