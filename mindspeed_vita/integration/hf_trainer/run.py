@@ -11,7 +11,7 @@ from typing import Any, Iterator, Optional
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import gates, lineage
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.hf.config import model_config
@@ -32,7 +32,8 @@ from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.integration.hf_trainer import checkpoints, refusals
-from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, training_arguments, zero_stage
+from mindspeed_vita.integration.hf_trainer.settings import check_packages, deepspeed_settings, offloads, training_arguments, zero_stage
+from mindspeed_vita.integration.hf_trainer.start_weights import check_same_architecture, named_start
 from mindspeed_vita.platform import Platform, get_platform
 
 EXPORT = "export"
@@ -75,6 +76,7 @@ def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = 
     """
     refusals.check(recipe)
     settings = deepspeed_settings(deepspeed)
+    check_packages(deepspeed)
     if settings is not None and "RANK" not in os.environ:
         raise ValueError("--deepspeed needs a launcher; run: torchrun --standalone --nproc_per_node N -m mindspeed_vita.cli.main train ...")
     platform = get_platform()
@@ -133,7 +135,6 @@ def _train(
         progress.line(f"{recipe.name}: {dataset.describe()}")
         progress.line(f"{recipe.name}: {'continuing from' if newest else 'starting from'} {newest or start} ({sharing})")
     batches = open_loader(dataset, recipe, layout, start_pack=step * recipe.train.global_batch)
-    offload = ((settings or {}).get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none") != "none"
     trainer = PackTrainer(
         recipe,
         layout,
@@ -142,7 +143,7 @@ def _train(
         failed=failed,
         fingerprint=dataset.fingerprint,
         sharing=sharing,
-        cpu_adam=offload and bool((settings or {})["zero_force_ds_cpu_optimizer"]),
+        cpu_adam=offloads(settings, "optimizer") and bool((settings or {})["zero_force_ds_cpu_optimizer"]),
         stop=stop,
         log=log,
         progress=progress,
@@ -190,17 +191,9 @@ def start_folder(recipe: Recipe) -> Path:
     Raises:
         ValueError: nothing to start from, or another architecture.
     """
-    if not recipe.checkpoint.init_from:
-        raise ValueError("--engine hf starts from weights: set checkpoint.init_from to an export, or to a run or step folder")
-    origin = current_folder(Path(recipe.checkpoint.init_from))
-    gates.check_handover(origin)
+    origin = named_start(recipe)
     source = open_source(origin, SourceOptions(tokenizer=recipe.data.tokenizer))
-    differing = {
-        key: values for key, values in differing_keys(source.recipe.model, recipe.model).items() if not key.startswith("language.rope_")
-    }
-    if differing:
-        listed = "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in differing.items())
-        raise ValueError(f"checkpoint {origin} is of another architecture ({listed}); use the recipe it was trained with")
+    check_same_architecture(origin, source.recipe.model, recipe.model)
     source.wait()
     own = source.format == "hf" and str(read_config(origin).get("model_type", "")).startswith("long_vita")
     if own and not differing_keys(model_config(read_config(origin)), recipe.model):

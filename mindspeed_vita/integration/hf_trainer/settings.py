@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,6 +15,8 @@ from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
 _BUILTIN = Path(__file__).with_name("deepspeed")
+HOSTED = {"optimizer": "optimizer", "param": "weights"}
+"""What a file of DeepSpeed may keep outside of the device: offload_optimizer and offload_param."""
 
 
 def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
@@ -45,6 +50,46 @@ def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
     if content["zero_optimization"].get("stage") == 3:
         content["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # the export needs it
     return content
+
+
+def check_packages(deepspeed: str) -> list[str]:
+    """The packages that a run needs beyond this project's own, with their versions.
+
+    Args:
+        deepspeed: what --deepspeed names.
+
+    Raises:
+        ValueError: some are not installed.
+    """
+    needed = ["accelerate", *(["deepspeed"] if deepspeed else [])]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        option = f" --deepspeed {deepspeed}" if deepspeed else ""
+        raise ValueError(
+            f"--engine hf{option}: {sys.executable} lacks {' and '.join(missing)}; run: {sys.executable} -m pip install "
+            f"--no-build-isolation {' '.join(missing)}   (docs/guides/deepspeed.md names the releases that were tested)"
+        )
+    return [f"{name} {version(name)}" for name in needed]
+
+
+def describe(deepspeed: str) -> str:
+    """One line for `vita check`: the packages, and how the ranks share the memory.
+
+    Raises:
+        ValueError: packages are missing, or the file of --deepspeed is refused.
+    """
+    settings = deepspeed_settings(deepspeed)
+    sharing = "no sharing of memory"
+    if settings is not None:
+        hosted = " and ".join(name for kind, name in HOSTED.items() if offloads(settings, kind))
+        sharing = f"ZeRO-{zero_stage(settings)} of {deepspeed}{f', {hosted} in host memory' if hosted else ''}"
+    return f"{', '.join(check_packages(deepspeed))}; {sharing}"
+
+
+def offloads(settings: Optional[dict[str, Any]], kind: str) -> bool:
+    """Whether DeepSpeed keeps a kind of state (optimizer or param) outside of the device."""
+    section = (settings or {}).get("zero_optimization", {}).get(f"offload_{kind}") or {}
+    return bool(section.get("device", "none") != "none")
 
 
 def zero_stage(settings: Optional[dict[str, Any]]) -> int:
