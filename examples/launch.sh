@@ -142,6 +142,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     esac
     options=(--engine "$engine")
     [ -z "${DEEPSPEED:-}" ] || options+=(--deepspeed "$DEEPSPEED") # vita refuses it with another engine
+    [ "${FSDP:-0}" != 1 ] || options+=(--fsdp)
     processes="${NPROC_PER_NODE:-$(count_devices "$device" || true)}"
     for name in "NNODES=$nodes" "NPROC_PER_NODE=$processes"; do
         [[ "${name#*=}" =~ ^[1-9][0-9]*$ ]] || stop "$name; expected a whole number from 1 up"

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes the run will have, over all nodes (default 1)")
     parser.add_argument("--engine", choices=ENGINES, default="builtin", help="engine the run will use (default builtin)")
     parser.add_argument("--deepspeed", default="", metavar="zero1|zero2|zero3|FILE", help="with --engine hf: as `vita train` takes it")
+    parser.add_argument("--fsdp", action="store_true", help="with --engine hf: as `vita train` takes it")
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument(
         "overrides",
@@ -46,14 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--processes is {arguments.processes}; expected at least 1")
     if arguments.passed_on and arguments.engine != "mindspeed-llm":
         raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
-    if arguments.deepspeed and arguments.engine != "hf":
-        raise ValueError(f"--deepspeed {arguments.deepspeed}: only --engine hf takes it")
+    if arguments.engine != "hf" and (arguments.deepspeed or arguments.fsdp):
+        option = f"--deepspeed {arguments.deepspeed}" if arguments.deepspeed else "--fsdp"
+        raise ValueError(f"{option}: only --engine hf takes it")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     topics = _topics(recipe, arguments.processes, arguments.engine)
     if arguments.engine == "mindspeed-llm":
         topics.append(("flags", lambda: _flags(recipe, arguments.passed_on)))
     if arguments.engine == "hf":
-        topics.append(("trainer", lambda: _trainer(arguments.deepspeed)))
+        topics.append(("trainer", lambda: _trainer(arguments.deepspeed, arguments.fsdp)))
     problems = 0
     print(f"{recipe.name}: {arguments.recipe}")
     for name, look in topics:
@@ -199,7 +201,7 @@ def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
     return f"{counted(len(line), 'word')} for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"
 
 
-def _trainer(deepspeed: str) -> str:
+def _trainer(deepspeed: str, fsdp: bool) -> str:
     from mindspeed_vita.integration.hf_trainer.settings import describe
 
-    return describe(deepspeed)
+    return describe(deepspeed, fsdp=fsdp)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,21 @@ from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.faults import open_failed_samples
 from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_loader
 from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.stopping import StopRequest
-from mindspeed_vita.integration.hf_trainer import checkpoints, refusals
-from mindspeed_vita.integration.hf_trainer.settings import check_packages, deepspeed_settings, offloads, training_arguments, zero_stage
+from mindspeed_vita.integration.hf_trainer import checkpoints, fully_sharded, refusals
+from mindspeed_vita.integration.hf_trainer.settings import (
+    FSDP2,
+    check_packages,
+    deepspeed_settings,
+    sharing_of,
+    training_arguments,
+)
 from mindspeed_vita.integration.hf_trainer.start_weights import check_same_architecture, named_start
+from mindspeed_vita.integration.hf_trainer.universal import make_universal
+from mindspeed_vita.parallel.build import DTYPES
 from mindspeed_vita.platform import Platform, get_platform
 
 EXPORT = "export"
@@ -55,19 +63,20 @@ class HfResult:
     peak_memory: int
     """Highest use of any rank, bytes."""
     sharing: str
-    """plain, or zero1 to zero3."""
+    """plain, fsdp2, or zero1 to zero3."""
     stopped_by: int
     """Number of the signal that ended the run; 0: it reached its last step."""
     export: Optional[Path]
     """The weights in our Hugging Face layout; None where a signal ended the run."""
 
 
-def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = None) -> HfResult:
+def train(recipe: Recipe, *, deepspeed: str = "", fsdp: bool = False, stop: Optional[StopRequest] = None) -> HfResult:
     """Train a recipe to its last step, from the newest checkpoint in its folder if there is one, and export the weights.
 
     Args:
         recipe: the run. Every rank passes the same.
         deepspeed: zero1, zero2, zero3, a JSON file, or "" for none.
+        fsdp: share weights, gradients and optimizer by torch's FSDP2.
         stop: what `stop_signals` gives; a signal then ends the run after its step.
 
     Raises:
@@ -77,10 +86,8 @@ def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = 
     refusals.check(recipe)
     settings = deepspeed_settings(deepspeed)
     check_packages(deepspeed)
-    if settings is not None and "RANK" not in os.environ:
-        raise ValueError("--deepspeed needs a launcher; run: torchrun --standalone --nproc_per_node N -m mindspeed_vita.cli.main train ...")
+    sharing = sharing_of(settings, fsdp=fsdp)
     platform = get_platform()
-    sharing = f"zero{zero_stage(settings)}" if settings is not None else "plain"
     with distributed(recipe, platform) as layout, _locked(recipe):
         return _train(recipe, layout, platform, settings, sharing, stop or StopRequest())
 
@@ -108,8 +115,13 @@ def _train(
             f"checkpoint.resume is false, but {directory} holds {newest.name}; set it to true to continue, or choose another "
             "checkpoint.directory"
         )
+    universal = newest is not None and checkpoints.needs_universal(newest, sharing=sharing, ranks=dist.get_world_size())
+    if newest is not None and settings is not None and universal:
+        converted = newest
+        on_first_rank(lambda: make_universal(converted))
+        settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     # DeepSpeed must be set up before the model is loaded, and both before Trainer
-    arguments = training_arguments(recipe, layout, platform, deepspeed=settings)
+    arguments = training_arguments(recipe, layout, platform, deepspeed=settings, fsdp=sharing == FSDP2)
     if settings is not None:
         import deepspeed
 
@@ -120,13 +132,10 @@ def _train(
     dataset = open_dataset(recipe, layout)
     step, known = 0, tuple[int, ...]()
     if newest is not None:
-        ranks = dist.get_world_size()
-        state = checkpoints.read_state(
-            newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing, ranks=ranks, deepspeed=settings
-        )
+        state = checkpoints.read_state(newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing)
         step, known = state.step, state.failed_samples
     start = first_rank_first(lambda: start_folder(recipe))
-    model = build_packed_model(start, recipe, layout, platform, sharded=sharing == "zero3")
+    model = build_packed_model(start, recipe, layout, platform, sharing=sharing)
     failed = open_failed_samples(recipe, dataset, step=step, known=known)
     log = MetricsLog(directory, step=step, tensorboard=recipe.logging.tensorboard) if leads else None
     every = max(recipe.logging.every, recipe.train.steps // 20)
@@ -140,10 +149,11 @@ def _train(
         layout,
         platform,
         batches=batches,
+        objective=build_objective(recipe, layout, dataset),
         failed=failed,
         fingerprint=dataset.fingerprint,
         sharing=sharing,
-        cpu_adam=offloads(settings, "optimizer") and bool((settings or {})["zero_force_ds_cpu_optimizer"]),
+        universal=universal,
         stop=stop,
         log=log,
         progress=progress,
@@ -211,13 +221,16 @@ def write_export(native: Any, recipe: Recipe, folder: Path, record: lineage.Line
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
-    """Native names and whole tensors in host memory, on rank 0; empty on the others. Collective."""
-    wrapped = trainer.model_wrapped
-    state = trainer.accelerator.get_state_dict(wrapped)
+    """Native names and whole tensors in the recipe's precision, in host memory of rank 0; empty on the others. Collective."""
+    if trainer.sharing == FSDP2:
+        state = fully_sharded.whole_weights(trainer.model)
+    else:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if dist.get_rank() != 0:
         return {}
     recipe = trainer.recipe
-    names = {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
+    dtype = DTYPES[recipe.train.precision]
+    names = {name.removeprefix("module."): tensor.detach().cpu().to(dtype) for name, tensor in state.items()}
     if recipe.model.language.tie_embeddings:
         names.pop("lm_head.weight", None)
     return dict(convert_to_native(names, family_rules("long_vita", recipe.model)))

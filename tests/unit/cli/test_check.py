@@ -172,5 +172,9 @@ def test_the_engine_on_trainer_needs_weights_and_its_packages(recipe, tmp_path, 
     assert main(["check", "--engine", "hf", "--deepspeed", str(tmp_path / "ds.json"), file]) == 0
     told = capsys.readouterr().out
     assert f"start from {tmp_path / 'before' / 'step_0000003'}; checkpoints go to" in told
-    assert f"accelerate 7.0, deepspeed 7.0; ZeRO-2 of {tmp_path / 'ds.json'}, optimizer in host memory" in told
+    assert f"accelerate 7.0, deepspeed 7.0; ZeRO-2 of {tmp_path / 'ds.json'}, optimizer in host memory, updated by torch's AdamW" in told
+    assert main(["check", "--engine", "hf", "--fsdp", file]) == 0 and "accelerate 7.0; FSDP2" in capsys.readouterr().out
+    assert main(["check", "--engine", "hf", "--fsdp", "--deepspeed", "zero3", file]) == 2
+    assert "--deepspeed and --fsdp both share" in capsys.readouterr().out
+    assert main(["check", "--fsdp", file]) == 2 and "--fsdp: only --engine hf takes it" in capsys.readouterr().err
     assert main(["check", "--deepspeed", "zero3", file]) == 2 and "only --engine hf takes it" in capsys.readouterr().err

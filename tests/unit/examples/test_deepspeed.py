@@ -89,10 +89,11 @@ def test_a_dry_run_names_what_is_wrong(world, tmp_path):  # noqa: F811
     assert done.stdout.splitlines()[-1] == "FAIL: 3 of 7 topics have a problem"
 
 
-def test_the_plain_scripts_take_the_engine_and_its_option_too(world):  # noqa: F811
+def test_the_plain_scripts_take_the_engine_and_its_options_too(world):  # noqa: F811
     variables = {**world, "BASE_WEIGHTS": f"{world['WEIGHTS']}/weights_7b", "DRY_RUN": "1", "NPROC_PER_NODE": "8"}
     script = EXAMPLES / "long_vita_7b" / "stage1.sh"
     hf = start(script, "parallel.tp=1", ENGINE="hf", **variables)
     assert "main train --engine hf /" in hf.stdout and "no sharing of memory" in hf.stdout
+    assert "main train --engine hf --fsdp /" in start(script, "parallel.tp=1", ENGINE="hf", FSDP="1", **variables).stdout
     other = start(script, DEEPSPEED="zero3", **variables)
     assert other.returncode == 2 and "--deepspeed zero3: only --engine hf takes it" in other.stderr
