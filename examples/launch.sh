@@ -131,16 +131,19 @@ log_to() { # FILE COMMAND: from here on what is printed also goes to the file
 }
 
 launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
-    local recipe="$1" device="${DEVICE:-auto}" engine nodes="${NNODES:-1}" processes python where settings command name gloo logs
+    local recipe="$1" device="${DEVICE:-auto}" engine options nodes="${NNODES:-1}" processes python where settings command name gloo logs
     shift
     [ "$device" != auto ] || device="$(find_device)"
     case "$device" in npu | cuda | cpu) ;; *) stop "DEVICE=$device; expected auto, npu, cuda or cpu" ;; esac
     engine="${ENGINE:-$([ "$device" = npu ] && echo mindspeed-llm || echo builtin)}"
     case "$engine:$device" in
-        builtin:* | mindspeed-llm:npu) ;;
+        builtin:* | hf:* | mindspeed-llm:npu) ;;
         mindspeed-llm:*) stop "ENGINE=mindspeed-llm runs on NPUs, the device here is $device; use ENGINE=builtin" ;;
-        *) stop "ENGINE=$engine; expected builtin or mindspeed-llm" ;;
+        *) stop "ENGINE=$engine; expected builtin, mindspeed-llm or hf" ;;
     esac
+    options=(--engine "$engine")
+    [ -z "${DEEPSPEED:-}" ] || options+=(--deepspeed "$DEEPSPEED") # vita refuses it with another engine
+    [ "${FSDP:-0}" != 1 ] || options+=(--fsdp)
     processes="${NPROC_PER_NODE:-$(count_devices "$device" || true)}"
     for name in "NNODES=$nodes" "NPROC_PER_NODE=$processes"; do
         [[ "${name#*=}" =~ ^[1-9][0-9]*$ ]] || stop "$name; expected a whole number from 1 up"
@@ -164,7 +167,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     add_device_settings "$device"
     command=(env "${settings[@]}" "$python" -m mindspeed_vita.cli.torchrun --nnodes "$nodes" --nproc_per_node "$processes" "${where[@]}"
         -m mindspeed_vita.cli.main train)
-    [ "$engine" = builtin ] || command+=(--engine "$engine")
+    [ "${options[*]}" = "--engine builtin" ] || command+=("${options[@]}")
     command+=("$recipe" "$@")
     if [ "$engine" = mindspeed-llm ] && [[ " $* " != *" -- "* ]]; then
         # its default norm is several fp32 kernels; flags of the user's own stand instead of this one
@@ -181,7 +184,7 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     fi
     printf '%q ' "${command[@]}"
     printf '\n'
-    exec env "${settings[@]}" "$python" -m mindspeed_vita.cli.main check --engine "$engine" --processes $((nodes * processes)) "$recipe" "$@"
+    exec env "${settings[@]}" "$python" -m mindspeed_vita.cli.main check "${options[@]}" --processes $((nodes * processes)) "$recipe" "$@"
 }
 
 launch_stage() { # RECIPE mixture NAME from base|STAGE language-model NAME [key=value ...] [-- MindSpeed-LLM flags]

@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes the run will have, over all nodes (default 1)")
     parser.add_argument("--engine", choices=ENGINES, default="builtin", help="engine the run will use (default builtin)")
+    parser.add_argument("--deepspeed", default="", metavar="zero1|zero2|zero3|FILE", help="with --engine hf: as `vita train` takes it")
+    parser.add_argument("--fsdp", action="store_true", help="with --engine hf: as `vita train` takes it")
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument(
         "overrides",
@@ -43,12 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a line a topic; 0 when the run would start, 2 when something is missing."""
     if arguments.processes < 1:
         raise ValueError(f"--processes is {arguments.processes}; expected at least 1")
-    if arguments.passed_on and arguments.engine == "builtin":
+    if arguments.passed_on and arguments.engine != "mindspeed-llm":
         raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
+    if arguments.engine != "hf" and (arguments.deepspeed or arguments.fsdp):
+        option = f"--deepspeed {arguments.deepspeed}" if arguments.deepspeed else "--fsdp"
+        raise ValueError(f"{option}: only --engine hf takes it")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     topics = _topics(recipe, arguments.processes, arguments.engine)
     if arguments.engine == "mindspeed-llm":
         topics.append(("flags", lambda: _flags(recipe, arguments.passed_on)))
+    if arguments.engine == "hf":
+        topics.append(("trainer", lambda: _trainer(arguments.deepspeed, arguments.fsdp)))
     problems = 0
     print(f"{recipe.name}: {arguments.recipe}")
     for name, look in topics:
@@ -168,6 +175,11 @@ def _weights(recipe: Recipe, engine: str) -> str:
         if holds_checkpoint(start):
             check_handover(Path(start))
             return f"start from {start}, which MindSpeed-LLM saved; checkpoints go to {directory}"
+    if engine == "hf":
+        from mindspeed_vita.integration.hf_trainer import checkpoints
+        from mindspeed_vita.integration.hf_trainer.start_weights import describe_start
+
+        return _adapters(recipe, checkpoints.newest(Path(directory))) if recipe.lora.rank else describe_start(recipe)
     newest = step_folder.latest(directory) if engine == "builtin" else None
     if newest is not None and recipe.checkpoint.resume:
         step_folder.check_architecture(newest, recipe.model, resume=True)
@@ -202,3 +214,9 @@ def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
     line = command_line(recipe, passed_on)
     unused = "".join(f"; {note}" for note in check_line(line, recipe.model.language))
     return f"{counted(len(line), 'word')} for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"
+
+
+def _trainer(deepspeed: str, fsdp: bool) -> str:
+    from mindspeed_vita.integration.hf_trainer.settings import describe
+
+    return describe(deepspeed, fsdp=fsdp)

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue although the learning rate, its multipliers, batch, weight decay, Adam's constants or precision were changed",
     )
+    parser.add_argument("--fsdp", action="store_true", help="with --engine hf: share weights, gradients and optimizer by torch's FSDP2")
     parser.add_argument("--print-megatron-args", action="store_true", help="print what --engine mindspeed-llm passes to Megatron and exit")
     parser.set_defaults(passed_on=[])
     parser.add_argument("--print-recipe", action="store_true", help="print the recipe with all defaults and exit")
@@ -85,16 +86,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{' '.join(arguments.passed_on)}: only --engine mindspeed-llm takes flags after --")
     if arguments.deepspeed and arguments.engine != "hf":
         raise ValueError(f"--deepspeed {arguments.deepspeed}: only --engine hf takes it")
+    if arguments.fsdp and arguments.engine != "hf":
+        raise ValueError("--fsdp: only --engine hf takes it")
     validate(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    return _hf(recipe, arguments.deepspeed) if arguments.engine == "hf" else _builtin(recipe, arguments)
+    if arguments.engine == "hf":
+        return _hf(recipe, arguments.deepspeed, fsdp=arguments.fsdp)
+    return _builtin(recipe, arguments)
 
 
-def _hf(recipe: Recipe, deepspeed: str) -> int:
+def _hf(recipe: Recipe, deepspeed: str, *, fsdp: bool) -> int:
     from mindspeed_vita.engine.stopping import SAVED, stop_signals
     from mindspeed_vita.integration.hf_trainer.run import train
 
     with stop_signals() as stop:
-        result = train(recipe, deepspeed=deepspeed, stop=stop)
+        result = train(recipe, deepspeed=deepspeed, fsdp=fsdp, stop=stop)
     if int(os.environ.get("RANK", "0")) == 0:
         first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
         speed, memory = f"{result.tokens_per_second:,.0f} tokens/s", f"peak memory {result.peak_memory / 2**30:.2f} GiB"

@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Optional
@@ -95,12 +95,14 @@ def write_mixture(folder: Path, samples: int = 1500) -> None:
     (folder / "mixture.yaml").write_text(content, encoding="utf-8")
 
 
-def engine_round(work: str, folder: Path, processes: int, steps: int, environment: dict[str, str]) -> dict[str, float]:
-    """One run of the engine from the common weights."""
+def engine_round(
+    work: str, folder: Path, processes: int, steps: int, environment: dict[str, str], options: Sequence[str] = ()
+) -> dict[str, float]:
+    """One run of an engine from the common weights: the built-in one, unless options of `vita train` name another."""
     directory = folder / f"run{time.time_ns()}"
     run = [f"train.steps={steps}", f"checkpoint.directory={directory}", f"checkpoint.init_from={folder / 'start'}"]
     overrides = [*(one for one in recipe_of(work, folder) if one != "checkpoint.init_from="), *run]
-    launch([*VITA, "train", *overrides], processes, environment)
+    launch([*VITA, "train", *options, *overrides], processes, environment)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()][SKIPPED:]
     seconds = sum(line["seconds"] for line in lines)
     samples = sum(line["samples"] for line in lines)
@@ -168,20 +170,26 @@ def _collator(processor: Any, media: Path) -> Callable[[list[dict[str, Any]]], d
     return collate
 
 
-def compare(work: str, rounds: int, steps: int) -> None:
-    """Prints a row for each way, with its rounds and the ratio of the medians."""
+def prepare(work: str, folder: Path) -> dict[str, str]:
+    """Makes the data, the common weights and their export in a folder. Returns the environment of the runs."""
     environment = {**os.environ, "DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment |= {"VITA_OUT": str(folder), "OMP_NUM_THREADS": "1"}
+    launch(["examples/tiny/make_data.py", "--out", f"{folder}/data"], 1, environment)
+    (write_photos if work == "photos" else write_mixture)(folder)
+    start = [*recipe_of(work, folder), "train.steps=1", f"checkpoint.directory={folder / 'start'}"]
+    load_recipe(start[0], start[1:])
+    launch([*VITA, "train", *start], 1, environment)
+    convert = ["convert", "--from", f"{folder}/start", "--to", "hf", "--dtype", "fp32", "--tokenizer", f"{folder}/data/tokenizer"]
+    launch([*VITA, *convert, "--output", f"{folder}/export"], 1, environment)
+    return environment
+
+
+def compare(work: str, rounds: int, steps: int) -> None:
+    """Prints a row for each round and way, and the ratios of the medians."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        environment |= {"VITA_OUT": name, "OMP_NUM_THREADS": "1"}
-        launch(["examples/tiny/make_data.py", "--out", f"{name}/data"], 1, environment)
-        (write_photos if work == "photos" else write_mixture)(folder)
-        start = [*recipe_of(work, folder), "train.steps=1", f"checkpoint.directory={folder / 'start'}"]
-        load_recipe(start[0], start[1:])
-        launch([*VITA, "train", *start], 1, environment)
-        convert = ["convert", "--from", f"{name}/start", "--to", "hf", "--dtype", "fp32", "--tokenizer", f"{name}/data/tokenizer"]
-        launch([*VITA, *convert, "--output", f"{name}/export"], 1, environment)
+        environment = prepare(work, folder)
         processes = 2 if work == "photos" else 1
         found: dict[str, list[Optional[dict[str, float]]]] = {}
         for _ in range(rounds):

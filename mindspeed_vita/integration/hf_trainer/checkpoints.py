@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from mindspeed_vita.checkpoint.adapter.peft_files import OURS
 from mindspeed_vita.checkpoint.native import step_folder
@@ -43,9 +43,23 @@ def write_state(folder: Path, state: step_folder.TrainState, recipe: Recipe, sha
     partial.replace(folder / _STATE)
 
 
-def read_state(
-    folder: Path, recipe: Recipe, *, fingerprint: str, sharing: str, ranks: int, deepspeed: Optional[dict[str, Any]]
-) -> step_folder.TrainState:
+def needs_universal(folder: Path, *, sharing: str, ranks: int) -> bool:
+    """Whether a checkpoint is in DeepSpeed's parts for another number of processes.
+
+    Args:
+        folder: of the checkpoint.
+        sharing: how this run shares weights and optimizer. `read_state` refuses a checkpoint with another way.
+        ranks: processes of this run.
+    """
+    layout = step_folder.load_state(folder).layout
+    return sharing.startswith("zero") and _sharing(folder) == sharing and layout["dp"] * layout["cp"] != ranks
+
+
+def _sharing(folder: Path) -> str:
+    return str(json.loads((folder / _STATE).read_text(encoding="utf-8"))["sharing"])
+
+
+def read_state(folder: Path, recipe: Recipe, *, fingerprint: str, sharing: str) -> step_folder.TrainState:
     """The state of a checkpoint that this run can go on from.
 
     Args:
@@ -53,8 +67,6 @@ def read_state(
         recipe: this run.
         fingerprint: of its data.
         sharing: how it shares weights and optimizer; see run.py.
-        ranks: its processes.
-        deepspeed: its configuration of DeepSpeed.
 
     Raises:
         ValueError: other sizes, settings, data, or another way to share them.
@@ -62,17 +74,10 @@ def read_state(
     step_folder.check_architecture(folder, recipe.model, resume=True)
     step_folder.check_training(folder, recipe, engine="hf")
     state = step_folder.load_state(folder)
-    saved = json.loads((folder / _STATE).read_text(encoding="utf-8"))["sharing"]
+    saved = _sharing(folder)
     advice = f"start a run in another checkpoint.directory with checkpoint.init_from={folder.parent / 'export'} (weights only)"
     if saved != sharing:
         raise ValueError(f"{folder} was written with {saved}, this run has {sharing}; use {saved} to resume, or {advice}")
     if state.fingerprint != fingerprint:
         raise ValueError(f"{folder} was written with other data or another packing; restore it to resume, or {advice}")
-    before = state.layout["dp"] * state.layout["cp"]
-    universal = deepspeed is not None and deepspeed.get("checkpoint", {}).get("load_universal", False)
-    if deepspeed is not None and before != ranks and not universal:
-        raise ValueError(
-            f"{folder} was written by {before} processes, this run has {ranks}; use {before}, or convert it with DeepSpeed's "
-            'ds_to_universal and add "checkpoint": {"load_universal": true} to the file of --deepspeed'
-        )
     return state

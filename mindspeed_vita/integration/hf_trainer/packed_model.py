@@ -19,6 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mindspeed_vita.config import Recipe, language_traits
 from mindspeed_vita.hf.modeling_long_vita import causal_class
+from mindspeed_vita.integration.hf_trainer import fully_sharded
+from mindspeed_vita.integration.hf_trainer.settings import FSDP2
 from mindspeed_vita.models.core_attention import Attend
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.models.splice import splice
@@ -51,11 +53,13 @@ class PackedSettings:
     """Modules that train."""
     chunk: int
     """Rows of logits that exist at a time."""
+    dtype: torch.dtype
+    """Of the products with the output layer's weight."""
     sharded: bool
-    """A module's weights are gathered when it is called (ZeRO-3), so all ranks must call it equally often."""
+    """A module's weights are gathered when it is called (ZeRO-3, FSDP2), so all ranks must call it equally often."""
 
 
-def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, platform: Platform, *, sharded: bool) -> Any:
+def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, platform: Platform, *, sharing: str) -> Any:
     """The model of an export, ready for packs. This is the one place that builds it.
 
     What does not train is frozen: all of it, where adapters train.
@@ -65,19 +69,22 @@ def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, pla
         recipe: the run.
         layout: this rank's place.
         platform: its device.
-        sharded: see PackedSettings.
+        sharing: how the ranks share weights and optimizer; see settings.sharing_of.
 
     Raises:
         ValueError: no attention backend serves the heads.
     """
-    train, dtype = recipe.train, DTYPES[recipe.train.precision]
+    train = recipe.train
+    # DeepSpeed keeps fp32 copies of bf16 weights; the others train fp32 weights and compute in the recipe's precision
+    dtype = DTYPES[train.precision] if sharing.startswith("zero") else torch.float32
     settings = PackedSettings(
         attend=attend_over(layout, language_backend(recipe, layout, platform.device)),
         exchange=GroupRowExchange(layout.tp_cp_group, layout.tile_group_size),
         normalization=recipe.model.vision.normalization,
         trainable=frozenset(recipe.lora.parts if recipe.lora.rank else train.modules),
         chunk=recipe.model.lm_head_chunk,
-        sharded=sharded,
+        dtype=DTYPES[train.precision],
+        sharded=sharing in ("zero3", FSDP2),
     )
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
     model = packed_class(language_traits(recipe.model.language.family).hf_base).from_pretrained(
@@ -90,6 +97,8 @@ def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, pla
         parameter.requires_grad_(not recipe.lora.rank and module_of(name) in settings.trainable)
     if train.recompute == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if sharing == FSDP2:
+        fully_sharded.share(model, device=platform.device, half=train.precision == "bf16")
     return model
 
 
@@ -112,9 +121,11 @@ def packed_attention(
 class LossHead(nn.Linear):
     """The output layer, which gives losses in place of logits. A module, because ZeRO-3 gathers its weight when it is called."""
 
-    def forward(self, hidden_QH: torch.Tensor, labels_Q: torch.Tensor, chunk: int) -> torch.Tensor:  # type: ignore[override]
-        """Cross-entropy of each row: float32[Q]. No more than chunk rows of logits exist at a time."""
-        return chunked_cross_entropy(hidden_QH.to(self.weight.dtype), self.weight, labels_Q, chunk=chunk)
+    def forward(  # type: ignore[override]
+        self, hidden_QH: torch.Tensor, labels_Q: torch.Tensor, chunk: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Cross-entropy of each row: float32[Q], from products in dtype. No more than chunk rows of logits exist at a time."""
+        return chunked_cross_entropy(hidden_QH.to(dtype), self.weight.to(dtype), labels_Q, chunk=chunk)
 
 
 class PackedPart:
@@ -136,7 +147,7 @@ class PackedPart:
         # one row at least, so that every rank calls the output layer
         rows_Q = pack.supervised_Q if len(pack.supervised_Q) else torch.zeros_like(pack.labels_T[:1])
         labels_Q = pack.labels_T[rows_Q]
-        losses_Q = self.lm_head(hidden_TH[rows_Q], labels_Q.clamp_min(0), self.packed.chunk)
+        losses_Q = self.lm_head(hidden_TH[rows_Q], labels_Q.clamp_min(0), self.packed.chunk, self.packed.dtype)
         losses_Q = losses_Q * (labels_Q != IGNORE) * pack.weights_T[rows_Q]
         return torch.zeros_like(pack.weights_T).index_add(0, rows_Q, losses_Q)
 

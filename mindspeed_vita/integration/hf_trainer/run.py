@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.checkpoint import gates, lineage
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.hf.config import model_config
@@ -29,12 +29,22 @@ from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import open_failed_samples
 from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_loader
 from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
-from mindspeed_vita.integration.hf_trainer import adapters, checkpoints, refusals
-from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, training_arguments, zero_stage
+from mindspeed_vita.integration.hf_trainer import adapters, checkpoints, fully_sharded, refusals
+from mindspeed_vita.integration.hf_trainer.settings import (
+    FSDP2,
+    check_packages,
+    deepspeed_settings,
+    sharing_of,
+    training_arguments,
+)
+from mindspeed_vita.integration.hf_trainer.start_weights import check_same_architecture, named_start
+from mindspeed_vita.integration.hf_trainer.universal import make_universal
+from mindspeed_vita.parallel.build import DTYPES
 from mindspeed_vita.platform import Platform, get_platform
 
 EXPORT = "export"
@@ -56,19 +66,20 @@ class HfResult:
     peak_memory: int
     """Highest use of any rank, bytes."""
     sharing: str
-    """plain, or zero1 to zero3."""
+    """plain, fsdp2, or zero1 to zero3."""
     stopped_by: int
     """Number of the signal that ended the run; 0: it reached its last step."""
     export: Optional[Path]
     """The weights in our Hugging Face layout, or the adapters in peft's; None where a signal ended the run."""
 
 
-def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = None) -> HfResult:
+def train(recipe: Recipe, *, deepspeed: str = "", fsdp: bool = False, stop: Optional[StopRequest] = None) -> HfResult:
     """Train a recipe to its last step, from the newest checkpoint in its folder if there is one, and export the weights.
 
     Args:
         recipe: the run. Every rank passes the same.
         deepspeed: zero1, zero2, zero3, a JSON file, or "" for none.
+        fsdp: share weights, gradients and optimizer by torch's FSDP2.
         stop: what `stop_signals` gives; a signal then ends the run after its step.
 
     Raises:
@@ -77,10 +88,11 @@ def train(recipe: Recipe, *, deepspeed: str = "", stop: Optional[StopRequest] = 
     """
     refusals.check(recipe)
     settings = deepspeed_settings(deepspeed)
-    if settings is not None and "RANK" not in os.environ:
-        raise ValueError("--deepspeed needs a launcher; run: torchrun --standalone --nproc_per_node N -m mindspeed_vita.cli.main train ...")
+    check_packages(deepspeed)
+    sharing = sharing_of(settings, fsdp=fsdp)
+    if sharing == FSDP2 and recipe.lora.rank:
+        raise ValueError("--fsdp: adapters are not shared by FSDP2 here; use --deepspeed zero3, or neither")
     platform = get_platform()
-    sharing = f"zero{zero_stage(settings)}" if settings is not None else "plain"
     with distributed(recipe, platform) as layout, _locked(recipe):
         return _train(recipe, layout, platform, settings, sharing, stop or StopRequest())
 
@@ -111,8 +123,12 @@ def _train(
     base = find_run_base(recipe, newest, None if newest is None else saved_recipe(newest))
     if base is not None:
         recipe = base.recipe
+    universal = newest is not None and checkpoints.needs_universal(newest, sharing=sharing, ranks=dist.get_world_size())
+    if newest is not None and settings is not None and universal:
+        on_first_rank(partial(make_universal, newest))
+        settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     # DeepSpeed must be set up before the model is loaded, and both before Trainer
-    arguments = training_arguments(recipe, layout, platform, deepspeed=settings)
+    arguments = training_arguments(recipe, layout, platform, deepspeed=settings, fsdp=sharing == FSDP2)
     if settings is not None:
         import deepspeed
 
@@ -123,13 +139,10 @@ def _train(
     dataset = open_dataset(recipe, layout)
     step, known = 0, tuple[int, ...]()
     if newest is not None:
-        ranks = dist.get_world_size()
-        state = checkpoints.read_state(
-            newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing, ranks=ranks, deepspeed=settings
-        )
+        state = checkpoints.read_state(newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing)
         step, known = state.step, state.failed_samples
-    start = first_rank_first(lambda: start_folder(recipe, base.base.folder if base is not None else Path(recipe.checkpoint.init_from)))
-    model = build_packed_model(start, recipe, layout, platform, sharded=sharing == "zero3")
+    start = first_rank_first(lambda: start_folder(recipe, None if base is None else base.base.folder))
+    model = build_packed_model(start, recipe, layout, platform, sharing=sharing)
     if base is not None:
         model = adapters.adapted(model, recipe, base.matrices())
     failed = open_failed_samples(recipe, dataset, step=step, known=known)
@@ -142,16 +155,16 @@ def _train(
         if base is not None:
             progress.line(f"{recipe.name}: {base.note if newest else base.describe()}")
     batches = open_loader(dataset, recipe, layout, start_pack=step * recipe.train.global_batch)
-    offload = ((settings or {}).get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none") != "none"
     trainer = PackTrainer(
         recipe,
         layout,
         platform,
         batches=batches,
+        objective=build_objective(recipe, layout, dataset),
         failed=failed,
         fingerprint=dataset.fingerprint,
         sharing=sharing,
-        cpu_adam=offload and bool((settings or {})["zero_force_ds_cpu_optimizer"]),
+        universal=universal,
         stop=stop,
         log=log,
         progress=progress,
@@ -197,27 +210,19 @@ def _train(
     )
 
 
-def start_folder(recipe: Recipe, named: Path) -> Path:
+def start_folder(recipe: Recipe, base: Optional[Path]) -> Path:
     """An export of the weights that a run starts from. They may be one; other formats are exported once.
 
     Args:
         recipe: the run.
-        named: checkpoint.init_from, or the base of the run's adapters.
+        base: of the run's adapters; None: checkpoint.init_from is what it starts from.
 
     Raises:
         ValueError: nothing to start from, or another architecture.
     """
-    if not recipe.checkpoint.init_from and not recipe.lora.rank:
-        raise ValueError("--engine hf starts from weights: set checkpoint.init_from to an export, or to a run or step folder")
-    origin = current_folder(named)
-    gates.check_handover(origin)
+    origin = named_start(recipe, base)
     source = open_source(origin, SourceOptions(tokenizer=recipe.data.tokenizer))
-    differing = {
-        key: values for key, values in differing_keys(source.recipe.model, recipe.model).items() if not key.startswith("language.rope_")
-    }
-    if differing:
-        listed = "; ".join(f"model.{key}: {there} there, {here} here" for key, (there, here) in differing.items())
-        raise ValueError(f"checkpoint {origin} is of another architecture ({listed}); use the recipe it was trained with")
+    check_same_architecture(origin, source.recipe.model, recipe.model)
     source.wait()
     own = source.format == "hf" and str(read_config(origin).get("model_type", "")).startswith("long_vita")
     if own and not differing_keys(model_config(read_config(origin)), recipe.model):
@@ -244,13 +249,16 @@ def write_export(native: Any, recipe: Recipe, folder: Path, record: lineage.Line
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
-    """Native names and whole tensors in host memory, on rank 0; empty on the others. Collective."""
-    wrapped = trainer.model_wrapped
-    state = trainer.accelerator.get_state_dict(wrapped)
+    """Native names and whole tensors in the recipe's precision, in host memory of rank 0; empty on the others. Collective."""
+    if trainer.sharing == FSDP2:
+        state = fully_sharded.whole_weights(trainer.model)
+    else:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if dist.get_rank() != 0:
         return {}
     recipe = trainer.recipe
-    names = {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
+    dtype = DTYPES[recipe.train.precision]
+    names = {name.removeprefix("module."): tensor.detach().cpu().to(dtype) for name, tensor in state.items()}
     if recipe.model.language.tie_embeddings:
         names.pop("lm_head.weight", None)
     return dict(convert_to_native(names, family_rules("long_vita", recipe.model)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,6 +15,10 @@ from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
 _BUILTIN = Path(__file__).with_name("deepspeed")
+FSDP2 = "fsdp2"
+"""How a run with --fsdp shares the memory, in records and logs. DeepSpeed's ways are zero0 to zero3; no way at all is plain."""
+HOSTED = {"optimizer": "optimizer", "param": "weights"}
+"""What a file of DeepSpeed may keep outside of the device: offload_optimizer and offload_param."""
 
 
 def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
@@ -41,10 +48,81 @@ def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
             "learning rate for each module, and the schedule"
         )
     content["zero_allow_untested_optimizer"] = True
-    content.setdefault("zero_force_ds_cpu_optimizer", False)
+    if content.setdefault("zero_force_ds_cpu_optimizer", False):
+        raise ValueError(
+            f"--deepspeed {path}: zero_force_ds_cpu_optimizer is true, but with DeepSpeed's own Adam the loss did not follow the built-in "
+            "engine's when it was tried; leave it out: torch's AdamW then updates optimizer state in host memory"
+        )
     if content["zero_optimization"].get("stage") == 3:
         content["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # the export needs it
     return content
+
+
+def check_packages(deepspeed: str) -> list[str]:
+    """The packages that a run needs beyond this project's own, with their versions.
+
+    Args:
+        deepspeed: what --deepspeed names.
+
+    Raises:
+        ValueError: some are not installed.
+    """
+    needed = ["accelerate", *(["deepspeed"] if deepspeed else [])]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        option = f" --deepspeed {deepspeed}" if deepspeed else ""
+        raise ValueError(
+            f"--engine hf{option}: {sys.executable} lacks {' and '.join(missing)}; run: {sys.executable} -m pip install "
+            f"--no-build-isolation {' '.join(missing)}   (docs/guides/deepspeed.md names the releases that were tested)"
+        )
+    return [f"{name} {version(name)}" for name in needed]
+
+
+def sharing_of(settings: Optional[dict[str, Any]], *, fsdp: bool) -> str:
+    """How a run shares weights and optimizer: plain, fsdp2, or zero1 to zero3.
+
+    Args:
+        settings: of DeepSpeed; None without it.
+        fsdp: whether --fsdp is given.
+
+    Raises:
+        ValueError: both are given, or one is and no launcher started this process.
+    """
+    _one_of_them(settings, fsdp=fsdp)
+    if (settings is not None or fsdp) and "RANK" not in os.environ:
+        option = "--fsdp" if fsdp else "--deepspeed"
+        raise ValueError(f"{option} needs a launcher; run: torchrun --standalone --nproc_per_node N -m mindspeed_vita.cli.main train ...")
+    if settings is not None:
+        return f"zero{zero_stage(settings)}"
+    return FSDP2 if fsdp else "plain"
+
+
+def _one_of_them(settings: Optional[dict[str, Any]], *, fsdp: bool) -> None:
+    if settings is not None and fsdp:
+        raise ValueError("--deepspeed and --fsdp both share weights and optimizer; use one of them")
+
+
+def describe(deepspeed: str, *, fsdp: bool) -> str:
+    """One line for `vita check`: the packages, and how the ranks share the memory.
+
+    Raises:
+        ValueError: packages are missing, or the file of --deepspeed is refused.
+    """
+    settings = deepspeed_settings(deepspeed)
+    _one_of_them(settings, fsdp=fsdp)
+    sharing = "FSDP2" if fsdp else "no sharing of memory"
+    if settings is not None:
+        hosted = " and ".join(name for kind, name in HOSTED.items() if offloads(settings, kind))
+        sharing = f"ZeRO-{zero_stage(settings)} of {deepspeed}{f', {hosted} in host memory' if hosted else ''}"
+        if offloads(settings, "optimizer"):
+            sharing += ", updated by torch's AdamW"
+    return f"{', '.join(check_packages(deepspeed))}; {sharing}"
+
+
+def offloads(settings: Optional[dict[str, Any]], kind: str) -> bool:
+    """Whether DeepSpeed keeps a kind of state (optimizer or param) outside of the device."""
+    section = (settings or {}).get("zero_optimization", {}).get(f"offload_{kind}") or {}
+    return bool(section.get("device", "none") != "none")
 
 
 def zero_stage(settings: Optional[dict[str, Any]]) -> int:
@@ -53,7 +131,7 @@ def zero_stage(settings: Optional[dict[str, Any]]) -> int:
 
 
 def training_arguments(
-    recipe: Recipe, layout: ParallelLayout, platform: Platform, *, deepspeed: Optional[dict[str, Any]]
+    recipe: Recipe, layout: ParallelLayout, platform: Platform, *, deepspeed: Optional[dict[str, Any]], fsdp: bool
 ) -> Any:
     """Trainer's arguments. Constructing them also sets DeepSpeed up, so that models load in parts: build the model afterwards."""
     from transformers import TrainingArguments
@@ -73,7 +151,7 @@ def training_arguments(
         adam_beta2=train.beta2,
         adam_epsilon=train.eps,
         max_grad_norm=train.clip_grad,
-        bf16=train.precision == "bf16",
+        bf16=train.precision == "bf16" and not fsdp,  # FSDP2 casts by itself
         seed=train.seed,
         deepspeed=deepspeed,
         use_cpu=cpu,

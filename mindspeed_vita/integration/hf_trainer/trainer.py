@@ -11,6 +11,7 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.checkpoint.native.step_folder import TrainState
@@ -18,11 +19,16 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
-from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.metrics import MetricsLog, with_report
+from mindspeed_vita.engine.objective import Objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.stopping import StopRequest
-from mindspeed_vita.integration.hf_trainer import checkpoints
+from mindspeed_vita.engine.work import peak_of, speeds
+from mindspeed_vita.integration.hf_trainer import checkpoints, fully_sharded
 from mindspeed_vita.integration.hf_trainer.parameter_groups import parameter_groups, share_of_rate
+from mindspeed_vita.integration.hf_trainer.settings import FSDP2
+from mindspeed_vita.integration.hf_trainer.step_packs import StepPacks
+from mindspeed_vita.integration.hf_trainer.universal import mend_optimizer
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
@@ -34,10 +40,11 @@ class PackTrainer(Trainer):
     Args:
         recipe, layout, platform: the run.
         batches: this rank's packs.
+        objective: sums up the losses of a pack, also by source.
         failed: record of samples that do not decode.
         fingerprint: of the data.
         sharing: how weights and optimizer are shared, for checkpoints.
-        cpu_adam: take DeepSpeed's Adam for optimizer state in host memory; it is compiled when it is first used.
+        universal: the checkpoint to go on from is loaded in DeepSpeed's universal format.
         stop: asked at the end of each step.
         log, progress: on rank 0.
         arguments: of Trainer.
@@ -53,23 +60,27 @@ class PackTrainer(Trainer):
         platform: Platform,
         *,
         batches: PackLoader,
+        objective: Objective,
         failed: FailedSamples,
         fingerprint: str,
         sharing: str,
-        cpu_adam: bool,
+        universal: bool,
         stop: StopRequest,
         log: Optional[MetricsLog],
         progress: Optional[Progress],
         **arguments: Any,
     ) -> None:
+        self.sharing = sharing
         super().__init__(**arguments, callbacks=[_StepEnd(self)])
         self.recipe, self.layout, self.platform = recipe, layout, platform
-        self.packs, self.failed, self.stop, self.fingerprint, self.sharing = batches, failed, stop, fingerprint, sharing
-        self.log_file, self.progress, self.cpu_adam = log, progress, cpu_adam
+        self.packs, self.failed, self.stop, self.fingerprint = batches, failed, stop, fingerprint
+        self.log_file, self.progress, self.universal = log, progress, universal
+        self.objective = objective
+        self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.shard = Sharder(recipe, layout, platform)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the count of the whole global batch
         self.busy: list[float] = []
-        self._loss, self._norm, self._count, self._learnt, self._samples = 0.0, 0.0, 1, 0, 0
+        self._norm, self._count = 0.0, 1
         self._began, self._waited = time.perf_counter(), 0.0
 
     def get_train_dataloader(self) -> Any:
@@ -81,22 +92,18 @@ class PackTrainer(Trainer):
         self._began, self._waited = time.perf_counter(), self.packs.waited
         step = self.state.global_step + 1
         batches = [self.failed.agree(next(epoch_iterator), self.layout, step) for _ in range(num_batches)]
-        once = int(self.layout.cp_rank == 0)
-        totals = torch.tensor([once * sum(batch.loss_count for batch in batches), once * sum(len(batch.sample_ids) for batch in batches)])
-        totals = totals.to(self.platform.device)
-        dist.all_reduce(totals)
-        self._learnt, self._samples = totals.tolist()
-        self._count, self._loss = max(self._learnt, 1), 0.0
+        self._packs = StepPacks(self.recipe, batches, objective=self.objective)
+        self._count = max(self._packs.count(self.layout), 1)
         return [{"pack": batch} for batch in batches], None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This rank's part of the loss times the number of ranks, as gradients are averaged over them."""
-        losses_T = model(pack=self.shard(inputs["pack"]))
-        part = losses_T.sum() / self._count
-        self._loss += float(part.detach())
-        return part * dist.get_world_size()
+        pack = self.shard(inputs["pack"])
+        result = self.objective(model(pack=pack), pack)
+        self._packs.add(result)
+        return result.sum / self._count * dist.get_world_size()
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW over the recipe's groups."""
@@ -105,25 +112,44 @@ class PackTrainer(Trainer):
             groups = parameter_groups(self.model, train, self.recipe.model.vision.num_layers)
             if not groups:
                 raise ValueError(f"train.modules={list(train.modules)} leaves nothing to train; name at least one module that has weights")
-            settings: dict[str, Any] = {"lr": train.lr, "betas": (train.beta1, train.beta2), "eps": train.eps}
-            if self.cpu_adam:
-                from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-                self.optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-            else:
-                self.optimizer = torch.optim.AdamW(groups, **settings)
+            self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps)
+            self._settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's warm-up and cosine, for every group by its own peak."""
         if self.lr_scheduler is None:
             train = self.recipe.train
-            inner = self.optimizer if optimizer is None else optimizer
-            while hasattr(inner, "optimizer"):  # accelerate and ZeRO each wrap it; the schedule sets the rates of the innermost
-                inner = inner.optimizer
+            inner = _innermost(self.optimizer if optimizer is None else optimizer)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: share_of_rate(train, step))
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
+        """Trainer's, but for FSDP2, where a checkpoint's weights lie with its optimizer and the export is written at the end."""
+        if self.sharing != FSDP2:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharing != FSDP2:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        fully_sharded.save(self.model, _innermost(self.optimizer), Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.sharing != FSDP2:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if checkpoint is not None and self.sharing == FSDP2:
+            fully_sharded.load(self.model, _innermost(self.optimizer), Path(checkpoint))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+            return
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.universal and self.sharing == "zero3":
+            mend_optimizer(_innermost(self.optimizer), self._settings, self.lr_scheduler.get_last_lr())
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: `vita plan` does that."""
@@ -142,27 +168,28 @@ class PackTrainer(Trainer):
         Raises:
             TrainingDiverged: the loss is not finite.
         """
-        step, total = self.state.global_step, torch.tensor(self._loss, dtype=torch.float64)
-        total = total.to(torch.float32 if self.platform.device.type == "npu" else torch.float64).to(self.platform.device)
-        dist.all_reduce(total)
-        loss = float(total)
+        step = self.state.global_step
+        learnt = self._packs.totals(self.layout)
+        loss = learnt["loss"]
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"step {step}: the loss is {loss}; start again in another checkpoint.directory with a lower train.lr, "
                 f"or with train.precision=fp32 to find out why"
             )
-        failed = self.failed.settle(learnt=self._learnt, step=step, last_step=self.recipe.train.steps, stop=self.stop)
+        failed = self.failed.settle(learnt=learnt["supervised"], step=step, last_step=self.recipe.train.steps, stop=self.stop)
         self.busy.append(time.perf_counter() - self._began)
         if self.log_file is not None and self.progress is not None:
             train = self.recipe.train
             speed = train.global_batch * self.recipe.data.seq_length / self.busy[-1]
-            entry = {"step": step, "loss": loss, "grad_norm": self._norm, "supervised": self._learnt, "samples": self._samples}
-            entry.update(failed=failed, lr=train.lr * share_of_rate(train, step - 1), seconds=self.busy[-1], tokens_per_second=speed)
-            entry.update(data_seconds=self.packs.waited - self._waited, packs=step * train.global_batch)
-            entry["memory"] = self.platform.memory().peak
+            entry = {"step": step, **learnt, "grad_norm": self._norm, "failed": failed, "lr": train.lr * share_of_rate(train, step - 1)}
+            entry.update(seconds=self.busy[-1], tokens_per_second=speed, data_seconds=self.packs.waited - self._waited)
+            entry.update(packs=step * train.global_batch, memory=self.platform.memory().peak)
+            entry.update(speeds(learnt["flops"], self.busy[-1], dist.get_world_size(), self.peak))
+            report = entry.pop("report")
+            entry = with_report(entry, report)
             if step % self.recipe.logging.every == 0 or step in (1, train.steps):
                 self.log_file.write(entry)
-            self.progress.update(entry)
+            self.progress.update(entry, report)
         return self.stop.agreed != 0
 
     def mark_saved(self) -> None:
@@ -174,6 +201,13 @@ class PackTrainer(Trainer):
         state = TrainState(step=step, packs=packs, fingerprint=self.fingerprint, failed_samples=ids, layout=layout)
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         on_first_rank(lambda: checkpoints.write_state(folder, state, self.recipe, self.sharing))
+
+
+def _innermost(optimizer: Any) -> Any:
+    """accelerate and ZeRO each wrap it; schedules and rates belong to the innermost."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 class _Endless:

@@ -154,3 +154,27 @@ def test_no_torch_is_needed(recipe, more):
     code = f"import sys; from mindspeed_vita.cli.main import main; main(['check', *{more}, {recipe()!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_the_engine_on_trainer_needs_weights_and_its_packages(recipe, tmp_path, capsys, monkeypatch):
+    from mindspeed_vita.integration.hf_trainer import settings
+
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    assert main(["check", "--engine", "hf", "--deepspeed", "zero3", recipe()]) == 2
+    told = capsys.readouterr().out
+    assert "weights    PROBLEM: --engine hf starts from weights: set checkpoint.init_from" in told
+    assert "lacks accelerate and deepspeed; run: " in told and told.endswith("FAIL: 2 of 7 topics have a problem\n")
+    monkeypatch.setattr(settings, "find_spec", lambda name: name)
+    monkeypatch.setattr(settings, "version", lambda name: "7.0")
+    file = recipe(checkpoint={"init_from": str(tmp_path / "before")})
+    save(file, tmp_path / "before" / "step_0000003")
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
+    assert main(["check", "--engine", "hf", "--deepspeed", str(tmp_path / "ds.json"), file]) == 0
+    told = capsys.readouterr().out
+    assert f"start from {tmp_path / 'before' / 'step_0000003'}; checkpoints go to" in told
+    assert f"accelerate 7.0, deepspeed 7.0; ZeRO-2 of {tmp_path / 'ds.json'}, optimizer in host memory, updated by torch's AdamW" in told
+    assert main(["check", "--engine", "hf", "--fsdp", file]) == 0 and "accelerate 7.0; FSDP2" in capsys.readouterr().out
+    assert main(["check", "--engine", "hf", "--fsdp", "--deepspeed", "zero3", file]) == 2
+    assert "--deepspeed and --fsdp both share" in capsys.readouterr().out
+    assert main(["check", "--fsdp", file]) == 2 and "--fsdp: only --engine hf takes it" in capsys.readouterr().err
+    assert main(["check", "--deepspeed", "zero3", file]) == 2 and "only --engine hf takes it" in capsys.readouterr().err

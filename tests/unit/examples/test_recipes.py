@@ -234,7 +234,7 @@ def test_weights_of_another_size_are_refused(world, monkeypatch, capsys):
         ({"all": "", "NNODES": "two"}, "NNODES=two; expected a whole number"),
         ({"all": "", "NPROC_PER_NODE": "0"}, "NPROC_PER_NODE=0; expected a whole number"),
         ({"all": "", "DEVICE": "tpu"}, "DEVICE=tpu; expected auto, npu, cuda or cpu"),
-        ({"all": "", "ENGINE": "deepspeed"}, "ENGINE=deepspeed; expected builtin or mindspeed-llm"),
+        ({"all": "", "ENGINE": "deepspeed"}, "ENGINE=deepspeed; expected builtin, mindspeed-llm or hf"),
         ({"all": "", "ENGINE": "mindspeed-llm"}, "ENGINE=mindspeed-llm runs on NPUs, the device here is cpu"),
     ],
     ids=["paths", "nodes", "nnodes", "processes", "device", "engine", "engine on a CPU"],
