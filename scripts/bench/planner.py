@@ -1,6 +1,8 @@
 """Compares traces with torch's allocator and with a count of work by hand, on the layouts of the proof, and prints a table.
 
-OMP_NUM_THREADS=1 python -m scripts.bench.planner
+OMP_NUM_THREADS=1 python -m scripts.bench.planner [WORDS]
+
+WORDS: only layouts whose description contains them, such as "recompute" or "tp 2".
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ def main() -> int:
         from mindspeed_vita.planner.trace.step import trace
 
     torch.set_num_threads(1)
-    chosen = [(case, rank) for case in CASES for rank in sorted({0, case.world - 1})]
+    words = " ".join(sys.argv[1:])
+    chosen = [(case, rank) for case in CASES for rank in sorted({0, case.world - 1}) if words in case.describe()]
+    if not chosen:
+        print(f"no layout contains {words!r}; there are: {'; '.join(case.describe() for case in CASES)}", file=sys.stderr)
+        return 2
     # traces leave tensors without memory in caches: so all measurements come first
     measured = [measure_case(case, "mid", rank) for case, rank in chosen]
     columns = ("layout", "rank", "allocator", "traced", "peak off by", "the step's own part off by", "work by hand, GFLOP", "traced")
