@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import secrets
 import selectors
 import socket
@@ -64,6 +65,7 @@ class Lifeline:
         os.register_at_fork(after_in_child=self._forget)
         key = f"vita/lifeline/{store.add(f'vita/lifeline/turns/{rank}', 1)}"  # a group may serve several runs
         if rank == 0:
+            _allow_files(world)
             dual = socket.has_dualstack_ipv6()
             family = socket.AF_INET6 if dual else socket.AF_INET
             self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=min(world, 4096))
@@ -76,12 +78,7 @@ class Lifeline:
         try:
             peer = socket.create_connection((address, int(port)), timeout=_CONNECT)
         except OSError as error:
-            print(
-                f"vita: rank {rank} cannot reach the first one at {address}:{port} ({error}); if a process dies, the others notice it by "
-                "their collectives' time-outs only",
-                file=sys.stderr,
-                flush=True,
-            )
+            _warn(f"rank {rank} cannot reach the first one at {address}:{port} ({error})")
             return
         _keep_alive(peer)
         self._peers[0] = peer
@@ -133,7 +130,12 @@ class Lifeline:
         while True:
             for key, _ in selector.select():
                 if key.fileobj is server:
-                    peer, _ = server.accept()
+                    try:
+                        peer, _ = server.accept()
+                    except OSError as error:  # such as too many open files
+                        selector.unregister(server)
+                        _warn(f"no further process can connect to the first one ({error})")
+                        continue
                     _keep_alive(peer)
                     peer.setblocking(True)
                     selector.register(peer, selectors.EVENT_READ, None)
@@ -224,6 +226,18 @@ class Lifeline:
             return
         with self._lock, suppress(OSError):  # it is gone, and the thread that reads finds out
             peer.sendall(word.encode() + b"\n")
+
+
+def _warn(reason: str) -> None:
+    print(f"vita: {reason}; if a process dies, others notice it by their collectives' time-outs only", file=sys.stderr, flush=True)
+
+
+def _allow_files(number: int) -> None:
+    """Raises this process's limit of open files, which is usually 1,024, by a number, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + number if hard == resource.RLIM_INFINITY else min(soft + number, hard)
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _receive(peer: socket.socket) -> bytes:

@@ -94,6 +94,16 @@ def test_a_rolled_back_run_passes_over_the_packs_and_a_restart_changes_nothing(t
     assert native.load_state(native.find(tmp_path / "killed")).rollbacks == (6,)
 
 
+def test_held_out_losses_after_a_rollback_take_the_place_of_those_before(tiny, tmp_path, norms):
+    norms({7: math.inf})
+    evaluation = {"mixture": tiny.held_out, "every": 2, "packs": 2, "keep_best": True}
+    train(tiny.recipe(tmp_path, health={"on_bad_numbers": "roll_back"}, checkpoint={"save_every": 4}, eval=evaluation), stop_at_step=9)
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "eval/loss" in entry] == [0, 2, 4, 6, 8]
+    # each evaluation was the best so far, so the step before the bad one was saved: that is where the run went back to
+    assert [entry["packs"] for entry in entries if "loss" in entry] == [4, 8, 12, 16, 20, 24, 32, 36, 40]
+
+
 def test_the_count_of_bad_steps_is_bounded(tiny, tmp_path, norms):
     norms({4: math.nan, 6: math.nan, 7: math.nan})
     recipe = tiny.recipe(tmp_path, health={"on_bad_numbers": "skip", "most_bad_steps": 2}, checkpoint={"save_every": 5})
