@@ -251,6 +251,13 @@ def converted(to: str, settings: Mapping[str, Any], parents: Sequence[Lineage]) 
     return Lineage(made_by="conversion", name=to, code=code_version(), settings=dict(settings), parents=tuple(parents))
 
 
+def history(lineage: Lineage) -> Iterator[Lineage]:
+    """The record and all records in it."""
+    yield lineage
+    for parent in lineage.parents:
+        yield from history(parent)
+
+
 def tree(lineage: Lineage) -> Iterator[str]:
     """A line for each record, the parents indented below what was made from them; further lines for changed settings."""
     yield from _lines(lineage, "", "")

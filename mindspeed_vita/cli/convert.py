@@ -163,7 +163,7 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
 
     from mindspeed_vita.checkpoint.conversion import Conversion
     from mindspeed_vita.checkpoint.gates import held_gates
-    from mindspeed_vita.checkpoint.lineage import converted, of_checkpoint
+    from mindspeed_vita.checkpoint.lineage import converted, history, of_checkpoint
     from mindspeed_vita.checkpoint.source import open_source
     from mindspeed_vita.cli.bytes_bar import bytes_bar
     from mindspeed_vita.config import stretched
@@ -201,8 +201,10 @@ def _convert(source: Path, output: Path, arguments: argparse.Namespace, shard_by
                 training.wait()
 
         changed = {"dtype": arguments.dtype, "rope-scaling": arguments.rope_scaling, "optimizer": arguments.optimizer}
-        tower = Path(arguments.vision) if arguments.vision else None
-        parents = [of_checkpoint(folder) for folder in (source, tower, opened.base) if folder is not None]
+        parents = [of_checkpoint(folder) for folder in (source, *([Path(arguments.vision)] if arguments.vision else []))]
+        base = None if opened.base is None else of_checkpoint(opened.base)
+        if base is not None and base not in history(parents[0]):  # adapters that peft trained do not say it
+            parents.append(base)
         conversion = Conversion(
             origin=opened.origin(**settings),
             must_go_on=arguments.resume,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.cli.after_training import results
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.engine.session import shutdown
@@ -88,3 +89,9 @@ def test_what_does_not_go_together_is_refused(folders: dict[str, Path], tmp_path
         assert main(command) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_merged_weights_say_once_which_weights_and_adapters_they_are_made_of(folders: dict[str, Path]):
+    found, run, base = (lineage.of_checkpoint(folders[name]) for name in ("merged", "run", "base"))
+    assert found.parents == (run,) and run.parents == (base,)
+    assert lineage.of_checkpoint(folders["peft"]).parents == (run,)
