@@ -15,7 +15,7 @@ _LATEST, _UNIVERSAL = "latest", "latest_universal"
 """Files of a checkpoint folder that name its parts. DeepSpeed writes the second one at the end of a conversion."""
 
 
-def make_universal(folder: Path) -> Path:
+def make_universal(folder: Path) -> None:
     """Writes a checkpoint's weights and optimizer once more, parameter by parameter, next to the parts of its processes.
 
     A conversion that is there is kept. One that was interrupted is made anew.
@@ -23,14 +23,11 @@ def make_universal(folder: Path) -> Path:
     Args:
         folder: checkpoint-N of a run with DeepSpeed.
 
-    Returns:
-        The folder of the universal format.
-
     Raises:
         ValueError: DeepSpeed cannot convert it; quotes what it said last.
     """
     if (folder / _UNIVERSAL).is_file():
-        return folder / (folder / _UNIVERSAL).read_text(encoding="utf-8").strip()
+        return
     tag = (folder / _LATEST).read_text(encoding="utf-8").strip()
     output = folder / f"{tag}_universal"
     shutil.rmtree(output, ignore_errors=True)
@@ -41,7 +38,6 @@ def make_universal(folder: Path) -> Path:
     if done.returncode or not (folder / _UNIVERSAL).is_file():
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise ValueError(f"{folder}: DeepSpeed's ds_to_universal ended with {done.returncode}: {' '.join(said)}")
-    return output
 
 
 def mend_optimizer(optimizer: Any, own: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> None:
