@@ -35,8 +35,9 @@ def tokens_of_a_sample(work: str, folder: Path, packs: int) -> float:
     file, *overrides = recipe_of(work, folder)
     recipe = load_recipe(file, overrides)
     model = recipe.model
-    sizes = {"tokens_per_tile": model.tokens_per_tile, "tile_size": model.vision.tile_size, "vocab_size": model.language.vocab_size}
-    dataset = build_data(recipe.data, **sizes)
+    dataset = build_data(
+        recipe.data, tokens_per_tile=model.tokens_per_tile, tile_size=model.vision.tile_size, vocab_size=model.language.vocab_size
+    )
     return sum(dataset.cost_of(pack)[0] for pack in range(packs)) / sum(len(dataset.samples_of(pack)) for pack in range(packs))
 
 

@@ -128,9 +128,15 @@ def kill_one_rank(recipe: Recipe, *options: str, at: int) -> int:
         process.kill()
 
 
-def test_an_optimizer_in_host_memory_gives_the_built_in_curve(tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["torch", "deepspeed"])
+def test_an_optimizer_in_host_memory_gives_the_built_in_curve(own: bool, tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:
+    if own and not os.environ.get("VITA_DEEPSPEED_ADAM"):
+        pytest.skip("VITA_DEEPSPEED_ADAM is not set: DeepSpeed's Adam takes about 100 processor seconds to compile")
+    content = json.loads((ROOT / "examples/deepspeed/zero3_offload.json").read_text())
+    (tmp_path / "ds.json").write_text(json.dumps({**content, "zero_force_ds_cpu_optimizer": own}))
     recipe = tiny.recipe(tmp_path / "offload", checkpoint={"init_from": start["init"]}, train=TRAIN)
-    losses = trained(recipe, "--deepspeed", str(ROOT / "examples/deepspeed/zero3_offload.json"))
+    whose = "DeepSpeed's AdamW" if own else "torch's AdamW"
+    losses = trained(recipe, "--deepspeed", str(tmp_path / "ds.json"), said=f"(zero3 and {whose})")
     torch.testing.assert_close(losses, start["losses"], atol=1e-4, rtol=0)
 
 
@@ -147,8 +153,9 @@ def test_packs_without_pictures_do_not_hang_and_have_the_built_in_losses(
     sections: dict[str, Any] = {"data": {"mixture": tiny.two_sources}, "train": {**TRAIN, **frozen, "steps": 8, "global_batch": 2}}
     recipes = [tiny.recipe(tmp_path / name, checkpoint={"init_from": start["init"]}, **sections) for name in ("builtin", "hf")]
     model = recipes[0].model
-    sizes = {"tokens_per_tile": model.tokens_per_tile, "tile_size": model.vision.tile_size, "vocab_size": model.language.vocab_size}
-    dataset = build_data(recipes[0].data, **sizes)
+    dataset = build_data(
+        recipes[0].data, tokens_per_tile=model.tokens_per_tile, tile_size=model.vision.tile_size, vocab_size=model.language.vocab_size
+    )
     pictures = [len(dataset.pack(pack).tiles_NCHW) > 0 for pack in range(16)]
     steps = {frozenset(pictures[first : first + 2]) for first in range(0, 16, 2)}
     assert steps >= {frozenset((True, False)), frozenset((False,))}, "one rank has pictures and the other none; and neither has any"
@@ -176,7 +183,7 @@ def test_bf16_keeps_fp32_weights_without_deepspeed(tiny: TinyData, tmp_path: Pat
 
 def test_what_trainer_cannot_do_is_refused(tiny: TinyData, tmp_path: Path) -> None:
     from mindspeed_vita.integration.hf_trainer.refusals import check
-    from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, sharing_of
+    from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, naming_the_compiler, sharing_of
 
     with pytest.raises(ValueError, match="parallel.tp=2.*train.recompute=selective"):
         check(tiny.recipe(tmp_path, parallel={"tp": 2}, train={"recompute": "selective"}))
@@ -185,9 +192,8 @@ def test_what_trainer_cannot_do_is_refused(tiny: TinyData, tmp_path: Path) -> No
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}')
     with pytest.raises(ValueError, match="section optimizer; leave it out"):
         deepspeed_settings(str(tmp_path / "ds.json"))
-    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}, "zero_force_ds_cpu_optimizer": true}')
-    with pytest.raises(ValueError, match="with DeepSpeed's own Adam the loss did not follow"):
-        deepspeed_settings(str(tmp_path / "ds.json"))
+    with pytest.raises(ValueError, match="failed to build.*zero_force_ds_cpu_optimizer.: false"), naming_the_compiler():
+        raise RuntimeError("DeepSpeedCPUAdam requires the cpu_adam op, which failed to build/load.")
     with pytest.raises(ValueError, match="--deepspeed and --fsdp both share weights"):
         sharing_of(deepspeed_settings("zero2"), fsdp=True)
     with pytest.raises(ValueError, match="--fsdp needs a launcher"):

@@ -84,7 +84,7 @@ def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, pla
         trainable=frozenset(recipe.lora.parts if recipe.lora.rank else train.modules),
         chunk=recipe.model.lm_head_chunk,
         dtype=DTYPES[train.precision],
-        sharded=sharing in ("zero3", FSDP2),
+        sharded=sharing.startswith(("zero3", FSDP2)),
     )
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
     model = packed_class(language_traits(recipe.model.language.family).hf_base).from_pretrained(

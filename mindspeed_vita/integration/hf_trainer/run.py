@@ -39,6 +39,7 @@ from mindspeed_vita.integration.hf_trainer.settings import (
     FSDP2,
     check_packages,
     deepspeed_settings,
+    naming_the_compiler,
     sharing_of,
     training_arguments,
 )
@@ -66,7 +67,7 @@ class HfResult:
     peak_memory: int
     """Highest use of any rank, bytes."""
     sharing: str
-    """plain, fsdp2, or zero1 to zero3."""
+    """See settings.sharing_of."""
     stopped_by: int
     """Number of the signal that ended the run; 0: it reached its last step."""
     export: Optional[Path]
@@ -174,7 +175,8 @@ def _train(
     try:
         with stop.finishing_steps():
             if step < recipe.train.steps:
-                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+                with naming_the_compiler():
+                    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finally:
         batches.close()
         if progress is not None:

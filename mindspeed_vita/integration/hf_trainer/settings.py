@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,14 +51,44 @@ def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
             "learning rate for each module, and the schedule"
         )
     content["zero_allow_untested_optimizer"] = True
-    if content.setdefault("zero_force_ds_cpu_optimizer", False):
-        raise ValueError(
-            f"--deepspeed {path}: zero_force_ds_cpu_optimizer is true, but with DeepSpeed's own Adam the loss did not follow the built-in "
-            "engine's when it was tried; leave it out: torch's AdamW then updates optimizer state in host memory"
-        )
+    # accelerate then puts DeepSpeed's Adam in the place of torch's AdamW, with the same groups
+    content.setdefault("zero_force_ds_cpu_optimizer", offloads(content, "optimizer") and not lacking_compiler())
     if content["zero_optimization"].get("stage") == 3:
         content["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # the export needs it
     return content
+
+
+def lacking_compiler() -> list[str]:
+    """The programs that compile DeepSpeed's Adam and are not here."""
+    return [name for name in (os.environ.get("CXX", "c++"), "ninja") if shutil.which(name) is None]
+
+
+def host_adam(settings: Optional[dict[str, Any]]) -> str:
+    """Whose AdamW updates optimizer state in host memory: DeepSpeed's where a compiler is and its file does not refuse it, else torch's.
+
+    Empty where the optimizer is on the device.
+    """
+    if settings is None or not offloads(settings, "optimizer"):
+        return ""
+    return "DeepSpeed's AdamW" if settings["zero_force_ds_cpu_optimizer"] else "torch's AdamW"
+
+
+@contextmanager
+def naming_the_compiler() -> Iterator[None]:
+    """Says what to do where DeepSpeed's Adam cannot be compiled, which happens when it is first used.
+
+    Raises:
+        ValueError: in place of DeepSpeed's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "cpu_adam op" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} Mend the compiler, which said why above, or set \"zero_force_ds_cpu_optimizer\": false in the file of --deepspeed: "
+            "torch's AdamW then updates optimizer state in host memory"
+        ) from error
 
 
 def check_packages(deepspeed: str) -> list[str]:
@@ -79,7 +112,9 @@ def check_packages(deepspeed: str) -> list[str]:
 
 
 def sharing_of(settings: Optional[dict[str, Any]], *, fsdp: bool) -> str:
-    """How a run shares weights and optimizer: plain, fsdp2, or zero1 to zero3.
+    """How a run shares weights and optimizer: plain, fsdp2, or zero1 to zero3 and whose AdamW works in host memory.
+
+    A run goes on with the same way only: torch's and DeepSpeed's AdamW do not read each other's states.
 
     Args:
         settings: of DeepSpeed; None without it.
@@ -93,7 +128,7 @@ def sharing_of(settings: Optional[dict[str, Any]], *, fsdp: bool) -> str:
         option = "--fsdp" if fsdp else "--deepspeed"
         raise ValueError(f"{option} needs a launcher; run: torchrun --standalone --nproc_per_node N -m mindspeed_vita.cli.main train ...")
     if settings is not None:
-        return f"zero{zero_stage(settings)}"
+        return " and ".join(filter(None, (f"zero{zero_stage(settings)}", host_adam(settings))))
     return FSDP2 if fsdp else "plain"
 
 
@@ -114,8 +149,7 @@ def describe(deepspeed: str, *, fsdp: bool) -> str:
     if settings is not None:
         hosted = " and ".join(name for kind, name in HOSTED.items() if offloads(settings, kind))
         sharing = f"ZeRO-{zero_stage(settings)} of {deepspeed}{f', {hosted} in host memory' if hosted else ''}"
-        if offloads(settings, "optimizer"):
-            sharing += ", updated by torch's AdamW"
+        sharing += f", updated by {host_adam(settings)}" if host_adam(settings) else ""
     return f"{', '.join(check_packages(deepspeed))}; {sharing}"
 
 

@@ -113,7 +113,7 @@ class PackTrainer(Trainer):
             if not groups:
                 raise ValueError(f"train.modules={list(train.modules)} leaves nothing to train; name at least one module that has weights")
             self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps)
-            self._settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+            self._settings = [{key: group[key] for key in ("betas", "eps", "weight_decay")} for group in self.optimizer.param_groups]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -148,7 +148,7 @@ class PackTrainer(Trainer):
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
             return
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.universal and self.sharing == "zero3":
+        if checkpoint is not None and self.universal and self.sharing.startswith("zero3"):
             mend_optimizer(_innermost(self.optimizer), self._settings, self.lr_scheduler.get_last_lr())
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -169,6 +169,10 @@ def test_the_engine_on_trainer_needs_weights_and_its_packages(recipe, tmp_path, 
     file = recipe(checkpoint={"init_from": str(tmp_path / "before")})
     save(file, tmp_path / "before" / "step_0000003")
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
+    for missing, adam in (([], "DeepSpeed"), (["c++"], "torch")):
+        monkeypatch.setattr(settings, "lacking_compiler", lambda found=missing: found)
+        assert main(["check", "--engine", "hf", "--deepspeed", str(tmp_path / "ds.json"), file]) == 0
+        assert f"optimizer in host memory, updated by {adam}'s AdamW" in capsys.readouterr().out
     assert main(["check", "--engine", "hf", "--deepspeed", str(tmp_path / "ds.json"), file]) == 0
     told = capsys.readouterr().out
     assert f"start from {tmp_path / 'before' / 'step_0000003'}; checkpoints go to" in told
