@@ -145,6 +145,23 @@ def test_a_dry_run_prints_the_command_and_passes(world, size, stage):
     assert report[-1] == "PASS: the run would start"
 
 
+@pytest.mark.parametrize("script", sorted((EXAMPLES / "less_recompute").glob("*.sh")), ids=lambda path: path.stem)
+def test_a_script_that_computes_less_twice_is_the_stages_own_with_another_mode(script, some_paths):
+    """The modes of the table in docs/planner.md."""
+    size, stage = script.stem.split("_")
+    settings = {"DRY_RUN": "1", "PYTHON": "true", "DEVICE": "cpu", **dict.fromkeys(PATHS[:-1], "/nowhere")}
+    several = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node0", "NPROC_PER_NODE": "8"}
+    done = start(script, "train.steps=7", **settings, **several)
+    words = shlex.split(done.stdout)
+    own, *overrides = words[words.index("train") + 1 :]
+    assert Path(own).resolve() == EXAMPLES / f"long_vita_{size}" / f"{stage}.yaml" and overrides[-1] == "train.steps=7"
+    recipe, plain = load_recipe(own, overrides[:-1]), load_recipe(own)
+    assert plain.train.recompute == "full" != recipe.train.recompute
+    (row,) = [line for line in (EXAMPLES.parent / "docs" / "planner.md").read_text().splitlines() if f"[{script.name}]" in line]
+    assert f"`{' '.join(overrides[:-1])}`" in row
+    validate(recipe, devices(recipe) * 2)
+
+
 @pytest.fixture
 def ascend_path(tmp_path) -> str:
     """PATH of a node that has NPUs."""
