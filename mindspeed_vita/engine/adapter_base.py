@@ -13,7 +13,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.adapters import check_adapters
 from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import SourceOptions
-from mindspeed_vita.config import LoraConfig, Recipe, recipe_from_dict
+from mindspeed_vita.config import MODULES, LoraConfig, Recipe, recipe_from_dict
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.files.tensors import Tensors
 
@@ -125,7 +125,7 @@ def _check_same(adapter: AdapterSource, recipe: Recipe) -> None:
             ("rank", there.rank, own.rank),
             ("alpha", there.alpha, own.alpha),
             ("rslora", there.rslora, own.rslora),
-            *((f"targets of {part}", there.of(part), own.of(part)) for part in ("language", "vision", "projector")),
+            *((f"targets of {part}", there.of(part), own.of(part)) for part in MODULES),
         )
         if found != wanted
     ]

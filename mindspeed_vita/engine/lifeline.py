@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import secrets
 import selectors
@@ -29,6 +30,8 @@ _CONNECT = 60.0
 """Seconds to reach the first rank."""
 _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 """A host that is gone is noticed after 30 seconds."""
+_LONGEST_GREETING = 4096
+"""Bytes of a first line. Whoever sends more is no rank."""
 Heard = Callable[[int, str], None]
 """Told the rank that a word came from, and the word."""
 
@@ -83,7 +86,7 @@ class Lifeline:
         _keep_alive(peer)
         self._peers[0] = peer
         self._names[0] = f"rank 0 (host {address})"
-        self._send(0, f"{token} {rank} {platform.node()} {os.getpid()}")
+        self._send(0, f"{token} {rank} {platform.node() or '-'} {os.getpid()}")
         threading.Thread(target=self._follow, args=(peer,), name="vita-lifeline", daemon=True).start()
 
     def _forget(self) -> None:
@@ -145,25 +148,29 @@ class Lifeline:
                 received = _receive(peer)
                 *lines, texts[peer] = (texts[peer] + received).split(b"\n")
                 rank = key.data
+                if rank is None and (lines or len(texts[peer]) > _LONGEST_GREETING):
+                    rank = self._greet(peer, lines.pop(0)) if lines else None
+                    if rank is None:  # a stranger
+                        selector.unregister(peer)
+                        texts.pop(peer)
+                        peer.close()
+                        continue
+                    selector.modify(peer, selectors.EVENT_READ, rank)
                 for line in lines:
-                    if rank is None:
-                        rank = self._greet(peer, line.decode(errors="replace"))
-                        selector.modify(peer, selectors.EVENT_READ, rank)
-                    else:
-                        self._take(rank, line.decode(errors="replace"))
+                    self._take(rank, line.decode(errors="replace"))
                 if not received:
                     selector.unregister(peer)
                     self._peers.pop(rank, None)
                     if rank is not None and rank not in self._quiet:
                         self._gone(rank)
 
-    def _greet(self, peer: socket.socket, line: str) -> Optional[int]:
-        token, _, rest = line.partition(" ")
-        number, _, place = rest.partition(" ")
-        if not secrets.compare_digest(token, self._token):
+    def _greet(self, peer: socket.socket, line: bytes) -> Optional[int]:
+        """The rank that a first line is of; None where it does not know the run's word, which the store gave to every rank."""
+        found = re.fullmatch(rb"(\w+) (\d+) ([!-~]+) (\d+)", line)
+        if found is None or not secrets.compare_digest(found[1], self._token.encode()):
             return None
-        rank, (host, _, process) = int(number), place.rpartition(" ")
-        self._names[rank] = f"rank {rank} (process {process} on {host})"
+        rank = int(found[2])
+        self._names[rank] = f"rank {rank} (process {found[4].decode()} on {found[3].decode()})"
         self._peers[rank] = peer
         if self._last:  # it comes late
             self._send(rank, self._last)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
@@ -34,6 +33,7 @@ from mindspeed_vita.engine.resuming import NEWEST, Resume
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
+from mindspeed_vita.engine.step_entry import step_entry
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.engine.work import peak_of, speeds
@@ -174,18 +174,8 @@ class _Run:
         recipe, last = self.recipe, min(last, self.recipe.train.steps)
         progress = self._progress()
         batches = self.batches = open_loader(self.dataset, recipe, self.layout, start_pack=self.packs)
-        stepper = Stepper(
-            recipe,
-            self.layout,
-            self.platform,
-            model=self.model,
-            optimizer=self.optimizer,
-            batches=iter(batches),
-            failed=self.failed,
-            objective=self.objective,
-            stop=stop,
-            judge=self.numbers.judge,
-        )
+        held: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "batches": iter(batches), "failed": self.failed}
+        stepper = Stepper(recipe, self.layout, self.platform, **held, objective=self.objective, stop=stop, judge=self.numbers.judge)
         window = ProfileWindow(recipe.profile, self.platform, self.directory, dist.get_rank())
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
@@ -207,7 +197,7 @@ class _Run:
                         beat()
                         continue
                     times = {"data_seconds": self.batches.waited - waited, **stepper.clock.seconds(), "save_seconds": self.saving}
-                    self._report(result, busy[-1], tokens / busy[-1], times, progress)
+                    self._report(result, busy[-1], times, progress)
                     beat()
                     self._publish(wait=False)
                     best = self._evaluate(progress) if not stop.agreed else False
@@ -282,21 +272,14 @@ class _Run:
         self._save()
         self._publish(wait=True)
 
-    def _report(
-        self, result: StepResult, seconds: float, speed: float, times: Mapping[str, float], progress: Optional[Progress]
-    ) -> None:
-        if self.log is None or progress is None:
+    def _report(self, result: StepResult, seconds: float, times: Mapping[str, float], progress: Optional[Progress]) -> None:
+        if self.log is None or progress is None or result.bad:  # bad_numbers.jsonl has a bad step
             return
         # groups differ by their multiplier; the recipe's own rate is the one people look for
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
-        entry: dict[str, Any] = {"step": self.step, **asdict(result), "lr": rate, "seconds": seconds, "tokens_per_second": speed}
-        entry.update(**times, tiles_per_second=entry.pop("tiles") / seconds, packs=self.packs, memory=self.platform.memory().peak)
-        entry.update({f"lr/{module}": rate * multiplier for module, multiplier in optim.own_rates(self.recipe.train).items()})
-        entry.update({f"grad_norm/{module}": norm for module, norm in entry.pop("module_norms").items()})
-        entry.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
-        entry = metrics.with_report(entry, entry.pop("report"))
-        if entry.pop("bad"):
-            return  # bad_numbers.jsonl has it
+        known = {**times, "packs": self.packs, "memory": self.platform.memory().peak}
+        known.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
+        entry = step_entry(self.step, result, self.recipe, rate=rate, seconds=seconds, **known)
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
             self.log.write(entry)
             self.saving = 0.0

@@ -144,12 +144,6 @@ def _module_norms(optimizer: Any, model: Any) -> dict[str, float]:
     return {module: norm for module, norm in zip(squares, sums.sqrt().tolist()) if norm}
 
 
-def own_rates(train: TrainConfig) -> dict[str, float]:
-    """Multiplier of the learning rate by module that trains, for those whose rate is not the recipe's. Layer decay comes on top."""
-    multipliers = {"vision": train.vision_lr_mult, "projector": train.projector_lr_mult, "language": train.language_lr_mult}
-    return {module: multiplier for module, multiplier in multipliers.items() if module in train.modules and multiplier != 1}
-
-
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:
     """Linear warm-up, then cosine; counted in optimizer steps. Step it once before each update: the first update has lr > 0."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
@@ -199,7 +199,8 @@ def _recipe_of(folder: Path) -> Optional[Recipe]:
         content = None if dist_files.is_distributed(folder) else rank_files.saved_recipe(folder)
     elif (folder / "recipe.json").is_file() or latest(folder) is not None:
         content = native.saved_recipe(native.find(folder))
-    if not content or not content.get("lora", {}).get("rank"):
+    lora = content.get("lora", {}) if content else {}
+    if not content or (isinstance(lora, Mapping) and not lora.get("rank")):
         return None
     return recipe_from_dict(content, where=str(folder))
 

@@ -18,6 +18,8 @@ _NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_
 POSITIONS = ("language.rope_base", "language.rope_scaling.")
 """How positions turn: what a later, longer stage changes."""
 # keys of the train section that a resumed run may change: how long it goes on, and what only costs memory or time
+_SECTIONS = {key for key, value in recipe_to_dict(Recipe()).items() if isinstance(value, dict)}
+"""Keys of a saved recipe that hold objects."""
 _MAY_CHANGE = {"steps", "recompute", "recompute_layers", "offload"}
 
 _ON_REQUEST = {
@@ -117,6 +119,9 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a JSON {type(content).__name__}, expected an object")
+        for section in _SECTIONS & content.keys():
+            if not isinstance(content[section], dict):
+                raise ValueError(f"its {section} is a JSON {type(content[section]).__name__}, expected an object")
     except ValueError as error:
         raise atomic.damaged(folder, [f"recipe.json cannot be read ({error})"]) from error
     return content

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from mindspeed_vita.checks.hardware_check.report import Report
 from mindspeed_vita.checks.hardware_check.sizes import Size
 from mindspeed_vita.checks.hardware_check.step_speed import speed_recipe
+from mindspeed_vita.config import MODULES
 from mindspeed_vita.data.templates import get_template
 from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
 from mindspeed_vita.data.tokenizer import load_tokenizer
@@ -81,7 +82,7 @@ def _session(folder: Path, platform: Platform, layout: ParallelLayout, size: Siz
     from mindspeed_vita.parallel.build import build_model
 
     recipe = inference_recipe(speed_recipe(size), 1, 1)
-    recipe = replace(recipe, train=replace(recipe.train, modules=("vision", "projector", "language")))
+    recipe = replace(recipe, train=replace(recipe.train, modules=MODULES))
     train_tokenizer([" ".join(WORDS) + " 0 1 2 3 4 5 6 7 8 9 system user assistant"] * 4, 340, folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer", get_template(recipe.data.template))
     model = build_model(recipe, layout, platform.device, sequence_parallel=False)

@@ -37,7 +37,7 @@ def script() -> str:
         ("vita data show --p", {"--pack"}),
         ("vita generate --im", {"--image"}),
         ("vita train rec", {"recipe.yaml"}),
-        ("vita convert --to ''", {"hf", "internvl", "native", "mindspeed-llm", "megatron"}),
+        ("vita convert --to ''", {"hf", "internvl", "native", "peft", "mindspeed-llm", "megatron"}),
         ("vita convert --output fo", {"folder"}),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,19 @@ def test_a_stranger_is_no_rank(first):
         stranger.sendall(b"0000 1 host 7\nfailed 2\n")
     time.sleep(0.3)
     assert not group.line._names and group.left.empty()
+
+
+@pytest.mark.parametrize("sent", [b"guess 1 host 7\n", b"\xff\xfe\n", b"0123456789abcdef one host 7\n", b"x" * 100_000, b""])
+def test_a_stranger_is_dropped_and_the_ranks_go_on(first, sent):
+    group = first(2)
+    child = group.fork(1, lambda line: (line.say("a word"), time.sleep(60)))
+    assert group.words.get(timeout=20) == (1, "a word")
+    with socket.create_connection(("127.0.0.1", group.line._server.getsockname()[1]), timeout=20) as stranger:
+        with suppress(OSError):  # it may be dropped before all is sent
+            stranger.sendall(sent)
+        if sent:
+            with suppress(ConnectionResetError):
+                assert stranger.recv(1) == b"", "the connection is closed"
+    os.kill(child, signal.SIGKILL)
+    status, line = group.left.get(timeout=20)
+    assert status == LOST and "rank 1 (process" in line, "the first rank still listens"
