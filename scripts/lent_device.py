@@ -120,8 +120,10 @@ class Run:
                     status = process.wait(timeout=left)
                     result = "passed" if status == 0 else f"failed with exit status {status}"
                 except subprocess.TimeoutExpired:
-                    _end(process)
                     result = f"ended after {left:.0f} s: no time was left"
+                finally:
+                    if process.poll() is None:  # also where this script itself is ended
+                        _end(process)
         printed = log.read_bytes()[first:].decode("utf-8", "replace")
         return Outcome(name=part.name, result=result, seconds=self.clock() - started, output=printed[-4000:])
 
@@ -259,6 +261,7 @@ def main() -> int:
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="dense bf16 TFLOP/s of a device; default: known for GPUs")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes - ENDING
+    signal.signal(signal.SIGTERM, lambda *unused: sys.exit(128 + signal.SIGTERM))
     if arguments.out.exists() and any(arguments.out.iterdir()):
         parser.error(f"--out {arguments.out} is not empty; name a new folder")
     try:

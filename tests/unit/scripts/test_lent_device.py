@@ -35,7 +35,7 @@ def test_a_part_that_fails_is_named_and_the_others_run(tmp_path: Path) -> None:
     assert "| broken | failed with exit status 1 |" in (run.out / "report.md").read_text()
     assert json.loads((run.out / "report.json").read_text())["parts"][0]["output"].strip() == "no such kernel"
     log = (run.out / "log.txt").read_text()
-    assert "=== broken" in log and "no such kernel" in log and "\nfine\n" in log and log.count("=== ") == 2
+    assert "=== broken" in log and "no such kernel" in log and log.count("fine") == 2  # once in the command
 
 
 def test_a_part_that_does_not_end_is_ended_with_its_processes(tmp_path: Path) -> None:
