@@ -197,7 +197,7 @@ class _Run:
                         beat()
                         continue
                     times = {"data_seconds": self.batches.waited - waited, **stepper.clock.seconds(), "save_seconds": self.saving}
-                    self._report(result, busy[-1], times, progress)
+                    self._report(result, busy[-1], {**times, **stepper.module_norms()}, progress)
                     beat()
                     self._publish(wait=False)
                     best = self._evaluate(progress) if not stop.agreed else False
@@ -272,12 +272,12 @@ class _Run:
         self._save()
         self._publish(wait=True)
 
-    def _report(self, result: StepResult, seconds: float, times: Mapping[str, float], progress: Optional[Progress]) -> None:
+    def _report(self, result: StepResult, seconds: float, told: Mapping[str, float], progress: Optional[Progress]) -> None:
         if self.log is None or progress is None or result.bad:  # bad_numbers.jsonl has a bad step
             return
         # groups differ by their multiplier; the recipe's own rate is the one people look for
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
-        known = {**times, "packs": self.packs, "memory": self.platform.memory().peak}
+        known = {**told, "packs": self.packs, "memory": self.platform.memory().peak}
         known.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = step_entry(self.step, result, self.recipe, rate=rate, seconds=seconds, **known)
         if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):

@@ -111,7 +111,7 @@ def build_optimizer(wrapped: Any, recipe: Recipe, platform: Platform) -> Any:
     return megatron_compat.distributed_optimizer(adam, config, chunks_of(wrapped))
 
 
-def clip_gradients(optimizer: Any, model: Any) -> tuple[float, dict[str, float]]:
+def clip_gradients(optimizer: Any, model: Any) -> tuple[float, torch.Tensor]:
     """The first half of a DistributedOptimizer's step: gradients ready and clipped. `step_with_ready_grads` is the other half. Collective.
 
     Args:
@@ -119,7 +119,7 @@ def clip_gradients(optimizer: Any, model: Any) -> tuple[float, dict[str, float]]
         model: without its DDP wrapper.
 
     Returns:
-        the norm of all gradients before clipping, and that of each module where it is not 0; the same on every rank.
+        the norm of all gradients before clipping, and that of each of MODULES on the device; the same on every rank.
     """
     overflowed = optimizer.prepare_grads()
     assert not overflowed, "only loss scaling looks for overflows, and there is none"
@@ -127,7 +127,7 @@ def clip_gradients(optimizer: Any, model: Any) -> tuple[float, dict[str, float]]
     return float(optimizer.clip_grad_norm(optimizer.config.clip_grad)), norms
 
 
-def _module_norms(optimizer: Any, model: Any) -> dict[str, float]:
+def _module_norms(optimizer: Any, model: Any) -> torch.Tensor:
     """The gradient norm of each module, over the ranges of all ranks. What several ranks hold counts once, as in clip_grad_norm."""
     counted = {id(gradient) for gradient in optimizer.get_main_grads_for_grad_norm()}
     squares: dict[str, list[torch.Tensor]] = {module: [] for module in MODULES}
@@ -141,7 +141,7 @@ def _module_norms(optimizer: Any, model: Any) -> dict[str, float]:
     device = next(model.parameters()).device
     sums = torch.stack([torch.stack(found).sum() if found else torch.zeros((), device=device) for found in squares.values()])
     dist.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
-    return {module: norm for module, norm in zip(squares, sums.sqrt().tolist()) if norm}
+    return sums.sqrt()
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, Optional
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.config import Recipe
+from mindspeed_vita.config import MODULES, Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
 from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.optimizer import clip_gradients
@@ -44,8 +44,6 @@ class StepResult:
     """Those of the decoder's attention."""
     flops_tower: float = 0.0
     """Those of tower and projector."""
-    module_norms: dict[str, float] = field(default_factory=dict)
-    """grad_norm of each module that has gradients, by name. Without a judge there are none."""
     bad: int = 0
     """What was wrong with loss or norm, so that no update was made (bad_numbers.py); 0: nothing."""
     report: dict[str, float] = field(default_factory=dict)
@@ -92,6 +90,7 @@ class Stepper:
         self.micro_batches = recipe.train.global_batch // layout.dp_size
         self._schedule = get_forward_backward_func()
         self.clock = StepClock(platform)
+        self._module_norms: Optional[torch.Tensor] = None
         self._samples, self._tiles, self._work = 0, 0, Work()
         config = model.config
         config.finalize_model_grads_func = megatron_compat.finalize_model_grads
@@ -127,7 +126,7 @@ class Stepper:
         supervised = int(counts[0])
         loss = sums[0] / max(supervised, 1)
         set_learning_rate()
-        norm, norms, failed, bad = self._update(step, loss, supervised)
+        norm, failed, bad = self._update(step, loss, supervised)
         report = averages(self.objective.names, sums[1:], counts[1:])
         return StepResult(
             loss=loss,
@@ -139,16 +138,15 @@ class Stepper:
             flops=flops[0],
             flops_attention=flops[1],
             flops_tower=flops[2],
-            module_norms=norms,
             bad=bad,
             report=report,
         )
 
-    def _update(self, step: int, loss: float, supervised: int) -> tuple[float, dict[str, float], int, int]:
+    def _update(self, step: int, loss: float, supervised: int) -> tuple[float, int, int]:
         """The update, unless the numbers are bad on any rank.
 
         Returns:
-            the gradient norm before clipping, that of each module, new failures, and what is wrong with the numbers.
+            the gradient norm before clipping, new failures, and what is wrong with the numbers.
         """
         settle = partial(self.failed.settle, learnt=supervised, step=step, last_step=self.recipe.train.steps, stop=self.stop)
         if self.judge is None or self.stop is None:
@@ -157,16 +155,24 @@ class Stepper:
                 norm = float(self.optimizer.step()[1])
             self._check(step, "gradient norm", norm)
             with self.platform.host_work():
-                return norm, {}, settle(), 0
+                return norm, settle(), 0
         with phase("optimizer"):
-            norm, norms = clip_gradients(self.optimizer, self.model.module)
+            norm, self._module_norms = clip_gradients(self.optimizer, self.model.module)
         self.stop.bad_asked = self.judge(loss, norm)
         with self.platform.host_work():
             failed = settle()
         if not self.stop.bad_agreed:
             with phase("optimizer"):
                 self.optimizer.step_with_ready_grads()
-        return norm, norms, failed, self.stop.bad_agreed
+        return norm, failed, self.stop.bad_agreed
+
+    def module_norms(self) -> dict[str, float]:
+        """The last step's gradient norm of each module that has gradients, by its key in metrics.jsonl. None without a judge.
+
+        Waits for the device.
+        """
+        norms = [] if self._module_norms is None else self._module_norms.tolist()
+        return {f"grad_norm/{module}": norm for module, norm in zip(MODULES, norms) if norm}
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch

@@ -25,12 +25,11 @@ def step_entry(
         further: numbers under their own keys.
     """
     told = asdict(result)
-    tiles, norms, report, _ = (told.pop(name) for name in ("tiles", "module_norms", "report", "bad"))
+    tiles, report, _ = (told.pop(name) for name in ("tiles", "report", "bad"))
     tokens = recipe.train.global_batch * recipe.data.seq_length
     entry: dict[str, Any] = {"step": step, **told, "lr": rate, "seconds": seconds, "tokens_per_second": tokens / seconds}
     entry.update(tiles_per_second=tiles / seconds, **further)
     entry.update({f"lr/{module}": rate * multiplier for module, multiplier in _own_rates(recipe.train).items()})
-    entry.update({f"grad_norm/{module}": norm for module, norm in norms.items()})
     return with_report(entry, report)
 
 

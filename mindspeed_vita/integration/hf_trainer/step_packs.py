@@ -28,6 +28,7 @@ class StepPacks:
         self._names, self._tables = objective.names, list[torch.Tensor]()
         self._loss_count = sum(int(batch.loss_count) for batch in batches)
         self._samples = sum(len(batch.sample_ids) for batch in batches)
+        self._tiles = sum(len(batch.tile_first_token) for batch in batches)
         self._work = Work()
         for batch in batches:
             self._work += pack_work(recipe, batch)
@@ -41,17 +42,18 @@ class StepPacks:
         self._tables.append(report_table(result, self._names))
 
     def totals(self, layout: ParallelLayout) -> dict[str, Any]:
-        """loss, supervised, samples, the three counts of flops, and report, the loss of each source. Collective over dp and cp."""
-        of_packs = [self._samples, self._work.total, self._work.attention, self._work.tower]
+        """loss, supervised, samples, tiles, the three counts of flops, and report, the loss of each source. Collective over dp and cp."""
+        of_packs = [self._samples, self._tiles, self._work.total, self._work.attention, self._work.tower]
         sums = torch.stack(self._tables).cpu().double().sum(0)
         packs = torch.tensor(of_packs, dtype=torch.float64) * _once(layout)
         both = _over_ranks(torch.cat([sums.flatten(), packs]), layout)
-        rows, (samples, total, attention, tower) = both[: sums.numel()].view_as(sums), both[sums.numel() :].tolist()
+        rows, (samples, tiles, total, attention, tower) = both[: sums.numel()].view_as(sums), both[sums.numel() :].tolist()
         (loss, *parts), (count, *counts) = rows[:, 0].tolist(), rows[:, 1].tolist()
         return {
             "loss": loss / max(int(count), 1),
             "supervised": int(count),
             "samples": int(samples),
+            "tiles": int(tiles),
             "flops": total,
             "flops_attention": attention,
             "flops_tower": tower,

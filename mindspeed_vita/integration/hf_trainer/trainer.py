@@ -182,7 +182,8 @@ class PackTrainer(Trainer):
             train = self.recipe.train
             speed = train.global_batch * self.recipe.data.seq_length / self.busy[-1]
             entry = {"step": step, **learnt, "grad_norm": self._norm, "failed": failed, "lr": train.lr * share_of_rate(train, step - 1)}
-            entry.update(seconds=self.busy[-1], tokens_per_second=speed, data_seconds=self.packs.waited - self._waited)
+            entry.update(seconds=self.busy[-1], tokens_per_second=speed, tiles_per_second=entry.pop("tiles") / self.busy[-1])
+            entry.update(data_seconds=self.packs.waited - self._waited)
             entry.update(packs=step * train.global_batch, memory=self.platform.memory().peak)
             entry.update(speeds(learnt["flops"], self.busy[-1], dist.get_world_size(), self.peak))
             report = entry.pop("report")

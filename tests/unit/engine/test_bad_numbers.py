@@ -28,7 +28,7 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> Norms:
     def spoil(factors: dict[int, float]) -> None:
         done = [0]
 
-        def spoilt(*arguments: Any) -> tuple[float, dict[str, float]]:
+        def spoilt(*arguments: Any) -> tuple[float, torch.Tensor]:
             done[0] += 1
             norm, of_modules = clip(*arguments)
             return norm * factors.get(done[0], 1.0), of_modules
