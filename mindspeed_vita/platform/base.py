@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Optional
 
 import torch
 
+from mindspeed_vita.platform.one_buffer import join, split
 from mindspeed_vita.platform.tracing import TorchTracer, Tracer
 
 
@@ -94,8 +96,16 @@ class Platform(ABC):
 
     def to_device(self, values: torch.Tensor) -> torch.Tensor:
         """A host tensor on the device. From pinned memory, where the device has that, so that the host goes on meanwhile."""
+        if self.capabilities.accelerator and not values.numel():
+            return torch.empty(values.shape, dtype=values.dtype, device=self.device)  # nothing to copy
         pinned = self.capabilities.pinned_memory
         return (values.pin_memory() if pinned else values).to(self.device, non_blocking=pinned)
+
+    def to_device_together(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Host tensors on the device by one copy, as views of one buffer. Where tensors live in host memory, each by itself."""
+        if not self.capabilities.accelerator:
+            return [self.to_device(tensor) for tensor in values]
+        return split(self.to_device(join(values)), values)
 
     def host_work(self) -> AbstractContextManager[None]:
         """For work of a step on host tensors, such as the cut of a pack. The planner, whose device computes nothing, really does it."""

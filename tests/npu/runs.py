@@ -14,6 +14,8 @@ from tests.mutants import mutated
 from tests.npu.simulator.enter import enter
 
 Failures = list[tuple[str, str]]
+INSIDE = "inside torch_npu"
+"""Operator of copies that no dispatch shows."""
 
 
 def old_cann(layout: Any, *, width: int) -> dict[str, float]:
@@ -208,3 +210,36 @@ def profiled(layout: Any, *, content: dict[str, Any]) -> list[tuple[str, list[st
         with mock.patch.object(interface, "_init_profiler", lambda path, kinds: started.append((path, sorted(map(str, kinds))))):
             train(layout, content=content)
     return started
+
+
+def copies(layout: Any, *, content: dict[str, Any], extra: bool = False) -> list[Any]:
+    """What the last step copies between host and chip on this rank, under the layout of the pool's call.
+
+    Args:
+        layout: of the pool's call.
+        content: the recipe.
+        extra: makes a tensor from a number of the host in every micro-batch.
+    """
+    from unittest import mock
+
+    from mindspeed_vita.engine.step import Stepper
+    from tests.distributed.layout_runs import run
+    from tests.npu.simulator.device import Copy
+
+    chip, step, forward, found = enter(), Stepper.run, Stepper._forward, []
+
+    def counted(*arguments: Any) -> Any:
+        before, inside = len(chip.copies), chip.copies_inside()
+        result = step(*arguments)
+        found[:] = [copy for copy in chip.copies[before:] if copy.where]
+        found.extend([Copy(INSIDE, True, True, (), "torch_npu")] * (chip.copies_inside() - inside))
+        return result
+
+    def more(*arguments: Any) -> Any:
+        if extra:
+            torch.tensor(1.0, device="npu")
+        return forward(*arguments)
+
+    with mock.patch.object(Stepper, "run", counted), mock.patch.object(Stepper, "_forward", more):
+        run(layout, content=content)
+    return found

@@ -46,12 +46,22 @@ def pack_segments(segments: np.ndarray, device: torch.device) -> tuple[PackedSeg
     A call whose segments' keys lie one after the other reads them in place. Others are joined to one call, with a copy of their keys,
     of at most MOST_COPIED rows a call, and in all of at most as many rows as there are keys, or MOST_COPIED.
     """
-    return kept(segments, device, "packed", lambda: tuple(_pack(part, device) for part in np.split(segments, _call_starts(segments))))
+    return kept(segments, device, "packed", lambda: make_packed(segments, device))
+
+
+def make_packed(segments: np.ndarray, device: torch.device) -> tuple[PackedSegments, ...]:
+    """What pack_segments keeps."""
+    return tuple(_pack(part, device) for part in np.split(segments, _call_starts(segments)))
 
 
 def segment_rows(segments: np.ndarray, device: torch.device) -> Rows:
     """Query rows of all segments, one after the other."""
-    return kept(segments, device, "rows", lambda: _rows(segments[:, :2], device))
+    return kept(segments, device, "rows", lambda: make_rows(segments, device))
+
+
+def make_rows(segments: np.ndarray, device: torch.device) -> Rows:
+    """What segment_rows keeps."""
+    return _rows(segments[:, :2], device)
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -68,9 +78,16 @@ def kept(array: np.ndarray, device: torch.device, name: str, make: Callable[[], 
     """What was made of an array for a device, for as long as the array lives: a copy to a device makes the host wait each time."""
     key = (id(array), str(device), name)
     if key not in _kept:
-        _kept[key] = make()
-        weakref.finalize(array, _kept.pop, key, None)
+        keep(array, device, name, make())
     return _kept[key]
+
+
+def keep(array: np.ndarray, device: torch.device, name: str, value: Any) -> None:
+    """Gives `kept` what it would make; see ahead.py."""
+    key = (id(array), str(device), name)
+    if key not in _kept:
+        weakref.finalize(array, _kept.pop, key, None)
+    _kept[key] = value
 
 
 def _call_starts(segments: np.ndarray) -> list[int]:

@@ -7,6 +7,7 @@ torch_npu's C++ does without a kernel (allocation, views, autograd formulas) sta
 from __future__ import annotations
 
 import ctypes
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Optional
@@ -27,6 +28,8 @@ _OWN = {
 }
 """Operators that need no kernel: torch_npu's own code runs."""
 _MAY_MIX_DEVICES = {"aten::copy_", "aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+_WAITED_FOR = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2")}
+"""Operators whose result, or its size, the host must know."""
 _PHILOX_STEP = 4
 
 
@@ -39,17 +42,34 @@ class Call:
     """By name, defaults filled in; a tensor as its (shape, dtype)."""
 
 
+@dataclass(frozen=True)
+class Copy:
+    """Bytes that travelled between host and chip, or a number that the host waited for."""
+
+    operator: str
+    to_device: bool
+    """False: to the host, which waits."""
+    waits: bool
+    """Whether the host goes on only when the copy is done."""
+    shape: tuple[int, ...]
+    where: str
+    """The innermost line of the package or of megatron that asked for it."""
+
+
 class Ascend(TorchDispatchMode):
     """The simulated chip: enter it once, for good.
 
     Attributes:
         calls: fused operators called so far.
+        copies: what was copied so far.
         honours_softmax_layout: False: as CANN before 8.3, which returns statistics in NTD order whatever is asked for.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.copies: list[Copy] = []
+        self._runtime = ctypes.CDLL("libascendcl.so")
         self.honours_softmax_layout = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict[str, Any]] = None) -> Any:
@@ -59,6 +79,7 @@ class Ascend(TorchDispatchMode):
         if device is None or any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
         name = func._schema.name
+        self._note_copy(name, args, kwargs)
         if name in _OWN or func.is_view:
             return func(*args, **kwargs)
         if name == "aten::empty":
@@ -70,6 +91,26 @@ class Ascend(TorchDispatchMode):
         if func.namespace == "npu":
             return self._fused(func, name.removeprefix("npu::"), args, kwargs)
         return _on_host(func, args, kwargs, device)
+
+    def copies_inside(self) -> int:
+        """Copies to the device that torch_npu made by itself so far, such as torch.tensor's, which no dispatch shows."""
+        return int(self._runtime.vita_copies(1))
+
+    def _note_copy(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        by_mask = name in _MAY_MIX_DEVICES and any(tensor.dtype == torch.bool for tensor in _tensors(args[1:2]))
+        if name in _WAITED_FOR or (name != "aten::copy_" and by_mask):
+            self.copies.append(Copy(name, False, True, tuple(args[0].shape), _asked_by()))
+            return
+        if name == "aten::_to_copy":
+            source, target, waits = args[0], torch.device(kwargs.get("device") or args[0].device), not kwargs.get("non_blocking")
+        elif name == "aten::copy_":
+            source, target, waits = args[1], args[0].device, not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        else:
+            return
+        if source.device.type != target.type:
+            to_device = target.type == "npu"
+            waits = waits or (to_device and not source.is_pinned())
+            self.copies.append(Copy(name, to_device, waits, tuple(source.shape), _asked_by()))
 
     def _fused(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         if name in ("npu_format_cast", "npu_format_cast_"):
@@ -89,6 +130,16 @@ class Ascend(TorchDispatchMode):
                 assert found == wanted, f"{name}: output {number} is {found} in torch_npu and {wanted} here"
                 host_view(place).copy_(value)
         return allocated
+
+
+def _asked_by() -> str:
+    """File and line, for a message; "" for what the simulation itself asks for."""
+    stack = traceback.extract_stack(limit=40)
+    if any(frame.filename.endswith("tests/held_transfers.py") for frame in stack):
+        return ""
+    asking = [frame for frame in stack if "/mindspeed_vita/" in frame.filename or "/megatron/" in frame.filename]
+    found = [frame for frame in asking if not frame.filename.endswith("redirect.py")]  # it stands around torch's own functions
+    return "/".join(found[-1].filename.split("/")[-2:]) + f":{found[-1].lineno}" if found else "elsewhere"
 
 
 def host_view(tensor: torch.Tensor) -> torch.Tensor:

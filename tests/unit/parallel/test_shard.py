@@ -33,8 +33,14 @@ def test_everything_is_copied_from_pinned_memory_where_there_is_some(pinned: boo
     monkeypatch.setattr(torch.Tensor, "to", copy)
     pack = make_pack(0, True, alone())
     inputs = Sharder(recipe(), alone(), with_memory(pinned=pinned))(pack)
-    # tokens, labels, weights, supervised tokens with samples and sources, count, positions, tiles, and the route's two
-    assert inputs.route is not None and waited == [not pinned] * 11 and len(copied_from) == 11 * pinned
+    # the tiles, and one buffer of everything else
+    assert inputs.route is not None and waited == [not pinned] * 2 and len(copied_from) == 2 * pinned
+    monkeypatch.undo()
+    plain = Sharder(recipe(), alone(), CpuPlatform())(pack)
+    assert plain.route is not None
+    for name in ("tokens_T", "labels_T", "weights_T", "supervised_Q", "sample_Q", "source_Q", "loss_count", "positions_T"):
+        torch.testing.assert_close(getattr(inputs, name), getattr(plain, name), rtol=0, atol=0)
+    assert torch.equal(inputs.route.send_rows, plain.route.send_rows) and torch.equal(inputs.route.targets, plain.route.targets)
 
 
 def test_a_loaders_worker_plans_the_route(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +103,7 @@ def recipe() -> Recipe:
 
 
 def with_memory(*, pinned: bool) -> Platform:
-    """The CPU, with or without pinned memory."""
+    """The CPU as if it were an accelerator, with or without pinned memory."""
     platform = CpuPlatform()
-    platform.capabilities = replace(platform.capabilities, pinned_memory=pinned)
+    platform.capabilities = replace(platform.capabilities, accelerator=True, pinned_memory=pinned)
     return platform
