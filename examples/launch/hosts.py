@@ -35,6 +35,8 @@ PASSED_ON = re.compile(
 """Variables of this shell that the nodes get too."""
 _CONNECTION_LOST = 255
 """Exit status of ssh; what it started may go on."""
+_FOR_PEOPLE = 2
+"""Exit status of a run that its message says how to mend (docs/guides/operations.md)."""
 _SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=30"
 _STARTED = "vita launch: process "
 """Before the number that a signal is sent to, in a node's first line."""
@@ -242,10 +244,12 @@ def main() -> int:
             return 128 + stop.number
         if status == 0:
             return 0
-        left = arguments.restarts - attempt
-        print(
-            f"hosts.py: {about}; {f'starting again, {left - 1} more times after this' if left else 'no restart is left'}", file=sys.stderr
-        )
+        again = "starting again" if attempt < arguments.restarts else "no restart is left"
+        if status == _FOR_PEOPLE:
+            again = "its message says how to mend it, so a restart would fail again"
+        print(f"hosts.py: {about}; {again}", file=sys.stderr)
+        if status == _FOR_PEOPLE:
+            break
     return status
 
 

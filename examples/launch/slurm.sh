@@ -55,7 +55,9 @@ if [ -s "$first" ]; then
     read -r status node host <"$first"
     echo "slurm.sh: node $node ($host) failed first, with status $status" >&2
 fi
-if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-10}" ]; then
+if [ "$status" -eq 2 ]; then # docs/guides/operations.md
+    echo "slurm.sh: the log says how to mend it; the job does not go back to the queue" >&2
+elif [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-10}" ]; then
     echo "slurm.sh: back to the queue, start $((${SLURM_RESTART_COUNT:-0} + 2)) of at most $((${RESTARTS:-10} + 1))" >&2
     scontrol requeue "$SLURM_JOB_ID"
 fi

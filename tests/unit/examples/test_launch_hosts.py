@@ -78,6 +78,13 @@ def test_a_failed_run_is_started_again_on_all_nodes(start, tmp_path):
     assert [(tmp_path / f"begun{node}").read_text() for node in range(2)] == ["begun\n" * 3] * 2
 
 
+def test_an_error_for_people_is_not_tried_again(start, tmp_path):
+    begun = start(f"echo begun >>{tmp_path}/begun$NODE_RANK; exit 2", "--restarts", "5")
+    _, err = begun.communicate(timeout=60)
+    assert begun.returncode == 2 and "its message says how to mend it, so a restart would fail again" in err
+    assert all(path.read_text() == "begun\n" for path in tmp_path.glob("begun*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_every_node_and_no_restart_follows(start, tmp_path, number):
     script = f"trap 'echo saved; kill $!; exit 1' TERM; touch {tmp_path}/there$NODE_RANK; sleep 600 & wait"

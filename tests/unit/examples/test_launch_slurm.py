@@ -74,6 +74,11 @@ def test_the_first_node_that_fails_gives_the_exit_status_and_the_job_goes_back_t
     assert again.returncode == 3 and "queue" not in again.stderr and calls(tmp_path) == "requeue 70041\n"
 
 
+def test_an_error_for_people_does_not_go_back_to_the_queue(batch, tmp_path):
+    done = batch('[ "${DRY_RUN:-0}" = 1 ] && exit 0\nexit 2\n')
+    assert done.returncode == 2 and "the log says how to mend it" in done.stderr and calls(tmp_path) == ""
+
+
 def test_the_time_limit_lets_the_run_save_and_the_job_continues(batch, tmp_path):
     script = '[ "${DRY_RUN:-0}" = 1 ] && exit 0\ntrap "sleep 0.5; echo saved $NODE_RANK; kill $!; exit 1" TERM\nsleep 600 & wait\n'
     done = batch(script.replace("$!", "\\$!"), SIGNAL="1")
