@@ -28,15 +28,15 @@ from typing import IO, Optional
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSED_ON = re.compile(
-    "DATA_ROOT|TOKENIZER|BASE_WEIGHTS|INIT_FROM|OUTPUT_ROOT|MIXTURE|DEVICE|ENGINE|PYTHON|LOG_DIR|MASTER_PORT|NPROC_PER_NODE|DRY_RUN|OMP_NUM_THREADS"
-    "|(VITA|HCCL|NCCL|GLOO|ASCEND|ACL|ACLNN|CUDA|TORCH|PYTORCH|NPU)_.*|TASK_QUEUE_ENABLE|CPU_AFFINITY_CONF|COMBINED_ENABLE|STREAMS_PER_DEVICE"
+    "DATA_ROOT|TOKENIZER|BASE_WEIGHTS|INIT_FROM|OUTPUT_ROOT|MIXTURE|DEVICE|ENGINE|PYTHON|LOG_DIR|MASTER_PORT|NPROC_PER_NODE|DRY_RUN|OMP_NUM_THREADS|DEEPSPEED|FSDP"
+    "|(WANDB|SWANLAB|VITA|HCCL|NCCL|GLOO|ASCEND|ACL|ACLNN|CUDA|TORCH|PYTORCH|NPU)_.*|TASK_QUEUE_ENABLE|CPU_AFFINITY_CONF|COMBINED_ENABLE|STREAMS_PER_DEVICE"
     "|MULTI_STREAM_MEMORY_REUSE"
 )
 """Variables of this shell that the nodes get too."""
 _CONNECTION_LOST = 255
 """Exit status of ssh; what it started may go on."""
-_FOR_PEOPLE = 2
-"""Exit status of a run that its message says how to mend (docs/guides/operations.md)."""
+_FOR_PEOPLE, _SAVED = 2, 75
+"""Exit statuses of a run: its message says how to mend it; it was told to stop, and saved (docs/guides/operations.md)."""
 _SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=30"
 _STARTED = "vita launch: process "
 """Before the number that a signal is sent to, in a node's first line."""
@@ -131,6 +131,9 @@ class Node:
 class Stopped(Exception):
     """A signal asks the command to end."""
 
+    saved = False
+    """Whether every node ended its step and saved."""
+
     def __init__(self, number: int) -> None:
         self.number = number
 
@@ -184,6 +187,7 @@ class Launch:
         except Stopped as stop:
             print(f"{signal.Signals(stop.number).name}: every node saves and ends", file=sys.stderr)
             self._end(nodes, threads)
+            stop.saved = all(node.process.poll() in (0, _SAVED) for node in nodes)
             raise
         if not failed:
             return 0, ""
@@ -215,9 +219,7 @@ def main() -> int:
     parser.add_argument(
         "--logs", type=Path, help="folder for a log of each node (default: LOG_DIR, OUTPUT_ROOT/logs or logs, and launch/ in it)"
     )
-    parser.add_argument(
-        "--ssh", default="ssh -o BatchMode=yes -o ServerAliveInterval=30", help="what reaches a host (default: %(default)s)"
-    )
+    parser.add_argument("--ssh", default=_SSH, help="what reaches a host (default: %(default)s)")
     parser.add_argument("--grace", type=float, default=1800, help="seconds that a node has to save and end (default %(default)g)")
     parser.add_argument("--dry-run", action="store_true", help="print the command of each host, and start nothing")
     arguments = parser.parse_args()
@@ -234,14 +236,14 @@ def main() -> int:
         return 0
     output = os.environ.get("OUTPUT_ROOT")
     logs = arguments.logs or Path(os.environ.get("LOG_DIR") or (f"{output}/logs" if output else "logs")) / "launch"
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     launch = Launch(hosts, command, ssh, logs, arguments.grace)
     for attempt in range(arguments.restarts + 1):
         try:
             status, about = launch.run()
         except Stopped as stop:
-            return 128 + stop.number
+            return _SAVED if stop.saved else 128 + stop.number
         if status == 0:
             return 0
         again = "starting again" if attempt < arguments.restarts else "no restart is left"

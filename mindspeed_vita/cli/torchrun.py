@@ -31,9 +31,10 @@ def main() -> int:
         try:
             torchrun()
         except (ChildFailedError, SignalException):
-            if not told.is_file():
+            of_starts = sorted(told.parent.glob(f"{told.name}.*"))
+            if not of_starts:
                 raise
-            return int(told.read_text())
+            return int(of_starts[-1].read_text())
     return 0
 
 

@@ -28,9 +28,10 @@ built-in engine, SIGTERM, SIGUSR1 and Ctrl-C let the run finish its step and sav
 30 s after the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds.
 On others, send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
 
-exit status: 0 trained to the last step, or stopped early by eval.patience; 75 told to stop, and saved: the same command continues; 130
-ended by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM, without a save; 2 an error that its message says how to mend; 1 trained and saved, but
-eval.gate holds the weights back, or a fault of vita's own. torchrun ends with 1 whenever a process of its run does not end with 0;
+exit status: 0 trained to the last step, or stopped early by eval.patience; 75 told to stop, and saved: the same command continues; 76 it
+hung; 77 another process of the run died; 130 ended by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM, without a save; 2 an error that its message
+says how to mend; 1 trained and saved, but eval.gate holds the weights back, or an error with a traceback. torchrun ends with 1 whenever a
+process of its run does not end with 0;
 `python -m mindspeed_vita.cli.torchrun`, with the same arguments, ends with the status of the run. docs/guides/operations.md tells more.
 
 docs/recipe_keys.md, made from mindspeed_vita/config/recipe.py, documents every recipe key. `vita schema` prints the same as a JSON schema,

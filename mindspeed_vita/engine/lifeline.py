@@ -205,8 +205,8 @@ class Lifeline:
         if self._closed or self._status is not None:
             return
         line = (
-            f"vita: error: {self.name(rank)} ended without a word: it was killed, ran out of memory, or its host is gone; all other "
-            "processes end too, and the same command continues from the last checkpoint"
+            f"vita: error: {self.name(rank)} ended without a word: it was killed, ran out of memory, or its host or the network to it is "
+            "gone; all other processes end too, and the same command continues from the last checkpoint"
         )
         if self.rank == 0:
             self._quiet.update(self._peers)

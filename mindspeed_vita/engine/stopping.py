@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Iterator, Optional
 
@@ -15,7 +16,9 @@ SAVED = os.EX_TEMPFAIL
 
 
 STATUS_FILE = "VITA_STATUS_FILE"
-"""Environment variable: where the first process of this host that does not end with 0 leaves its exit status, for cli/torchrun.py."""
+"""Environment variable: where the first process of this host that does not end with 0 leaves its exit status, for cli/torchrun.py.
+
+Each start of the processes has a file of its own, with the number of the start behind the name."""
 
 
 def report_status(status: int) -> None:
@@ -23,10 +26,14 @@ def report_status(status: int) -> None:
     path = os.environ.get(STATUS_FILE)
     if not path or not status:
         return
+    attempt = f"{path}.{int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')):06d}"
+    own = Path(f"{path}-{os.getpid()}")
     with suppress(OSError):  # another process was first, or the launcher is gone
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        os.write(handle, str(status).encode())
-        os.close(handle)
+        own.write_text(str(status))
+        try:
+            os.link(own, attempt)  # whole at once, and never in the place of another
+        finally:
+            own.unlink()
 
 
 class Stopped(BaseException):

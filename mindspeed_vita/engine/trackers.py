@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import secrets
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.files.publish import whole_file
 
+_LONGEST_END = 120.0
+"""Seconds that a service has for the end of a run."""
 IDENTITY = "tracked_run.txt"
 """File of a run's folder with the name that the services know it by, so that a run which continues is the same one there."""
 
@@ -60,8 +64,13 @@ class Tracker:
             self._run.log({key: value for key, value in numbers.items() if key != "step"}, step=entry["step"])
 
     def close(self) -> None:
-        """Sends what is left, and says that the run is over for now."""
-        self._run.finish()
+        """Sends what is left, and says that the run is over for now. A service that does not answer is not waited for any longer."""
+        ending = threading.Thread(target=self._run.finish, daemon=True)
+        ending.start()
+        ending.join(_LONGEST_END)
+        if ending.is_alive():
+            late = f"vita: {self._package.__name__} did not take the last numbers in {_LONGEST_END:.0f} s; its own sync command sends them"
+            print(late, file=sys.stderr)
 
 
 def identity(directory: Path) -> str:

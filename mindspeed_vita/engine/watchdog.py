@@ -26,7 +26,7 @@ from mindspeed_vita.engine.stacks import add_to, describe_process
 from mindspeed_vita.engine.stopping import Stopped
 
 HUNG = 76
-"""Exit status: no step ended for health.hang_minutes, or the process lost its interpreter for that long."""
+"""Exit status: no step ended for health.hang_minutes. A process whose interpreter is held by a library for that long ends with 1."""
 STACKS = "hang_stacks.txt"
 """File in the run's folder."""
 _LOOK = 2.0
@@ -44,7 +44,10 @@ WatchedSteps = Callable[[], ContextManager[Beat]]
 
 
 class Watchdog:
-    """Counts the time since the last sign of progress of this rank. Time in which the whole process was stopped does not count.
+    """Counts the time since the last sign of progress of this rank.
+
+    Time in which the process was stopped does not count, unless it is longer than the limit and _WITHOUT_PYTHON: the timer in C, which
+    ends a process whose interpreter is lost, cannot tell the two apart.
 
     Args:
         seconds: longest time without one; 0: any.

@@ -24,4 +24,5 @@ def wait_before_reads(model: Any) -> None:
 
 def _run_hooks(read: torch.nn.Module, *arguments: Any) -> None:
     for hook in tuple(read._forward_pre_hooks.values()):
-        hook(read, ())
+        if getattr(hook, "__module__", "").startswith("megatron.core.distributed"):  # DDP's, and not one that wants the module's input
+            hook(read, ())

@@ -175,6 +175,20 @@ def test_packs_without_pictures_do_not_hang_and_have_the_built_in_losses(
             assert own[key] == pytest.approx(other[key], rel=1e-12), key
 
 
+def test_a_start_that_was_exported_from_other_weights_is_refused(tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:
+    from mindspeed_vita.integration.hf_trainer.run import start_folder
+
+    def named(init: Path) -> Recipe:
+        return tiny.recipe(tmp_path, checkpoint={"init_from": str(init)})
+
+    first, other = Path(start["init"]), Path(start["init"]).parent / "builtin"
+    folder = start_folder(named(first), None, resumed=False)
+    assert folder == start_folder(named(first), None, resumed=False)
+    with pytest.raises(ValueError, match=r"start is an export of other weights than those of \S+builtin\S*; remove it"):
+        start_folder(named(other), None, resumed=False)
+    assert start_folder(named(other), None, resumed=True) == folder, "a checkpoint has the weights"
+
+
 def test_bf16_keeps_fp32_weights_without_deepspeed(tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:
     # updates of bf16 weights would be lost in their rounding: the curve was 3e-2 off
     recipe = tiny.recipe(tmp_path / "bf16", checkpoint={"init_from": start["init"]}, train={**TRAIN, "precision": "bf16"})

@@ -163,6 +163,8 @@ def test_the_recipes_settings_make_pefts_own_layers_of_the_same_names(folders: d
 
 def test_what_only_peft_computes_is_refused_with_its_name(folders: dict[str, Path], tiny: TinyData, tmp_path: Path):  # noqa: F811 - a fixture
     for settings, message in (
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa .it changed the base's weights; save it in peft with path_initial"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights=olora .it changed the base's weights"),
         ({"use_dora": True}, "use_dora=True .DoRA; peft's own code serves it"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),

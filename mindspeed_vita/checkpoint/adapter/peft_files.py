@@ -32,6 +32,8 @@ _REFUSED = {
     "arrow_config": "Arrow's routing; peft's own code serves it, on an export",
 }
 """Keys of peft's configuration that change what an adapter computes, and what they bring."""
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora")
+"""First words of peft's ways to begin which take something out of the base's weights; "lora" is that of lora_ga."""
 
 
 def is_peft(folder: Path) -> bool:
@@ -62,6 +64,10 @@ def read_settings(folder: Path) -> LoraConfig:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: adapter_config.json says peft_type={config.get('peft_type')!r}; expected LORA")
     found = [f"{key}={config[key]} ({what})" for key, what in _REFUSED.items() if config.get(key)]
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().partition("_")[0] in _CHANGE_THE_BASE:
+        advice = "save it in peft with path_initial_model_for_weight_conversion"
+        found.append(f"init_lora_weights={start} (it changed the base's weights; {advice})")
     if config.get("bias", "none") != "none":
         found.append(f"bias={config['bias']} (trained biases; train with bias=none)")
     if found:

@@ -119,7 +119,8 @@ def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
     """The error for a folder that failed `verify`; it offers the newest earlier step."""
     before = [path for path in complete_steps(folder.parent) if _STEP.fullmatch(folder.name) and step_of(path) < step_of(folder)]
     if before:
-        advice = f"continue from {before[-1].name}, the newest one before it (vita train RECIPE --resume-from {before[-1].name})"
+        command = f"vita train RECIPE --resume-from {before[-1].name}"
+        advice = f"the newest one before it is {before[-1]}: name that, or continue the run from it ({command})"
     else:
         advice = "no earlier step is left; start again or restore the folder from a copy"
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {'; '.join(problems)}; {advice}")

@@ -17,9 +17,9 @@ _NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_
 
 POSITIONS = ("language.rope_base", "language.rope_scaling.")
 """How positions turn: what a later, longer stage changes."""
-# keys of the train section that a resumed run may change: how long it goes on, and what only costs memory or time
 _SECTIONS = {key for key, value in recipe_to_dict(Recipe()).items() if isinstance(value, dict)}
 """Keys of a saved recipe that hold objects."""
+# keys of the train section that a resumed run may change: how long it goes on, and what only costs memory or time
 _MAY_CHANGE = {"steps", "recompute", "recompute_layers", "offload"}
 
 _ON_REQUEST = {

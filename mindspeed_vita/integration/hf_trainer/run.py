@@ -15,8 +15,9 @@ from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.hf.config import model_config
-from mindspeed_vita.checkpoint.hf.export import export_hf
+from mindspeed_vita.checkpoint.hf.export import VERIFICATION, export_hf
 from mindspeed_vita.checkpoint.hf.load import read_config
+from mindspeed_vita.checkpoint.hf.processor import read_json
 from mindspeed_vita.checkpoint.mapping.families import family_rules
 from mindspeed_vita.checkpoint.mapping.rules import convert_to_native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
@@ -126,7 +127,7 @@ def _train(
         recipe = base.recipe
     universal = newest is not None and checkpoints.needs_universal(newest, sharing=sharing, ranks=dist.get_world_size())
     if newest is not None and settings is not None and universal:
-        on_first_rank(partial(make_universal, newest))
+        first_rank_first(partial(make_universal, newest))  # it may take longer than a collective waits
         settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     # DeepSpeed must be set up before the model is loaded, and both before Trainer
     arguments = training_arguments(recipe, layout, platform, deepspeed=settings, fsdp=sharing == FSDP2)
@@ -142,7 +143,8 @@ def _train(
     if newest is not None:
         state = checkpoints.read_state(newest, recipe, fingerprint=dataset.fingerprint, sharing=sharing)
         step, known = state.step, state.failed_samples
-    start = first_rank_first(lambda: start_folder(recipe, None if base is None else base.base.folder))
+    fixed = None if base is None else base.base.folder
+    start = first_rank_first(lambda: start_folder(recipe, fixed, resumed=newest is not None))
     model = build_packed_model(start, recipe, layout, platform, sharing=sharing)
     if base is not None:
         model = adapters.adapted(model, recipe, base.matrices())
@@ -212,15 +214,16 @@ def _train(
     )
 
 
-def start_folder(recipe: Recipe, base: Optional[Path]) -> Path:
+def start_folder(recipe: Recipe, base: Optional[Path], *, resumed: bool) -> Path:
     """An export of the weights that a run starts from. They may be one; other formats are exported once.
 
     Args:
         recipe: the run.
         base: of the run's adapters; None: checkpoint.init_from is what it starts from.
+        resumed: the run goes on from a checkpoint of its own, which has the weights. Then other ones than at the start may be named.
 
     Raises:
-        ValueError: nothing to start from, or another architecture.
+        ValueError: nothing to start from, another architecture, or an export that is there was made from other weights.
     """
     origin = named_start(recipe, base)
     source = open_source(origin, SourceOptions(tokenizer=recipe.data.tokenizer))
@@ -230,7 +233,14 @@ def start_folder(recipe: Recipe, base: Optional[Path]) -> Path:
     if own and not differing_keys(model_config(read_config(origin)), recipe.model):
         return origin
     folder = Path(recipe.checkpoint.directory) / _START
-    if not folder.is_dir():
+    if folder.is_dir():
+        made_from = read_json(folder / VERIFICATION).get("identity")
+        if made_from != source.identity() and (base is not None or not resumed):
+            raise ValueError(
+                f"{folder} is an export of other weights than those of {origin}; remove it, and it is made anew, or choose another "
+                "checkpoint.directory"
+            )
+    else:
         record = lineage.converted("hf", {}, [lineage.of_checkpoint(origin)])
         write_export(source.weights, recipe, folder, record, identity=source.identity())
     return folder

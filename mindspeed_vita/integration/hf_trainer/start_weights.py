@@ -56,7 +56,7 @@ def describe_start(recipe: Recipe) -> str:
     newest = checkpoints.newest(Path(directory))
     if newest is not None and recipe.checkpoint.resume:
         step_folder.check_architecture(newest, recipe.model, resume=True)
-        step_folder.check_training(newest, recipe)
+        step_folder.check_training(newest, recipe, engine="hf")
         return f"continues from {newest}"
     origin = named_start(recipe)
     if (origin / atomic.CHECKSUMS).is_file():

@@ -1,6 +1,6 @@
 """metrics.jsonl of a run of MindSpeed-LLM, with the keys of the built-in engine's, so that `vita watch` and `vita report` read it.
 
-Megatron prints and logs a line of its own beside it. Its throughput counts the layers of a language model; the work here has the tower too.
+Megatron prints and logs its own lines as well. Its throughput counts the layers of a language model; the work here has the tower too.
 """
 
 from __future__ import annotations

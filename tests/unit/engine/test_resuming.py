@@ -114,7 +114,8 @@ def test_a_damaged_newest_step_is_left_for_the_one_before(tiny, saved, run, curv
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    advice = r"continue from step_0000003, the newest one before it \(vita train RECIPE --resume-from step_0000003\)"
+    command = r"\(vita train RECIPE --resume-from step_0000003\)"
+    advice = r"the newest one before it is \S+step_0000003: name that, or continue the run from it " + command
     with pytest.raises(atomic.DamagedCheckpoint, match=advice):
         train(recipe)
     train(recipe, stop_at_step=5, resume=Resume(step="step_0000003"))

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from mindspeed_vita.engine.stopping import SIGNALS, Stopped, stop_signals
+from mindspeed_vita.engine.stopping import SIGNALS, STATUS_FILE, Stopped, report_status, stop_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -73,3 +73,13 @@ def test_a_worker_without_handlers_of_its_own_says_nothing_and_lives_on_only_whi
         assert not request.asked
     assert os.waitstatus_to_exitcode(status) == (0 if finishing else -number)
     assert capfd.readouterr().err == ""
+
+
+def test_each_start_of_a_run_has_one_status_for_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
+    for start, statuses in (("0", (0, 77, 1)), ("1", (75, 77))):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        for status in statuses:
+            report_status(status)
+    found = {path.name: path.read_text() for path in sorted(tmp_path.glob("status.*"))}
+    assert found == {"status.000000": "77", "status.000001": "75"}, "the first of a start counts, and the last start is read"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mindspeed_vita.config import recipe_from_dict
+from mindspeed_vita.engine import trackers
 from mindspeed_vita.engine.loop import train
 from mindspeed_vita.engine.trackers import IDENTITY, Tracker
 from tests.tiny_data import TinyData
@@ -104,3 +106,16 @@ def test_the_real_package_takes_a_run_offline(name: str, tiny: TinyData, tmp_pat
     for steps in (2, 3):
         train(tiny.recipe(tmp_path / "run", train={"steps": steps}, logging={name: "vita"}))
     assert [path for path in (tmp_path / "run" / name).rglob(f"*.{name}") if path.stat().st_size]
+
+
+def test_a_service_that_does_not_end_is_not_waited_for(
+    service: tuple[str, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, runs = service
+    never = threading.Event()
+    monkeypatch.setattr(trackers, "_LONGEST_END", 0.05)
+    tracker = Tracker(name, recipe_from_dict({}), "vita", tmp_path)
+    monkeypatch.setattr(runs[0], "finish", never.wait)
+    tracker.close()
+    assert f"vita: {name} did not take the last numbers" in capsys.readouterr().err
+    never.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,9 +86,11 @@ def test_an_error_for_people_is_not_tried_again(start, tmp_path):
     assert all(path.read_text() == "begun\n" for path in tmp_path.glob("begun*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_every_node_and_no_restart_follows(start, tmp_path, number):
-    script = f"trap 'echo saved; kill $!; exit 1' TERM; touch {tmp_path}/there$NODE_RANK; sleep 600 & wait"
+@pytest.mark.parametrize(
+    ("number", "saves"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGUSR1, True)]
+)
+def test_a_signal_reaches_every_node_and_no_restart_follows(start, tmp_path, number, saves):
+    script = f"trap 'echo saved; kill $!; exit {75 if saves else 1}' TERM; touch {tmp_path}/there$NODE_RANK; sleep 600 & wait"
     begun = start(script, "--restarts", "5")
     until = time.monotonic() + 60
     while not all((tmp_path / f"there{node}").exists() for node in range(2)):
@@ -95,7 +98,7 @@ def test_a_signal_reaches_every_node_and_no_restart_follows(start, tmp_path, num
         time.sleep(0.05)
     begun.send_signal(number)
     out, err = begun.communicate(timeout=60)
-    assert begun.returncode == 128 + number and sorted(out.splitlines()) == ["[0] saved", "[1] saved"], err
+    assert begun.returncode == (75 if saves else 128 + number) and sorted(out.splitlines()) == ["[0] saved", "[1] saved"], err
     assert "starting again" not in err
 
 
@@ -139,3 +142,14 @@ def test_the_dry_run_prints_a_line_for_each_host(tmp_path):
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 2 and all("MASTER_ADDR=alpha" in line and "train.steps=7" in line for line in lines)
     assert "ssh -o BatchMode=yes" in lines[1] and " beta " in lines[1] and "NODE_RANK=1" in lines[1]
+
+
+def test_every_variable_that_the_stage_scripts_read_is_passed_on(monkeypatch):
+    monkeypatch.syspath_prepend(str(HOSTS.parent))
+    import hosts
+
+    text = (ROOT / "examples" / "launch.sh").read_text()
+    read = set(re.findall(r"\$\{([A-Z][A-Z0-9_]+):?-", text)) | set(re.findall(r"^ {4}([A-Z][A-Z0-9_]+)=", text, flags=re.MULTILINE))
+    own = {"NNODES", "NODE_RANK", "MASTER_ADDR", "PYTHONPATH"}  # each host has its own
+    assert {name for name in read if not hosts.PASSED_ON.fullmatch(name)} <= own
+    assert len(read) > 20

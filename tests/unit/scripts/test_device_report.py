@@ -1,4 +1,4 @@
-"""scripts/lent_device.py: the whole run in its smoke form, and what becomes of parts that fail, are too slow or have no time left."""
+"""scripts/device_report.py: the whole run in its smoke form, and what becomes of parts that fail, are too slow or have no time left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.platform.phases import PHASES
-from scripts.lent_device import ROOT, Part, Run, phase_times, planner_device
+from scripts.device_report import ROOT, Part, Run, phase_times, planner_device
 
 
 def run_in(folder: Path, seconds: float) -> Run:
@@ -70,7 +70,7 @@ def test_the_planners_table_is_found_by_the_drivers_name(driver: str, table: str
 def test_the_whole_run_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "results"
     sections = "curve,attention speed,answers,calibration"
-    command = [sys.executable, "scripts/lent_device.py", "--smoke", "--out", str(out), "--planner-device", "H100", "--only", sections]
+    command = [sys.executable, "scripts/device_report.py", "--smoke", "--out", str(out), "--planner-device", "H100", "--only", sections]
     environment = {**os.environ, "DEVICE": "cpu"}
     done = subprocess.run([*command, "--minutes", "60"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / 'log.txt').read_text()}"

@@ -1,7 +1,7 @@
-"""All that is worth knowing of a GPU or NPU that somebody lends for a quarter of an hour: at most 9 minutes, one folder of results.
+"""Checks, measurements, a training run and a calibrated plan of one GPU or NPU: at most 9 minutes, one folder of results.
 
-    python scripts/lent_device.py --out docs/results/h200                     one device; the environment must be there (docs/guides/gpu.md)
-    DEVICE=cpu python scripts/lent_device.py --smoke --out /tmp/lent          the same on a CPU with tiny sizes, to see that it works
+    python scripts/device_report.py --out h200                              one device; the environment must be there (docs/guides/gpu.md)
+    DEVICE=cpu python scripts/device_report.py --smoke --out /tmp/report    the same on a CPU with tiny sizes, to see that it works
 
 It runs the hardware checks with their measurements (gpu_check.py or npu_check.py), a short training run on made pictures with a trace, an
 answer of the trained model, and `vita plan` with the measured step. A part that fails, or has no time left, is named in the report, and the
@@ -139,7 +139,7 @@ class Run:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def _page(self, checks: str) -> Iterator[str]:
-        yield from (f"# {self.title}", "", "`python scripts/lent_device.py`. log.txt has what every part printed.", "")
+        yield from (f"# {self.title}", "", "`python scripts/device_report.py`. log.txt has what every part printed.", "")
         yield from ("| part | result | seconds |", "|---|---|---|")
         for outcome in self.outcomes:
             yield f"| {outcome.name} | {outcome.result} | {outcome.seconds:.0f} |"
