@@ -146,7 +146,8 @@ def test_a_damaged_step_is_refused_and_the_one_before_offered(tmp_path, run):
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
-    with pytest.raises(atomic.DamagedCheckpoint, match=r"optimizer/rank_00000.safetensors does not match.*the newest one before it is .*step_0000001: name that"):
+    told = r"optimizer/rank_00000.safetensors does not match.*the newest one before it is .*step_0000001: name that"
+    with pytest.raises(atomic.DamagedCheckpoint, match=told):
         run.load(step)
     native.load_weights(tmp_path / "step_0000001", run.model)
 
