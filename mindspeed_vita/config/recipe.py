@@ -283,8 +283,8 @@ class HealthConfig(Section):
     """What a run does when it hangs, or when its numbers go bad."""
 
     hang_minutes: Wait = 25.0
-    """Minutes without a step, an evaluated pack or a save. Then every rank writes its stacks to hang_stacks.txt in the run's folder, and the
-    run ends. 0: never. Longer than the longest step or save, and shorter than the 30 minutes that collectives wait."""
+    """Minutes without a step, an evaluated pack or a save. Then every rank writes its stacks to hang_stacks.txt in the run's folder, and
+    the run ends. 0: never. Longer than the longest step or save, and shorter than the 30 minutes that collectives wait."""
     on_bad_numbers: BadNumbers = "stop"
     """What is done about a step whose loss or gradient norm is bad. stop: the run ends. skip: the weights stay, and the run goes on with
     the next packs. roll_back: the run goes back to its last checkpoint, and goes on from there with the packs after the bad step."""

@@ -280,7 +280,7 @@ class _Run:
         known = {**told, "packs": self.packs, "memory": self.platform.memory().peak}
         known.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
         entry = step_entry(self.step, result, self.recipe, rate=rate, seconds=seconds, **known)
-        if self.step % self.recipe.logging.every == 0 or self.step in (1, self.recipe.train.steps):
+        if metrics.is_logged(self.step, self.recipe):
             self.log.write(entry)
             self.saving = 0.0
         progress.update(entry, result.report)

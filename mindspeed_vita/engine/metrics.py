@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.sinks import Sink
 from mindspeed_vita.files.publish import remove_temporaries, whole_file
 from mindspeed_vita.files.write_fault import named_write_fault
@@ -89,6 +90,11 @@ def _parse(line: bytes) -> Optional[dict[str, Any]]:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def is_logged(step: int, recipe: Recipe) -> bool:
+    """Whether a step has a line: every logging.every steps, and the first and the last one."""
+    return step % recipe.logging.every == 0 or step in (1, recipe.train.steps)
 
 
 def with_report(entry: Mapping[str, Any], report: Mapping[str, float]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
-from mindspeed_vita.engine.metrics import MetricsLog, with_report
+from mindspeed_vita.engine.metrics import MetricsLog, is_logged, with_report
 from mindspeed_vita.engine.objective import Objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.stopping import StopRequest
@@ -188,7 +188,7 @@ class PackTrainer(Trainer):
             entry.update(speeds(learnt["flops"], self.busy[-1], dist.get_world_size(), self.peak))
             report = entry.pop("report")
             entry = with_report(entry, report)
-            if step % self.recipe.logging.every == 0 or step in (1, train.steps):
+            if is_logged(step, self.recipe):
                 self.log_file.write(entry)
             self.progress.update(entry, report)
         return self.stop.agreed != 0

@@ -17,7 +17,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.held_out_watch import PACKS
-from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.metrics import MetricsLog, is_logged
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.work import Work, pack_work, peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -68,8 +68,7 @@ class StepLog:
             rate: the recipe's learning rate in this step.
             failed: samples that failed for the first time.
         """
-        every, last = self.recipe.logging.every, self.recipe.train.steps
-        if step % every and step not in (1, last):
+        if not is_logged(step, self.recipe):
             return
         mine = [self._samples, self._tiles, self._supervised, self._work.total, self._work.attention, self._work.tower]
         # the ranks of a context-parallel group share a pack
