@@ -39,7 +39,7 @@ class AtWork:
 def note(text: str) -> None:
     """Says what this process is about to read. Does nothing outside of loader processes."""
     if _own:
-        encoded = text.encode()[2 - _SIZE :]
+        encoded = text.encode(errors="backslashreplace")[2 - _SIZE :]  # a path in a row may hold half a character
         place = _own[0]
         place[:2] = b"\0\0"
         place[2 : 2 + len(encoded)] = encoded

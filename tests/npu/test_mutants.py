@@ -37,7 +37,7 @@ MUTANTS = {
     "local statistics in the gradient": (ATTENTION, "softmax_sum=torch.ones_like(top)", "softmax_sum=1.3 * torch.ones_like(top)", "blocks"),
     "the scale forgotten in the gradient": (ATTENTION, "scale_value=rows.scale,", "scale_value=1.0,", "blocks"),
     "all documents in one call": (ATTENTION, "_MOST_SEQUENCES = 1024", "_MOST_SEQUENCES = 1 << 20", "many"),
-    "merge without the leading 0": (ATTENTION, "torch.arange(0, num_tokens", "torch.arange(num_tokens, num_tokens", "merge"),
+    "merge without the leading 0": (ATTENTION, "torch.arange(2, dtype", "torch.arange(1, 2, dtype", "merge"),
     "merge by 32-bit lengths": (ATTENTION, "dtype=torch.int64, device=device", "dtype=torch.int32, device=device", "merge"),
     "merge by lengths on the host": (ATTENTION, "dtype=torch.int64, device=device", "dtype=torch.int64", "merge"),
     "merge at any width": (ATTENTION, " and out_TND.shape[-1] % 64 == 0", "", "merge"),

@@ -196,9 +196,9 @@ class Decoder:
             job, path, seconds = jobs[done], jobs[done].request["path"], self.settings.deadline(jobs[done].num_frames)
             if self._child is None or self._child.poll() is not None:
                 sent = done
-            note(path)
             child = self._start()
             try:
+                note(path)
                 deadline = time.monotonic() + seconds
                 sent = self._send(child, lines, sizes, done, sent, deadline)
                 outcomes.append(self._receive(child, job.into, deadline, path))

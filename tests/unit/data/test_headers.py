@@ -1,12 +1,14 @@
 """Media headers are read in the decoder process: what they cost is bounded, and no row is a reason to stop."""
 
 import os
+from contextlib import closing
 
 import pytest
 from PIL import Image
 
 from mindspeed_vita.data import measure
-from mindspeed_vita.data.media.decoder import Decoder
+from mindspeed_vita.data.at_work import AtWork
+from mindspeed_vita.data.media.decoder import Decoder, Job
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
 
@@ -51,6 +53,34 @@ def test_a_folder_that_takes_long_to_walk_costs_its_sample(world, rows):
 def test_half_characters_in_paths_skip_their_rows(world, rows):
     data = world.build(rows("\ud800.png", "a\udfff/\udc80.png"))
     assert [item.reason for item in data.skipped] == ["\\ud800.png: is no path", "a\\udfff/\\udc80.png: is no path"]
+
+
+def test_a_path_with_half_a_character_is_noted_by_a_loader_process(world, rows, picture, monkeypatch):
+    monkeypatch.setattr("mindspeed_vita.data.at_work._own", [])
+    places = AtWork(1)
+    places.take(0)
+    data = world.build(rows("\ud800.png"))
+    assert [item.reason for item in data.skipped] == ["\\ud800.png: is no path"]
+    assert places.of(0) == "\\ud800.png"
+
+
+def test_an_error_between_two_answers_does_not_shift_the_next_ones(world, picture, monkeypatch):
+    """The child has answers of the interrupted call left. They are not taken for those of the next call."""
+    for number in range(4):
+        picture(20 + number, 30).save(world.folder / f"{number}.png")
+    jobs = [Job.header(f"{number}.png", str(world.folder), False) for number in range(4)]
+    noted: list[str] = []
+
+    def fails_once(path):
+        noted.append(path)
+        if len(noted) == 2:
+            raise RuntimeError("stopped here")
+
+    monkeypatch.setattr("mindspeed_vita.data.media.decoder.note", fails_once)
+    with closing(Decoder(DecodeSettings())) as decoder:
+        with pytest.raises(RuntimeError, match="stopped here"):
+            decoder.headers(jobs)
+        assert decoder.headers(jobs[2:]) == [(22, 30), (23, 30)]
 
 
 def test_a_picture_that_many_samples_name_is_looked_at_once(world, rows, picture, monkeypatch):

@@ -152,6 +152,7 @@ def test_a_worker_is_silent_about_a_run_that_went_away_in_the_middle_of_a_tensor
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setattr("mindspeed_vita.data.loader.end_by_parent_alone", lambda: None)  # it would change this process for good
+    monkeypatch.setattr("mindspeed_vita.data.at_work._own", [])
     _start_worker(AtWork(1), 0)
     for gone in (BrokenPipeError(32, "Broken pipe"), ConnectionResetError(), EOFError()):
         sys.excepthook(type(gone), gone, None)
