@@ -61,6 +61,8 @@ setup(
             # a second opinion on which frames a video file holds; no wheel elsewhere
             'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
         ],
+        # saves, weights and data in object stores, by address; other schemes than s3 have packages of their own
+        "stores": ["fsspec>=2026.9", "s3fs>=2026.9"],
         "completion": ["shtab>=1.6"],
         # adapters trained and loaded with peft's own code; the release is the tested one
         "peft": ["peft>=0.21,<0.22"],

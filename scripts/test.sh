@@ -45,6 +45,13 @@ if ! "$VITA_PYTHON" -c 'import importlib.util, sys; sys.exit(not all(map(importl
         "accelerate==1.15.0" "deepspeed==0.19.8" hjson ninja py-cpuinfo msgpack psutil einops \
         || echo "tests: deepspeed 0.19.8 could not be installed; the tests of --engine hf are skipped"
 fi
+# Object stores: s3fs, and a local server with the interface of S3. Their packages would move others' versions, so they lie apart.
+export VITA_STORES="${VITA_STORES:-$VITA_VENV/overlays/stores}"
+if [ ! -d "$VITA_STORES/moto" ] || [ ! -d "$VITA_STORES/s3fs" ]; then
+    "$VITA_PYTHON" -m pip --disable-pip-version-check install --quiet --only-binary=:all: --target "$VITA_STORES" \
+        "s3fs==2026.9.0" "moto==5.2.5" flask flask-cors \
+        || { echo "tests: s3fs and moto could not be installed; the test on a local S3 server is skipped"; unset VITA_STORES; }
+fi
 # A second release of Pillow, of the line that Long-VITA was trained with: our pixels are the same under both.
 export VITA_OTHER_PILLOW="${VITA_OTHER_PILLOW:-$VITA_VENV/overlays/pillow-11.3.0}"
 if [ ! -d "$VITA_OTHER_PILLOW/PIL" ]; then

@@ -21,7 +21,10 @@ from mindspeed_vita.config import Recipe, recipe_to_dict
 LINEAGE = "lineage.json"
 """Name of the record, in a step folder, an export, or a folder of MindSpeed-LLM."""
 _PLACES = frozenset(
-    {"checkpoint.directory", "checkpoint.init_from", "data.index", "data.media_root", "data.mixture", "data.tokenizer", "lora.base"}
+    {
+        *("checkpoint.directory", "checkpoint.init_from", "checkpoint.store", "lora.base"),
+        *("data.index", "data.media_root", "data.mixture", "data.tokenizer"),
+    }
 )
 """Keys that say where something lies. The data's fingerprint and the parents say what lay there."""
 

@@ -98,10 +98,10 @@ def choose_model(arguments: argparse.Namespace) -> FoundModel:
     from mindspeed_vita.engine.chosen_step import choose_step
     from mindspeed_vita.inference.loading import find_model
 
-    chosen = choose_step(Path(arguments.checkpoint))
+    chosen = choose_step(arguments.checkpoint)
     arguments.checkpoint = str(chosen)
     if arguments.adapter is not None:
-        arguments.adapter = choose_step(Path(arguments.adapter))
+        arguments.adapter = choose_step(arguments.adapter)
     return find_model(chosen, arguments.recipe, adapter=arguments.adapter)
 
 

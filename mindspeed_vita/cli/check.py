@@ -191,6 +191,10 @@ def _weights(recipe: Recipe, engine: str) -> str:
         return f"random, as checkpoint.init_from is empty; checkpoints go to {directory}"
     if (Path(start) / "latest_checkpointed_iteration.txt").is_file():
         raise ValueError(f"{start} was saved by MindSpeed-LLM; vita convert --from {start} --to native --output DIR, and start from DIR")
+    if "://" in start:
+        from mindspeed_vita.checkpoint.fetched import pinned
+
+        return f"start from {pinned(start)}, which is fetched and compared when the run starts; checkpoints go to {directory}"
     found = step_folder.find(start)
     check_handover(found)
     step_folder.check_architecture(found, recipe.model)

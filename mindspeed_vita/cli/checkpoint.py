@@ -37,6 +37,10 @@ ACTIONS = {
 def run(arguments: argparse.Namespace) -> int:
     """Run one action."""
     folder = Path(arguments.folder)
+    if "://" in arguments.folder:
+        raise ValueError(
+            f"{arguments.folder}: vita checkpoint works on folders; fetch it with the store's own tool, or with vita train --resume-from"
+        )
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     actions = {"list": _list, "verify": _verify, "prune": _prune, "reshard": _reshard}

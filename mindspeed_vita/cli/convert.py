@@ -45,6 +45,9 @@ One tensor at a time is in memory. The output appears when it is whole. A conver
 runs again. A native or mindspeed-llm folder is a start for checkpoint.init_from. `vita verify A B` compares two checkpoints.
 """
 
+CHECKPOINTS = ("source", "vision", "base")
+"""Arguments that may be addresses in an object store; main.py fetches what they name."""
+
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """What a source folder may not say itself."""

@@ -15,6 +15,9 @@ The first line is the checkpoint, and below it is what it was made from. A run s
 data and the version of the code. Settings that were changed when the run was continued have lines of their own.
 """
 
+CHECKPOINTS = ("checkpoint",)
+"""Arguments that may be addresses in an object store; main.py fetches what they name."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""

@@ -148,7 +148,9 @@ def _guarded(name: str, words: list[str]) -> int:
     try:
         try:
             arguments = _parse(name, words)
-            return int(importlib.import_module(COMMANDS[name][0]).run(arguments))
+            module = importlib.import_module(COMMANDS[name][0])
+            _fetch(arguments, getattr(module, "CHECKPOINTS", ()))
+            return int(module.run(arguments))
         finally:
             sys.stdout.flush()
     except ModuleNotFoundError as error:
@@ -173,6 +175,16 @@ def _guarded(name: str, words: list[str]) -> int:
         if isinstance(error, SystemExit):
             raise
         return _failed()
+
+
+def _fetch(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Puts the fetched folder in the place of each address of an object store."""
+    for name in names:
+        text = getattr(arguments, name)
+        if isinstance(text, str) and "://" in text:
+            from mindspeed_vita.checkpoint.fetched import local_copy
+
+            setattr(arguments, name, str(local_copy(text)))
 
 
 def _refused(error: Exception, line: str) -> int:

@@ -56,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deepspeed", default="", metavar="zero1|zero2|zero3|FILE", help="with --engine hf: DeepSpeed's ZeRO, or a JSON file of DeepSpeed"
     )
     parser.add_argument(
-        "--resume-from", default="", metavar="STEP", help="continue from this step of the folder (step_0000100); newer ones are set aside"
-    )
+        "--resume-from", default="", metavar="STEP", help="continue from this step of the folder (step_0000100), or from the address of a"
+        " run or step in an object store (s3://bucket/run); newer ones are set aside"
+    )  # fmt: skip
     parser.add_argument(
         "--resume-with-changes",
         action="store_true",

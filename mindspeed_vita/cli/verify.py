@@ -28,6 +28,9 @@ states behind every layer and the logits. An export is computed by its own model
 checkpoint by our model. One layer at a time is in memory. Exit status 1 where anything differs.
 """
 
+CHECKPOINTS = ("first", "second")
+"""Arguments that may be addresses in an object store; main.py fetches what they name."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""

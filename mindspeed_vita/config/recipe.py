@@ -245,8 +245,13 @@ class CheckpointConfig(Section):
     """Minutes after the last checkpoint at which a step is saved, too; 0: save_every alone decides. The first rank's clock counts."""
     keep: Count = 2
     """Newest checkpoints kept; 0 keeps all."""
+    store: Text = ""
+    """Address of a folder in an object store, such as s3://bucket/runs/a, that gets every checkpoint too, behind training's back; empty:
+    none. A run whose own folder is empty continues from the newest whole checkpoint there. Needs fsspec and, for s3, s3fs."""
+    keep_unsent: Flag = False
+    """Never prune a checkpoint that waits for its way to `store`. The disk fills up while the store refuses."""
     init_from: Text = ""
-    """Weights to start from when the folder holds no checkpoint: a native run or step folder. Weights only."""
+    """Weights to start from when the folder holds no checkpoint: a native run or step folder, or its address in a store. Weights only."""
     background: Flag = False
     """Write checkpoints in a thread while training goes on, from a copy in host memory; the last one is always waited for."""
     resume: Flag = True

@@ -29,7 +29,7 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     where = f"recipe {recipe.name!r}"
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
     problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe)]
-    problems += [*_lora(recipe), *_eval(recipe), *_profile(recipe, world_size)]
+    problems += [*_lora(recipe), *_checkpoint(recipe), *_eval(recipe), *_profile(recipe, world_size)]
     problems += recompute_problems(recipe, uneven_pipeline=uneven_pipeline)
     if problems:
         raise ValueError(listed(where, problems))
@@ -234,6 +234,19 @@ def _lora(recipe: Recipe) -> list[str]:
                 f"lora.dropout={lora.dropout} in {part} with train.recompute={train.recompute}, which recomputes it with other random "
                 "numbers; use lora.dropout=0, or another train.recompute"
             )
+    return problems
+
+
+def _checkpoint(recipe: Recipe) -> list[str]:
+    told, problems = recipe.checkpoint, []
+    if "://" in told.directory:
+        problems.append(
+            f"checkpoint.directory={told.directory} is an address; set checkpoint.store to it, and checkpoint.directory to a folder"
+        )
+    if told.store and "://" not in told.store:
+        problems.append(f"checkpoint.store={told.store} is no address; expected one such as s3://bucket/runs/a, or leave it out")
+    if told.keep_unsent and not told.store:
+        problems.append("checkpoint.keep_unsent=true without checkpoint.store: nothing is sent; set checkpoint.store, or leave it out")
     return problems
 
 

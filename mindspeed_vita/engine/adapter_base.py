@@ -84,7 +84,7 @@ def find_run_base(recipe: Recipe, resume_from: Optional[Path], saved: Optional[M
             train from adapters alone.
     """
     start = recipe.checkpoint.init_from
-    origin = choose_step(Path(start)) if start and resume_from is None else None
+    origin = choose_step(start) if start and resume_from is None else None
     if not recipe.lora.rank:
         if origin is not None and holds_adapters(origin):
             raise ValueError(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Mapping, Optional
 
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import gates, lineage
-from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
+from mindspeed_vita.checkpoint.folder_lock import FolderLock
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
@@ -30,11 +29,14 @@ from mindspeed_vita.engine.profile import ProfileWindow
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.resuming import NEWEST, Resume
+from mindspeed_vita.engine.run_lock import locked_run
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.step_entry import step_entry
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.stored_start import bring_step
+from mindspeed_vita.engine.uploading import Uploads
 from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -62,23 +64,11 @@ def train(
     own = not dist.is_initialized()
     with (
         distributed(recipe, platform) as layout,
-        _locked(Path(recipe.checkpoint.directory), recipe.name) as lock,
+        locked_run(Path(recipe.checkpoint.directory), recipe.name) as lock,
         watched(recipe, own=own, release=lock.release) as steps,
     ):
         run = _Run(recipe, platform, layout, lock, resume)
         return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest(), steps)
-
-
-@contextmanager
-def _locked(directory: Path, name: str) -> Iterator[FolderLock]:
-    """The lock of the run's folder, which rank 0 holds for all ranks."""
-    advice = "choose another checkpoint.directory, or wait"
-    lock = FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({name})", advice=advice)
-    try:
-        on_first_rank(lock.acquire)
-        yield lock
-    finally:
-        lock.release()  # does nothing on the other ranks
 
 
 class _Run:
@@ -95,7 +85,8 @@ class _Run:
         self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         on_first_rank(lambda: atomic.recover(self.directory))
-        resume_from = resuming.resume_from(recipe, resume)
+        self.resume, fetched = bring_step(recipe, resume)
+        resume_from = resuming.resume_from(recipe, self.resume)
         base = find_run_base(recipe, resume_from, None if resume_from is None else native.saved_recipe(resume_from))
         if base is not None:
             recipe = self.recipe = base.recipe
@@ -108,7 +99,7 @@ class _Run:
             base.load(model)
             self.start, origins = base.describe(), base.origins
         elif resume_from is None and recipe.checkpoint.init_from:
-            origins = (choose_step(Path(recipe.checkpoint.init_from)),)
+            origins = (choose_step(recipe.checkpoint.init_from),)
             gates.check_handover(origins[0])
             self.start = f"starting from the weights of {native.load_weights(origins[0], model, config=recipe.model)}"
         self.model = optim.wrap_model(model, optim.Communication.of(recipe, platform))
@@ -129,6 +120,7 @@ class _Run:
             if aside:
                 told.append(f"newer steps are set aside as {', '.join(aside)}: remove them where nobody needs them")
             self.start = "; ".join(told)
+        self.start = "; ".join(filter(None, [*fetched, self.start]))
         self.lineage: Optional[lineage.Lineage] = None  # on the first rank
         on_first_rank(lambda: self._open_lineage(resume_from, origins))
         self.log: Optional[metrics.MetricsLog] = None
@@ -173,6 +165,7 @@ class _Run:
         """Steps up to and including `last`, or the one in which the ranks agree to stop; that one is saved."""
         recipe, last = self.recipe, min(last, self.recipe.train.steps)
         progress = self._progress()
+        self.uploads = Uploads(recipe.checkpoint, lambda line: progress.line(f"{recipe.name}: {line}") if progress else None)
         batches = self.batches = open_loader(self.dataset, recipe, self.layout, start_pack=self.packs)
         held: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "batches": iter(batches), "failed": self.failed}
         stepper = Stepper(recipe, self.layout, self.platform, **held, objective=self.objective, stop=stop, judge=self.numbers.judge)
@@ -200,6 +193,7 @@ class _Run:
                     self._report(result, busy[-1], {**times, **stepper.module_norms()}, progress)
                     beat()
                     self._publish(wait=False)
+                    self.uploads.advance()
                     best = self._evaluate(progress) if not stop.agreed else False
                     ends = self.step == last or stop.agreed != 0 or self._exhausted
                     if self.step % recipe.checkpoint.save_every == 0 or stop.save_agreed or ends or best:
@@ -208,6 +202,7 @@ class _Run:
                         beat()
         except TrainingDiverged:
             self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
+            self.uploads.finish()
             raise
         finally:
             window.close()
@@ -325,6 +320,7 @@ class _Run:
             started = time.perf_counter()
             on_first_rank(self.lock.check)
             self.saved, self.writing = self.writing.finish(), None
+            self.uploads.add(self.saved)
             self.saving += time.perf_counter() - started
 
     def _progress(self) -> Optional[Progress]:
@@ -361,4 +357,5 @@ class _Run:
             stopped_early=early,
             gate=self.evaluation.finish(self.step) if self.evaluation and ended else None,
         )
+        self.uploads.finish()
         return result

@@ -170,7 +170,7 @@ def load_generator(
     Raises:
         ValueError: no checkpoint there, no tokenizer, or sizes that do not fit the model or the processes.
     """
-    found = find_model(choose_step(Path(path)), recipe, adapter=None if adapter is None else choose_step(Path(adapter)))
+    found = find_model(choose_step(path), recipe, adapter=None if adapter is None else choose_step(adapter))
     wanted = inference_recipe(found.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     loaded, platform, layout = begin(wanted, tokenizer)
     # Not at the top: init_distributed prepares megatron.core for this device before it is imported.

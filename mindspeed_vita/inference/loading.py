@@ -121,7 +121,7 @@ def load_model(
         ValueError: no checkpoint there, no tokenizer, sizes that do not fit the model or the processes, or a scaling or pooling that
             does not fit the model.
     """
-    source = find_model(choose_step(Path(path)), recipe, adapter=None if adapter is None else choose_step(Path(adapter)))
+    source = find_model(choose_step(path), recipe, adapter=None if adapter is None else choose_step(adapter))
     wanted = inference_recipe(source.recipe, tp, cp, rope_scaling=rope_scaling, max_frames=max_frames)
     pooling = source.frame_pooling if frame_pooling is None else frame_pooling
     read_pooling(pooling, wanted.model.tokens_per_tile)

@@ -19,6 +19,7 @@ NETWORK = {
     "mindspeed_vita/cli/serve.py": "listens",
     "mindspeed_vita/hf/image_processing_long_vita.py": "travels with exports, and opens what its caller passes",
     "mindspeed_vita/ops/say_once.py": "the name of this host",
+    "mindspeed_vita/files/stores.py": "opens the addresses of object stores that a recipe or a command line names",
     "mindspeed_vita/engine/lifeline.py": "ranks of a run hold a connection to the first one",
 }
 
@@ -76,6 +77,7 @@ def test_nothing_evaluates_text_or_starts_a_shell(trees):
 
 def test_the_network_is_used_in_named_places_only(trees):
     modules = {"socket", "ssl", "http.client", "urllib.request", "ftplib", "smtplib", "requests", "httpx", "aiohttp"}
+    modules |= {"fsspec", "s3fs", "boto3", "botocore", "huggingface_hub"}
     found = {name for name, tree in trees.items() if modules & set(imported(tree))}
     assert found == set(NETWORK)
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Iterable, Mapping, Optional
+from typing import Iterable, Mapping, Optional, Sequence
 
 from mindspeed_vita.files.digest import CHECKSUM, algorithm_of, checksum_of
 from mindspeed_vita.files.publish import publish_folder, remove_temporaries, restore_all, sync, whole_file
@@ -19,6 +19,10 @@ from mindspeed_vita.files.writing import write_json
 CHECKSUMS = "checksums.json"
 BEST = "best.json"
 """File in a run's folder that names the step with the lowest held-out loss (eval.keep_best); that step is not pruned."""
+UNSENT = "to_store.json"
+"""File in a run's folder that names the steps which pruning spares, because they are on their way to checkpoint.store."""
+FETCHING = ".fetching-"
+"""In front of the name of a step that is being fetched from there."""
 _REMOVING = ".removing-"
 """In front of the name of a step that is being removed."""
 _STEP = re.compile(r"step_(\d{7,})")
@@ -150,11 +154,37 @@ def best_step(directory: Path) -> Optional[Path]:
         raise ValueError(f"{path} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
 
 
+def mark_unsent(directory: Path, names: Sequence[str]) -> None:
+    """Names the steps that pruning spares until they are in the store; none: nothing is on its way."""
+    if not names:
+        (directory / UNSENT).unlink(missing_ok=True)
+        return
+    with whole_file(directory / UNSENT) as temporary:
+        temporary.write_text(json.dumps({"steps": list(names)}) + "\n", encoding="utf-8")
+
+
+def unsent_steps(directory: Path) -> list[str]:
+    """The names that mark_unsent wrote, of steps that are still there.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    path = directory / UNSENT
+    if not path.is_file():
+        return []
+    try:
+        names = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["steps"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not name steps ({error!r}); remove it, and pruning spares none of them") from error
+    return [folder.name for folder in complete_steps(directory) if folder.name in names]
+
+
 def surplus(directory: Path, keep: int) -> list[Path]:
-    """The whole steps that prune removes: all but the `keep` newest and the best one; none with 0."""
+    """The whole steps that prune removes: all but the `keep` newest, the best one and those on their way to the store; none with 0."""
     steps = complete_steps(directory)[:-keep] if keep > 0 else []
     best = best_step(directory) if steps else None
-    return [folder for folder in steps if folder != best]
+    unsent = unsent_steps(directory) if steps else []
+    return [folder for folder in steps if folder != best and folder.name not in unsent]
 
 
 def recover(directory: Path) -> None:
@@ -163,13 +193,14 @@ def recover(directory: Path) -> None:
     A step whose replacement died between two renames gets its name back: it is whole. Steps on their way out go for good.
     """
     restore_all(directory, "step_*", known_by=CHECKSUMS)
-    for going in directory.glob(f"{_REMOVING}*"):
+    for going in (*directory.glob(f"{_REMOVING}*"), *directory.glob(f"{FETCHING}*")):
         shutil.rmtree(going, ignore_errors=True)
-    remove_temporaries(directory / BEST)
+    for file in (BEST, UNSENT):
+        remove_temporaries(directory / file)
 
 
 def prune(directory: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest whole steps (0 keeps all) and the best one, and what interrupted work left; returns what went."""
+    """Removes what `surplus` names and what interrupted work left; returns the steps that went."""
     recover(directory)
     gone = surplus(directory, keep)
     for folder in gone:

@@ -28,6 +28,8 @@ def check(recipe: Recipe) -> None:
         (bool(recipe.eval.mixture), "eval.mixture: held-out loss is not measured while Trainer trains; use `vita eval loss` on the export"),
         (bool(recipe.profile.steps), "profile.steps: only the built-in engine records a trace; leave the profile section out"),
         (recipe.checkpoint.save_minutes > 0, "checkpoint.save_minutes: Trainer saves by steps; leave it out and use save_every"),
+        (bool(recipe.checkpoint.store), "checkpoint.store: only the built-in engine sends checkpoints to a store; leave it out"),
+        ("://" in recipe.checkpoint.init_from, "checkpoint.init_from is an address; only the built-in engine fetches it: name a folder"),
         (recipe.checkpoint.background, "checkpoint.background: Trainer writes while training waits; set it to false"),
     )
     problems = [problem for found, problem in cases if found]

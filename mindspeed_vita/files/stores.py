@@ -1,0 +1,244 @@
+"""Object stores by address (s3://bucket/folder), through fsspec. An address is the only thing that reaches the network here.
+
+fsspec and the package of the scheme (s3fs for s3) are an extra: pip install 'mindspeed_vita[stores]'. Credentials and the endpoint come
+from the environment, as the scheme's own tools read them (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from mindspeed_vita.files.publish import whole_file
+
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.+)", re.DOTALL)
+_STAMPS = ("ETag", "etag", "md5", "generation")
+"""What stores call the mark of an object's content; the first that is there counts."""
+_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Faults of the local disk."""
+_TIMES = ("LastModified", "last_modified", "mtime", "modified", "created", "updated")
+
+
+def cache_folder() -> Path:
+    """Where fetched files lie unless a setting says otherwise: mindspeed_vita in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspeed_vita"
+
+
+class StoreError(ValueError):
+    """A store cannot be reached, or refuses."""
+
+
+class NotThere(StoreError):
+    """An object, folder or bucket does not exist."""
+
+
+def is_address(text: Union[str, Path]) -> bool:
+    """Whether a text is an address of a store, and no path."""
+    return isinstance(text, str) and _ADDRESS.fullmatch(text) is not None
+
+
+def scheme_and_path(address: str) -> tuple[str, str]:
+    """The two parts of an address: s3 and bucket/folder, without a slash at the end.
+
+    Raises:
+        ValueError: it is no address, or one that leads out of itself.
+    """
+    found = _ADDRESS.fullmatch(address)
+    path = "" if found is None else found[2].rstrip("/")
+    if found is None or not path.strip("/") or "::" in address or "\0" in address or ".." in path.split("/"):
+        raise ValueError(f"{address!r} is no address of a store; expected scheme://bucket/folder, such as s3://bucket/runs/a")
+    return found[1].lower(), path
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a store says about an object."""
+
+    size: int
+    """Bytes."""
+    stamp: str
+    """Differs where the content differs: the ETag, where the store has one."""
+    modified: float
+    """Seconds since 1970; 0 where the store does not say."""
+
+
+class Store:
+    """A folder in a store. Names are relative to it, with slashes.
+
+    It may be used by several threads and after a fork: every call asks fsspec anew for its file system.
+
+    Args:
+        address: scheme://bucket/folder.
+
+    Raises:
+        ValueError: no such address, or the packages for its scheme are not installed.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.scheme, self.path = scheme_and_path(address)
+        self.address = f"{self.scheme}://{self.path}"
+        self._system()
+
+    def at(self, name: str) -> str:
+        """The address of an object."""
+        return f"{self.address}/{name}" if name else self.address
+
+    def is_there(self) -> bool:
+        """Whether the folder holds anything, or is an object."""
+        with _named(self.address):
+            return bool(self._fresh().exists(self.path))
+
+    def children(self) -> list[str]:
+        """Names directly below, of objects and of folders, sorted; none where nothing is there."""
+        try:
+            with _named(self.address):
+                found = self._fresh().ls(self.path, detail=False)
+        except NotThere:
+            return []
+        return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found} - {""})
+
+    def files(self) -> dict[str, Stored]:
+        """Every object below, by name."""
+        with _named(self.address):
+            system = self._fresh()
+            found = system.find(self.path, detail=True)
+            top = str(system._strip_protocol(self.path)).rstrip("/") + "/"
+        return {path.removeprefix(top): _stored(info) for path, info in sorted(found.items()) if path.startswith(top)}
+
+    def matching(self, pattern: str) -> dict[str, Stored]:
+        """Objects below whose name fits a pattern of * ? [] and **, by name."""
+        with _named(self.at(pattern)):
+            system = self._fresh()
+            found = system.glob(f"{self.path}/{pattern}", detail=True)
+            top = str(system._strip_protocol(self.path)).rstrip("/") + "/"
+        kept = {path: info for path, info in sorted(found.items()) if info.get("type") == "file"}
+        return {path.removeprefix(top): _stored(info) for path, info in kept.items()}
+
+    def about(self, name: str) -> Optional[Stored]:
+        """What the store says about an object; None for a folder.
+
+        Raises:
+            NotThere: nothing has that name.
+            StoreError: the store cannot be reached, or refuses.
+        """
+        with _named(self.at(name)):
+            info = self._fresh().info(self._full(name))
+        return _stored(info) if info.get("type") == "file" else None
+
+    def is_object(self, name: str) -> bool:
+        """Whether an object has that name. Raises StoreError as about."""
+        try:
+            return self.about(name) is not None
+        except NotThere:
+            return False
+
+    def read(self, name: str) -> bytes:
+        """The content of a small object. Raises as about."""
+        with _named(self.at(name)):
+            return bytes(self._fresh().cat_file(self._full(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small object, whole or not at all. Raises as about."""
+        with _named(self.at(name)):
+            self._system().pipe_file(self._full(name), content)
+
+    def send(self, path: Path, name: str) -> None:
+        """Copies a local file to the store.
+
+        Raises:
+            OSError: the local file cannot be read.
+            StoreError: the store cannot be reached, or refuses.
+        """
+        with path.open("rb"):  # so that a missing file is no fault of the store
+            pass
+        with _named(self.at(name)):
+            self._system().put_file(str(path), self._full(name))
+
+    def fetch(self, name: str, target: Path) -> Stored:
+        """Copies an object to a local file, which appears when it is whole.
+
+        Returns:
+            what the store said about the object.
+
+        Raises:
+            OSError: the local file cannot be written.
+            NotThere: there is no such object.
+            StoreError: the store cannot be reached or refuses, or the object changed meanwhile.
+        """
+        before = self.about(name)
+        if before is None:
+            raise NotThere(f"{self.at(name)} is a folder; expected an object")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as temporary:
+            with _named(self.at(name)):
+                self._fresh().get_file(self._full(name), str(temporary))
+            if temporary.stat().st_size != before.size or self.about(name) != before:
+                raise StoreError(f"{self.at(name)} changed while it was fetched; start again when nothing writes there")
+        return before
+
+    def remove(self, name: str) -> None:
+        """Removes an object, or a folder with all below it. One that is not there is no fault."""
+        try:
+            with _named(self.at(name)):
+                self._fresh().rm(self._full(name), recursive=True)
+        except NotThere:
+            pass
+
+    def _full(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+    def _system(self) -> Any:
+        """fsspec's file system; fsspec keeps one for each process and thread."""
+        try:
+            import fsspec
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{self.address} needs the package fsspec; pip install 'mindspeed_vita[stores]'") from error
+        try:
+            options = {"auto_mkdir": True} if self.scheme in ("file", "local") else {}
+            return fsspec.filesystem(self.scheme, **options)
+        except ImportError as error:
+            raise ValueError(f"{self.address}: {error}; pip install 'mindspeed_vita[stores]' has what s3 needs") from error
+        except ValueError as error:
+            raise ValueError(f"{self.address}: fsspec knows no scheme {self.scheme!r} ({error}); use one such as s3") from error
+
+    def _fresh(self) -> Any:
+        """The same without listings that it remembers."""
+        system = self._system()
+        system.invalidate_cache()
+        return system
+
+
+def _stored(info: Any) -> Stored:
+    size = int(info.get("size") or 0)
+    time = next((info[key] for key in _TIMES if info.get(key)), None)
+    modified = time.timestamp() if isinstance(time, datetime) else float(time) if isinstance(time, (int, float)) else 0.0
+    mark = next((str(info[key]) for key in _STAMPS if info.get(key)), None)
+    return Stored(size, mark.strip('"') if mark is not None else f"{size} {modified:.6f}", modified)
+
+
+@contextmanager
+def _named(address: str) -> Iterator[None]:
+    """Turns what fsspec and the packages below it raise into one message with the place."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        reason = "no such bucket" if "bucket does not exist" in str(error) else "nothing is there (no such object or bucket)"
+        raise NotThere(f"{address}: {reason}; correct the address") from error
+    except Exception as error:  # each scheme has exceptions of its own
+        if isinstance(error, OSError) and error.errno in _OWN_DISK:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, PermissionError) or "credential" in text.lower():
+            advice = "set the store's credentials (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or have the right granted"
+            raise StoreError(f"{address}: access is refused ({text}); {advice}") from error
+        advice = "check the network and the endpoint (for s3: AWS_ENDPOINT_URL)"
+        raise StoreError(f"{address}: the store does not do it ({type(error).__name__}: {text}); {advice}") from error

@@ -1,0 +1,114 @@
+"""Checkpoints by address: fetched into the cache of this host, whole and checked, or refused in one message."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from mindspeed_vita.checkpoint.fetched import local_copy
+from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.cli import main as cli
+from mindspeed_vita.engine.chosen_step import choose_step
+from mindspeed_vita.engine.loop import train
+from mindspeed_vita.files.stores import NotThere, Store, StoreError, is_address, scheme_and_path
+from tests.tiny_data import make_tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Steps 1 and 2 of a run."""
+    directory, tiny = tmp_path_factory.mktemp("run"), make_tiny(tmp_path_factory.mktemp("data"))
+    train(tiny.recipe(directory, train={"steps": 2}, checkpoint={"save_every": 1}))
+    return directory
+
+
+@pytest.fixture
+def store(run, tmp_path, monkeypatch) -> Iterator[Store]:
+    """The run's files in a store in memory; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = Store("memory://bucket/runs/a")
+    for path in run.rglob("*"):
+        if path.is_file():
+            store.send(path, path.relative_to(run).as_posix())
+    yield store
+    MemoryFileSystem.store.clear()
+
+
+def test_a_run_a_step_and_an_export_become_folders_that_are_found_again(run, store, capsys, monkeypatch):
+    newest = local_copy(store.address)
+    assert newest.name == "step_0000002" and not atomic.verify(newest, atomic.recorded(newest))
+    assert local_copy(store.at("step_0000001")).name == "step_0000001"
+    assert choose_step(store.address) == newest and choose_step(run) == run / "step_0000002"
+    store.write("export/config.json", b"{}")
+    store.write("export/deep/a.txt", b"1")
+    first = local_copy(store.at("export"))
+    assert (first / "deep" / "a.txt").read_text() == "1"
+    capsys.readouterr()
+    monkeypatch.setattr(Store, "fetch", None)
+    assert local_copy(store.address) == newest and local_copy(store.at("export")) == first
+    assert not capsys.readouterr().err, "nothing is fetched twice"
+    assert cli.main(["lineage", store.address, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 2
+
+
+def test_an_export_that_changed_is_another_folder(store):
+    store.write("export/config.json", b"{}")
+    before = local_copy(store.at("export"))
+    store.write("export/config.json", b'{"a": 1}')
+    assert local_copy(store.at("export")) != before
+
+
+def test_what_is_no_whole_checkpoint_is_refused_with_its_place(store, capsys):
+    store.write("step_0000002/state.json", b"{}")
+    with pytest.raises(atomic.DamagedCheckpoint, match="memory://bucket/runs/a/step_0000002 is damaged: state.json does not match"):
+        local_copy(store.address)
+    store.remove("step_0000002/state.json")
+    with pytest.raises(atomic.DamagedCheckpoint, match="step_0000002 is damaged: state.json missing"):
+        local_copy(store.address)
+    for number in (1, 2):
+        store.remove(f"step_000000{number}/{atomic.CHECKSUMS}")
+    with pytest.raises(ValueError, match=r"its steps are not whole \(step_0000001, step_0000002\)"):
+        local_copy(store.address)
+    with pytest.raises(ValueError, match="memory://bucket/nothing is no checkpoint: found nothing"):
+        local_copy("memory://bucket/nothing")
+    assert cli.main(["checkpoint", "list", store.address]) == 2
+    assert "vita checkpoint works on folders" in capsys.readouterr().err
+
+
+def test_addresses_are_told_from_paths():
+    assert is_address("s3://b/a") and not any(map(is_address, ("runs/a", "/runs/a", "s3:/b", "C://", "", Path("s3://b/a"))))
+    assert scheme_and_path("S3://b/a/") == ("s3", "b/a")
+    for wrong in ("zip::s3://b/a", "s3://b/../c", "s3:///", "runs/a"):
+        with pytest.raises(ValueError, match="is no address of a store; expected scheme://bucket/folder"):
+            scheme_and_path(wrong)
+
+
+def test_faults_of_a_store_name_the_place(store, tmp_path, monkeypatch):
+    with pytest.raises(NotThere, match="memory://bucket/runs/a/nowhere: nothing is there"):
+        store.read("nowhere")
+    with pytest.raises(FileNotFoundError):
+        store.send(tmp_path / "nowhere", "x")
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *arguments, **options: (_ for _ in ()).throw(TimeoutError("too slow")))
+    with pytest.raises(StoreError, match=r"state.json: the store does not do it \(TimeoutError: too slow\); check the network"):
+        store.read("step_0000001/state.json")
+    plain = MemoryFileSystem.get_file
+
+    def changes(system: MemoryFileSystem, path: str, target: str, **options: object) -> None:
+        plain(system, path, target, **options)
+        system.pipe_file(path, b"longer than before")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", changes)
+    with pytest.raises(StoreError, match="state.json changed while it was fetched"):
+        store.fetch("step_0000001/state.json", tmp_path / "state.json")
+    assert not list(tmp_path.glob("state.json*"))
+
+
+def test_a_scheme_whose_package_is_missing_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ValueError, match=r"s3://b/a: Install s3fs to access S3; pip install 'mindspeed_vita\[stores\]'"):
+        Store("s3://b/a")
