@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -121,7 +122,7 @@ class Forks:
                     first_end = first_end or now
             if fault is not None and processes[fault.rank] not in statuses:
                 moves.make(processes[fault.rank], alone=len(statuses) == RANKS - 1)
-            late = first_end is not None and now - first_end > LONGEST or now - began > 4 * LONGEST
+            late = first_end is not None and now - first_end > LONGEST or now - began > 2 * LONGEST
             if late:
                 problems.append(f"a process did not end: {fault}; {log.read_text()[-800:]}")
             # before there is a process group only a launcher can know that a process is gone
@@ -159,7 +160,7 @@ def by_command(folder: Path, words: Sequence[str], fault: Optional[Fault], secon
         if fault is not None and len(pids) == RANKS and _runs(pids[fault.rank]):
             alone = not any(_runs(pid) for rank, pid in pids.items() if rank != fault.rank)
             moves.make(pids[fault.rank], alone=alone)
-        if now - began > 5 * LONGEST:
+        if now - began > 3 * LONGEST:
             problems.append(f"the launcher did not end: {fault}; {log.read_text()[-800:]}")
             launcher.kill()
             launcher.wait()
@@ -194,7 +195,7 @@ class _Moves:
         if self._over or fault is None:
             return
         if self._began is None:
-            if self._waits and " loss " not in self._log.read_text():
+            if self._waits and not re.search(r"step \d+/\d+ loss", self._log.read_text()):
                 return
             self._began = now
         if self._acted is None:

@@ -245,15 +245,16 @@ def main(faults: int = 1000, seconds: float = float("inf"), seed: int = 0, sums:
                 break
             if not order:
                 order = soak.chance.sample(KINDS, len(KINDS))
+            known = len(soak.problems)
             soak.fault(order.pop())
+            for problem in soak.problems[known:]:
+                print(f"problem: {problem}", file=sys.stderr, flush=True)
             if sys.stderr.isatty() and soak.starts % 20 == 0:
                 print(f"{soak.starts} faults, {len(soak.problems)} problems", file=sys.stderr)
     rows, runs = soak.rows, soak.round - 1
     print(table(rows, runs))
     if sums:
         print(f"\nall soaks of {sums}:\n{table(*add_up(Path(sums), rows, runs, seed))}\n")
-    for problem in soak.problems[:10]:
-        print(problem)
     print("FAIL: the soak of training" if soak.problems else f"PASS: the soak of training, {time.monotonic() - began:.0f} s")
     return 1 if soak.problems else 0
 
