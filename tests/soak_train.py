@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,14 +19,15 @@ import yaml
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import recipe_to_dict
+from mindspeed_vita.files.publish import whole_file
+from tests.soak_starts import RANKS, Ended, Forks, by_command
 from tests.tiny_data import TinyData, make_tiny, read_metrics
 from tests.train_faults import HARMLESS, KINDS, Fault
 
-RANKS = 2
 STEPS = 24
 SAVE_EVERY = 3
-LONGEST = 60.0
-"""Seconds in which every process of a start must have ended after its fault."""
+BY_COMMAND = 10
+"""Every tenth start is by the real command."""
 KNOWN = ("metrics.jsonl", "loss.svg", "quarantine.jsonl", "hang_stacks.txt", "run.lock")
 """Files that a run's folder may hold when the run is over."""
 
@@ -39,11 +37,21 @@ class Row:
     """What the starts with one kind of fault did."""
 
     starts: int = 0
+    by_command: int = 0
     fired: int = 0
     most_lost: int = 0
     losses: int = 0
     corruptions: int = 0
+    curves: int = 0
+    """Curves or weights that are not those of the straight run."""
     statuses: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Row) -> None:
+        """Adds the starts of another soak."""
+        for name in ("starts", "by_command", "fired", "losses", "corruptions", "curves"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.most_lost = max(self.most_lost, other.most_lost)
+        self.statuses.update(other.statuses)
 
 
 class Soak:
@@ -60,13 +68,14 @@ class Soak:
         self.rows: dict[str, Row] = defaultdict(Row)
         self.problems: list[str] = []
         self.round = 0
+        self.starts = 0
+        self.forks = Forks(folder)
         self.run = folder / "straight"
-        self.seconds = 1.0
-        statuses = self._start(None)
-        assert statuses == [0] * RANKS, (folder / "log").read_text()
-        began = time.monotonic()
+        ended = self.forks.learn(self._words())
+        assert ended.well, ended.log
         self.run = folder / "timed"
-        self._start(None)
+        began = time.monotonic()
+        self.forks.start(self._words(), None, 1.0)
         self.seconds = time.monotonic() - began
         self.run = folder / "straight"
         self.curve, self.weights = read_metrics(self.run), native.read_full_weights(self.run)[0]
@@ -82,66 +91,35 @@ class Soak:
         mark.unlink(missing_ok=True)
         row, before = self.rows[kind], native.latest(self.run)
         row.starts += 1
+        self.starts += 1
         extra: list[str] = []
         if kind == "corrupted byte":
             extra = self._corrupt(row, mark)
-        statuses = self._start(Fault.draw(kind, self.chance, str(mark)), *extra)
+        fault, words = Fault.draw(kind, self.chance, str(mark)), self._words(*extra, hangs=kind == "stop for ever")
+        if self.starts % BY_COMMAND == 4:
+            row.by_command += 1
+            ended = by_command(self.folder, words, fault, 2 * self.seconds)  # half of it for imports
+        else:
+            ended = self.forks.start(words, fault, self.seconds)
+        self.problems += ended.problems
         fired = mark.exists()
         row.fired += fired
-        row.statuses[" ".join(map(str, statuses))] += 1
-        self._look(kind, row, before, statuses)
-        if statuses == [0] * RANKS:
+        row.statuses[" ".join(map(str, ended.statuses))] += 1
+        self._look(kind, row, before, ended)
+        if ended.well:
             self._finish(row)
-        elif kind in HARMLESS:
-            self._problem(row, f"{kind} ended the run: {statuses}")
+        elif kind in HARMLESS or (kind == "error of a rank" and {*ended.statuses} != {2}):
+            self._problem(row, f"{kind} ended the run: {ended.statuses}; {ended.log[-800:]}")
 
-    def _start(self, fault: Optional[Fault], *words: str) -> list[int]:
-        """Exit statuses of the processes of one start; negative: killed by that signal."""
+    def _words(self, *further: str, hangs: bool = False) -> list[str]:
+        """The command, behind `vita`. `hangs`: the run is going to hang, and need not wait long before it says so."""
         recipe = self.folder / "recipe.yaml"
         train = {"steps": STEPS, "lr": 2e-3, "min_lr": 2e-4}
         checkpoint = {"save_every": SAVE_EVERY, "background": self.round % 3 == 2}
-        content = recipe_to_dict(self.tiny.recipe(self.run, train=train, checkpoint=checkpoint, health={"hang_minutes": 0.08}))
-        recipe.write_text(yaml.safe_dump(content))
-        log = os.open(self.folder / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        sys.stdout.flush()
-        processes = [os.fork() or _child(rank, port, log, fault, ["train", str(recipe), *words]) for rank in range(RANKS)]
-        os.close(log)
-        return self._wait(processes, fault)
-
-    def _wait(self, processes: list[int], fault: Optional[Fault]) -> list[int]:
-        began, acted, continued = time.monotonic(), False, False
-        statuses: dict[int, int] = {}
-        first_end: Optional[float] = None
-        while len(statuses) < RANKS:
-            now = time.monotonic()
-            for process in processes:
-                if process not in statuses and (found := os.waitpid(process, os.WNOHANG))[0]:
-                    statuses[process] = os.waitstatus_to_exitcode(found[1])
-                    first_end = first_end or now
-            if fault is not None and processes[fault.rank] not in statuses:
-                target, outside = processes[fault.rank], fault.kind in ("kill: any moment", "stop and continue", "stop for ever")
-                if outside and not acted and now - began > fault.moment * self.seconds:
-                    acted = True
-                    fault.fired()
-                    os.kill(target, signal.SIGKILL if fault.kind.startswith("kill") else signal.SIGSTOP)
-                elif acted and fault.kind == "stop and continue" and not continued and now - began > fault.moment * self.seconds + 0.5:
-                    continued = True
-                    os.kill(target, signal.SIGCONT)
-                elif acted and fault.kind == "stop for ever" and len(statuses) == RANKS - 1:
-                    os.kill(target, signal.SIGKILL)  # as its launcher would
-            late = first_end is not None and now - first_end > LONGEST or now - began > 4 * LONGEST
-            if late:
-                self.problems.append(f"a process did not end: {fault}; {(self.folder / 'log').read_text()[-800:]}")
-            # before there is a process group only a launcher can know that a process is gone
-            if late or (first_end is not None and now - first_end > 1 and "device: " not in (self.folder / "log").read_text()):
-                for process in {*processes} - {*statuses}:
-                    os.kill(process, signal.SIGKILL)
-                    statuses[process] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-            time.sleep(0.01)
-        return [statuses[process] for process in processes]
+        health = {"hang_minutes": 0.04 if hangs else 0.08}
+        content = recipe_to_dict(self.tiny.recipe(self.run, train=train, checkpoint=checkpoint, health=health))
+        recipe.write_text(yaml.safe_dump({**content, "plugins": ["tests.fault_plugin"]}))
+        return ["train", str(recipe), *further]
 
     def _corrupt(self, row: Row, mark: Path) -> list[str]:
         """Changes a byte of the newest step, sees that it is refused, and returns how to go on from the one before."""
@@ -153,14 +131,14 @@ class Soak:
         content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
         path.write_bytes(content)
         mark.touch()
-        statuses, text = self._start(None), (self.folder / "log").read_text()
-        if statuses != [2] * RANKS:
-            self._problem(row, f"a changed byte in {path.name} was not refused: {statuses}; {text[-500:]}")
-        if f"--resume-from {steps[-2].name}" not in text:
-            self._problem(row, f"a changed byte in {path.name}: the step before was not offered: {text[-500:]}")
+        ended = self.forks.start(self._words(), None, self.seconds)
+        if ended.statuses != [2] * RANKS:
+            self._problem(row, f"a changed byte in {path.name} was not refused: {ended.statuses}; {ended.log[-500:]}")
+        if f"--resume-from {steps[-2].name}" not in ended.log:
+            self._problem(row, f"a changed byte in {path.name}: the step before was not offered: {ended.log[-500:]}")
         return ["--resume-from", steps[-2].name]
 
-    def _look(self, kind: str, row: Row, before: Optional[Path], statuses: list[int]) -> None:
+    def _look(self, kind: str, row: Row, before: Optional[Path], ended: Ended) -> None:
         """Every step that is visible is whole, and no more is lost than was trained since the last save."""
         atomic_steps = atomic.complete_steps(self.run)
         for step in atomic_steps:
@@ -175,18 +153,20 @@ class Soak:
         went_back = kind != "corrupted byte" and before is not None and kept < atomic.step_of(before)
         if lost > limit or went_back:
             row.losses += 1
-            self.problems.append(f"{kind}: {trained} steps were trained, {kept} are kept; {statuses}")
-        text = (self.folder / "log").read_text()
-        if "Traceback" in text:
-            self.problems.append(f"{kind}: a traceback: {text[-1500:]}")
+            self.problems.append(f"{kind}: {trained} steps were trained, {kept} are kept; {ended.statuses}; {ended.log[-500:]}")
+        if _own_traceback(ended.log):
+            self.problems.append(f"{kind}: a traceback: {ended.log[-1500:]}")
+        told = ended.log.count("vita: error: ")
+        if told > 1 or kind == "error of a rank" and ended.statuses == [2] * RANKS and not told:
+            self.problems.append(f"{kind}: {told} messages, and not one: {ended.log[-1500:]}")
 
     def _finish(self, row: Row) -> None:
         """The run is over: its curve and weights are those of the straight one, and nothing is left behind."""
-        if read_metrics(self.run) != self.curve:
-            self._problem(row, "another curve")
         ours = native.read_full_weights(self.run)[0]
-        if not all(torch.equal(ours[name], tensor) for name, tensor in self.weights.items()):
-            self._problem(row, "other weights")
+        same_weights = all(torch.equal(ours[name], tensor) for name, tensor in self.weights.items())
+        if read_metrics(self.run) != self.curve or not same_weights:
+            row.curves += 1
+            self.problems.append(f"another {'curve' if same_weights else 'curve, or other weights'}")
         left = [path.name for path in self.run.iterdir() if path.name not in KNOWN and not path.name.startswith(("step_", "aside-step_"))]
         if left or len(list(self.run.glob("step_*"))) > 2:
             self._problem(row, f"left behind: {sorted(path.name for path in self.run.iterdir())}")
@@ -202,80 +182,82 @@ class Soak:
         row.corruptions += 1
         self.problems.append(text)
 
-    def table(self) -> str:
-        """One line for each kind of fault, and the sums."""
-        head = f"{'fault':<20} {'starts':>6} {'fired':>6} {'most steps lost':>16} {'losses':>7} {'corruptions':>12}"
-        lines = [f"{head}  exit statuses of the ranks"]
-        for kind in KINDS:
-            if kind in self.rows:
-                row = self.rows[kind]
-                seen = ", ".join(f"{count} x ({statuses})" for statuses, count in row.statuses.most_common(4))
-                lines.append(f"{kind:<20} {row.starts:>6} {row.fired:>6} {row.most_lost:>16} {row.losses:>7} {row.corruptions:>12}  {seen}")
-        rows = self.rows.values()
-        sums = [sum(getattr(row, name) for row in rows) for name in ("starts", "fired", "losses", "corruptions")]
-        lines.append(f"{'all':<20} {sums[0]:>6} {sums[1]:>6} {'':>16} {sums[2]:>7} {sums[3]:>12}  {self.round - 1} runs came to their end")
-        return "\n".join(lines)
+
+def _own_traceback(log: str) -> bool:
+    """Whether a process of the run printed a traceback. torchrun prints its own, about the process that failed."""
+    return "Traceback" in log.partition("torch/distributed/elastic")[0].partition("ChildFailedError")[0]
 
 
-def _child(rank: int, port: int, log: int, fault: Optional[Fault], words: list[str]) -> Any:
-    """One process of a run; never returns."""
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        os.environ.update(where)
-        if fault is not None:
-            fault.put_in()
-        from mindspeed_vita.cli.main import main as vita
+def table(rows: dict[str, Row], runs: int) -> str:
+    """One line for each kind of fault, and the sums.
 
-        os._exit(vita(words))
-    except BaseException:  # noqa: BLE001 - a forked copy of this program must not go on
-        traceback.print_exc()
-    finally:
-        os._exit(99)
-
-
-def _import_the_rest(tiny: TinyData) -> None:
-    """What a run imports late, once here and not in every process."""
-    import mindspeed_vita.cli.after_training
-    import mindspeed_vita.cli.train
-    import mindspeed_vita.data.dataset
-    import mindspeed_vita.data.loader
-    import mindspeed_vita.data.tokenizer
-    import mindspeed_vita.engine.loss_curve
-    import mindspeed_vita.engine.resuming
-    from mindspeed_vita.data.templates import get_template
-
-    mindspeed_vita.data.tokenizer.load_tokenizer(str(tiny.folder / "tokenizer"), get_template("qwen2"))
+    Args:
+        rows: by kind.
+        runs: that came to their end.
+    """
+    names = ("starts", "by_command", "fired", "losses", "corruptions", "curves")
+    width = "{:<20} {:>6} {:>10} {:>6} {:>16} {:>7} {:>12} {:>13}  {}"
+    heads = ("starts", "by command", "fired", "most steps lost", "losses", "corruptions", "other curves", "exit statuses of the ranks")
+    lines = [width.format("fault", *heads)]
+    for kind in (kind for kind in KINDS if kind in rows):
+        row = rows[kind]
+        seen = ", ".join(f"{count} x ({statuses})" for statuses, count in row.statuses.most_common(5))
+        lines.append(
+            width.format(kind, row.starts, row.by_command, row.fired, row.most_lost, row.losses, row.corruptions, row.curves, seen)
+        )
+    starts, by, fired, *rest = (sum(getattr(row, name) for row in rows.values()) for name in names)
+    lines.append(width.format("all", starts, by, fired, "", *rest, f"{runs} runs came to their end"))
+    return "\n".join(lines)
 
 
-def main(faults: int = 1000, seconds: float = float("inf"), seed: int = 0) -> int:
+def add_up(path: Path, rows: dict[str, Row], runs: int, seed: int) -> tuple[dict[str, Row], int]:
+    """Adds a soak to those of a file, and returns the sums. The file is made where there is none.
+
+    Raises:
+        ValueError: the file has that seed already: its faults would count twice.
+    """
+    before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seeds": [], "runs": 0, "rows": {}}
+    if seed in before["seeds"]:
+        raise ValueError(f"{path} has the seed {seed} already; use another")
+    sums = defaultdict(Row, {kind: Row(**{**row, "statuses": Counter(row["statuses"])}) for kind, row in before["rows"].items()})
+    for kind, row in rows.items():
+        sums[kind].add(row)
+    runs += before["runs"]
+    content = {"seeds": [*before["seeds"], seed], "runs": runs, "rows": {kind: asdict(row) for kind, row in sums.items()}}
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
+    return sums, runs
+
+
+def main(faults: int = 1000, seconds: float = float("inf"), seed: int = 0, sums: str = "") -> int:
     """Prints the table; the exit status says whether all is well."""
     from mindspeed_vita.checks.parity.pool import import_everything
-    from mindspeed_vita.engine import watchdog
+    from mindspeed_vita.engine import leaving, watchdog
 
     import_everything()
-    watchdog._ANSWERS = 3.0
+    watchdog._ANSWERS, leaving._READ = 3.0, 0.1  # forked ranks; those of the real command wait as long as they always do
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vita_soak_") as name:
-        tiny = make_tiny(Path(name))
-        _import_the_rest(tiny)
-        soak = Soak(Path(name), tiny, seed)
+        soak = Soak(Path(name), make_tiny(Path(name)), seed)
         order: list[str] = []
         for _ in range(faults):
             if time.monotonic() - began > seconds:
                 break
             if not order:
                 order = soak.chance.sample(KINDS, len(KINDS))
+            known = len(soak.problems)
             soak.fault(order.pop())
-            if sys.stderr.isatty() and sum(row.starts for row in soak.rows.values()) % 20 == 0:
-                print(f"{sum(row.starts for row in soak.rows.values())} faults, {len(soak.problems)} problems", file=sys.stderr)
-        print(soak.table())
-    for problem in soak.problems[:10]:
-        print(problem)
+            for problem in soak.problems[known:]:
+                print(f"problem: {problem}", file=sys.stderr, flush=True)
+            if sys.stderr.isatty() and soak.starts % 20 == 0:
+                print(f"{soak.starts} faults, {len(soak.problems)} problems", file=sys.stderr)
+    rows, runs = soak.rows, soak.round - 1
+    print(table(rows, runs))
+    if sums:
+        print(f"\nall soaks of {sums}:\n{table(*add_up(Path(sums), rows, runs, seed))}\n")
     print("FAIL: the soak of training" if soak.problems else f"PASS: the soak of training, {time.monotonic() - began:.0f} s")
     return 1 if soak.problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(kind(text) for kind, text in zip((int, float, int), sys.argv[1:]))))
+    sys.exit(main(*(kind(text) for kind, text in zip((int, float, int, str), sys.argv[1:]))))

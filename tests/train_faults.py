@@ -14,7 +14,7 @@ from typing import Any
 
 KILLS = ("kill: any moment", "kill: save", "kill: publish", "kill: prune", "kill: exchange", "kill: data", "kill: log")
 DISKS = ("disk: full", "disk: full at sync", "disk: read-only", "disk: slow")
-OTHERS = ("stop and continue", "stop for ever", "corrupted byte", "clock jump")
+OTHERS = ("stop and continue", "stop for ever", "error of a rank", "corrupted byte", "clock jump")
 KINDS = (*KILLS, *DISKS, *OTHERS)
 HARMLESS = ("disk: slow", "stop and continue", "clock jump")
 """A run goes on through these."""
@@ -37,6 +37,7 @@ class Fault:
     def draw(cls, kind: str, chance: random.Random, mark: str) -> Fault:
         """A fault of a kind, at a random place."""
         most = {"kill: save": 12, "kill: publish": 40, "kill: prune": 25, "kill: exchange": 150, "kill: data": 60, "kill: log": 12}
+        most["error of a rank"] = 20
         alone = kind in ("kill: publish", "kill: prune", "kill: log", "disk: full at sync", "disk: read-only")  # the first rank's work
         return cls(kind, 0 if alone else chance.randrange(2), chance.randint(1, most.get(kind, 8)), chance.uniform(0.05, 0.9), mark)
 
@@ -55,6 +56,7 @@ class Fault:
         from mindspeed_vita.checkpoint.native import shards
         from mindspeed_vita.data.dataset import PackDataset
         from mindspeed_vita.engine import metrics
+        from mindspeed_vita.engine.step import Stepper
 
         places: dict[str, list[tuple[Any, str]]] = {
             "kill: save": [(shards, "write_tensors"), (pathlib.Path, "mkdir")],
@@ -67,6 +69,7 @@ class Fault:
             "disk: full at sync": [(os, "fsync")],
             "disk: read-only": [(pathlib.Path, "mkdir"), (os, "rename")],
             "disk: slow": [(os, "fsync")],
+            "error of a rank": [(Stepper, "run")],
             "clock jump": [(PackDataset, "encode")],
         }
         if int(os.environ["RANK"]) == self.rank or self.kind == "clock jump":
@@ -93,6 +96,8 @@ class Fault:
         elif self.kind == "clock jump":
             now = time.time
             time.time = lambda: now() + 400 * 24 * 3600  # type: ignore[assignment]
+        elif self.kind == "error of a rank":
+            raise ValueError("this rank alone")
         else:
             number = errno.EROFS if self.kind == "disk: read-only" else errno.ENOSPC
             raise OSError(number, os.strerror(number))

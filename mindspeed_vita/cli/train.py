@@ -97,10 +97,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _hf(recipe: Recipe, deepspeed: str, *, fsdp: bool) -> int:
-    from mindspeed_vita.engine.stopping import SAVED, stop_signals
+    from pathlib import Path
+
+    from mindspeed_vita.engine.stopping import SAVED, saying_where, stop_signals
+    from mindspeed_vita.integration.hf_trainer.checkpoints import newest
     from mindspeed_vita.integration.hf_trainer.run import train
 
-    with stop_signals() as stop:
+    with saying_where(lambda: newest(Path(recipe.checkpoint.directory))), stop_signals() as stop:
         result = train(recipe, deepspeed=deepspeed, fsdp=fsdp, stop=stop)
     if int(os.environ.get("RANK", "0")) == 0:
         first, last = (f"{loss:.4f}" if loss is not None else "-" for loss in (result.first_loss, result.last_loss))
@@ -127,8 +130,7 @@ def _mindspeed_llm(recipe: Recipe, arguments: argparse.Namespace) -> int:
     sys.argv = ["pretrain_vita.py", *line]  # MindSpeed-LLM reads it on import
     from mindspeed_vita.integration.mindspeed_llm.pretrain_vita import train
 
-    train()
-    return 0
+    return train()
 
 
 def _builtin(recipe: Recipe, arguments: argparse.Namespace) -> int:
@@ -140,15 +142,10 @@ def _builtin(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from mindspeed_vita.cli.after_training import held_out
     from mindspeed_vita.engine.loop import train
     from mindspeed_vita.engine.resuming import Resume
-    from mindspeed_vita.engine.stopping import SAVED, Stopped, stop_signals
+    from mindspeed_vita.engine.stopping import SAVED, saying_where, stop_signals
 
-    try:
-        with stop_signals() as stop:
-            result = train(recipe, stop=stop, resume=Resume(step=arguments.resume_from, with_changes=arguments.resume_with_changes))
-    except Stopped as stopped:
-        newest = native.latest(recipe.checkpoint.directory)
-        rest = f"the same command continues from {newest}" if newest else "no checkpoint was written yet"
-        raise Stopped(stopped.number, f"stopped by {stopped}; {rest}") from None
+    with saying_where(lambda: native.latest(recipe.checkpoint.directory)), stop_signals() as stop:
+        result = train(recipe, stop=stop, resume=Resume(step=arguments.resume_from, with_changes=arguments.resume_with_changes))
     leads = int(os.environ.get("RANK", "0")) == 0
     if result.stopped_by:
         if leads:

@@ -29,6 +29,7 @@ from mindspeed_vita.config.kinds import (
     Integer,
     Line,
     Listed,
+    LostHost,
     OneOf,
     PartialShare,
     Positive,
@@ -290,6 +291,9 @@ class HealthConfig(Section):
     hang_minutes: Wait = 25.0
     """Minutes without a step, an evaluated pack or a save. Then every rank writes its stacks to hang_stacks.txt in the run's folder, and
     the run ends. 0: never. Longer than the longest step or save, and shorter than the 30 minutes that collectives wait."""
+    lost_host_seconds: LostHost = 30.0
+    """Seconds after which a host that does not answer is taken for gone. Then all other processes end. At least 6; longer where the network
+    between the hosts is away at times."""
     on_bad_numbers: BadNumbers = "stop"
     """What is done about a step whose loss or gradient norm is bad. stop: the run ends. skip: the weights stay, and the run goes on with
     the next packs. roll_back: the run goes back to its last checkpoint, and goes on from there with the packs after the bad step."""

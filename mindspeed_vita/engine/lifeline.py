@@ -28,8 +28,8 @@ _SECOND_LOOK = 5.0
 """Seconds in which the cause of a broken collective is heard of."""
 _CONNECT = 60.0
 """Seconds to reach the first rank."""
-_KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
-"""A host that is gone is noticed after 30 seconds."""
+_PROBES = 4
+"""Questions that a host may leave without an answer."""
 _LONGEST_GREETING = 4096
 """Bytes of a first line. Whoever sends more is no rank."""
 Heard = Callable[[int, str], None]
@@ -45,9 +45,13 @@ class Lifeline:
         store: the process group's store.
         leave: ends this process: (status, line to print or ""). It does not return.
         heard: called in the lifeline's thread for any other word. On the first rank: the words of others; elsewhere: its.
+        lost_after: seconds after which a host that does not answer is taken for gone.
     """
 
-    def __init__(self, rank: int, world: int, store: Any, leave: Callable[[int, str], None], heard: Heard) -> None:
+    def __init__(
+        self, rank: int, world: int, store: Any, leave: Callable[[int, str], None], heard: Heard, *, lost_after: float = 30.0
+    ) -> None:
+        self._lost_after = lost_after
         self.rank, self.world, self._leave, self._heard = rank, world, leave, heard
         self._peers: dict[int, socket.socket] = {}
         """On the first rank all others, elsewhere the first rank alone."""
@@ -83,7 +87,7 @@ class Lifeline:
         except OSError as error:
             _warn(f"rank {rank} cannot reach the first one at {address}:{port} ({error})")
             return
-        _keep_alive(peer)
+        _keep_alive(peer, self._lost_after)
         self._peers[0] = peer
         self._names[0] = f"rank 0 (host {address})"
         self._send(0, f"{token} {rank} {platform.node() or '-'} {os.getpid()}")
@@ -139,7 +143,7 @@ class Lifeline:
                         selector.unregister(server)
                         _warn(f"no further process can connect to the first one ({error})")
                         continue
-                    _keep_alive(peer)
+                    _keep_alive(peer, self._lost_after)
                     peer.setblocking(True)
                     selector.register(peer, selectors.EVENT_READ, None)
                     texts[peer] = b""
@@ -254,9 +258,16 @@ def _receive(peer: socket.socket) -> bytes:
         return b""
 
 
-def _keep_alive(peer: socket.socket) -> None:
+def _keep_alive(peer: socket.socket, lost_after: float) -> None:
+    """The kernel asks a silent host whether it is there, and ends the connection after so many seconds, also while a word is on its way.
+
+    Source: tcp(7), TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT and TCP_USER_TIMEOUT. On systems without them the kernel's own times hold.
+    """
+    pause = max(1, round(lost_after / (_PROBES + 2)))
+    idle = max(1, round(lost_after) - pause * _PROBES)
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
+    options = {"TCP_KEEPIDLE": idle, "TCP_KEEPINTVL": pause, "TCP_KEEPCNT": _PROBES, "TCP_USER_TIMEOUT": round(1000 * lost_after)}
+    for name, value in options.items():
         if hasattr(socket, name):
             peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 import torch.distributed as dist
 
@@ -33,12 +33,11 @@ from mindspeed_vita.engine.run_lock import locked_run
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
-from mindspeed_vita.engine.step_entry import step_entry
+from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.stored_start import bring_step
 from mindspeed_vita.engine.uploading import Uploads
 from mindspeed_vita.engine.watchdog import WatchedSteps, watched
-from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
@@ -81,8 +80,6 @@ class _Run:
         self.recipe, self.platform, self.layout, self.lock, self.resume = recipe, platform, layout, lock, resume
         self.directory = Path(recipe.checkpoint.directory)
         self.leads = dist.get_rank() == 0
-        # the table is of bf16
-        self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
         self.sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "dp": layout.dp_size}
         on_first_rank(lambda: atomic.recover(self.directory))
         self.resume, fetched = bring_step(recipe, resume)
@@ -90,6 +87,7 @@ class _Run:
         base = find_run_base(recipe, resume_from, None if resume_from is None else native.saved_recipe(resume_from))
         if base is not None:
             recipe = self.recipe = base.recipe
+        self.entries = StepEntries(recipe, platform)
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
@@ -189,8 +187,9 @@ class _Run:
                         stepper.failed, stepper.batches = self.failed, iter(self.batches)
                         beat()
                         continue
-                    times = {"data_seconds": self.batches.waited - waited, **stepper.clock.seconds(), "save_seconds": self.saving}
-                    self._report(result, busy[-1], {**times, **stepper.module_norms()}, progress)
+                    parts = {**stepper.clock.seconds(), "save_seconds": self.saving, **stepper.module_norms()}
+                    times = StepTimes(seconds=busy[-1], data_seconds=self.batches.waited - waited, parts=parts)
+                    self._report(result, times, progress)
                     beat()
                     self._publish(wait=False)
                     self.uploads.advance()
@@ -267,14 +266,12 @@ class _Run:
         self._save()
         self._publish(wait=True)
 
-    def _report(self, result: StepResult, seconds: float, told: Mapping[str, float], progress: Optional[Progress]) -> None:
+    def _report(self, result: StepResult, times: StepTimes, progress: Optional[Progress]) -> None:
         if self.log is None or progress is None or result.bad:  # bad_numbers.jsonl has a bad step
             return
         # groups differ by their multiplier; the recipe's own rate is the one people look for
         rate = self.schedule.get_lr({"max_lr": self.recipe.train.lr, "min_lr": self.recipe.train.min_lr})
-        known = {**told, "packs": self.packs, "memory": self.platform.memory().peak}
-        known.update(speeds(result.flops, seconds, dist.get_world_size(), self.peak))
-        entry = step_entry(self.step, result, self.recipe, rate=rate, seconds=seconds, **known)
+        entry = self.entries.entry(self.step, result, times, rate=rate, packs=self.packs)
         if metrics.is_logged(self.step, self.recipe):
             self.log.write(entry)
             self.saving = 0.0

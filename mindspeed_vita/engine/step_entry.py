@@ -1,36 +1,78 @@
-"""The line of metrics.jsonl about a training step."""
+"""The line of metrics.jsonl about a training step. All engines make it here, so all have the same keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
+
+import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe, TrainConfig
 from mindspeed_vita.engine.metrics import with_report
 from mindspeed_vita.engine.step import StepResult
+from mindspeed_vita.engine.work import peak_of, speeds
+from mindspeed_vita.platform import Platform
 
 
-def step_entry(
-    step: int, result: StepResult, recipe: Recipe, *, rate: float, seconds: float, **further: Any
-) -> dict[str, Any]:
-    """The line, without what only the run knows.
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """What a step took on the rank that writes the line."""
+
+    seconds: float
+    """From its first pack to its update."""
+    data_seconds: float
+    """Waits for packs."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of parts of the step under their keys, and gradient norms by module, as far as the engine knows them."""
+
+
+class StepEntries:
+    """Makes the lines of one run.
 
     Args:
-        step: its number, from 1.
-        result: what it did.
         recipe: the run.
-        rate: the recipe's learning rate in this step.
-        seconds: that it took.
-        further: numbers under their own keys.
+        platform: this rank's device.
     """
-    told = asdict(result)
-    tiles, report, _ = (told.pop(name) for name in ("tiles", "report", "bad"))
-    tokens = recipe.train.global_batch * recipe.data.seq_length
-    entry: dict[str, Any] = {"step": step, **told, "lr": rate, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    entry.update(tiles_per_second=tiles / seconds, **further)
-    entry.update({f"lr/{module}": rate * multiplier for module, multiplier in _own_rates(recipe.train).items()})
-    return with_report(entry, report)
+
+    def __init__(self, recipe: Recipe, platform: Platform) -> None:
+        self._recipe, self._platform = recipe, platform
+        # the table is of bf16
+        self._peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
+
+    def entry(self, step: int, result: StepResult, times: StepTimes, *, rate: float, packs: Optional[int] = None) -> dict[str, Any]:
+        """The line of one step.
+
+        Args:
+            step: its number, from 1.
+            result: what it did.
+            times: what it took.
+            rate: the recipe's learning rate in this step.
+            packs: consumed so far; None: a global batch in each step.
+
+        Raises:
+            ValueError: the objective reports something under a key of the line.
+        """
+        told, recipe, seconds = asdict(result), self._recipe, times.seconds
+        tiles, report, _ = (told.pop(name) for name in ("tiles", "report", "bad"))
+        tokens = recipe.train.global_batch * recipe.data.seq_length
+        return with_report(
+            {
+                "step": step,
+                **told,
+                "lr": rate,
+                **{f"lr/{module}": rate * multiplier for module, multiplier in _own_rates(recipe.train).items()},
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+                "tiles_per_second": tiles / seconds,
+                "data_seconds": times.data_seconds,
+                **times.parts,
+                "packs": step * recipe.train.global_batch if packs is None else packs,
+                "memory": self._platform.memory().peak,
+                **speeds(result.flops, seconds, dist.get_world_size(), self._peak),
+            },
+            report,
+        )
 
 
 def _own_rates(train: TrainConfig) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -36,12 +37,26 @@ def report_status(status: int) -> None:
             own.unlink()
 
 
+def where_it_continues(newest: Optional[Path]) -> str:
+    """The end of a message about a run that ended early. `newest`: its newest checkpoint."""
+    return f"the same command continues from {newest}" if newest else "no checkpoint was written yet"
+
+
 class Stopped(BaseException):
     """A stop signal ended the run at once. Like KeyboardInterrupt not an Exception: nothing on the way may take it for a failure."""
 
     def __init__(self, number: int, message: str = "") -> None:
         self.number = number
         super().__init__(message or signal.Signals(number).name)
+
+
+@contextmanager
+def saying_where(newest: Callable[[], Optional[Path]]) -> Iterator[None]:
+    """Adds to a `Stopped` of the block what the run's newest checkpoint is."""
+    try:
+        yield
+    except Stopped as stopped:
+        raise Stopped(stopped.number, f"stopped by {stopped}; {where_it_continues(newest())}") from None
 
 
 class StopRequest:

@@ -23,7 +23,7 @@ from mindspeed_vita.engine.faults import TrainingDiverged
 from mindspeed_vita.engine.leaving import Leaving
 from mindspeed_vita.engine.lifeline import Lifeline
 from mindspeed_vita.engine.stacks import add_to, describe_process
-from mindspeed_vita.engine.stopping import Stopped
+from mindspeed_vita.engine.stopping import Stopped, where_it_continues
 
 HUNG = 76
 """Exit status: no step ended for health.hang_minutes. A process whose interpreter is held by a library for that long ends with 1."""
@@ -92,7 +92,8 @@ class Watchdog:
 class _Hang:
     """What the ranks of a run do when one of them hangs: all write their stacks, then all end."""
 
-    def __init__(self, recipe: Recipe, leave: Leaving) -> None:
+    def __init__(self, recipe: Recipe, leave: Leaving, newest: Callable[[Path], Optional[Path]]) -> None:
+        self._newest = newest
         self.minutes = recipe.health.hang_minutes
         self.directory = Path(recipe.checkpoint.directory)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -131,6 +132,7 @@ class _Hang:
 
     def _write(self) -> None:
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             add_to(self.directory / STACKS, describe_process(f"rank {self.rank} of {self.world}"))
         except OSError as error:
             print(f"vita: {self.directory / STACKS} cannot be written ({error}); the stacks follow", file=sys.stderr, flush=True)
@@ -146,19 +148,21 @@ class _Hang:
             where = f"no answer from {shown}: stopped, or its host is gone; the stacks of the others are in"
         else:
             where = "the stacks of all processes are in"
-        newest = latest(self.directory)
-        rest = f"the same command continues from {newest}" if newest else "no checkpoint was written yet"
+        rest = where_it_continues(self._newest(self.directory))
         return f"vita: error: no step ended for {self.minutes:g} minutes (health.hang_minutes); {where} {self.directory / STACKS}; {rest}"
 
 
 @contextmanager
-def watched(recipe: Recipe, *, own: bool, release: Callable[[], None]) -> Iterator[WatchedSteps]:
+def watched(
+    recipe: Recipe, *, own: bool, release: Callable[[], None], newest: Callable[[Path], Optional[Path]] = latest
+) -> Iterator[WatchedSteps]:
     """Ends this process where another one of the run ends without a word, or the run hangs. For the block.
 
     Args:
         recipe: the run.
         own: whether the process group is this run's. Otherwise the processes belong to a caller, and nothing is watched.
         release: gives the run's lock back; called before the process is ended.
+        newest: the newest checkpoint in the run's folder, for the message.
 
     Yields:
         A context manager for the steps.
@@ -167,10 +171,10 @@ def watched(recipe: Recipe, *, own: bool, release: Callable[[], None]) -> Iterat
         yield lambda: nullcontext(_nothing)
         return
     leave = Leaving(release)
-    hang = _Hang(recipe, leave)
+    hang = _Hang(recipe, leave, newest)
     if hang.world > 1:
         store = dist.distributed_c10d._get_default_store()
-        hang.lifeline = Lifeline(hang.rank, hang.world, store, leave, hang.heard)
+        hang.lifeline = Lifeline(hang.rank, hang.world, store, leave, hang.heard, lost_after=recipe.health.lost_host_seconds)
 
     @contextmanager
     def steps() -> Iterator[Beat]:

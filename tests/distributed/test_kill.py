@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,13 @@ def test_ranks_stop_after_the_same_step_whenever_a_signal_reaches_them(tiny: Tin
     assert sum(error.count(f"after step {steps} of 5000; the same command continues from") for error in errors) == 1
 
 
-def launch(recipe: Path, processes: int = 2, background: bool = False) -> list[subprocess.Popen[str]]:
-    """`vita train` in processes of its own, as torchrun would start them, but each to be ended by its id."""
+def launch(recipe: Path, processes: int = 2, background: bool = False, words: Sequence[str] = ()) -> list[subprocess.Popen[str]]:
+    """`vita train` with further words, in processes of its own, as torchrun would start them, but each to be ended by its id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mindspeed_vita.cli.main", "train", str(recipe), f"checkpoint.background={str(background).lower()}"]
+    told = [f"checkpoint.background={str(background).lower()}", *words]
+    command = [sys.executable, "-m", "mindspeed_vita.cli.main", "train", str(recipe), *told]
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))  # an overlay of packages goes first
     shared = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     return [

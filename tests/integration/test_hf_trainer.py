@@ -149,7 +149,8 @@ def test_sequence_parallel_gives_the_built_in_curve(tiny: TinyData, tmp_path: Pa
 def test_packs_without_pictures_do_not_hang_and_have_the_built_in_losses(
     options: tuple[str, ...], tiny: TinyData, tmp_path: Path, start: dict[str, Any]
 ) -> None:
-    frozen = {"modules": ["projector", "language"]}  # a frozen tower is gathered when it is called, too
+    # a frozen tower is gathered when it is called, too
+    frozen = {"modules": ["projector", "language"], "projector_lr_mult": 2.0}
     sections: dict[str, Any] = {"data": {"mixture": tiny.two_sources}, "train": {**TRAIN, **frozen, "steps": 8, "global_batch": 2}}
     recipes = [tiny.recipe(tmp_path / name, checkpoint={"init_from": start["init"]}, **sections) for name in ("builtin", "hf")]
     model = recipes[0].model
@@ -167,11 +168,11 @@ def test_packs_without_pictures_do_not_hang_and_have_the_built_in_losses(
     logs = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("hf", "builtin"))
     mine, theirs = ([json.loads(line) for line in log] for log in logs)
     for own, other in zip(mine, theirs, strict=True):
-        assert set(own) == common_keys(other)  # the loss of each source among them
+        assert set(own) == common_keys(other) and {"lr/projector"} < set(own)  # the loss of each source among them
         for key in own:
             if key.startswith("loss"):
                 assert own[key] == pytest.approx(other[key], abs=1e-4), key
-        for key in ("supervised", "samples", "flops", "flops_attention", "flops_tower", "packs", "lr"):
+        for key in ("supervised", "samples", "flops", "flops_attention", "flops_tower", "packs", "lr", "lr/projector"):
             assert own[key] == pytest.approx(other[key], rel=1e-12), key
 
 

@@ -35,6 +35,7 @@ from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.integration.hf_trainer import adapters, checkpoints, fully_sharded, refusals
 from mindspeed_vita.integration.hf_trainer.settings import (
     FSDP2,
@@ -95,25 +96,36 @@ def train(recipe: Recipe, *, deepspeed: str = "", fsdp: bool = False, stop: Opti
     if sharing == FSDP2 and recipe.lora.rank:
         raise ValueError("--fsdp: adapters are not shared by FSDP2 here; use --deepspeed zero3, or neither")
     platform = get_platform()
-    with distributed(recipe, platform) as layout, _locked(recipe):
-        return _train(recipe, layout, platform, settings, sharing, stop or StopRequest())
+    own = not dist.is_initialized()
+    with (
+        distributed(recipe, platform) as layout,
+        _locked(recipe) as lock,
+        watched(recipe, own=own, release=lock.release, newest=checkpoints.newest) as steps,
+    ):
+        return _train(recipe, layout, platform, settings, sharing, stop or StopRequest(), steps)
 
 
 @contextmanager
-def _locked(recipe: Recipe) -> Iterator[None]:
+def _locked(recipe: Recipe) -> Iterator[FolderLock]:
     directory = Path(recipe.checkpoint.directory)
     lock = FolderLock(
         directory / RUN_LOCK, folder=directory, work=f"vita train ({recipe.name})", advice="choose another checkpoint.directory, or wait"
     )
     try:
         on_first_rank(lock.acquire)
-        yield
+        yield lock
     finally:
         lock.release()  # does nothing on the other ranks
 
 
 def _train(
-    recipe: Recipe, layout: Any, platform: Platform, settings: Optional[dict[str, Any]], sharing: str, stop: StopRequest
+    recipe: Recipe,
+    layout: Any,
+    platform: Platform,
+    settings: Optional[dict[str, Any]],
+    sharing: str,
+    stop: StopRequest,
+    steps: WatchedSteps,
 ) -> HfResult:
     directory, leads = Path(recipe.checkpoint.directory), dist.get_rank() == 0
     newest = checkpoints.newest(directory)
@@ -136,6 +148,7 @@ def _train(
 
         deepspeed.init_distributed(dist_backend=platform.collectives)
     from mindspeed_vita.integration.hf_trainer.packed_model import build_packed_model
+    from mindspeed_vita.integration.hf_trainer.step_watch import StepWatch
     from mindspeed_vita.integration.hf_trainer.trainer import PackTrainer
 
     dataset = open_dataset(recipe, layout)
@@ -158,6 +171,7 @@ def _train(
         if base is not None:
             progress.line(f"{recipe.name}: {base.note if newest else base.describe()}")
     batches = open_loader(dataset, recipe, layout, start_pack=step * recipe.train.global_batch)
+    watch = StepWatch(steps)
     trainer = PackTrainer(
         recipe,
         layout,
@@ -171,6 +185,7 @@ def _train(
         stop=stop,
         log=log,
         progress=progress,
+        watch=watch,
         model=model,
         args=arguments,
     )
@@ -180,6 +195,7 @@ def _train(
                 with naming_the_compiler():
                     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finally:
+        watch.close()
         batches.close()
         if progress is not None:
             progress.close()

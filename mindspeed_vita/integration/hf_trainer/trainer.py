@@ -19,15 +19,17 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
-from mindspeed_vita.engine.metrics import MetricsLog, is_logged, with_report
+from mindspeed_vita.engine.metrics import MetricsLog, is_logged
 from mindspeed_vita.engine.objective import Objective
 from mindspeed_vita.engine.progress import Progress
+from mindspeed_vita.engine.step import StepResult
+from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.stopping import StopRequest
-from mindspeed_vita.engine.work import peak_of, speeds
 from mindspeed_vita.integration.hf_trainer import checkpoints, fully_sharded
 from mindspeed_vita.integration.hf_trainer.parameter_groups import parameter_groups, share_of_rate
 from mindspeed_vita.integration.hf_trainer.settings import FSDP2
 from mindspeed_vita.integration.hf_trainer.step_packs import StepPacks
+from mindspeed_vita.integration.hf_trainer.step_watch import StepWatch
 from mindspeed_vita.integration.hf_trainer.universal import mend_optimizer
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
@@ -47,6 +49,7 @@ class PackTrainer(Trainer):
         universal: the checkpoint to go on from is loaded in DeepSpeed's universal format.
         stop: asked at the end of each step.
         log, progress: on rank 0.
+        watch: looks for a hang.
         arguments: of Trainer.
     """
 
@@ -68,15 +71,16 @@ class PackTrainer(Trainer):
         stop: StopRequest,
         log: Optional[MetricsLog],
         progress: Optional[Progress],
+        watch: StepWatch,
         **arguments: Any,
     ) -> None:
         self.sharing = sharing
-        super().__init__(**arguments, callbacks=[_StepEnd(self)])
+        super().__init__(**arguments, callbacks=[_StepEnd(self), watch])
         self.recipe, self.layout, self.platform = recipe, layout, platform
         self.packs, self.failed, self.stop, self.fingerprint = batches, failed, stop, fingerprint
         self.log_file, self.progress, self.universal = log, progress, universal
         self.objective = objective
-        self.peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
+        self.entries = StepEntries(recipe, platform)
         self.shard = Sharder(recipe, layout, platform)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the count of the whole global batch
         self.busy: list[float] = []
@@ -179,18 +183,12 @@ class PackTrainer(Trainer):
         failed = self.failed.settle(learnt=learnt["supervised"], step=step, last_step=self.recipe.train.steps, stop=self.stop)
         self.busy.append(time.perf_counter() - self._began)
         if self.log_file is not None and self.progress is not None:
-            train = self.recipe.train
-            speed = train.global_batch * self.recipe.data.seq_length / self.busy[-1]
-            entry = {"step": step, **learnt, "grad_norm": self._norm, "failed": failed, "lr": train.lr * share_of_rate(train, step - 1)}
-            entry.update(seconds=self.busy[-1], tokens_per_second=speed, tiles_per_second=entry.pop("tiles") / self.busy[-1])
-            entry.update(data_seconds=self.packs.waited - self._waited)
-            entry.update(packs=step * train.global_batch, memory=self.platform.memory().peak)
-            entry.update(speeds(learnt["flops"], self.busy[-1], dist.get_world_size(), self.peak))
-            report = entry.pop("report")
-            entry = with_report(entry, report)
+            times = StepTimes(seconds=self.busy[-1], data_seconds=self.packs.waited - self._waited)
+            result = StepResult(**learnt, grad_norm=self._norm, failed=failed)
+            entry = self.entries.entry(step, result, times, rate=self.recipe.train.lr * share_of_rate(self.recipe.train, step - 1))
             if is_logged(step, self.recipe):
                 self.log_file.write(entry)
-            self.progress.update(entry, report)
+            self.progress.update(entry, result.report)
         return self.stop.agreed != 0
 
     def mark_saved(self) -> None:

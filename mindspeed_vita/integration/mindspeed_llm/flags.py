@@ -109,7 +109,6 @@ NO_EFFECT = {
     "profile.steps": "MindSpeed-LLM has flags of its own for it, --profile, --profile-step-start and --profile-step-end",
     "profile.ranks": "MindSpeed-LLM has a flag of its own for it, --profile-ranks",
     "logging.progress": "MindSpeed-LLM prints lines",
-    "health.hang_minutes": "Megatron's collectives end a hang (--distributed-timeout-minutes)",
     "health.on_bad_numbers": "Megatron ends a run with a loss that is not finite (--no-check-for-nan-in-loss-and-grad)",
     "health.spike_factor": "MindSpeed-LLM does not look for spikes",
     "health.spike_window": "MindSpeed-LLM does not look for spikes",

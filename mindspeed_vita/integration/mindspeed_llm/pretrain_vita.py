@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from contextlib import ExitStack
 
-from mindspeed_vita.engine.session import first_to_report, world_size
+from mindspeed_vita.engine.session import first_to_report, rank, world_size
+from mindspeed_vita.engine.stopping import SAVED, Stopped, report_status, saying_where, stop_signals, where_it_continues
 from mindspeed_vita.integration.mindspeed_llm.bootstrap import bootstrap
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream
 
 
-def train() -> None:
+def train() -> int:
     """Runs what sys.argv says, with Megatron's flags.
+
+    Returns:
+        Exit status: 0; SAVED where a signal ended the run after a step that was saved.
 
     Raises:
         ValueError: something is missing, or a flag or setting does not fit.
+        Stopped: a signal ended the run at once, or there is nowhere to save.
     """
     platform = bootstrap()
     # upstream modules only from here on
@@ -23,27 +30,46 @@ def train() -> None:
     from mindspeed_llm.training.training import pretrain
 
     from mindspeed_vita.integration.mindspeed_llm.run import MindSpeedRun
+    from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 
-    run = MindSpeedRun(platform)
-    with arguments_of_upstream():
-        pretrain(run.datasets, run.model, ModelType.encoder_or_decoder, run.forward_step)
+    with ExitStack() as blocks:
+        stop = blocks.enter_context(stop_signals())
+        watch = RunWatch(stop, blocks)
+        blocks.enter_context(saying_where(watch.newest))
+        run = MindSpeedRun(platform, watch)
+        try:
+            with arguments_of_upstream():
+                pretrain(run.datasets, run.model, ModelType.encoder_or_decoder, run.forward_step)
+        except SystemExit as ended:  # a run that ends before its last step, in order
+            if ended.code:
+                raise
+        if not stop.agreed:
+            return 0
+        saved = watch.newest()
+        if saved is None:
+            raise Stopped(stop.agreed)
+        if rank() == 0:
+            print(f"vita: stopped by {signal.Signals(stop.agreed).name}; {where_it_continues(saved)}", file=sys.stderr, flush=True)
+        return SAVED
 
 
 def main() -> int:
-    """`train`, with one clear line for a mistake of the user, from the first process that meets it."""
+    """`train`, with one clear line for a mistake of the user and for a stop, from the first process that meets it."""
     try:
-        train()
-    except ValueError as error:
+        return train()
+    except (ValueError, OSError) as error:
         if os.environ.get("VITA_TRACEBACK"):
             traceback.print_exc()
-        if first_to_report():
-            print(f"pretrain_vita: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        if world_size() > 1:
-            sys.stdout.flush()
-            os._exit(2)  # leaving in order would wait for processes that are gone
-        return 2
-    return 0
+        return _end(f"pretrain_vita: error: {' '.join(str(error).split())}", 2)
+    except Stopped as stopped:
+        return _end(f"pretrain_vita: {stopped}", 128 + stopped.number)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _end(line: str, status: int) -> int:
+    if first_to_report():
+        print(line, file=sys.stderr, flush=True)
+    if world_size() > 1:
+        report_status(status)
+        sys.stdout.flush()
+        os._exit(status)  # leaving in order would wait for processes that are gone
+    return status

@@ -24,6 +24,7 @@ from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments, running_recipe
 from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
+from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
 from mindspeed_vita.parallel.build import model_arguments, with_adapters
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -56,11 +57,12 @@ class MindSpeedRun:
 
     Args:
         platform: its device.
+        watch: of this process.
     """
 
-    def __init__(self, platform: Platform) -> None:
-        self.device = platform.device
-        self.forward_step = ForwardStep(platform)
+    def __init__(self, platform: Platform, watch: RunWatch) -> None:
+        self.device, self.watch = platform.device, watch
+        self.forward_step = ForwardStep(platform, watch)
 
     def model(self, pre_process: bool = True, post_process: bool = True) -> MindSpeedVitaModel:
         """Megatron's model provider: this stage's part, from Megatron's configuration, which MindSpeed's options are part of."""
@@ -70,6 +72,7 @@ class MindSpeedRun:
 
         arguments = megatron_arguments()
         self.recipe = running_recipe()
+        self.watch.begin(self.recipe)
         timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
         self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device, timeout=timeout)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)

@@ -19,6 +19,7 @@ from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
+from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -42,10 +43,11 @@ class ForwardStep:
 
     Args:
         platform: whose device tensors go to.
+        watch: told of each step and held-out pack.
     """
 
-    def __init__(self, platform: Platform) -> None:
-        self.platform = platform
+    def __init__(self, platform: Platform, watch: RunWatch) -> None:
+        self.platform, self.watch = platform, watch
 
     def open(
         self,
@@ -100,13 +102,14 @@ class ForwardStep:
     def start_step(self) -> None:
         """Packs of the next step, each taken when Megatron's schedule reaches its micro-batch."""
         self._learnt = 0
+        self.watch.step_begins()
         if self.evaluation is not None:
             self.evaluation.drop()
         self.log.begin()
         self._packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
 
     def finish_step(self, losses: dict[str, torch.Tensor], *, grad_norm: Any, rate: float) -> None:
-        """Every rank learns which samples failed in the step, which is logged. Collective over the world.
+        """Every rank learns which samples failed in the step, and whether to stop after it. The step is logged. Collective over the world.
 
         Args:
             losses: Megatron's averages of the step; empty before the last stage.
@@ -114,13 +117,15 @@ class ForwardStep:
             rate: the recipe's learning rate in this step.
         """
         step, learnt = self.done + 1, self._learnt
-        failed = self.failed.settle(self.host.dp_cp_group, learnt=learnt, step=step, last_step=self.recipe.train.steps)
+        told: dict[str, Any] = {"learnt": learnt, "step": step, "last_step": self.recipe.train.steps, "stop": self.watch.stop}
+        failed = self.failed.settle(self.host.dp_cp_group, **told)
         self.log.finish(step, losses, grad_norm=grad_norm, rate=rate, failed=failed)
         if self.failed.empty_steps and dist.get_rank() == 0:
             print(f"step {step}: no token was supervised, nothing was learnt", flush=True)
         self.done += 1
         if self.evaluation is not None:
             self.evaluation.prepare(self.done)
+        self.watch.step_ended()
 
     def __call__(self, numbers: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         """Losses of one micro-batch's tokens (hidden states before the last stage), and what makes a loss of them.
@@ -130,6 +135,7 @@ class ForwardStep:
         if not model.training:
             assert self.evaluation is not None, "Megatron evaluates only where there is held-out data"
             next(numbers)  # its sampler counts on; the packs are the same each time
+            self.watch.step_begins()
             return self.evaluation(model)
         dealt, expected = int(next(numbers)), next(self._numbers)
         assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"

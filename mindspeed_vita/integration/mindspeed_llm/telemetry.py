@@ -19,7 +19,9 @@ from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.held_out_watch import PACKS
 from mindspeed_vita.engine.metrics import MetricsLog, is_logged
 from mindspeed_vita.engine.sinks import open_sinks
-from mindspeed_vita.engine.work import Work, pack_work, peak_of, speeds
+from mindspeed_vita.engine.step import StepResult
+from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
+from mindspeed_vita.engine.work import Work, pack_work
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
@@ -37,8 +39,8 @@ class StepLog:
     """
 
     def __init__(self, recipe: Recipe, host: ParallelLayout, platform: Platform, loader: PackLoader, *, loss: str, step: int) -> None:
-        self.recipe, self._host, self._platform, self._loader, self._loss = recipe, host, platform, loader, loss
-        self._peak = peak_of(platform.device_name(), recipe.logging.peak_tflops) if recipe.train.precision == "bf16" else None
+        self.recipe, self._host, self._loader, self._loss = recipe, host, loader, loss
+        self._entries = StepEntries(recipe, platform)
         self._log: Optional[MetricsLog] = None
         directory = recipe.checkpoint.directory
         if directory and host.is_last_stage and (host.tp_rank, host.cp_rank, host.dp_rank) == (0, 0, 0):
@@ -78,14 +80,20 @@ class StepLog:
             return
         samples, tiles, supervised, flops, attention, tower = totals.tolist()
         found = {name: float(value) for name, value in losses.items()}
-        seconds = time.perf_counter() - self._started
-        tokens = self.recipe.train.global_batch * self.recipe.data.seq_length
-        speed = speeds(flops, seconds, dist.get_world_size(), self._peak)
-        entry: dict[str, Any] = {"step": step, "loss": found.pop(self._loss), "grad_norm": float(grad_norm), "lr": rate, "failed": failed}
-        entry.update(supervised=int(supervised), samples=int(samples), flops=flops, flops_attention=attention, flops_tower=tower)
-        entry.update(seconds=seconds, tokens_per_second=tokens / seconds, tiles_per_second=tiles / seconds)
-        entry.update(data_seconds=self._loader.waited - self._waited, packs=step * self.recipe.train.global_batch)
-        entry.update(memory=self._platform.memory().peak, **speed, **found)
+        result = StepResult(
+            loss=found.pop(self._loss),
+            grad_norm=float(grad_norm),
+            supervised=int(supervised),
+            samples=int(samples),
+            tiles=int(tiles),
+            failed=failed,
+            flops=flops,
+            flops_attention=attention,
+            flops_tower=tower,
+            report=found,
+        )
+        times = StepTimes(seconds=time.perf_counter() - self._started, data_seconds=self._loader.waited - self._waited)
+        entry = self._entries.entry(step, result, times, rate=rate)
         self._log.write(entry)
         print(f"{self.recipe.name}: {_described(step, entry)}", flush=True)
 

@@ -28,7 +28,8 @@ def test_packs_are_read_where_megatron_evaluates_next_and_dropped_where_it_train
     held_out = SimpleNamespace(read=packs, failed=nothing, layout=SimpleNamespace(dp_cp_group=None), lost=0)
     monkeypatch.setattr(dist, "all_reduce", lambda *arguments, **named: None)
     monkeypatch.setattr(module, "HeldOutPacks", lambda *arguments, **named: held_out)
-    forward: Any = module.ForwardStep(SimpleNamespace())  # type: ignore[arg-type]
+    watch = SimpleNamespace(step_begins=lambda: None, step_ended=lambda: None, stop=None)
+    forward: Any = module.ForwardStep(SimpleNamespace(), watch)  # type: ignore[arg-type]
     forward.recipe = recipe_from_dict({"stage": 1, "train": {"steps": 10}, "eval": {"every": 5}})
     forward.layout = forward.host = SimpleNamespace(pp_size=1, cp_rank=0, dp_cp_group=None)
     forward.log = SimpleNamespace(begin=lambda: None, finish=lambda *arguments, **named: None)

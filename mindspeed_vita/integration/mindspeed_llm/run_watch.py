@@ -1,0 +1,61 @@
+"""What ends a run of MindSpeed-LLM early, by the built-in engine's code: stop signals, processes that die, and steps that hang."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Optional
+
+from mindspeed_vita.config import Recipe
+from mindspeed_vita.engine.stopping import StopRequest
+from mindspeed_vita.engine.watchdog import Beat, WatchedSteps, watched
+from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
+from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER
+
+
+class RunWatch:
+    """One process's part. Megatron calls us at a few places only, so the blocks of the built-in engine are opened here, each at its place.
+
+    Args:
+        stop: what this process was told, and what all ranks agreed on.
+        blocks: closed when the run is over.
+    """
+
+    def __init__(self, stop: StopRequest, blocks: ExitStack) -> None:
+        self.stop, self._blocks = stop, blocks
+        self._directory = ""
+        self._steps: Optional[WatchedSteps] = None
+        self._beat: Optional[Beat] = None
+
+    def begin(self, recipe: Recipe) -> None:
+        """There are process groups. From here on the end of any process ends all. Collective."""
+        if self._steps is None:
+            self._directory = recipe.checkpoint.directory
+            self._steps = self._blocks.enter_context(watched(recipe, own=True, release=_nothing, newest=lambda _: self.newest()))
+
+    def step_begins(self) -> None:
+        """A step begins, or a held-out pack was measured. From the first one on a hang is noticed, and a signal lets the step finish."""
+        if self._beat is None:
+            assert self._steps is not None, "Megatron builds the model before it makes a step"
+            self._blocks.enter_context(self.stop.finishing_steps())
+            self._beat = self._blocks.enter_context(self._steps())
+        self._beat()
+
+    def step_ended(self) -> None:
+        """The ranks have agreed on whether to stop. Megatron's --exit-interval makes it save this step and end."""
+        if self._beat is not None:
+            self._beat()
+        if self.stop.agreed:
+            megatron_arguments().exit_interval = 1
+
+    def newest(self) -> Optional[Path]:
+        """The checkpoint that the same command would continue from, or None."""
+        tracker = Path(self._directory, TRACKER)
+        if not self._directory or not tracker.is_file():
+            return None
+        step = tracker.read_text().strip()
+        return tracker.with_name(f"iter_{int(step):07d}") if step.isdigit() else tracker.parent
+
+
+def _nothing() -> None:
+    pass
