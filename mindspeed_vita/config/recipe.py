@@ -171,6 +171,14 @@ class ParallelConfig(Section):
     """Context parallel."""
     ulysses: Size = 1
     """Context-parallel ranks that make up one ring rank, by swapping tokens for heads; divides cp and a rank's heads. 1: ring alone."""
+    cp_per_node: Count = 0
+    """Neighbouring context-parallel ranks that share a node. Keys and values of other nodes cross its border once for all of them. 0: as
+    many as the launcher's LOCAL_WORLD_SIZE says; the value of cp: all of them, so each rank is sent its keys directly."""
+    ring_two_groups: Flag = False
+    """Give the ring a second process group, so that what a rank sends and what it receives are in different ones."""
+    ring_gradients: Precision = "fp32"
+    """Gradients of keys and values travel between ring ranks in fp32, or in bf16 (half the bytes, rounded; needs precision=bf16). They add
+    up in fp32."""
     vision_parallel: VisionParallel = "balanced"
     """balanced (every rank holds the tower, tiles are shared out over tp x cp) | tensor (tp ranks share the tower's weights, tiles
     are shared out over cp)."""

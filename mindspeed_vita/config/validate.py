@@ -128,6 +128,7 @@ def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]
         problems += _divides(name, value, "parallel.tp", layout.tp, "use a divisor")
     problems += _tower(recipe)
     problems += _ulysses(recipe)
+    problems += _nodes(recipe)
     if not uneven_pipeline:
         problems += _stages(recipe)
     granule = 2 * layout.cp * layout.tp
@@ -174,6 +175,20 @@ def _ulysses(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _nodes(recipe: Recipe) -> list[str]:
+    layout = recipe.parallel
+    if not layout.cp_per_node:
+        return []
+    problems = []
+    if layout.cp % layout.cp_per_node and layout.cp_per_node % layout.cp:
+        found = f"parallel.cp_per_node={layout.cp_per_node} and parallel.cp={layout.cp}"
+        problems.append(f"{found}: the ranks of a pack would fill a part of a node; use a multiple or a divisor of parallel.cp, or 0")
+    if layout.cp_per_node % layout.ulysses and layout.ulysses % layout.cp_per_node:
+        found = f"parallel.cp_per_node={layout.cp_per_node} and parallel.ulysses={layout.ulysses}"
+        problems.append(f"{found}: a ring rank would lie on a border; use a multiple or a divisor of parallel.ulysses")
+    return problems
+
+
 def _tower(recipe: Recipe) -> list[str]:
     layout, vision = recipe.parallel, recipe.model.vision
     if layout.vision_parallel != "tensor":
@@ -200,6 +215,9 @@ def _train(recipe: Recipe) -> list[str]:
         problems.append(f"train.min_lr={train.min_lr} and train.lr={train.lr}; expected 0 <= min_lr <= lr")
     if train.grad_reduce == "bf16" and train.precision != "bf16":
         problems.append(f"train.grad_reduce=bf16 with train.precision={train.precision}; use precision=bf16, or leave grad_reduce out")
+    if parallel.ring_gradients == "bf16" and train.precision != "bf16":
+        found = f"parallel.ring_gradients=bf16 with train.precision={train.precision}"
+        problems.append(f"{found}; use precision=bf16, or leave ring_gradients out")
     if parallel.overlap_param_gather == "always" and parallel.overlap_grad_reduce == "never":
         problems.append(
             "parallel.overlap_param_gather=always with parallel.overlap_grad_reduce=never; weights are gathered by the buckets that "

@@ -133,6 +133,7 @@ def assemble_pack(
     group_rank: int = 0,
     group_size: int = 1,
     ring_size: int = 1,
+    node_size: int = 0,
     decode: bool = True,
     decoding: DecodeSettings | None = None,
     loss_weighting: str = "token",
@@ -152,6 +153,7 @@ def assemble_pack(
         group_rank: this rank in the tensor x context parallel group that shares the tiles.
         group_size: size of that group.
         ring_size: size of the ring that the plan is for (ParallelLayout.ring_size).
+        node_size: its ranks that share a node (ParallelLayout.node_size).
         decode: False leaves every tile out, for ranks that encode none.
         decoding: caps and choices; None takes the defaults.
         loss_weighting: token | sample (DataConfig).
@@ -173,7 +175,7 @@ def assemble_pack(
     labels[:used] = np.concatenate([sample.labels_T for sample in samples])
     starts = np.concatenate([sample.tile_starts_N + offset for sample, offset in zip(samples, sample_cu)])
 
-    cp_plan = make_cp_plan(cu_seqlens, ring_size, padding=padding)
+    cp_plan = make_cp_plan(cu_seqlens, ring_size, padding=padding, node_size=node_size)
     if ring_size > 1:
         cp_plan.steps(group_rank * ring_size // group_size)  # worked out here, in the loader's worker, rather than while the device waits
     tile_range = tile_owner(len(starts), group_size)[group_rank] if decode else range(0)

@@ -124,7 +124,9 @@ class PackDataset:
         """The whole pack of that global number, all tiles decoded here."""
         return self.pack(number)
 
-    def pack(self, number: int, *, group_rank: int = 0, group_size: int = 1, ring_size: int = 1, decode: bool = True) -> PackedBatch:
+    def pack(
+        self, number: int, *, group_rank: int = 0, group_size: int = 1, ring_size: int = 1, node_size: int = 0, decode: bool = True
+    ) -> PackedBatch:
         """One pack with the tiles of one rank.
 
         Args:
@@ -132,6 +134,7 @@ class PackDataset:
             group_rank: this rank in the tensor x context parallel group that shares the tiles.
             group_size: size of that group.
             ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
+            node_size: its ranks that share a node (ParallelLayout.node_size).
             decode: False leaves every tile out.
         """
         return assemble_pack(
@@ -144,6 +147,7 @@ class PackDataset:
             group_rank=group_rank,
             group_size=group_size,
             ring_size=ring_size,
+            node_size=node_size,
             decode=decode,
             decoding=self._decoding,
             loss_weighting=self.settings.loss_weighting,

@@ -49,6 +49,7 @@ class PackLoader:
         group_rank: int = 0,
         group_size: int = 1,
         ring_size: int = 1,
+        node_size: int = 0,
         decode: bool = True,
         finish: _Finish | None = None,
         num_workers: int = 0,
@@ -69,6 +70,7 @@ class PackLoader:
             group_rank: this rank in the tensor x context parallel group that shares a pack's tiles.
             group_size: size of that group.
             ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
+            node_size: its ranks that share a node (ParallelLayout.node_size).
             decode: False gives packs without tiles, for pipeline stages that encode none.
             finish: what else is done to each pack in the process that assembles it.
             num_workers: worker processes; 0 assembles packs in this process.
@@ -87,7 +89,8 @@ class PackLoader:
         assert (dp_size == 1 and even_steps < 2) or work is not None, "packs are dealt by their cost"
         self.micro_batches = micro_batches
         self.global_batch = micro_batches * dp_size
-        self._view = _RankView(dataset, group_rank=group_rank, group_size=group_size, ring_size=ring_size, decode=decode, finish=finish)
+        rank = {"group_rank": group_rank, "group_size": group_size, "ring_size": ring_size, "node_size": node_size, "decode": decode}
+        self._view = _RankView(dataset, rank, finish)
         self._start = start_pack
         self._dp = (dp_rank, dp_size)
         self._work = work
@@ -211,12 +214,10 @@ class PackLoader:
 class _RankView(torch.utils.data.Dataset):
     """The packs as one rank sees them."""
 
-    def __init__(
-        self, dataset: PackDataset, *, group_rank: int, group_size: int, ring_size: int, decode: bool, finish: _Finish | None
-    ) -> None:
+    def __init__(self, dataset: PackDataset, rank: dict[str, Any], finish: _Finish | None) -> None:
         self.dataset = dataset
         self._finish = finish
-        self._rank: dict[str, Any] = {"group_rank": group_rank, "group_size": group_size, "ring_size": ring_size, "decode": decode}
+        self._rank = rank
 
     def __getitem__(self, number: int) -> PackedBatch:
         pack = self.dataset.pack(number, **self._rank)

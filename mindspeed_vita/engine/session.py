@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe, validate
 from mindspeed_vita.parallel.layout import TIMEOUT, ParallelLayout
+from mindspeed_vita.parallel.ring_groups import with_ring
 from mindspeed_vita.platform import Platform, announce, megatron_compat
 
 _STORE_SECONDS = 5.0
@@ -23,6 +24,18 @@ _STORE_SECONDS = 5.0
 def world_size() -> int:
     """Processes of this run: the running group's, else what torchrun set, else 1."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Processes of this run on this node, as torchrun says; without it, all of them.
+
+    Raises:
+        ValueError: LOCAL_WORLD_SIZE is not a positive number.
+    """
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if told and not (told.isdecimal() and int(told)):
+        raise ValueError(f"LOCAL_WORLD_SIZE={told}; expected the number of processes on this node, as torchrun sets it; or unset it")
+    return int(told) if told else world_size()
 
 
 def rank() -> int:
@@ -57,7 +70,7 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
         create_gloo_process_groups=False,  # every group carries gloo for CPU tensors already
     )
     platform.seed(recipe.train.seed)
-    layout = ParallelLayout.from_megatron(platform.device).with_ulysses(recipe.parallel.ulysses, platform.device)
+    layout = with_ring(ParallelLayout.from_megatron(platform.device), recipe.parallel, local_world_size(), platform.device)
     # stages draw their own layers: with one seed for all, the third stage's would equal the second's
     tensor_parallel.model_parallel_cuda_manual_seed(recipe.train.seed + 100 * layout.pp_rank)
     return layout

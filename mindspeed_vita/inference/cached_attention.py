@@ -17,7 +17,8 @@ from mindspeed_vita.inference.plans import Cached, DecodePlan, PrefillPlan
 from mindspeed_vita.ops.attention import Backend, Blocks, Paged, PagedSequences
 from mindspeed_vita.ops.attention.blocks import segment_rows
 from mindspeed_vita.parallel.all_to_all import all_to_all
-from mindspeed_vita.parallel.ring import GroupKeyExchange, Transfer, ring_forward
+from mindspeed_vita.parallel.ring import ring_forward
+from mindspeed_vita.parallel.ring_exchange import Channel, GroupKeyExchange, Transfer
 
 PASSES = ("auto", "queries", "keys")
 
@@ -55,7 +56,7 @@ class CachedAttention:
         if travels not in PASSES:
             raise ValueError(f"travels={travels!r}; expected one of {', '.join(PASSES)}")
         self.cache, self.backend, self.group, self.rank, self.size, self.travels = cache, backend, group, rank, size, travels
-        self.exchange = GroupKeyExchange(group)
+        self.channel = Channel(group)
 
     def attend(
         self,
@@ -81,7 +82,7 @@ class CachedAttention:
         real = plan.num_real
         self.cache.write(layer, plan.slots, k_TGD[:real], v_TGD[:real])
         steps = plan.ring.steps(self.rank)
-        out_TND, lse_TN = ring_forward(q_TND, torch.stack([k_TGD, v_TGD]), steps, scale, self.exchange, self.backend)
+        out_TND, lse_TN = ring_forward(q_TND, torch.stack([k_TGD, v_TGD]), steps, scale, GroupKeyExchange(self.channel), self.backend)
         if plan.cached is None:
             return out_TND
         out_TND = out_TND.float()
@@ -157,7 +158,7 @@ class CachedAttention:
             if following < self.size:
                 wanted = cached.per_rank[(self.rank + following) % self.size] > 0
                 source = cached.held_keys[(self.rank - following) % self.size] if cached.per_rank[self.rank] else 0
-                transfer = self.exchange.swap(own_keys if wanted else own_keys[:, :0], source, following)
+                transfer = self.channel.swap(own_keys if wanted else own_keys[:, :0], source, following)
             segments = cached.segments[(self.rank - distance) % self.size]
             if len(segments):
                 blocks = Blocks(q_TND=q_TND, k_SGD=received[0], v_SGD=received[1], segments=segments, causal=False, scale=scale)

@@ -22,6 +22,7 @@ from mindspeed_vita.parallel.chunks import ModelChunks
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.lm_head import LanguageHead
 from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.ring_groups import key_exchange
 from mindspeed_vita.parallel.stages import layers_of
 from mindspeed_vita.parallel.tile_exchange import GroupRowExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention
@@ -125,7 +126,7 @@ def _row_exchange(layout: ParallelLayout, tensor: bool) -> GroupRowExchange:
 
 
 def _attend(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> Attend:
-    return attend_over(layout, language_backend(recipe, layout, device))
+    return attend_over(layout, language_backend(recipe, layout, device), DTYPES[recipe.parallel.ring_gradients])
 
 
 def language_backend(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> Backend:
@@ -139,12 +140,19 @@ def language_backend(recipe: Recipe, layout: ParallelLayout, device: torch.devic
     return choose(Heads(num_heads=num_heads, width=language.head_dim, dtype=dtype, device=device), recipe.kernels.attention or None)
 
 
-def attend_over(layout: ParallelLayout, backend: Backend) -> Attend:
-    """Attention over the context-parallel ranks of a layout, with the kernels of a backend."""
+def attend_over(layout: ParallelLayout, backend: Backend, ring_gradients: torch.dtype = torch.float32) -> Attend:
+    """Attention over the context-parallel ranks of a layout, with the kernels of a backend.
+
+    Args:
+        layout: of this rank. Plans must be for its nodes (CPPlan.by_node), as Sharder makes them.
+        backend: as ops.attention.choose returns them.
+        ring_gradients: in which gradients of keys and values travel on the ring.
+    """
+    exchange = key_exchange(layout, ring_gradients)
     if layout.ulysses_size == 1:
-        return partial(ring_attention, group=layout.ring_group, rank=layout.ring_rank, backend=backend)
-    ring = {"ring_group": layout.ring_group, "ring_rank": layout.ring_rank, "backend": backend}
-    return partial(ulysses_attention, group=layout.ulysses_group, **ring)
+        return partial(ring_attention, exchange=exchange, rank=layout.ring_rank, backend=backend)
+    group, ring_rank = layout.ulysses_group, layout.ring_rank
+    return partial(ulysses_attention, group=group, exchange=exchange, ring_rank=ring_rank, backend=backend)
 
 
 def _attend_tiles(recipe: Recipe, layout: ParallelLayout, device: torch.device) -> AttendTiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -39,6 +40,14 @@ class ParallelLayout:
     ulysses_group: Any = None
     ring_group: Any = None
     """The ranks that a ring goes through; with ulysses_size 1 the context-parallel group."""
+    node_size: int = 0
+    """Neighbouring ring ranks that share a node. 0: keys go to each rank directly, as where a node holds one ring rank or all."""
+    node_group: Any = None
+    """The ring ranks of this rank's node; None with node_size 0."""
+    border_group: Any = None
+    """The ring ranks with this rank's place in each node; None with node_size 0."""
+    second_groups: tuple[Any, ...] = ()
+    """Empty, or once more the groups that keys travel in: the ring's, or those of the node and of the border."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -73,7 +82,8 @@ class ParallelLayout:
     def describe(self) -> str:
         """The layout in one word for tables: tp1 pp1 cp1 dp2."""
         ulysses = f" (ulysses {self.ulysses_size})" if self.ulysses_size > 1 else ""
-        return f"tp{self.tp_size} pp{self.pp_size} cp{self.cp_size}{ulysses} dp{self.dp_size}"
+        nodes = f" (nodes of {self.node_size})" if self.node_size else ""
+        return f"tp{self.tp_size} pp{self.pp_size} cp{self.cp_size}{ulysses}{nodes} dp{self.dp_size}"
 
     @classmethod
     def from_megatron(cls, device: torch.device) -> ParallelLayout:
@@ -113,18 +123,30 @@ class ParallelLayout:
         """
         if size == 1:
             return replace(self, ulysses_size=1, ulysses_group=None, ring_group=self.cp_group)
-        cp_groups: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(cp_groups, tuple(dist.get_process_group_ranks(self.cp_group)))
-        groups = {}
-        for ranks in sorted(set(cp_groups)):
-            for first in range(0, len(ranks), size):
-                groups["ulysses", ranks, first // size] = dist.new_group(ranks[first : first + size], timeout=timeout)
-            for ulysses_rank in range(size):
-                groups["ring", ranks, ulysses_rank] = dist.new_group(ranks[ulysses_rank::size], timeout=timeout)
-        mine, ulysses_rank = cp_groups[dist.get_rank()], self.cp_rank % size
-        ulysses_group, ring_group = groups["ulysses", mine, self.cp_rank // size], groups["ring", mine, ulysses_rank]
-        _open_channels((ulysses_group, ring_group), device)
+        ranks = dist.get_process_group_ranks(self.cp_group)
+        blocks = [tuple(ranks[first : first + size]) for first in range(0, len(ranks), size)]
+        strides = [tuple(ranks[place::size]) for place in range(size)]
+        ulysses_group, ring_group = new_groups([blocks, strides], device, timeout)
         return replace(self, ulysses_size=size, ulysses_group=ulysses_group, ring_group=ring_group)
+
+
+def new_groups(kinds: Sequence[Sequence[tuple[int, ...]]], device: torch.device, timeout: timedelta) -> list[Any]:
+    """Process groups of several kinds: of each kind the one that this process is in. Every process of the world calls it.
+
+    Args:
+        kinds: for each kind, groups of ranks that this process knows of; it is in one of them. Processes may know of different groups.
+        device: where the groups' channels are opened.
+        timeout: how long a collective of these groups may wait.
+    """
+    known: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(known, [[tuple(ranks) for ranks in groups] for groups in kinds])
+    found = []
+    for kind in range(len(kinds)):
+        # torch wants every process to make every group, in the same order
+        made = {ranks: dist.new_group(list(ranks), timeout=timeout) for ranks in sorted({ranks for each in known for ranks in each[kind]})}
+        found += [group for ranks, group in made.items() if dist.get_rank() in ranks]
+    _open_channels(tuple(found), device)
+    return found
 
 
 def _open_channels(groups: tuple[Any, ...], device: torch.device) -> None:

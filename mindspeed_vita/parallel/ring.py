@@ -3,20 +3,24 @@
 At distance d every rank sends to rank + d the keys which that rank's queries look at, and gets its own from rank - d; a transfer runs while
 the blocks of the one before are computed. Where every key is needed this is the ring; where documents live on one rank
 nothing is sent. In the backward pass the same keys travel again and their gradients return the same way.
-Shapes: T tokens of this rank, N query heads, G key heads, D width of a head.
+On several nodes this happens once per node, in rounds: with each rank's own keys, and then with keys of the other nodes, which cross each
+border once (sharding/ring_steps.py says which, ring_exchange.py sends them).
+Shapes: T tokens of this rank, H keys that it holds in a round, N query heads, G key heads, D width of a head.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.ops.attention import Backend, Blocks, Upstream
 from mindspeed_vita.ops.attention.blocks import on_device, segment_rows
+from mindspeed_vita.parallel.ring_exchange import KeyExchange, Transfer
 from mindspeed_vita.platform.phases import phase
 from mindspeed_vita.sharding import CPPlan
 from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
@@ -29,7 +33,7 @@ def ring_attention(
     cp_plan: CPPlan,
     *,
     scale: float,
-    group: Any,
+    exchange: KeyExchange,
     rank: int,
     backend: Backend,
     kept: Optional[KeptAttention] = None,
@@ -41,8 +45,8 @@ def ring_attention(
         k_TGD, v_TGD: its keys and values.
         cp_plan: owners and documents.
         scale: factor on the scores.
-        group: context-parallel process group; None for a plan of one rank.
-        rank: this process's rank in it.
+        exchange: to the other ranks of the ring.
+        rank: this process's rank on it.
         backend: attention backend, as ops.attention.choose returns them.
         kept: a call without gradients leaves its result here. The next call with gradients, for the same tensors, takes it: then nothing
             is computed or sent before the backward pass. Given on every rank of the group or on none.
@@ -52,7 +56,7 @@ def ring_attention(
     """
     recomputing = torch.is_grad_enabled()  # asked here: inside of an autograd function it is always off
     known = kept.take() if kept is not None and recomputing else None
-    out, lse_TN = _RingAttention.apply(q_TND, k_TGD, v_TGD, cp_plan.steps(rank), scale, GroupKeyExchange(group), backend, known)
+    out, lse_TN = _RingAttention.apply(q_TND, k_TGD, v_TGD, cp_plan.steps(rank), scale, exchange, backend, known)
     if kept is not None and not recomputing:
         kept.keep(out, lse_TN)
     return out  # type: ignore[no-any-return]
@@ -82,8 +86,8 @@ class _RingAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, no_grad: Any) -> tuple[Optional[torch.Tensor], ...]:
         q, k, v, out, lse_TN = ctx.saved_tensors
         with phase("ring"):
-            dq, dkv, pending = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.backend)
-            collect(dkv, pending)
+            dq, returns = ring_backward(grad, q, torch.stack([k, v]), out, lse_TN, ctx.steps, ctx.scale, ctx.exchange, ctx.backend)
+            dkv = returns.collect()
         return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None, None
 
 
@@ -91,23 +95,18 @@ def ring_forward(
     q_TND: torch.Tensor, kv_2TGD: torch.Tensor, steps: RankSteps, scale: float, exchange: KeyExchange, backend: Backend
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One rank's output, in the dtype of its queries, and its log-sum-exp, fp32 [T, N]."""
-    transfer = exchange.fetch(kv_2TGD, steps, 1)
+    arrivals = _Arrivals(kv_2TGD, steps, exchange)
 
     def attend(keys: torch.Tensor, segments: np.ndarray, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
         blocks = Blocks(q_TND=q_TND, k_SGD=keys[0], v_SGD=keys[1], segments=segments, causal=causal, scale=scale)
         return backend.blocks_forward(blocks)
 
     out_TND, lse_TN = attend(kv_2TGD, steps.diagonal_segments, True)
-    for distance, step in enumerate(steps.ring):
-        if distance:
-            received = transfer.wait()
-            transfer = exchange.fetch(kv_2TGD, steps, distance + 1)
-        else:
-            received = _own_keys(kv_2TGD, step)
-        if len(step.segments):
+    for keys in arrivals:
+        if len(keys.step.segments):
             out_TND = out_TND.float()  # a copy the first time: what is not merged need not be accumulated
-            partial = attend(received, step.segments, False)
-            backend.merge_(out_TND, lse_TN, segment_rows(step.segments, q_TND.device), *partial)
+            partial = attend(keys.kv_2SGD, keys.step.segments, False)
+            backend.merge_(out_TND, lse_TN, segment_rows(keys.step.segments, q_TND.device), *partial)
     return out_TND.to(q_TND.dtype), lse_TN
 
 
@@ -121,12 +120,9 @@ def ring_backward(
     scale: float,
     exchange: KeyExchange,
     backend: Backend,
-) -> tuple[torch.Tensor, torch.Tensor, list[tuple[RingStep, Transfer]]]:
-    """Gradients of one rank: dq, dkv of its own tokens so far, both fp32, and the parts still on their way back, for `collect`.
-
-    No more than exchange.max_pending of these fp32 parts exist at a time.
-    """
-    transfer = exchange.fetch(kv_2TGD, steps, 1)
+) -> tuple[torch.Tensor, Returns]:
+    """Gradients of one rank: dq, fp32, and those of its keys and values, parts of which are still on their way back."""
+    arrivals = _Arrivals(kv_2TGD, steps, exchange)
     dq_TND = torch.zeros_like(q_TND, dtype=torch.float32)
     dkv_2TGD = torch.zeros_like(kv_2TGD, dtype=torch.float32)
     upstream = Upstream(grad_TND=grad_TND, out_TND=out_TND, lse_TN=lse_TN)
@@ -136,87 +132,95 @@ def ring_backward(
         backend.blocks_backward(blocks, upstream, dq_TND=dq_TND, dkv_2SGD=dkv)
 
     add(kv_2TGD, steps.diagonal_segments, True, dkv_2TGD)
-    pending: list[tuple[RingStep, Transfer]] = []
-    for distance, step in enumerate(steps.ring):
-        if distance:
-            received = transfer.wait()
-            transfer = exchange.fetch(kv_2TGD, steps, distance + 1)
-        else:
-            received = _own_keys(kv_2TGD, step)
-        dkv_received = torch.zeros_like(received, dtype=torch.float32)
-        if len(step.segments):
-            add(received, step.segments, False, dkv_received)
-        back = exchange.give_back(dkv_received, step, distance) if distance else Transfer(dkv_received)
-        pending.append((step, back))
-        while exchange.max_pending is not None and len(pending) > exchange.max_pending:
-            collect(dkv_2TGD, [pending.pop(0)])
-    return dq_TND, dkv_2TGD, pending
+    returns = Returns(dkv_2TGD, steps, exchange)
+    for keys in arrivals:
+        dkv_2SGD = torch.zeros_like(keys.kv_2SGD, dtype=torch.float32)
+        if len(keys.step.segments):
+            add(keys.kv_2SGD, keys.step.segments, False, dkv_2SGD)
+        returns.send(dkv_2SGD, keys)
+    return dq_TND, returns
 
 
-def collect(dkv_2TGD: torch.Tensor, pending: list[tuple[RingStep, Transfer]]) -> None:
-    """Adds what comes back for this rank's keys, in place."""
-    for step, transfer in pending:
-        dkv_2TGD.index_add_(1, on_device(step.send, dkv_2TGD.device), transfer.wait())
+@dataclass(frozen=True)
+class _Keys:
+    """Keys and values for one step, [2, num_received, G, D]."""
+
+    kv_2SGD: torch.Tensor
+    step: RingStep
+    round: int
+    distance: int
 
 
-class KeyExchange(Protocol):
-    """Moves keys, values and their gradients between the ranks of a context-parallel group."""
+class _Arrivals:
+    """The keys of every step, in order. The first transfers start at once, each later one before the caller computes with what came."""
 
-    max_pending: Optional[int]
-    """Gradients on their way back that may wait at a time; None: none arrives before every rank is done."""
+    def __init__(self, kv_2TGD: torch.Tensor, steps: RankSteps, exchange: KeyExchange) -> None:
+        self.kv_2TGD, self.rounds, self.exchange = kv_2TGD, steps.rounds, exchange
+        self.crossing = exchange.cross(kv_2TGD, steps.rounds, 1)
+        self.next = exchange.fetch(kv_2TGD, steps.rounds[0].ring, 1)
 
-    def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
-        """Keys and values from rank - distance, [2, num_received, G, D], against those that rank + distance needs of ours."""
-
-    def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """Gradients of fetched keys return to rank - distance, against those of ours from rank + distance."""
-
-
-class Transfer:
-    """A transfer under way; keeps what is sent alive until it is done."""
-
-    def __init__(self, received: torch.Tensor, sent: Optional[torch.Tensor] = None, works: tuple[Any, ...] = ()) -> None:
-        self.received, self.sent, self.works = received, sent, works
-
-    def wait(self) -> torch.Tensor:
-        """What arrived."""
-        for work in self.works:
-            work.wait()
-        return self.received
+    def __iter__(self) -> Iterator[_Keys]:
+        for number, current in enumerate(self.rounds):
+            if number:
+                held = self.crossing.wait()
+                self.crossing = self.exchange.cross(self.kv_2TGD, self.rounds, number + 1)
+                self.next = self.exchange.fetch(held, current.ring, 1)
+            else:
+                held = self.kv_2TGD
+            own = held.index_select(1, on_device(current.ring[0].send, held.device))
+            yield _Keys(own, current.ring[0], number, 0)
+            for distance, step in enumerate(current.ring[1:], 1):
+                received = self.next.wait()
+                self.next = self.exchange.fetch(held, current.ring, distance + 1)
+                yield _Keys(received, step, number, distance)
 
 
-class GroupKeyExchange:
-    """A KeyExchange by point-to-point transfers in one ring group. All ranks start the same transfers in the same order."""
+@dataclass(frozen=True)
+class _Part:
+    """Gradients on their way back: rows of a sum that they belong to."""
 
-    max_pending: Optional[int] = 2
-
-    def __init__(self, group: Any) -> None:
-        self.group = group
-
-    def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
-        """See KeyExchange."""
-        if distance >= len(steps.ring):
-            return Transfer(kv_2TGD[:, :0])
-        step = steps.ring[distance]
-        return self.swap(kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device)), step.num_received, distance)
-
-    def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """See KeyExchange."""
-        return self.swap(dkv, len(step.send), -distance)
-
-    def swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:
-        """Sends keys and values [2, num_outgoing, G, D] to rank + distance, and receives num_incoming of them from rank - distance."""
-        ranks, rank = dist.get_process_group_ranks(self.group), dist.get_rank(self.group)
-        incoming = outgoing.new_empty((2, num_incoming, *outgoing.shape[2:]))
-        operations = []
-        if outgoing.numel():
-            operations.append(dist.P2POp(dist.isend, outgoing, ranks[(rank + distance) % len(ranks)], self.group))
-        if incoming.numel():
-            operations.append(dist.P2POp(dist.irecv, incoming, ranks[(rank - distance) % len(ranks)], self.group))
-        works = tuple(dist.batch_isend_irecv(operations)) if operations else ()
-        return Transfer(incoming, outgoing, works)
+    transfer: Transfer
+    rows: np.ndarray
+    total: torch.Tensor
+    round: int
+    closes: bool
+    """Whether the round's sum is complete with it."""
 
 
-def _own_keys(kv_2TGD: torch.Tensor, step: RingStep) -> torch.Tensor:
-    """This rank's keys that its own later runs look at."""
-    return kv_2TGD.index_select(1, on_device(step.send, kv_2TGD.device))
+class Returns:
+    """Gradients of keys and values on their way back to the ranks that own them.
+
+    No more than exchange.max_pending parts wait at a time.
+    """
+
+    def __init__(self, dkv_2TGD: torch.Tensor, steps: RankSteps, exchange: KeyExchange) -> None:
+        self.dkv_2TGD, self.rounds, self.exchange = dkv_2TGD, steps.rounds, exchange
+        self.held = dkv_2TGD
+        self.pending: list[_Part] = []
+
+    def send(self, dkv_2SGD: torch.Tensor, keys: _Keys) -> None:
+        """Sends the gradients of a step's keys, fp32, to the rank of this node that holds them in the round."""
+        current = self.rounds[keys.round]
+        if keys.round and not keys.distance:
+            self.held = self.dkv_2TGD.new_zeros(2, current.num_held, *self.dkv_2TGD.shape[2:])
+        transfer = Transfer(dkv_2SGD)
+        if keys.distance:
+            transfer = self.exchange.give_back(dkv_2SGD.to(self.exchange.gradients), keys.step, keys.distance)
+        last = keys.distance == len(current.ring) - 1
+        self.pending.append(_Part(transfer, keys.step.send, self.held, keys.round, last))
+        while self.exchange.max_pending is not None and len(self.pending) > self.exchange.max_pending:
+            self._add_oldest()
+
+    def collect(self) -> torch.Tensor:
+        """The gradients of this rank's own keys and values, fp32 [2, T, G, D], with all that comes back for them."""
+        while self.pending:
+            self._add_oldest()
+        return self.dkv_2TGD
+
+    def _add_oldest(self) -> None:
+        part = self.pending.pop(0)
+        part.total.index_add_(1, on_device(part.rows, part.total.device), part.transfer.wait().to(part.total.dtype))
+        if part.closes and part.round:
+            current = self.rounds[part.round]
+            transfer = self.exchange.cross_back(part.total.to(self.exchange.gradients), current, part.round)
+            self.pending.append(_Part(transfer, current.send, self.dkv_2TGD, 0, False))

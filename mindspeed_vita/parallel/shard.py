@@ -49,7 +49,7 @@ class Sharder:
         num_tiles = len(batch.tile_first_token)
         in_context = torch.isin(batch.tokens_T, torch.tensor(batch.context_ids, dtype=torch.int64))
         check_counts(int(in_context.sum()), num_tiles, self._tokens_per_tile)
-        cp_plan = batch.cp_plan.shared_by(layout.ulysses_size)
+        cp_plan = batch.cp_plan.shared_by(layout.ulysses_size).by_node(layout.node_size)
         own = torch.from_numpy(index(cp_plan, layout.cp_rank))
 
         has_tiles = num_tiles > 0 and layout.is_first_stage

@@ -15,6 +15,7 @@ from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.ops.attention import Backend
 from mindspeed_vita.parallel.all_to_all import all_to_all
 from mindspeed_vita.parallel.ring import ring_attention
+from mindspeed_vita.parallel.ring_exchange import KeyExchange
 from mindspeed_vita.sharding import CPPlan
 
 
@@ -26,7 +27,7 @@ def ulysses_attention(
     *,
     scale: float,
     group: Any,
-    ring_group: Any,
+    exchange: KeyExchange,
     ring_rank: int,
     backend: Backend,
     kept: Optional[KeptAttention] = None,
@@ -39,7 +40,7 @@ def ulysses_attention(
         cp_plan: owners and documents.
         scale: factor on the scores.
         group: the plan.ulysses processes of this ring rank.
-        ring_group: the ranks of the ring that this rank takes part in.
+        exchange: to the other ranks of the ring that this rank takes part in.
         ring_rank: its rank there.
         backend: attention kernels for this rank's heads / cp_plan.ulysses, as ops.attention.choose returns them.
         kept: as for ring_attention. Tokens and heads are swapped again all the same.
@@ -62,7 +63,7 @@ def ulysses_attention(
     one_each = (1,) * cp_plan.ulysses
     qkv = all_to_all(torch.cat(parts, dim=2).transpose(0, 1), one_each, one_each, group).flatten(0, 1)
     q, k, v = qkv.split([heads // cp_plan.ulysses, kv_heads // cp_plan.ulysses, kv_heads // cp_plan.ulysses], dim=1)
-    ring = {"group": ring_group, "rank": ring_rank, "backend": backend, "kept": kept}
+    ring: dict[str, Any] = {"exchange": exchange, "rank": ring_rank, "backend": backend, "kept": kept}
     out = ring_attention(q.contiguous(), k.contiguous(), v.contiguous(), cp_plan, scale=scale, **ring)
     by_token = all_to_all(out.unflatten(0, (cp_plan.ulysses, -1)), one_each, one_each, group)
     return by_token.transpose(0, 1).flatten(1, 2)

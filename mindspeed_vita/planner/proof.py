@@ -25,6 +25,8 @@ class Case:
     pp: int = 1
     cp: int = 1
     ulysses: int = 1
+    cp_per_node: int = 0
+    ring_gradients: str = "fp32"
     dp: int = 1
     vision_parallel: str = "balanced"
     recompute: str = "none"
@@ -98,6 +100,7 @@ def proof_recipe(case: Case, size: str) -> Recipe:
             "data": {"seq_length": sizes["tokens"] * (4 if case.world > 2 else 1)},
             "parallel": {
                 "tp": case.tp, "pp": case.pp, "cp": case.cp, "ulysses": case.ulysses, "vision_parallel": case.vision_parallel,
+                "cp_per_node": case.cp_per_node, "ring_gradients": case.ring_gradients,
             },
             "train": {
                 "precision": case.precision,

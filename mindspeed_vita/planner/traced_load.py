@@ -122,6 +122,8 @@ def _reach(recipe: Recipe, world: int, group: str, size: int) -> int:
         "ulysses": layout.tp,
         "cp": layout.tp,
         "ring": layout.tp * layout.ulysses,
+        "node": layout.tp * layout.ulysses,
+        "border": layout.tp * (layout.cp // size),
         "dp": layout.tp * layout.cp,
         "dp_cp": layout.tp,
         "pp": world // layout.pp,

@@ -12,7 +12,9 @@ _MOST_SWAPS = 1024
 """Bounds the time of planning. Packs of 1M tokens were seen to need up to 800; each takes about 0.15 ms."""
 
 
-def even_out(work: np.ndarray, reach: np.ndarray, sizes: np.ndarray, owners: np.ndarray, num_ranks: int) -> np.ndarray:
+def even_out(
+    work: np.ndarray, reach: np.ndarray, sizes: np.ndarray, owners: np.ndarray, num_ranks: int, tolerance: float = TOLERANCE
+) -> np.ndarray:
     """Swaps chunks of the heaviest rank for chunks of light ones until it is close to the mean. Only chunks of one size are swapped.
 
     Each swap is the one that costs the fewest key chunks per unit of work evened out. A chunk that moves to a rank needs there the
@@ -25,6 +27,7 @@ def even_out(work: np.ndarray, reach: np.ndarray, sizes: np.ndarray, owners: np.
         sizes: int64[chunks], tokens of each chunk.
         owners: int64[chunks], the rank of each chunk.
         num_ranks: number of ranks.
+        tolerance: the heaviest rank's work over the mean at which swapping stops.
 
     Returns:
         new owners.
@@ -34,7 +37,7 @@ def even_out(work: np.ndarray, reach: np.ndarray, sizes: np.ndarray, owners: np.
     missing = [_missing_before(reach, owners, rank) for rank in range(num_ranks)]
     for _ in range(_MOST_SWAPS):
         heavy = int(np.argmax(load))
-        if load[heavy] <= TOLERANCE * mean:
+        if load[heavy] <= tolerance * mean:
             break
         mine = np.flatnonzero(owners == heavy)
         swaps = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mindspeed_vita.sharding.balance import TOLERANCE, even_out
-from mindspeed_vita.sharding.ring_steps import RankSteps, joined_ranges, key_traffic, rank_steps
+from mindspeed_vita.sharding.ring_steps import RankSteps, border_traffic, joined_ranges, key_traffic, rank_steps
 
 CHUNK = 2048
 """Tokens per chunk of a pack with several documents, if a rank then has FEWEST_CHUNKS to MOST_CHUNKS of them."""
@@ -19,6 +19,11 @@ FEWEST_CHUNKS, MOST_CHUNKS = 16, 64
 _SMALLEST = 64
 _READING = 1 / 16
 """What a key row costs that a block reads, and whose gradient it adds up, beside one that travels: memory against links."""
+_CROSSING = 16
+"""What a key row costs that crosses the border of a node, in addition to its way inside. Links inside a node are 8 to 12 times as fast as
+the network (planner/devices); with twice that, borders decide between plans of about the same keys."""
+_OF_TWO = 0.999 * TOLERANCE**0.5
+"""Tolerance for nodes and for the ranks of a node, so that both together keep to TOLERANCE."""
 PADDING_PIECE = 512
 """Most tokens of a piece of padding. Attention inside one long piece would be wasted work."""
 
@@ -35,6 +40,8 @@ class CPPlan:
         owners: int64[chunks], the ring rank of each chunk. Every ring rank owns the same number of tokens.
         ulysses: context-parallel ranks that make up one ring rank. Each holds a stretch of its tokens, and during attention all of
             them for some of the heads.
+        node_size: neighbouring ring ranks that share a node, a divisor of ring_size. Keys cross the border of a node once for all of its
+            ranks. 0: each rank is sent its keys directly.
     """
 
     piece_bounds: np.ndarray
@@ -42,6 +49,7 @@ class CPPlan:
     edges: np.ndarray
     owners: np.ndarray
     ulysses: int = 1
+    node_size: int = 0
     _steps: dict[int, RankSteps] = field(default_factory=dict, repr=False)
 
     @property
@@ -63,20 +71,36 @@ class CPPlan:
         """The same ring with so many context-parallel ranks for each ring rank; cp_rank = ring_rank * ulysses + ulysses_rank."""
         return replace(self, ulysses=ulysses)
 
+    def by_node(self, node_size: int) -> CPPlan:
+        """The same owners on nodes of so many ring ranks. 0, 1 and ring_size give the plan that sends each rank its keys directly.
+
+        Raises:
+            ValueError: nodes of that size do not fill the ring.
+        """
+        if node_size < 0 or (node_size and self.ring_size % node_size):
+            raise ValueError(f"nodes of {node_size} ring ranks do not fill a ring of {self.ring_size}; use a divisor, or 0 for one node")
+        node_size = 0 if node_size in (1, self.ring_size) else node_size
+        return self if node_size == self.node_size else replace(self, node_size=node_size, _steps={})
+
     def steps(self, ring_rank: int) -> RankSteps:
         """What one ring rank computes, sends and receives; made once, and carried along when a data worker made it."""
         if ring_rank not in self._steps:
-            self._steps[ring_rank] = rank_steps(self.piece_bounds, self.owners, self.edges, self.ring_size, ring_rank)
+            self._steps[ring_rank] = rank_steps(
+                self.piece_bounds, self.owners, self.edges, self.ring_size, ring_rank, self.node_size
+            )
         return self._steps[ring_rank]
 
 
-def make_cp_plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, padding: int = 0) -> CPPlan:
+def make_cp_plan(
+    cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = None, *, padding: int = 0, node_size: int = 0
+) -> CPPlan:
     """Deals the chunks of a pack to the ranks of a ring, so that attention work is even and few keys travel.
 
     One document that fills the pack: 2 * ring_size chunks in zigzag (rank r takes chunks r and 2 * ring_size - 1 - r), which is even
     and needs every key somewhere else. Otherwise: smaller chunks, in contiguous shares, so that most documents stay on one rank and cost no
     communication, and in zigzag, which suits a long document among others; in both, chunks are swapped between ranks
-    until the work is even, and the one that moves fewer keys is taken.
+    until the work is even, and the one that moves fewer keys is taken. On several nodes there are two more to take from: chunks are
+    first dealt to nodes in the same two ways, and then to the ranks of each node, so that fewer keys cross borders.
 
     Args:
         cu_seqlens: int[D + 1], document bounds of the pack (PackedBatch.cu_seqlens); starts at 0, ends at S, never decreases.
@@ -84,9 +108,10 @@ def make_cp_plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = Non
         chunk: most tokens of a chunk where chunks are swapped; None chooses.
         padding: tokens at the end of the pack that are padding. They count as no document in the choice between the two, and
             attention cuts them into short pieces.
+        node_size: neighbouring ring ranks that share a node; 0: all of them (CPPlan.by_node).
 
     Raises:
-        ValueError: the bounds are no bounds, or S does not divide into whole zigzags of 2 * ring_size chunks.
+        ValueError: the bounds are no bounds, nodes do not fill the ring, or S does not divide into whole zigzags of 2 * ring_size chunks.
     """
     bounds = np.asarray(cu_seqlens, dtype=np.int64)
     if bounds.ndim != 1 or len(bounds) < 2 or bounds[0] != 0 or (np.diff(bounds) < 0).any():
@@ -103,20 +128,71 @@ def make_cp_plan(cu_seqlens: np.ndarray, ring_size: int, chunk: int | None = Non
             f"use a seq_length that is a multiple of {2 * ring_size}"
         )
     half = num_tokens // (2 * ring_size)
-    zigzag = np.concatenate([np.arange(ring_size), np.arange(ring_size)[::-1]])
     if len(np.unique(np.minimum(bounds, num_tokens - padding))) <= 2:
-        one = CPPlan(bounds, ring_size, np.arange(2 * ring_size + 1) * half, zigzag)
+        one = CPPlan(bounds, ring_size, np.arange(2 * ring_size + 1) * half, _zigzag(ring_size)).by_node(node_size)
         if _unevenness(one) <= TOLERANCE:  # a long padding leaves the owner of the last chunk idle
             return one
-    offsets = np.arange(0, half, chunk or _chunk_size(2 * half))
-    edges = np.append((np.arange(2 * ring_size)[:, None] * half + offsets).reshape(-1), num_tokens)
-    work, sizes = chunk_work(bounds, edges), np.diff(edges)
-    reach = np.searchsorted(edges, bounds[np.searchsorted(bounds, edges[:-1], side="right") - 1], side="right") - 1
-    shares = (np.repeat(np.arange(ring_size), 2), zigzag)
+    size = chunk or _chunk_size(2 * half)
+    edges = _edges(num_tokens, ring_size, size)
     plans = [
-        CPPlan(bounds, ring_size, edges, even_out(work, reach, sizes, np.repeat(share, len(offsets)), ring_size)) for share in shares
+        CPPlan(bounds, ring_size, edges, even_out(*_costs(bounds, edges), owners, ring_size)).by_node(node_size)
+        for owners in _shares(ring_size, half, size)
     ]
+    if plans[0].node_size:
+        plans += _dealt_to_nodes(bounds, ring_size, node_size, size)
     return min(plans, key=lambda made: (max(TOLERANCE, _unevenness(made)), _price(made)))
+
+
+def _dealt_to_nodes(bounds: np.ndarray, ring_size: int, node_size: int, size: int) -> list[CPPlan]:
+    """Plans that deal stretches of node_size chunks to nodes, evened out, and then the chunks of each node to its ranks."""
+    num_tokens, num_nodes = int(bounds[-1]), ring_size // node_size
+    half, stretch = num_tokens // (2 * num_nodes), size * node_size
+    coarse = _edges(num_tokens, num_nodes, stretch)
+    pieces = np.arange(node_size) * (np.diff(coarse) // node_size)[:, None]
+    edges = np.append((coarse[:-1, None] + pieces).reshape(-1), num_tokens)
+    work, reach, sizes = _costs(bounds, edges)
+    plans = []
+    for share in _shares(num_nodes, half, stretch):
+        nodes = np.repeat(even_out(*_costs(bounds, coarse), share, num_nodes, _OF_TWO), node_size)
+        owners = np.empty_like(nodes)
+        for node in range(num_nodes):
+            mine = np.flatnonzero(nodes == node)
+            first = np.searchsorted(mine, reach[mine])
+            dealt = _zigzag_of_each_size(sizes[mine], node_size)
+            owners[mine] = node * node_size + even_out(work[mine], first, sizes[mine], dealt, node_size, _OF_TWO)
+        plans.append(CPPlan(bounds, ring_size, edges, owners).by_node(node_size))
+    return plans
+
+
+def _edges(num_tokens: int, num_ranks: int, size: int) -> np.ndarray:
+    """Bounds of chunks of so many tokens in each of 2 * num_ranks equal parts; the last chunk of a part may be smaller."""
+    half = num_tokens // (2 * num_ranks)
+    return np.append((np.arange(2 * num_ranks)[:, None] * half + np.arange(0, half, size)).reshape(-1), num_tokens)
+
+
+def _shares(num_ranks: int, half: int, size: int) -> list[np.ndarray]:
+    """Two ways to deal these chunks: in contiguous shares, and in zigzag."""
+    chunks = len(range(0, half, size))
+    return [np.repeat(share, chunks) for share in (np.repeat(np.arange(num_ranks), 2), _zigzag(num_ranks))]
+
+
+def _zigzag(num_ranks: int) -> np.ndarray:
+    return np.concatenate([np.arange(num_ranks), np.arange(num_ranks)[::-1]])
+
+
+def _zigzag_of_each_size(sizes: np.ndarray, num_ranks: int) -> np.ndarray:
+    """Owners of some chunks, an even number per rank of each size: a zigzag over the chunks of one size."""
+    owners = np.empty(len(sizes), dtype=np.int64)
+    for size in np.unique(sizes):
+        of_size = np.flatnonzero(sizes == size)
+        owners[of_size] = np.repeat(_zigzag(num_ranks), len(of_size) // (2 * num_ranks))
+    return owners
+
+
+def _costs(bounds: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Work, reach and sizes of chunks, as even_out takes them."""
+    reach = np.searchsorted(edges, bounds[np.searchsorted(bounds, edges[:-1], side="right") - 1], side="right") - 1
+    return chunk_work(bounds, edges), reach, np.diff(edges)
 
 
 def _chunk_size(share: int) -> int:
@@ -132,8 +208,9 @@ def _unevenness(cp_plan: CPPlan) -> float:
 
 
 def _price(cp_plan: CPPlan) -> float:
-    travel, reads = key_traffic(cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_plan.ring_size)
-    return travel + _READING * reads
+    plan = cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_plan.ring_size
+    travel, reads = key_traffic(*plan)
+    return travel + _READING * reads + (_CROSSING * border_traffic(*plan, cp_plan.node_size) if cp_plan.node_size else 0)
 
 
 def chunk_work(bounds: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -56,8 +56,9 @@ def compare(name: str, bounds: np.ndarray, rings: list[int]) -> None:
         print(f"| {name} {num_tokens:,} | {what} | " + " | ".join(f"{error:.2e}" for error in found) + f" | {worst:.2f} |", flush=True)
 
     row("one device, flash", base)
-    for ring_size in rings:
-        row(f"ring of {ring_size}", errors(virtual_ring_attention(*leaves, grad, make_cp_plan(bounds, ring_size), scale=WIDTH**-0.5)))
+    for ring_size, (dtype, note) in product(rings, {torch.float32: "", torch.bfloat16: ", ring_gradients bf16"}.items()):
+        plan = make_cp_plan(bounds, ring_size)
+        row(f"ring of {ring_size}{note}", errors(virtual_ring_attention(*leaves, grad, plan, scale=WIDTH**-0.5, gradients=dtype)))
 
 
 def main() -> None:

@@ -16,6 +16,32 @@ def run(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None) -> 
     return train(recipe_from_dict(_under(layout, content)), stop_at_step=stop).step
 
 
+def ring_variants(layout: Any, *, content: dict[str, Any], folder: str, variants: dict[str, dict[str, Any]], local_world_size: int) -> int:
+    """Trains a recipe once for each variant of its section parallel, in a folder of the variant's name.
+
+    Returns:
+        Ring ranks of a node in the last variant, for which the launcher says that so many processes share one.
+    """
+    import os
+    from unittest import mock
+
+    from mindspeed_vita.engine import session
+
+    made, open_ring = [], session.with_ring
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        made.append(open_ring(*arguments, **options))
+        return made[-1]
+
+    for name, parallel in variants.items():
+        checkpoint = {**content["checkpoint"], "directory": f"{folder}/{name}"}
+        sections = {"parallel": {**content["parallel"], **parallel}, "checkpoint": checkpoint}
+        told = {"LOCAL_WORLD_SIZE": str(local_world_size)} if name == list(variants)[-1] else {}
+        with mock.patch.dict(os.environ, told), mock.patch.object(session, "with_ring", noted):
+            run(layout, content={**content, **sections})
+    return int(made[-1].node_size)
+
+
 def skips(layout: Any, *, content: dict[str, Any], bad_rank: int, bad_step: int) -> tuple[int, ...]:
     """Trains a recipe in which one rank alone finds one step bad; returns the steps that this rank left out."""
     from unittest import mock

@@ -15,37 +15,50 @@ pytestmark = pytest.mark.distributed
 RUN = "tests.distributed.transfer_runs:run"
 FP32 = 2e-6
 """Worst seen: 5e-7, fp32 sums in another order."""
-RING, ALL_TO_ALL, TILES = "mindspeed_vita.parallel.ring", "mindspeed_vita.parallel.all_to_all", "mindspeed_vita.parallel.tile_exchange"
+RING, EXCHANGE = "mindspeed_vita.parallel.ring", "mindspeed_vita.parallel.ring_exchange"
+ALL_TO_ALL, TILES = "mindspeed_vita.parallel.all_to_all", "mindspeed_vita.parallel.tile_exchange"
 HEAD, LOSS = "mindspeed_vita.parallel.lm_head", "mindspeed_vita.ops.cross_entropy"
 PACKED: dict[str, Any] = {"bounds": [0, 37, 38, 80, 91, 96], "width": 16}
 CASES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
     "ring of 2": ("attention", {"cp": 2}, PACKED),
     "ring of 4": ("attention", {"cp": 4}, {**PACKED, "bounds": [0, 96]}),
-    "Ulysses": ("attention", {"cp": 2}, {**PACKED, "ulysses": 2}),
-    "ring of Ulysses groups": ("attention", {"cp": 4}, {**PACKED, "ulysses": 2}),
+    "ring over nodes of 2": ("attention", {"cp": 4}, {**PACKED, "bounds": [0, 96], "local_world_size": 2}),
+    "packed ring over nodes of 2": ("attention", {"cp": 4}, {**PACKED, "parallel": {"cp_per_node": 2}}),
+    "ring of two groups": ("attention", {"cp": 4}, {**PACKED, "parallel": {"ring_two_groups": True}}),
+    "ring over nodes of two groups": ("attention", {"cp": 4}, {**PACKED, "parallel": {"ring_two_groups": True}, "local_world_size": 2}),
+    "Ulysses": ("attention", {"cp": 2}, {**PACKED, "parallel": {"ulysses": 2}}),
+    "ring of Ulysses groups": ("attention", {"cp": 4}, {**PACKED, "parallel": {"ulysses": 2}, "local_world_size": 2}),
     "vision rows": ("vision rows", {"cp": 4}, {}),
     "pixels": ("pixels", {"tp": 4}, {}),
     "head": ("head", {"tp": 2}, {}),
 }
-_FETCHED = """            received = transfer.wait()
-            transfer = exchange.fetch(kv_2TGD, steps, distance + 1)
-        else:
-            received = _own_keys(kv_2TGD, step)
-        """
+_KEYS, _CROSSED = "received = self.next.wait()", "held = self.crossing.wait()"
 MUTANTS = {
-    "keys of the forward pass": ("ring of 4", RING, _FETCHED + "if len", _FETCHED.replace(".wait()", ".received") + "if len"),
-    "keys of the backward pass": ("ring of 4", RING, _FETCHED + "dkv", _FETCHED.replace(".wait()", ".received") + "dkv"),
-    "gradients on their way back": ("ring of 4", RING, "dkv_2TGD.device), transfer.wait())", "dkv_2TGD.device), transfer.received)"),
-    "the handles of a transfer": ("ring of 4", RING, "            work.wait()", "            work.is_completed()"),
+    "keys": ("ring of 4", RING, _KEYS, _KEYS.replace("wait()", "received")),
+    "keys that cross a border": ("ring over nodes of 2", RING, _CROSSED, _CROSSED.replace("wait()", "received")),
+    "gradients on their way back": ("ring of 4", RING, "part.transfer.wait().to(", "part.transfer.received.to("),
+    "the handles of a transfer": ("ring of 4", EXCHANGE, "            work.wait()", "            work.is_completed()"),
+    "the transfers of the second group": (
+        "ring of two groups",
+        EXCHANGE,
+        "for work in dist.batch_isend_irecv(batch))",
+        "for work in dist.batch_isend_irecv(batch) if batch is batches[False])",
+    ),
     "a gradient that is changed while it travels": (
         "ring of 4",
         RING,
-        "        pending.append((step, back))",
-        "        pending.append((step, back))\n        dkv_received.zero_()",
+        "        while self.exchange.max_pending is not None",
+        "        dkv_2SGD.zero_()\n        while self.exchange.max_pending is not None",
+    ),
+    "a sum that is changed while it travels across a border": (
+        "ring over nodes of 2",
+        RING,
+        "            self.pending.append(_Part(transfer, current.send",
+        "            part.total.zero_()\n            self.pending.append(_Part(transfer, current.send",
     ),
     "a gradient that is dropped while it travels": (
         "ring of 4",
-        RING,
+        EXCHANGE,
         "self.received, self.sent, self.works = received, sent, works",
         "self.received, self.works = received, works",
     ),

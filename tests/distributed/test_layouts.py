@@ -341,3 +341,14 @@ def test_a_pipeline_takes_packs_one_by_one(content, pools, tmp_path):
 def test_later_stages_hear_of_what_the_first_could_not_decode(pools, tmp_path):
     heard = pools("installed").run("tests.distributed.layout_runs:told_failures", tp=2, pp=2, folder=str(tmp_path))
     assert heard == [[[True, False], [True, False]]] * 4
+
+
+def test_a_ring_of_two_groups_and_one_over_nodes_train_the_same_curve(content, pools, tmp_path: Path, curves) -> None:
+    """Two groups change no bit. Over two nodes of two processes, sums have another order."""
+    variants = {"one": {}, "two": {"ring_two_groups": True}, "nodes": {"ring_two_groups": True}}
+    arguments = {"content": content(tmp_path, steps=3), "folder": str(tmp_path), "variants": variants, "local_world_size": 2}
+    assert pools("installed").run("tests.distributed.layout_runs:ring_variants", cp=4, **arguments) == [2] * 4
+    one, two, nodes = (curves(tmp_path / name) for name in variants)
+    assert one == two
+    assert_same(nodes, one)
+    assert nodes["grad_norm"] == pytest.approx(one["grad_norm"], **SAME)

@@ -26,27 +26,40 @@ def packs(num_tokens: int, width: int, heads: int = 4, kv_heads: int = 2) -> lis
     return [torch.randn(num_tokens, count, width, generator=generator) for count in (heads, kv_heads, kv_heads, heads)]
 
 
-def attention(layout: Any, *, bounds: Sequence[int], width: int, dtype: str = "float32", ulysses: int = 1) -> Optional[dict[str, float]]:
+def attention(
+    layout: Any,
+    *,
+    bounds: Sequence[int],
+    width: int,
+    dtype: str = "float32",
+    parallel: Optional[dict[str, Any]] = None,
+    local_world_size: int = 4,
+) -> Optional[dict[str, float]]:
     """Ring attention, or a ring of Ulysses groups, over the processes of a layout against plain attention in fp64; on rank 0.
+
+    parallel adds to the recipe's section. local_world_size is what each process takes for the size of its node.
 
     Errors are relative to the largest expected entry. Plain attention gets the same rounded tensors.
     """
     import torch.distributed as dist
 
     from mindspeed_vita.checks.hardware_check.exact import block_attention
+    from mindspeed_vita.config import ParallelConfig
     from mindspeed_vita.ops.attention import Heads, choose
-    from mindspeed_vita.parallel.build import attend_over
+    from mindspeed_vita.parallel.build import DTYPES, attend_over
+    from mindspeed_vita.parallel.ring_groups import with_ring
     from mindspeed_vita.platform import get_platform
     from mindspeed_vita.sharding import index, make_cp_plan
 
     device = get_platform().device
-    layout = layout.with_ulysses(ulysses, device)
+    settings = ParallelConfig(**(parallel or {}))
+    layout = with_ring(layout, settings, local_world_size, device)
     cuts = np.array(bounds)
-    cp_plan = make_cp_plan(cuts, layout.ring_size).shared_by(ulysses)
+    cp_plan = make_cp_plan(cuts, layout.ring_size, node_size=layout.node_size).shared_by(settings.ulysses)
     tensors = [x.to(getattr(torch, dtype)) for x in packs(bounds[-1], width)]
     rows = [torch.from_numpy(index(cp_plan, rank)) for rank in range(layout.cp_size)]
     leaves = [x[rows[layout.cp_rank]].to(device).requires_grad_() for x in tensors[:3]]
-    out = attend_over(layout, choose(Heads.of(leaves[0])))(*leaves, cp_plan, scale=SCALE)
+    out = attend_over(layout, choose(Heads.of(leaves[0])), DTYPES[settings.ring_gradients])(*leaves, cp_plan, scale=SCALE)
     out.backward(tensors[3][rows[layout.cp_rank]].to(device))
     parts: list[Any] = [None] * layout.cp_size
     dist.all_gather_object(parts, [out.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)])

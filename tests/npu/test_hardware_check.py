@@ -84,7 +84,7 @@ def test_a_cpu_in_a_gpus_place(tmp_path: Path) -> None:
 
 def test_the_calibration_measures_the_pack_that_is_planned() -> None:
     recipe = recipe_from_dict(calibration_recipe(SIZES["1.5b"]))
-    layout = SimpleNamespace(tile_group_size=1, tile_rank=0, is_first_stage=True, ring_size=1)
+    layout = SimpleNamespace(tile_group_size=1, tile_rank=0, is_first_stage=True, ring_size=1, node_size=0)
     planned, measured = make_pack(recipe, layout, PackContent()), vision_pack(recipe)
     for name in ("cu_seqlens", "tile_first_token", "positions_T", "weights_T", "tokens_T", "labels_T"):
         assert torch.equal(getattr(planned, name), getattr(measured, name)), name

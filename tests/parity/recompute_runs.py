@@ -14,7 +14,7 @@ from mindspeed_vita.checks.parity.step import loss_and_gradients, make_recipe
 from mindspeed_vita.config.recompute import kept_attention_bytes
 from mindspeed_vita.models.kept_attention import KeptAttention
 from mindspeed_vita.ops.attention import torch_native
-from mindspeed_vita.parallel import ring
+from mindspeed_vita.parallel import ring_exchange
 from mindspeed_vita.parallel.layout import ParallelLayout
 from tests.mutants import mutated
 
@@ -96,7 +96,7 @@ def _counting(calls: Counter[str]) -> Iterator[None]:
     with (
         counted(torch_native, "blocks_forward"),
         counted(torch_native, "blocks_backward"),
-        counted(ring.GroupKeyExchange, "swap"),
+        counted(ring_exchange.Channel, "swap"),
         patch.object(KeptAttention, "keep", kept),
         patch.object(KeptAttention, "take", taken),
     ):

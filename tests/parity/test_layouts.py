@@ -57,6 +57,7 @@ def _runs() -> list[Any]:
     return [
         *runs(LAYOUTS, CASES, ""),
         *runs(((1, 1, 2, 1), (1, 1, 4, 1)), CASES[:2], "ulysses-2-", ulysses=2),
+        *runs(((1, 1, 4, 1),), CASES[:2], "nodes-of-2-", pipeline={"cp_per_node": 2, "ring_two_groups": True}),
         *runs(TENSOR_LAYOUTS, TENSOR_CASES, "cut-tower-", vision_parallel="tensor"),
     ]
 

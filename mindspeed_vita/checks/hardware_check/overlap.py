@@ -20,10 +20,11 @@ from mindspeed_vita.checks.hardware_check.speed import HEADS, KV_HEADS, WIDTH, s
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.ops.attention import Heads, choose
-from mindspeed_vita.parallel.ring import GroupKeyExchange, KeyExchange, Transfer, collect, ring_backward, ring_forward
+from mindspeed_vita.parallel.ring import ring_backward, ring_forward
+from mindspeed_vita.parallel.ring_exchange import Channel, GroupKeyExchange, KeyExchange, Transfer
 from mindspeed_vita.platform import Platform, get_platform
 from mindspeed_vita.sharding import make_cp_plan
-from mindspeed_vita.sharding.ring_steps import RankSteps, RingStep
+from mindspeed_vita.sharding.ring_steps import RingStep, Round
 
 _LONGEST = 120
 """Seconds that the processes may take."""
@@ -70,15 +71,25 @@ class _NoTransfer:
     """Keys of the right shape are there at once, and gradients go nowhere: attention alone."""
 
     max_pending: Optional[int] = None
+    gradients = torch.float32
 
-    def fetch(self, kv_2TGD: torch.Tensor, steps: RankSteps, distance: int) -> Transfer:
-        """See ring.KeyExchange."""
-        count = steps.ring[distance].num_received if distance < len(steps.ring) else 0
+    def cross(self, kv_2TGD: torch.Tensor, rounds: tuple[Round, ...], number: int) -> Transfer:
+        """See ring_exchange.KeyExchange."""
+        count = rounds[number].num_held if number < len(rounds) else 0
         return Transfer(kv_2TGD.new_zeros(2, count, *kv_2TGD.shape[2:]))
 
+    def fetch(self, held_2HGD: torch.Tensor, ring: tuple[RingStep, ...], distance: int) -> Transfer:
+        """See ring_exchange.KeyExchange."""
+        count = ring[distance].num_received if distance < len(ring) else 0
+        return Transfer(held_2HGD.new_zeros(2, count, *held_2HGD.shape[2:]))
+
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """See ring.KeyExchange."""
+        """See ring_exchange.KeyExchange."""
         return Transfer(dkv.new_zeros(2, len(step.send), *dkv.shape[2:]))
+
+    def cross_back(self, dkv: torch.Tensor, held: Round, number: int) -> Transfer:
+        """See ring_exchange.KeyExchange."""
+        return Transfer(dkv.new_zeros(2, len(held.send), *dkv.shape[2:]))
 
 
 def _times(platform: Platform, tokens: int, group: Any, rank: int, size: int) -> dict[str, dict[str, float]]:
@@ -88,19 +99,18 @@ def _times(platform: Platform, tokens: int, group: Any, rank: int, size: int) ->
     shapes: list[tuple[int, ...]] = [(own, HEADS, WIDTH), (2, own, KV_HEADS, WIDTH), (own, HEADS, WIDTH)]
     query, keys, grad = (x.to(device) for x in random_tensors(shapes, torch.bfloat16))
     kernels, scale = choose(Heads.of(query)), WIDTH**-0.5
-    out, lse = ring_forward(query, keys, steps, scale, GroupKeyExchange(group), kernels)
+    out, lse = ring_forward(query, keys, steps, scale, GroupKeyExchange(Channel(group)), kernels)
 
     def forward(exchange: KeyExchange) -> None:
         ring_forward(query, keys, steps, scale, exchange, kernels)
 
     def backward(exchange: KeyExchange) -> None:
-        _, dkv, pending = ring_backward(grad, query, keys, out, lse, steps, scale, exchange, kernels)
-        collect(dkv, pending)
+        ring_backward(grad, query, keys, out, lse, steps, scale, exchange, kernels)[1].collect()
 
     def transfers(back: bool) -> None:
-        exchange = GroupKeyExchange(group)
+        exchange = GroupKeyExchange(Channel(group))
         for distance in range(1, len(steps.ring)):
-            received = exchange.fetch(keys, steps, distance).wait()
+            received = exchange.fetch(keys, steps.ring, distance).wait()
             if back:
                 exchange.give_back(received.float(), steps.ring[distance], distance).wait()
 
@@ -110,7 +120,7 @@ def _times(platform: Platform, tokens: int, group: Any, rank: int, size: int) ->
 
     def parts(run: Callable[[KeyExchange], None], back: bool) -> dict[str, float]:
         return {
-            "ring": timed(partial(run, GroupKeyExchange(group))),
+            "ring": timed(partial(run, GroupKeyExchange(Channel(group)))),
             "attention": timed(partial(run, _NoTransfer())),
             "transfers": timed(partial(transfers, back)),
         }

@@ -80,5 +80,7 @@ def make_pack(number: int, resets: bool, layout: ParallelLayout) -> PackedBatch:
         tile_range=owned,
         failed=torch.zeros(num_samples, dtype=torch.bool),
         failures=(),
-        cp_plan=sharding.make_cp_plan(cu_seqlens.numpy(), layout.ring_size, padding=bounds[-1] - bounds[-2]),
+        cp_plan=sharding.make_cp_plan(
+            cu_seqlens.numpy(), layout.ring_size, padding=bounds[-1] - bounds[-2], node_size=layout.node_size
+        ),
     )

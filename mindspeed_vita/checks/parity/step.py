@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -30,7 +31,10 @@ def make_recipe(
     train: Optional[dict[str, Any]] = None,
     pipeline: Optional[dict[str, Any]] = None,
 ) -> Recipe:
-    """The recipe of a parity step; vision and language replace single settings of the model, train and pipeline add to their sections."""
+    """The recipe of a parity step.
+
+    vision and language replace single settings of the model, train and pipeline add to the sections train and parallel.
+    """
     sizes = {"tp": layout.tp_size, "pp": layout.pp_size, "cp": layout.cp_size, "ulysses": layout.ulysses_size}
     return recipe_from_dict(
         {
@@ -112,11 +116,13 @@ def loss_and_gradients(
     from mindspeed_vita.engine.objective import build_objective
     from mindspeed_vita.engine.step import Stepper
     from mindspeed_vita.parallel.build import build_model
+    from mindspeed_vita.parallel.ring_groups import with_ring
     from mindspeed_vita.platform import get_platform
 
     platform = get_platform()
-    layout = layout.with_ulysses(ulysses, platform.device)
-    recipe = make_recipe(layout, head, modules, recompute, vision_parallel, vision, language, train, pipeline)
+    sized = replace(layout, ulysses_size=ulysses)
+    recipe = make_recipe(sized, head, modules, recompute, vision_parallel, vision, language, train, pipeline)
+    layout = with_ring(layout, recipe.parallel, dist.get_world_size(), platform.device)
     model = build_model(recipe, layout, platform.device)
     load_weights(model, full, layout, recipe)
     # without the distributed optimizer, so that every rank holds every reduced gradient

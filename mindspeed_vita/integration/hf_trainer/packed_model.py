@@ -78,7 +78,7 @@ def build_packed_model(folder: Path, recipe: Recipe, layout: ParallelLayout, pla
     # DeepSpeed keeps fp32 copies of bf16 weights; the others train fp32 weights and compute in the recipe's precision
     dtype = DTYPES[train.precision] if sharing.startswith("zero") else torch.float32
     settings = PackedSettings(
-        attend=attend_over(layout, language_backend(recipe, layout, platform.device)),
+        attend=attend_over(layout, language_backend(recipe, layout, platform.device), DTYPES[recipe.parallel.ring_gradients]),
         exchange=GroupRowExchange(layout.tp_cp_group, layout.tile_group_size),
         normalization=recipe.model.vision.normalization,
         trainable=frozenset(recipe.lora.parts if recipe.lora.rank else train.modules),

@@ -21,6 +21,7 @@ from mindspeed_vita.engine.faults import FailedSamples, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_packs import describe_overlap, open_held_out
 from mindspeed_vita.engine.objective import build_objective
+from mindspeed_vita.engine.session import local_world_size
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments, running_recipe
 from mindspeed_vita.integration.mindspeed_llm.model import MindSpeedVitaModel
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
@@ -28,6 +29,7 @@ from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
 from mindspeed_vita.parallel.build import model_arguments, with_adapters
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.ring_groups import with_ring
 from mindspeed_vita.parallel.weights_in_time import wait_before_reads
 from mindspeed_vita.platform import Platform
 
@@ -74,7 +76,8 @@ class MindSpeedRun:
         self.recipe = running_recipe()
         self.watch.begin(self.recipe)
         timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
-        self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device, timeout=timeout)
+        found = ParallelLayout.from_megatron(self.device)
+        self.layout = with_ring(found, self.recipe.parallel, local_world_size(), self.device, timeout=timeout)
         assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
         resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
         saved = rank_files.saved_recipe(resume_from) if resume_from else None

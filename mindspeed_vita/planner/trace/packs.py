@@ -79,7 +79,7 @@ def make_pack(recipe: Recipe, layout: ParallelLayout, content: PackContent) -> P
         tile_range=owned if layout.is_first_stage else range(0),
         failed=torch.zeros(documents, dtype=torch.bool),
         failures=(),
-        cp_plan=sharding.make_cp_plan(bounds, layout.ring_size),
+        cp_plan=sharding.make_cp_plan(bounds, layout.ring_size, node_size=layout.node_size),
     )
 
 

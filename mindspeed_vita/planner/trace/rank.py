@@ -36,7 +36,7 @@ def fake_rank(recipe: Recipe, world: int, rank: int) -> Iterator[ParallelLayout]
     """This process as one rank of a world whose other ranks do not exist. Collectives return at once.
 
     Args:
-        recipe: its layout makes the groups.
+        recipe: its layout makes the groups. No launcher says which ranks share a node; parallel.cp_per_node may.
         world: number of ranks.
         rank: which of them.
 
@@ -46,7 +46,7 @@ def fake_rank(recipe: Recipe, world: int, rank: int) -> Iterator[ParallelLayout]
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     assert not dist.is_initialized(), "a trace needs a process without process groups"
-    names = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
+    names = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(world)}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)

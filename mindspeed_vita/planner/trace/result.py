@@ -15,7 +15,7 @@ from mindspeed_vita.planner.trace.places import BY_HOST, Place
 if TYPE_CHECKING:
     from mindspeed_vita.planner.trace.recorder import Recorder
 
-_AXES = ("tp", "ulysses", "cp", "ring", "pp", "dp", "tp_cp", "dp_cp")
+_AXES = ("tp", "ulysses", "node", "border", "cp", "ring", "pp", "dp", "tp_cp", "dp_cp")
 """Groups of a layout. Where two have the same ranks, the first gives the name."""
 _OVER_REPLICAS = ("gradients", "optimizer")
 """Parts whose collectives go over all ranks that hold the same weights: dp_cp gives the name."""
@@ -28,7 +28,7 @@ class Sent:
     name: str
     """all_reduce, broadcast, all_gather, reduce_scatter, all_to_all, send, or recv."""
     group: str
-    """Name of the axis: tp, cp, ring, ulysses, pp, dp, tp_cp, dp_cp, world, or other."""
+    """Name of the axis: tp, cp, ring, node, border, ulysses, pp, dp, tp_cp, dp_cp, world, or other."""
     group_size: int
     part: str
     """Part of the step (Place.part)."""

@@ -53,3 +53,22 @@ def test_the_error_in_bf16_stays_near_one_devices_however_long_the_ring(backend:
         errors[cp_size] = [float((ours.double() - want).norm() / want.norm()) for ours, want in zip(found, wanted)]
     assert all(ring <= 1.5 * alone for size in (2, 8, 32) for ring, alone in zip(errors[size], errors[1])), errors
     assert all(ring <= 1.3 * short for ring, short in zip(errors[32], errors[2])), errors
+
+
+@pytest.mark.parametrize("cp_size", [2, 8, 32])
+def test_gradients_that_travel_in_bf16_add_a_rounding_of_bf16_each(cp_size: int) -> None:
+    """Against fp64. Output and dq do not change. dk and dv are sums, in fp32, of parts that were each rounded once."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(512, heads, 64, generator=generator) for heads in (4, 1, 1)]
+    grad, cp_plan = torch.randn(512, 4, 64, generator=generator), make_cp_plan(np.array([0, 512]), cp_size)
+    wanted = expected(tensors, grad, cp_plan, 0.125)
+
+    def errors(gradients: torch.dtype) -> list[float]:
+        found = virtual_ring_attention(*tensors, grad, cp_plan, scale=0.125, gradients=gradients)
+        return [float((ours.double() - want).norm() / want.norm()) for ours, want in zip(found, wanted)]
+
+    exact, rounded = errors(torch.float32), errors(torch.bfloat16)
+    assert rounded[:2] == exact[:2]
+    step = 2.0**-8  # of bf16: the most that one rounding is off, relative to the number
+    assert all(error < 1e-5 for error in exact), exact
+    assert all(1e-5 < error < step for error in rounded[2:]), rounded

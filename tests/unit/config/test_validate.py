@@ -76,6 +76,13 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
             r"low_freq_factor=4.0 and high_freq_factor=4.0; expected 0 < low_freq_factor < high_freq_factor",
         ),
         ({"train": {"grad_reduce": "bf16", "precision": "fp32"}}, 1, "grad_reduce=bf16 with train.precision=fp32; use precision=bf16"),
+        ({"parallel": {"ring_gradients": "bf16"}, "train": {"precision": "fp32"}}, 1, "ring_gradients=bf16 with train.precision=fp32; use"),
+        ({"parallel": {"cp": 4, "cp_per_node": 3}}, 4, "cp_per_node=3 and parallel.cp=4: .*use a multiple or a divisor of"),
+        (
+            {"parallel": {"cp": 12, "cp_per_node": 3, "ulysses": 2}, "data": {"seq_length": 576}, "train": {"global_batch": 1}},
+            12,
+            "cp_per_node=3 and parallel.ulysses=2: a ring rank would lie on a border; use a multiple or a divisor of parallel.ulysses",
+        ),
         (
             {"parallel": {"overlap_param_gather": "always", "overlap_grad_reduce": "never"}},
             1,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mindspeed_vita.ops.attention import reference
+from mindspeed_vita.parallel.ring_exchange import Channel, GroupKeyExchange
 from mindspeed_vita.parallel.ulysses import ulysses_attention
 from mindspeed_vita.sharding import make_cp_plan
 
@@ -14,4 +15,4 @@ def test_heads_that_do_not_divide_are_refused(heads: int, kv_heads: int, name: s
     q, k = torch.zeros(4, heads, 8), torch.zeros(4, kv_heads, 8)
     with pytest.raises(ValueError, match=f"ulysses=2 does not divide this rank's {name} heads; use a divisor"):
         shared = make_cp_plan(np.array([0, 8]), 1).shared_by(2)
-        ulysses_attention(q, k, k, shared, scale=1.0, group=None, ring_group=None, ring_rank=0, backend=reference)
+        ulysses_attention(q, k, k, shared, scale=1.0, group=None, exchange=GroupKeyExchange(Channel(None)), ring_rank=0, backend=reference)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.parallel.layout import ParallelLayout
+from mindspeed_vita.parallel.ring_groups import with_ring
 from mindspeed_vita.planner.proof import CONTENT, Case, proof_recipe
 from mindspeed_vita.planner.trace.packs import make_pack
 from mindspeed_vita.planner.trace.step import build, run_step
@@ -51,7 +52,7 @@ def counted_step(layout: ParallelLayout, case: Case) -> tuple[Counts, dict[str, 
     """The collectives of a small step of a case, in which all ranks take part, and the ranks of each group of the layout."""
     recipe = proof_recipe(case, "small")
     platform = CpuPlatform()
-    layout = layout.with_ulysses(case.ulysses, platform.device)
+    layout = with_ring(layout, recipe.parallel, dist.get_world_size(), platform.device)
     packs = [make_pack(recipe, layout, CONTENT) for _ in range(recipe.train.global_batch // layout.dp_size)]
     model, optimizer = build(recipe, layout, platform)
     optimizer.step()  # its state is made in the first step

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
+import numpy as np
 import pytest
 
-from mindspeed_vita.planner.proof import CASES, Case
+from mindspeed_vita import sharding
+from mindspeed_vita.planner.proof import CASES, CONTENT, Case, proof_recipe
 from mindspeed_vita.planner.trace.result import Trace
+from scripts.bench import borders
 from tests.pools import Pools
 from tests.unit.planner.traces import small, small_without_the_sum_of_losses
 
-SEVERAL_RANKS = [case for case in CASES if case.world > 1]
+BY_NODE = Case(cp=4, cp_per_node=2, ring_gradients="bf16")
+SEVERAL_RANKS = [*(case for case in CASES if case.world > 1), BY_NODE]
 
 
+@cache
 def counted(pools: Pools, case: Case) -> list:
     """What each rank counted, and the ranks of its groups."""
     function = "tests.unit.planner.gloo_runs:counted_step"
@@ -48,3 +54,17 @@ def test_a_collective_that_is_left_out_shows(elsewhere, pools: Pools):
     assert {key for key in {*real, *found} if real.get(key) != found.get(key)} == {("all_reduce", groups["dp_cp"])}
     key = "all_reduce", groups["dp_cp"]
     assert real[key][0] == found.get(key, (0, 0))[0] + 1
+
+
+def test_bytes_across_borders_are_those_that_the_table_counts(pools: Pools):
+    """scripts/bench/borders.py, in every layer and for every pack of the step."""
+    recipe = proof_recipe(BY_NODE, "small")
+    language = recipe.model.language
+    bounds = np.linspace(0, recipe.data.seq_length, CONTENT.documents + 1).astype(np.int64)
+    counted_there = borders.by_node(sharding.make_cp_plan(bounds, BY_NODE.cp, node_size=BY_NODE.cp_per_node))
+    number = 2 * language.num_kv_heads * language.head_dim * 2  # bytes of a token's key and value in bf16, as are the gradients
+    times = language.num_layers * recipe.train.global_batch
+    sent = [calls["send", groups["border"]][1] for calls, groups in counted(pools, BY_NODE)]
+    found = [sum(sent[node * 2 : node * 2 + 2]) for node in range(2)]
+    assert found == ((counted_there.keys + counted_there.gradients) * number * times).tolist()
+    assert all(found)

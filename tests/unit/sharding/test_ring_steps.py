@@ -28,13 +28,25 @@ def pairs_of_plan(cp_plan: CPPlan) -> np.ndarray:
         for start, stop in zip(steps.diagonal[:-1], steps.diagonal[1:]):
             queries = own[rank][start:stop]
             count[np.ix_(queries, queries)] += np.tril(np.ones((stop - start, stop - start), dtype=int))
-        for distance, step in enumerate(steps.ring):
-            source = (rank - distance) % cp_plan.cp_size
-            received = own[source][cp_plan.steps(source).ring[distance].send]
-            assert len(received) == step.num_received
-            for query_start, query_stop, key_start, key_stop in step.segments:
-                count[np.ix_(own[rank][query_start:query_stop], received[key_start:key_stop])] += 1
+        size = cp_plan.node_size or cp_plan.ring_size
+        for number, held in enumerate(steps.rounds):
+            for distance, step in enumerate(held.ring):
+                source = rank // size * size + (rank - distance) % size
+                received = held_keys(cp_plan, source, number)[cp_plan.steps(source).rounds[number].ring[distance].send]
+                assert len(received) == step.num_received
+                for query_start, query_stop, key_start, key_stop in step.segments:
+                    count[np.ix_(own[rank][query_start:query_stop], received[key_start:key_stop])] += 1
     return count
+
+
+def held_keys(cp_plan: CPPlan, rank: int, number: int) -> np.ndarray:
+    """Pack positions of the keys that a rank holds in a round; they are sent by the rank with its place in another node."""
+    size = cp_plan.node_size or cp_plan.ring_size
+    owner = (rank - number * size) % cp_plan.ring_size
+    own = index(cp_plan, owner)
+    held = own[cp_plan.steps(owner).rounds[number].send] if number else own
+    assert len(held) == cp_plan.steps(rank).rounds[number].num_held
+    return held
 
 
 @settings(max_examples=150, deadline=None)
@@ -46,10 +58,14 @@ def test_steps_compute_every_allowed_pair_once(data: st.DataObject) -> None:
     bounds = np.array(sorted([0, num_tokens, *cuts]))
     padding = int(bounds[-1] - bounds[-2]) if data.draw(st.booleans()) else 0
     cp_plan = make_cp_plan(bounds, cp_size, data.draw(st.none() | st.integers(1, num_tokens)), padding=padding)
+    node_size = data.draw(st.sampled_from([size for size in range(1, cp_size + 1) if cp_size % size == 0]))
+    by_node = make_cp_plan(bounds, cp_size, data.draw(st.none() | st.integers(1, num_tokens)), padding=padding, node_size=node_size)
     mask = brute_force_mask(cp_plan.piece_bounds)
     content = num_tokens - padding
     np.testing.assert_array_equal(mask[:content], brute_force_mask(bounds)[:content])
     np.testing.assert_array_equal(pairs_of_plan(cp_plan), mask.astype(int))
+    np.testing.assert_array_equal(pairs_of_plan(by_node), mask.astype(int))
+    assert {len(index(by_node, rank)) for rank in range(cp_size)} == {num_tokens // cp_size}
     ring = [step for rank in range(cp_size) for step in cp_plan.steps(rank).ring[1:]]
     reads = sum(int(np.diff(step.segments[:, 2:]).sum()) for rank in range(cp_size) for step in cp_plan.steps(rank).ring)
     traffic = key_traffic(cp_plan.piece_bounds, cp_plan.owners, cp_plan.edges, cp_size)
@@ -104,3 +120,28 @@ def test_a_million_tokens_are_evened_out(cp_size: int) -> None:
     print(f"planned in {time.perf_counter() - started:.3f} s")
     work = rank_work(cp_plan)
     assert work.max() / work.mean() < 1.05
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_key_crosses_the_border_of_a_node_once_and_only_if_a_rank_there_needs_it(data: st.DataObject) -> None:
+    node_size, num_nodes = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 4))
+    size = node_size * num_nodes
+    num_tokens = 2 * size * data.draw(st.integers(1, 6))
+    bounds = np.array(sorted([0, num_tokens, *data.draw(st.lists(st.integers(0, num_tokens), max_size=12))]))
+    direct = make_cp_plan(bounds, size)
+    by_node = direct.by_node(node_size)
+    for rank in range(size):
+        for number, held in enumerate(by_node.steps(rank).rounds[1:], 1):
+            node = (rank // node_size + number) % num_nodes
+            there = range(node * node_size, (node + 1) * node_size)
+            needed = [direct.steps(rank).ring[(other - rank) % size].send for other in there]
+            np.testing.assert_array_equal(held.send, np.unique(np.concatenate(needed)))
+
+
+def test_nodes_that_do_not_fill_the_ring_are_refused() -> None:
+    cp_plan = make_cp_plan(np.array([0, 64]), 4)
+    with pytest.raises(ValueError, match="nodes of 3 ring ranks do not fill a ring of 4; use a divisor"):
+        cp_plan.by_node(3)
+    assert cp_plan.by_node(1) is cp_plan is cp_plan.by_node(4)
+    assert cp_plan.by_node(2).by_node(0).node_size == 0

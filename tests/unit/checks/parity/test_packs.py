@@ -14,7 +14,7 @@ TOKENS_PER_TILE = 4
 
 
 def pack(number: int, cp_size: int, resets: bool) -> PackedBatch:
-    return make_pack(number, resets, SimpleNamespace(ring_size=cp_size, tile_group_size=cp_size, tile_rank=0))  # type: ignore[arg-type]
+    return make_pack(number, resets, SimpleNamespace(ring_size=cp_size, node_size=0, tile_group_size=cp_size, tile_rank=0))  # type: ignore[arg-type]
 
 
 def runs(batch: PackedBatch) -> list[int]:
