@@ -5,6 +5,7 @@
 # Usage: bash scripts/upstream_check.sh FOLDER [pytest arguments]
 #        FOLDER holds checkouts MindSpeed-LLM, MindSpeed and Megatron-LM at the commits of scripts/install_ascend.sh
 # Environment: VITA_UPSTREAM_PYTHON (interpreter with MindSpeed-LLM's requirements; default: the project's)   VITA_PYTHON (runs the tests; default .venv)
+#              VITA_RESULTS (a file that keeps the rows: run the tests in parts, with -k, and the last part prints the table of all)
 set -uo pipefail
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -13,9 +14,13 @@ VITA_UPSTREAM="$(cd -- "$1" && pwd)"
 shift
 python="${VITA_PYTHON:-$root/.venv/bin/python}"
 export VITA_UPSTREAM VITA_UPSTREAM_PYTHON="${VITA_UPSTREAM_PYTHON:-$python}" OMP_NUM_THREADS=1
-VITA_RESULTS="$(mktemp)"
+if [ -z "${VITA_RESULTS:-}" ]; then
+    VITA_RESULTS="$(mktemp)"
+    trap 'rm -f "$VITA_RESULTS"' EXIT
+else
+    VITA_RESULTS="$(realpath -- "$VITA_RESULTS")"
+fi
 export VITA_RESULTS
-trap 'rm -f "$VITA_RESULTS"' EXIT
 cd -- "$root" || exit 2
 
 echo "== versions"

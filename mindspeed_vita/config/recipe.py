@@ -345,6 +345,14 @@ class ProfileConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DebugConfig(Section):
+    """Finding the place where two runs part (docs/guides/compare_runs.md)."""
+
+    msprobe: Text = ""
+    """The config.json of msprobe (package mindstudio-probe), which writes what goes in and out of modules; empty: nothing is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Section):
     """One training run."""
 
@@ -375,5 +383,7 @@ class Recipe(Section):
     """Kernels."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """A trace."""
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    """Dumps of modules."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Logs."""

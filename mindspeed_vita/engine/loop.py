@@ -23,6 +23,7 @@ from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.faults import TrainingDiverged, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_run import RunEvaluation
+from mindspeed_vita.engine.module_dump import ModuleDump
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.outcome import TrainResult
 from mindspeed_vita.engine.profile import ProfileWindow
@@ -38,6 +39,7 @@ from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.stored_start import bring_step
 from mindspeed_vita.engine.uploading import Uploads
 from mindspeed_vita.engine.watchdog import WatchedSteps, watched
+from mindspeed_vita.parallel.chunks import chunks_of
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
 
@@ -88,6 +90,7 @@ class _Run:
         if base is not None:
             recipe = self.recipe = base.recipe
         self.entries = StepEntries(recipe, platform)
+        self.dump = ModuleDump(recipe.debug, self.directory)
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read
         self.dataset = open_dataset(recipe, layout)
         self.objective = build_objective(recipe, layout, self.dataset)
@@ -175,7 +178,7 @@ class _Run:
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
                     stop.save_asked = self._save_is_late()
-                    with window.step(self.step + 1):
+                    with window.step(self.step + 1), self.dump.step(self.step + 1, chunks_of(self.model)):
                         start, waited = time.perf_counter(), self.batches.waited
                         result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
                         self.platform.synchronize()

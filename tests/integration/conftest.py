@@ -16,7 +16,10 @@ from tests.tiny_data import TinyData, tiny  # noqa: F401 - a fixture
 
 @pytest.fixture(scope="session")
 def mindspeed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MindSpeed]:
-    """Starts training runs of MindSpeed-LLM; skips, with the reason, where it is not there. VITA_RESULTS names a file for the table."""
+    """Starts training runs of MindSpeed-LLM; skips, with the reason, where it is not there.
+
+    VITA_RESULTS names a file that the rows of the table of results are added to.
+    """
     folder = os.environ.get("VITA_UPSTREAM")
     if not folder:
         pytest.skip(f"VITA_UPSTREAM is not set: it names a folder with {', '.join(PROJECTS)}")
@@ -31,7 +34,8 @@ def mindspeed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MindSpeed]:
         pytest.skip(f"{found.python} lacks what MindSpeed-LLM imports: {reason}; VITA_UPSTREAM_PYTHON may name another interpreter")
     yield found
     if os.environ.get("VITA_RESULTS"):
-        Path(os.environ["VITA_RESULTS"]).write_text("\n".join(found.rows) + "\n")
+        with open(os.environ["VITA_RESULTS"], "a", encoding="utf-8") as file:
+            file.writelines(f"{row}\n" for row in found.rows)
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,10 @@ class MindSpeed:
     """Plugins lie here too."""
     rows: list[str] = field(default_factory=list)
     """Of the table of results: what, ranks, steps, largest relative difference of a loss."""
+    projects: Sequence[str] = PROJECTS
+    """Folders in `upstream` that Python imports from."""
+    script: Path = ROOT / "pretrain_vita.py"
+    """What each rank runs."""
 
     @property
     def python(self) -> str:
@@ -57,7 +61,7 @@ class MindSpeed:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Of a process that runs MindSpeed-LLM."""
-        path = [ROOT, EMULATED, self.folder, *(self.upstream / name for name in PROJECTS)]
+        path = [ROOT, EMULATED, self.folder, *(self.upstream / name for name in self.projects)]
         keep = {name: value for name, value in os.environ.items() if name not in ("DEVICE", "CUDA_VISIBLE_DEVICES")}
         binaries = os.pathsep.join([str(Path(self.python).parent), keep.get("PATH", "")])  # Megatron compiles with what `python3` it finds
         python_path = os.pathsep.join(map(str, path))
@@ -65,7 +69,7 @@ class MindSpeed:
         return {**keep, **settings, "PYTHONPATH": python_path, "PATH": binaries, **more}
 
     def start(self, line: Sequence[str], world: int = 1, name: str = "run") -> list[subprocess.Popen[bytes]]:
-        """Starts every rank of pretrain_vita.py; each writes to <folder>/<name>.<rank>.log."""
+        """Starts every rank of the script; each writes to <folder>/<name>.<rank>.log."""
         # as under torchrun: ranks meet at a store that exists before them, so nobody can take its port meanwhile
         _stores.append(dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -74,7 +78,7 @@ class MindSpeed:
         for rank in range(world):
             environment = self.environment(**group, RANK=str(rank), LOCAL_RANK=str(rank))
             with open(self.folder / f"{name}.{rank}.log", "wb") as log:
-                command = [self.python, str(ROOT / "pretrain_vita.py"), *line]
+                command = [self.python, str(self.script), *line]
                 processes.append(subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT))
         return processes
 

@@ -117,3 +117,13 @@ def test_a_run_continues_at_another_layout_with_its_optimizer(
     printed = mindspeed.train(after, 2, name, ONCE)
     was = "tp2" if before else "pp1"
     continues(mindspeed, f"{precision}, {was}, then tp1 pp2 with the optimizer, {was}'s curve", printed, 2, whole.losses, precision)
+
+
+def test_a_run_resumes_where_both_layers_and_stages_are_split(mindspeed: MindSpeed, recipe: Any, built_in: Any):
+    """Without a conversion: the rows of the other layouts have this one next to them."""
+    told, curve = recipe("tp2pp2", parallel={"tp": 2, "pp": 2}), built_in("fp32")[1]
+    first = mindspeed.train(told, 4, "tp2pp2", ["--exit-interval", str(SAVED)])
+    assert mindspeed.off_by("fp32, tp2 pp2, up to its checkpoint, built-in engine's curve", 4, first, curve) <= LOSS["fp32"]
+    assert sorted(first.losses) == list(range(1, SAVED + 1))
+    second = mindspeed.train(told, 4, "tp2pp2_resumed")
+    continues(mindspeed, "fp32, tp2 pp2, resumed with its optimizer, built-in engine's curve", second, 4, curve, "fp32")

@@ -154,7 +154,11 @@ def test_a_layout_trains_the_curve_of_one_rank_and_measures_the_built_in_engines
     printed = mindspeed.train(told, world, name)
     assert mindspeed.off_by(f"fp32, {name.replace('_', ', head ')}", world, printed, one_rank.losses) <= LOSS
     assert_same_norms(printed, one_rank.norms, STEPS)
-    assert held_out(printed) == scores
+    measured = held_out(printed)
+    worst = max(abs(measured[step]["lm loss"] / scores[step].expected["lm loss"] - 1) for step in scores)
+    what = f"fp32, {name.replace('_', ', head ')}, held-out loss, built-in engine's"
+    mindspeed.rows.append(f"| {what} | {world} | {len(measured)} evaluations | {worst:.1e} |")
+    assert measured == scores
 
 
 def test_evaluations_leave_no_trace_in_the_training_and_a_gate_behind(

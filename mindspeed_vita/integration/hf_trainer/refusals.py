@@ -27,6 +27,7 @@ def check(recipe: Recipe) -> None:
         (model.lm_head != "masked", f"model.lm_head={model.lm_head}: logits are made for supervised tokens only; use masked"),
         (bool(recipe.eval.mixture), "eval.mixture: held-out loss is not measured while Trainer trains; use `vita eval loss` on the export"),
         (bool(recipe.profile.steps), "profile.steps: only the built-in engine records a trace; leave the profile section out"),
+        (bool(recipe.debug.msprobe), "debug.msprobe: Trainer's steps are its own; leave it out, and call msprobe from a callback of yours"),
         (recipe.checkpoint.save_minutes > 0, "checkpoint.save_minutes: Trainer saves by steps; leave it out and use save_every"),
         (bool(recipe.checkpoint.store), "checkpoint.store: only the built-in engine sends checkpoints to a store; leave it out"),
         ("://" in recipe.checkpoint.init_from, "checkpoint.init_from is an address; only the built-in engine fetches it: name a folder"),

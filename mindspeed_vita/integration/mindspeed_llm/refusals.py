@@ -125,6 +125,8 @@ def _combinations(arguments: argparse.Namespace, given: Collection[str]) -> list
         problems.append("--use-distributed-optimizer in fp32: Megatron could not load what it saves; leave it out, or use --bf16")
     if {"--lr-warmup-fraction", "--lr-warmup-iters"} <= set(given):
         problems.append("--lr-warmup-iters next to --lr-warmup-fraction: Megatron takes one of them; leave one out")
+    if _get(arguments, "npu_datadump") and _get(arguments, "vita_debug_msprobe"):
+        problems.append("--npu-datadump next to --vita-debug-msprobe: msprobe can be set up once per process; leave one of them out")
     if _get(arguments, "save") and not _get(arguments, "save_interval"):
         problems.append("--save without --save-interval: name the steps between two checkpoints")
     return problems + _stages(arguments)

@@ -20,6 +20,7 @@ from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import FailedSamples, open_failed_samples
 from mindspeed_vita.engine.feed import open_dataset, open_loader
 from mindspeed_vita.engine.held_out_packs import describe_overlap, open_held_out
+from mindspeed_vita.engine.module_dump import ModuleDump
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.session import local_world_size
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments, running_recipe
@@ -75,6 +76,7 @@ class MindSpeedRun:
         arguments = megatron_arguments()
         self.recipe = running_recipe()
         self.watch.begin(self.recipe)
+        self.forward_step.dump = ModuleDump(self.recipe.debug, Path(self.recipe.checkpoint.directory))
         timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
         found = ParallelLayout.from_megatron(self.device)
         self.layout = with_ring(found, self.recipe.parallel, local_world_size(), self.device, timeout=timeout)

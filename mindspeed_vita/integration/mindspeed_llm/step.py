@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.config import Recipe
+from mindspeed_vita.config import DebugConfig, Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
+from mindspeed_vita.engine.module_dump import ModuleDump
 from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
@@ -48,6 +50,7 @@ class ForwardStep:
 
     def __init__(self, platform: Platform, watch: RunWatch) -> None:
         self.platform, self.watch = platform, watch
+        self.dump = ModuleDump(DebugConfig(), Path())
 
     def open(
         self,
@@ -169,13 +172,16 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(train_step)
-    def step(forward_step_func: Any, data_iterator: Any, model: Any, optimizer: Any, opt_param_scheduler: Any, config: Any) -> Any:
-        if isinstance(forward_step_func, ForwardStep):
-            forward_step_func.start_step()
-            look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
-        result = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
+    def step(
+        forward_step_func: Any, data_iterator: Any, model: Any, optimizer: Any, opt_param_scheduler: Any, *more: Any, **named: Any
+    ) -> Any:
+        arguments = (forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, *more)
         if not isinstance(forward_step_func, ForwardStep):
-            return result
+            return train_step(*arguments, **named)
+        forward_step_func.start_step()
+        look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
+        with forward_step_func.dump.step(forward_step_func.done + 1, model):
+            result = train_step(*arguments, **named)
         losses, *rest = result
         losses, train = present(losses), forward_step_func.recipe.train
         rate = opt_param_scheduler.get_lr({"max_lr": train.lr, "min_lr": train.min_lr})

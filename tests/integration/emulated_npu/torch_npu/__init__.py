@@ -12,6 +12,7 @@ from torch_npu import npu  # noqa: E402
 
 torch.npu = npu
 __version__ = torch.__version__.split("+")[0]
+unsupported_dtype = []
 
 from torch_npu.kernels import *  # noqa: E402, F403
 from torch_npu.modules import install  # noqa: E402
@@ -20,7 +21,7 @@ install()
 
 
 def __getattr__(name: str):
-    if name.startswith("__"):
+    if name.startswith("__") or name[0].isupper():  # a class that is not there is asked for with hasattr
         raise AttributeError(name)
 
     def missing(*args, **kwargs):

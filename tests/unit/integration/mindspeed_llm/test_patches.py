@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mindspeed_vita.config import TrainConfig
+from mindspeed_vita.config import DebugConfig, TrainConfig
+from mindspeed_vita.engine.module_dump import ModuleDump
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
 from mindspeed_vita.integration.mindspeed_llm.step import LOSS, ForwardStep, train_step_wrapper
+from tests.fake_msprobe import stand_in
 
 RATES = {"lr": 9.0, "min_lr": 0.9, "decoupled_lr": None, "decoupled_min_lr": None}
 """Upstream's arguments; the model's own settings count."""
@@ -86,6 +88,7 @@ class Steps(ForwardStep):
         super().__init__(torch.device("cpu"))
         self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1))
         self.logged: list = []
+        self.done = 0
 
     def start_step(self) -> None:
         self.seen.append("start")
@@ -129,3 +132,32 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     assert seen[:3] == (["start", rates[0], "finish"] if ours else rates)
     if ours:  # what is logged is the rate of the update that was made
         assert forward_step.logged == [(kept, 7.5, pytest.approx(rate)) for rate in (0.5, 1.0, third)]
+
+
+def test_what_later_lines_hand_to_a_step_is_passed_on():
+    """core 0.16 gives train_step the schedule, and its number by name."""
+    given: list = []
+
+    def train_step(*arguments, **named):
+        given.append((arguments[5:], named))
+        return {LOSS: torch.tensor(1.0)}, 0, False, False, None, 7.5, None, 0
+
+    scheduler = schedule(torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": 1.0, "min_lr": 0.1}], lr=1.0))
+    for forward_step in (Steps([]), object()):
+        train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, "config", "schedule", iteration=3)
+    assert given == [(("config", "schedule"), {"iteration": 3})] * 2
+
+
+def test_a_step_is_dumped_with_its_own_number_and_the_bare_model(monkeypatch, tmp_path):
+    calls = stand_in(monkeypatch)
+    (tmp_path / "config.json").write_text("{}")
+    forward_step, bare = Steps([]), torch.nn.Linear(1, 1)
+    forward_step.dump, forward_step.done = ModuleDump(DebugConfig(msprobe=str(tmp_path / "config.json")), tmp_path), 4
+    scheduler = schedule(torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": 1.0, "min_lr": 0.1}], lr=1.0))
+
+    def train_step(*arguments):
+        calls.append("train_step")
+        return {LOSS: torch.tensor(1.0)}, 0, False, False, None, 7.5, None
+
+    train_step_wrapper(train_step)(forward_step, None, [Wrapped(bare)], scheduler.optimizer, scheduler, None)
+    assert calls[1:] == [("set_init_step", 5), ("start", bare), "train_step", "stop", "step"]

@@ -47,6 +47,7 @@ BAD = [
     ("--cp-attention-mask-type general", "--cp-attention-mask-type general: .*use causal"),
     ("--position-embedding-type none", "--position-embedding-type none: positions are rotary; use rope"),
     ("--loss-compute-mode chunk", "--loss-compute-mode chunk: .*use --vita-model-lm-head chunked"),
+    ("--npu-datadump --vita-debug-msprobe config.json", "--npu-datadump next to --vita-debug-msprobe: .*leave one of them out"),
     ("--eval-iters 2", "--eval-iters 2 without --vita-eval-mixture: there is no held-out data; name its mixture, or use 0"),
     ("--eval-iters 3 --vita-eval-mixture m.yaml --vita-eval-packs 529", r"529 held-out packs \(--vita-eval-packs\) are 2 batches of 528"),
     ("--skip-train", "--skip-train: there is no test data, .*vita eval loss measures a checkpoint"),
