@@ -3,6 +3,7 @@
 Inside a node each rank is sent what its queries need. Across the border of a node, keys go once to the rank with the sender's place in the
 other node, which holds them for all ranks there and passes them on. Gradients return the same way: the rank that held the keys adds up
 what its node computed, and the sum crosses the border once.
+Shapes: T tokens of this rank, H keys that it holds in a round, G key heads, D width of a head.
 """
 
 from __future__ import annotations
