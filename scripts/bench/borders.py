@@ -83,18 +83,18 @@ def mindspeed(tokens: int, size: int, node_size: int, window: int) -> Crossing:
 def mindspeed_transfers(size: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each rank sends keys, and gradients, to each rank in a layer: two int64[ranks, ranks], from and to.
 
-    The inner ring goes around each window, the outer one over the ranks with one place in each window. In the backward pass keys go the
-    other way around, and gradients that go to the next window move on by one place.
+    The inner ring goes around each window, the outer one over the ranks with the same number in each window. In the backward pass keys go
+    the other way around, and gradients that go to the next window move on by one number.
     """
     windows = size // window
     keys, gradients = (np.zeros((size, size), dtype=np.int64) for _ in range(2))
     for rank in range(size):
-        at, place = divmod(rank, window)
+        at, number = divmod(rank, window)
         for way in (1, -1):
-            keys[rank, (at + way) % windows * window + place] += windows - 1
-            keys[rank, at * window + (place + way) % window] += windows * (window - 1)
-        gradients[rank, at * window + (place - 1) % window] += windows * (window - 1)
-        gradients[rank, (at - 1) % windows * window + (place - 1) % window] += windows - 1
+            keys[rank, (at + way) % windows * window + number] += windows - 1
+            keys[rank, at * window + (number + way) % window] += windows * (window - 1)
+        gradients[rank, at * window + (number - 1) % window] += windows * (window - 1)
+        gradients[rank, (at - 1) % windows * window + (number - 1) % window] += windows - 1
     return keys, gradients
 
 

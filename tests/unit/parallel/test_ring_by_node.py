@@ -46,11 +46,11 @@ class ThreadChannel:
     """As ring_exchange.Channel, between the threads of some ranks of a ring."""
 
     def __init__(self, network: Network, ranks: list[int], rank: int) -> None:
-        self.network, self.ranks, self.place = network, ranks, ranks.index(rank)
+        self.network, self.ranks, self.number = network, ranks, ranks.index(rank)
         self.started: Counter = Counter()
 
     def swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:
-        rank, ahead, behind = (self.ranks[(self.place + way) % len(self.ranks)] for way in (0, distance, -distance))
+        rank, ahead, behind = (self.ranks[(self.number + way) % len(self.ranks)] for way in (0, distance, -distance))
         assert ahead != rank, "the plan is for other nodes"
         self.network.sent[rank, ahead, outgoing.dtype] += outgoing.nbytes
         self.network.queue(rank, ahead, self.started[rank, ahead]).put(outgoing)
@@ -165,8 +165,8 @@ def test_what_a_border_is_spared_is_counted() -> None:
     tensors, bounds = make(8, PACKED)
     _, sent = run_ring(tensors, make_cp_plan(bounds, 8).by_node(4))
     old = "crossing = np.any([needed[other] for other in ranks_of(node + number)], axis=0) & (runs.owner == rank)"
-    held = "held = np.any([needed[other] for other in here], axis=0) & (runs.owner == sources[place])"
-    everything = "crossing = runs.owner == rank\n        held = runs.owner == sources[place]"
+    held = "held = np.any([needed[other] for other in here], axis=0) & (runs.owner == sources[node_rank])"
+    everything = "crossing = runs.owner == rank\n        held = runs.owner == sources[node_rank]"
     with mutated("mindspeed_vita.sharding.ring_steps", f"{old}\n        {held}", everything):
         found, more = run_ring(tensors, make_cp_plan(bounds, 8).by_node(4))
     assert worst_error(found, tensors, bounds) < EXACT
