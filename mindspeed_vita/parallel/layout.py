@@ -45,7 +45,7 @@ class ParallelLayout:
     node_group: Any = None
     """The ring ranks of this rank's node; None with node_size 0."""
     border_group: Any = None
-    """The ring ranks with this rank's place in each node; None with node_size 0."""
+    """The ring ranks with this rank's node rank, one per node; None with node_size 0."""
     second_groups: tuple[Any, ...] = ()
     """Empty, or once more the groups that keys travel in: the ring's, or those of the node and of the border."""
 
@@ -125,7 +125,7 @@ class ParallelLayout:
             return replace(self, ulysses_size=1, ulysses_group=None, ring_group=self.cp_group)
         ranks = dist.get_process_group_ranks(self.cp_group)
         blocks = [tuple(ranks[first : first + size]) for first in range(0, len(ranks), size)]
-        strides = [tuple(ranks[place::size]) for place in range(size)]
+        strides = [tuple(ranks[first::size]) for first in range(size)]
         ulysses_group, ring_group = new_groups([blocks, strides], device, timeout)
         return replace(self, ulysses_size=size, ulysses_group=ulysses_group, ring_group=ring_group)
 

@@ -5,7 +5,7 @@ the blocks of the one before are computed. Where every key is needed this is the
 nothing is sent. In the backward pass the same keys travel again and their gradients return the same way.
 On several nodes this happens once per node, in rounds: with each rank's own keys, and then with keys of the other nodes, which cross each
 border once (sharding/ring_steps.py says which, ring_exchange.py sends them).
-Shapes: T tokens of this rank, H keys that it holds in a round, N query heads, G key heads, D width of a head.
+Shapes: T tokens of this rank, S keys of a step, N query heads, G key heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -182,9 +182,8 @@ class _Part:
     transfer: Transfer
     rows: np.ndarray
     total: torch.Tensor
-    round: int
-    closes: bool
-    """Whether the round's sum is complete with it."""
+    completes: int = 0
+    """The round whose sum for another node is complete with this part; 0: none."""
 
 
 class Returns:
@@ -206,8 +205,8 @@ class Returns:
         transfer = Transfer(dkv_2SGD)
         if keys.distance:
             transfer = self.exchange.give_back(dkv_2SGD.to(self.exchange.gradients), keys.step, keys.distance)
-        last = keys.distance == len(current.ring) - 1
-        self.pending.append(_Part(transfer, keys.step.send, self.held, keys.round, last))
+        is_last = keys.distance == len(current.ring) - 1
+        self.pending.append(_Part(transfer, keys.step.send, self.held, keys.round if is_last else 0))
         while self.exchange.max_pending is not None and len(self.pending) > self.exchange.max_pending:
             self._add_oldest()
 
@@ -220,7 +219,7 @@ class Returns:
     def _add_oldest(self) -> None:
         part = self.pending.pop(0)
         part.total.index_add_(1, on_device(part.rows, part.total.device), part.transfer.wait().to(part.total.dtype))
-        if part.closes and part.round:
-            current = self.rounds[part.round]
-            transfer = self.exchange.cross_back(part.total.to(self.exchange.gradients), current, part.round)
-            self.pending.append(_Part(transfer, current.send, self.dkv_2TGD, 0, False))
+        if part.completes:
+            current = self.rounds[part.completes]
+            transfer = self.exchange.cross_back(part.total.to(self.exchange.gradients), current, part.completes)
+            self.pending.append(_Part(transfer, current.send, self.dkv_2TGD))

@@ -1,8 +1,9 @@
 """How keys, values and their gradients travel between the ranks of a ring.
 
-Inside a node each rank is sent what its queries need. Across the border of a node, keys go once to the rank with the sender's place in the
+Inside a node each rank is sent what its queries need. Across the border of a node, keys go once to the rank with the sender's number in the
 other node, which holds them for all ranks there and passes them on. Gradients return the same way: the rank that held the keys adds up
 what its node computed, and the sum crosses the border once.
+Shapes: T tokens of this rank, H keys that it holds in a round, G key heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Channel:
-    """Ranks that send to each other, each to the one that lies some places ahead.
+    """Ranks that send to each other, each to the one that lies some ranks ahead.
 
     Attributes:
         group: their process group.
@@ -67,8 +68,8 @@ def alternates(sender: int, distance: int, size: int) -> bool:
     """
     step = gcd(distance, size)
     length = size // step
-    place = sender // step * pow(distance // step, -1, length) % length
-    return place % 2 == 1
+    number = sender // step * pow(distance // step, -1, length) % length
+    return number % 2 == 1
 
 
 class KeyExchange(Protocol):
@@ -83,10 +84,10 @@ class KeyExchange(Protocol):
         """Keys and values that this rank holds in a round, [2, num_held, G, D], against those of ours that another node needs."""
 
     def fetch(self, held_2HGD: torch.Tensor, ring: tuple[RingStep, ...], distance: int) -> Transfer:
-        """Keys and values from place - distance of the node, [2, num_received, G, D], against held ones that place + distance needs."""
+        """Keys and values from node rank - distance, [2, num_received, G, D], against held ones that node rank + distance needs."""
 
     def give_back(self, dkv: torch.Tensor, step: RingStep, distance: int) -> Transfer:
-        """Gradients of fetched keys return to place - distance, against those of held keys from place + distance."""
+        """Gradients of fetched keys return to node rank - distance, against those of held keys from node rank + distance."""
 
     def cross_back(self, dkv: torch.Tensor, held: Round, number: int) -> Transfer:
         """Gradients of a round's held keys return to their node, against those of ours from the node that held them."""
@@ -97,7 +98,7 @@ class GroupKeyExchange:
 
     Args:
         inside: the ring ranks of this rank's node.
-        across: the ring ranks with its place in each node; None where all ranks are in one node.
+        across: the ring ranks with its node rank, one per node; None where all ranks are in one node.
         gradients: in which gradients travel.
     """
 

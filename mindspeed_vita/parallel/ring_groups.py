@@ -32,7 +32,7 @@ def with_ring(
     if layout.ring_size == 1:
         return layout
     ring = dist.get_process_group_ranks(layout.ring_group)
-    size = parallel.cp_per_node // layout.ulysses_size or 1 if parallel.cp_per_node else ranks_per_node(ring, _nodes(local_world_size))
+    size = told_node_size(parallel) or ranks_per_node(ring, _nodes(local_world_size))
     kinds = [[tuple(ring)]]
     if 1 < size < len(ring):
         kinds = [[tuple(ring[first : first + size]) for first in range(0, len(ring), size)], [tuple(ring[at::size]) for at in range(size)]]
@@ -41,6 +41,11 @@ def with_ring(
     if parallel.ring_two_groups:
         layout = replace(layout, second_groups=tuple(new_groups(kinds, device, timeout)))
     return layout
+
+
+def told_node_size(parallel: ParallelConfig) -> int:
+    """Ring ranks of a node, as a recipe says; 0 where it does not."""
+    return max(1, min(parallel.cp_per_node, parallel.cp) // parallel.ulysses) if parallel.cp_per_node else 0
 
 
 def key_exchange(layout: ParallelLayout, gradients: torch.dtype = torch.float32) -> GroupKeyExchange:

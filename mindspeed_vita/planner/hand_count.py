@@ -14,6 +14,7 @@ import numpy as np
 from mindspeed_vita import sharding
 from mindspeed_vita.choices import Recompute
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.parallel.ring_groups import told_node_size
 from mindspeed_vita.planner.trace.packs import PackContent, tile_places
 from mindspeed_vita.planner.trace.result import Trace
 
@@ -57,7 +58,7 @@ def share_of(recipe: Recipe, world: int, rank: int, content: PackContent) -> Sha
     supervised = np.arange(length) >= ends - (content.supervised * (ends - before)).astype(np.int64)
 
     ring = parallel.cp // parallel.ulysses
-    plan = sharding.make_cp_plan(bounds, ring)
+    plan = sharding.make_cp_plan(bounds, ring, node_size=told_node_size(parallel))
     owned = sharding.index(plan.shared_by(parallel.ulysses), cp_rank)
     queries = sharding.index(plan, cp_rank // parallel.ulysses)
 

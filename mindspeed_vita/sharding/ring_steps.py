@@ -6,9 +6,10 @@ one piece reaches from one into the other: the head of the query run sees the wh
 a key run is the same for every query run that needs it, and the runs of one source lie in order, so the keys that a
 query run needs from one source are one contiguous slice of what that source sends.
 
-Ring ranks are numbered node by node, and a ring over several nodes goes in rounds. In round d each rank holds keys of the rank with the
-same place in the node that lies d nodes back: the keys that any rank of its own node needs. They crossed the border between the nodes
-once. From there they go around inside the node. With one node there is one round, in which each rank holds its own keys.
+Ring ranks are numbered node by node, and a ring over several nodes goes in rounds. A node rank is a rank's number inside its
+node. In round d each rank holds keys of the rank with the same node rank in the node that lies d nodes back: the keys that any rank of its
+own node needs. They crossed the border between the nodes once. From there they go around inside the node. With one node there is one round,
+in which each rank holds its own keys.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class RingStep:
     """What happens at one distance inside a node.
 
     Attributes:
-        send: int64[], rows of the held keys that go to the rank at place + distance of the node (at distance 0: stay here).
-        num_received: keys that arrive from the rank at place - distance of the node.
+        send: int64[], rows of the held keys that go to node rank + distance (at distance 0: stay here).
+        num_received: keys that arrive from node rank - distance.
         segments: int64[n, 4], local query start and stop, start and stop among the received keys; each is mask-free.
     """
 
@@ -158,7 +159,7 @@ def _needed(runs: _Runs, rank: int) -> np.ndarray:
 
 def _round(runs: _Runs, needed: list[np.ndarray], rank: int, number: int, node_size: int) -> Round:
     num_nodes = len(needed) // node_size
-    node, place = divmod(rank, node_size)
+    node, node_rank = divmod(rank, node_size)
 
     def ranks_of(wanted: int) -> list[int]:
         """The ranks of a node; nodes are counted around the ring."""
@@ -172,13 +173,13 @@ def _round(runs: _Runs, needed: list[np.ndarray], rank: int, number: int, node_s
         row, num_held = runs.local + runs.tail - runs.start, int((runs.stop - runs.start)[runs.owner == rank].sum())
     else:
         crossing = np.any([needed[other] for other in ranks_of(node + number)], axis=0) & (runs.owner == rank)
-        held = np.any([needed[other] for other in here], axis=0) & (runs.owner == sources[place])
+        held = np.any([needed[other] for other in here], axis=0) & (runs.owner == sources[node_rank])
         row = np.cumsum(np.where(held, lengths, 0)) - lengths  # among the held keys; where none is held nothing is looked up
         num_held = int(lengths[held].sum())
 
     def step(distance: int) -> RingStep:
-        receiver, source = here[(place + distance) % node_size], sources[(place - distance) % node_size]
-        outgoing = needed[receiver] & (runs.owner == sources[place])
+        receiver, source = here[(node_rank + distance) % node_size], sources[(node_rank - distance) % node_size]
+        outgoing = needed[receiver] & (runs.owner == sources[node_rank])
         incoming = np.flatnonzero(needed[rank] & (runs.owner == source))
         return RingStep(joined_ranges(row[outgoing], lengths[outgoing]), int(lengths[incoming].sum()), _segments(runs, rank, incoming))
 

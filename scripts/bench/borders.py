@@ -9,14 +9,14 @@ dtype of the keys. "by node" is what training uses: its ring, and its plan for t
 
 Who sends what to whom in MindSpeed is read from 26.1.0_core_r0.12.1, mindspeed/core/context_parallel: AttentionWithCp.forward and
 .backward in ring_context_parallel/ring_context_parallel.py, and initialize_context_parallel_group_for_double_ring in
-model_parallel_utils.py. Its packed sequences are padded to multiples of 2 * cp, which is not counted here.
+model_parallel_utils.py. That code itself, run on 4 and 8 processes over an emulated torch_npu, sent the same. Its packed sequences are
+padded to multiples of 2 * cp, which is not counted here.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -76,37 +76,26 @@ def by_node(cp_plan: CPPlan) -> Crossing:
 
 def mindspeed(tokens: int, size: int, node_size: int, window: int) -> Crossing:
     """MindSpeed's ring of windows (--cp-window-size); 1 is its single ring. Every transfer holds all keys of a rank."""
+    keys, gradients = mindspeed_transfers(size, window)
+    return _crossing(keys * (tokens // size), gradients * (tokens // size), node_size)
+
+
+def mindspeed_transfers(size: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each rank sends keys, and gradients, to each rank in a layer: two int64[ranks, ranks], from and to.
+
+    The inner ring goes around each window, the outer one over the ranks with the same number in each window. In the backward pass keys go
+    the other way around, and gradients that go to the next window move on by one number.
+    """
+    windows = size // window
     keys, gradients = (np.zeros((size, size), dtype=np.int64) for _ in range(2))
-    for sender, receiver in _sent_forward(size, window):
-        keys[sender, receiver] += tokens // size
-        keys[receiver, sender] += tokens // size  # in the backward pass keys go the other way around
-    for sender, receiver in _gradients_sent(size, window):
-        gradients[sender, receiver] += tokens // size
-    return _crossing(keys, gradients, node_size)
-
-
-def _sent_forward(size: int, window: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of every transfer of keys in the forward pass."""
-    windows = size // window
     for rank in range(size):
-        at, place = divmod(rank, window)
-        for turn in range(windows):
-            if turn < windows - 1:
-                yield rank, (at + 1) % windows * window + place
-            for _ in range(window - 1):
-                yield rank, at * window + (place + 1) % window
-
-
-def _gradients_sent(size: int, window: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of every transfer of gradients. Between windows they also move on by one place."""
-    windows = size // window
-    for rank in range(size):
-        at, place = divmod(rank, window)
-        for turn in range(windows):
-            for _ in range(window - 1):
-                yield rank, at * window + (place - 1) % window
-            if turn < windows - 1:
-                yield rank, (at - 1) % windows * window + (place - 1) % window
+        at, number = divmod(rank, window)
+        for way in (1, -1):
+            keys[rank, (at + way) % windows * window + number] += windows - 1
+            keys[rank, at * window + (number + way) % window] += windows * (window - 1)
+        gradients[rank, at * window + (number - 1) % window] += windows * (window - 1)
+        gradients[rank, (at - 1) % windows * window + (number - 1) % window] += windows - 1
+    return keys, gradients
 
 
 def _crossing(keys: np.ndarray, gradients: np.ndarray, node_size: int) -> Crossing:

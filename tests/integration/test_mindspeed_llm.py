@@ -124,6 +124,7 @@ def same_lines(found: Path, expected: Path) -> None:
 
 LAYOUTS = [
     ({"cp": 2}, "masked"),
+    ({"cp": 4, "cp_per_node": 2}, "masked"),
     ({"tp": 2}, "masked"),
     ({"tp": 2}, "original"),
     ({"tp": 2, "cp": 2}, "masked"),

@@ -56,6 +56,8 @@ class Ahead:
 
 def _pieces(steps: RankSteps) -> Iterator[tuple[np.ndarray, str, Any]]:
     yield steps.diagonal_segments, "packed", make_packed(steps.diagonal_segments, _HOST)
+    for later in steps.rounds[1:]:
+        yield later.send, "tensor", torch.from_numpy(later.send)
     for step in steps.ring:
         yield step.send, "tensor", torch.from_numpy(step.send)
         if len(step.segments):

@@ -13,22 +13,24 @@ ELSEWHERE = torch.device("meta")
 """Stands for a device: what is made for it anew is made there."""
 
 
-def plan(ring_size: int) -> RankSteps:
+def plan(ring_size: int, node_size: int = 0) -> RankSteps:
     """The steps of one rank, of documents that span ranks."""
-    return make_cp_plan(np.array([0, 37, 38, 300, 411, 512]), ring_size).steps(ring_size - 1)
+    return make_cp_plan(np.array([0, 37, 38, 300, 411, 512]), ring_size, node_size=node_size).steps(ring_size - 1)
 
 
-@pytest.mark.parametrize("ring_size", [1, 2, 4])
-def test_attention_finds_what_was_copied_and_makes_nothing(ring_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = plan(ring_size)
+@pytest.mark.parametrize(("ring_size", "node_size"), [(1, 0), (2, 0), (4, 0), (4, 2)])
+def test_attention_finds_what_was_copied_and_makes_nothing(ring_size: int, node_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = plan(ring_size, node_size)
     ahead = Ahead.of(steps)
     copied = ahead.tensors()
     ahead.keep(ELSEWHERE, copied)
     monkeypatch.setattr(blocks, "_pack", lambda *arguments: pytest.fail("made again"))
     monkeypatch.setattr(blocks, "_rows", lambda *arguments: pytest.fail("made again"))
     found = [blocks.pack_segments(steps.diagonal_segments, ELSEWHERE)]
+    assert len(steps.rounds) == (ring_size // node_size if node_size else 1)
+    for send in (*(later.send for later in steps.rounds[1:]), *(step.send for step in steps.ring)):
+        assert torch.equal(blocks.on_device(send, ELSEWHERE), torch.from_numpy(send))
     for step in steps.ring:
-        assert torch.equal(blocks.on_device(step.send, ELSEWHERE), torch.from_numpy(step.send))
         if len(step.segments):
             found.append(blocks.pack_segments(step.segments, ELSEWHERE))
             blocks.segment_rows(step.segments, ELSEWHERE)

@@ -46,11 +46,11 @@ class ThreadChannel:
     """As ring_exchange.Channel, between the threads of some ranks of a ring."""
 
     def __init__(self, network: Network, ranks: list[int], rank: int) -> None:
-        self.network, self.ranks, self.place = network, ranks, ranks.index(rank)
+        self.network, self.ranks, self.number = network, ranks, ranks.index(rank)
         self.started: Counter = Counter()
 
     def swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Transfer:
-        rank, ahead, behind = (self.ranks[(self.place + way) % len(self.ranks)] for way in (0, distance, -distance))
+        rank, ahead, behind = (self.ranks[(self.number + way) % len(self.ranks)] for way in (0, distance, -distance))
         assert ahead != rank, "the plan is for other nodes"
         self.network.sent[rank, ahead, outgoing.dtype] += outgoing.nbytes
         self.network.queue(rank, ahead, self.started[rank, ahead]).put(outgoing)
@@ -138,8 +138,23 @@ def test_no_more_crosses_borders_than_in_mindspeeds_rings(size: int, shares: tup
         assert (found["by node, bf16 gradients"] <= found["MindSpeed, double"]).all()
 
 
-def test_mindspeeds_rings_send_what_its_loops_say() -> None:
-    """Four ranks with T keys each. Single ring: 3 transfers of keys per pass and 3 of gradients. Windows of 2: one of them crosses."""
+SENT_BY_MINDSPEED = {
+    (4, 1): {1: 3, 3: 6},
+    (4, 2): {1: 6, 2: 2, 3: 1},
+    (8, 4): {1: 6, 3: 12, 4: 2, 7: 1},
+}
+"""(ranks, --cp-window-size) -> what rank 0 gave to isend in one layer, by receiver, over the size of its keys and values. From a run of
+MindSpeed 26.1.0_core_r0.12.1, ringattn_context_parallel in bf16, on as many processes over gloo with an emulated torch_npu."""
+
+
+@pytest.mark.parametrize(("size", "window"), SENT_BY_MINDSPEED)
+def test_mindspeeds_rings_are_counted_as_they_send(size: int, window: int) -> None:
+    keys, gradients = borders.mindspeed_transfers(size, window)
+    assert {to: count for to, count in enumerate((keys + gradients)[0].tolist()) if count} == SENT_BY_MINDSPEED[size, window]
+
+
+def test_bytes_of_mindspeeds_rings_across_the_borders_of_nodes_of_2() -> None:
+    """Four ranks with 10 keys each. Single ring: one rank of a node sends 3 times per pass. Double ring: both send once."""
     single, double = (borders.mindspeed(4 * 10, 4, 2, window) for window in (1, 2))
     assert (single.keys.tolist(), single.gradients.tolist()) == ([60, 60], [30, 30])
     assert (double.keys.tolist(), double.gradients.tolist()) == ([40, 40], [20, 20])
@@ -150,8 +165,8 @@ def test_what_a_border_is_spared_is_counted() -> None:
     tensors, bounds = make(8, PACKED)
     _, sent = run_ring(tensors, make_cp_plan(bounds, 8).by_node(4))
     old = "crossing = np.any([needed[other] for other in ranks_of(node + number)], axis=0) & (runs.owner == rank)"
-    held = "held = np.any([needed[other] for other in here], axis=0) & (runs.owner == sources[place])"
-    everything = "crossing = runs.owner == rank\n        held = runs.owner == sources[place]"
+    held = "held = np.any([needed[other] for other in here], axis=0) & (runs.owner == sources[node_rank])"
+    everything = "crossing = runs.owner == rank\n        held = runs.owner == sources[node_rank]"
     with mutated("mindspeed_vita.sharding.ring_steps", f"{old}\n        {held}", everything):
         found, more = run_ring(tensors, make_cp_plan(bounds, 8).by_node(4))
     assert worst_error(found, tensors, bounds) < EXACT

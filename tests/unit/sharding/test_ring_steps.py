@@ -40,7 +40,7 @@ def pairs_of_plan(cp_plan: CPPlan) -> np.ndarray:
 
 
 def held_keys(cp_plan: CPPlan, rank: int, number: int) -> np.ndarray:
-    """Pack positions of the keys that a rank holds in a round; they are sent by the rank with its place in another node."""
+    """Pack positions of the keys that a rank holds in a round; they are sent by its partner in another node."""
     size = cp_plan.node_size or cp_plan.ring_size
     owner = (rank - number * size) % cp_plan.ring_size
     own = index(cp_plan, owner)

@@ -39,7 +39,7 @@ BAD = [
     ("--context-parallel-algo ulysses_cp_algo", "--context-parallel-algo ulysses_cp_algo: upstream's algorithms wrap the attention of"),
     ("--context-parallel-algo hybrid_cp_algo", "--context-parallel-algo hybrid_cp_algo: .*--vita-parallel-ulysses"),
     ("--context-parallel-algo kvallgather_cp_algo", "--context-parallel-algo kvallgather_cp_algo"),
-    ("--cp-window-size 2", "--cp-window-size 2: .*--vita-parallel-ulysses"),
+    ("--cp-window-size 2", "--cp-window-size 2: .*--vita-parallel-cp-per-node"),
     ("--ulysses-degree-in-cp 2", "--ulysses-degree-in-cp 2: .*use --vita-parallel-ulysses"),
     ("--pre-tockens 8", "--pre-tockens 8: attention sees the whole document"),
     ("--sparse-mode 4", "--sparse-mode 4: attention is causal"),
