@@ -52,8 +52,8 @@ class ModelChunks(torch.nn.Module):
 
 
 def chunks_of(model: Any) -> list[Any]:
-    """The parts of a rank's model, which are one without an interleaved pipeline."""
-    return list(model) if isinstance(model, ModelChunks) else [model]
+    """The parts of a rank's model, or of a list of them; one without an interleaved pipeline."""
+    return list(model) if isinstance(model, (ModelChunks, list)) else [model]
 
 
 def for_schedule(model: Any, batches: Any) -> dict[str, Any]:

@@ -38,12 +38,17 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.dim() > 1 and not name.endswith("bias") and name not in _UNDECAYED
 
 
-def parameter_groups(model: torch.nn.Module, train: TrainConfig, num_vision_layers: int) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, train: TrainConfig, num_vision_layers: int) -> list[dict[str, Any]]:
     """Groups of trainable parameters that share a learning rate and a weight decay. Collective.
 
     Every rank gets the same groups in the same order, some of them empty: then the schedule is the same everywhere, and a rank
     without anything to train (stage 1 behind the first pipeline stage) still has an optimizer. The multiplier is part of
     max_lr and min_lr, because only one of the core lines multiplies by itself.
+
+    Args:
+        model: of this rank; in an interleaved pipeline ModelChunks, or a list of the chunks.
+        train: settings.
+        num_vision_layers: layers of the tower.
 
     Raises:
         ValueError: no parameter trains on any rank.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_vita.checkpoint.adapter.layers import MATRICES
-from mindspeed_vita.checkpoint.megatron.rank_files import native_weights, num_layers, rank_files, renumbered, stage_files
+from mindspeed_vita.checkpoint.megatron.rank_files import chunks_in_order, num_layers, rank_files, renumbered
 from mindspeed_vita.files.tensors import Tensors, held, same
 
 _COLUMN, _ROW = ("linear_qkv", "linear_fc1"), ("linear_proj", "linear_fc2")
@@ -20,8 +20,7 @@ def read_rank_adapters(folder: Path) -> tuple[Tensors, tuple[Path, ...]]:
         ValueError: there are none, a rank's file is missing, or ranks that should agree do not.
     """
     whole, first_layer = {}, 0
-    for files in stage_files(folder):
-        parts = [native_weights(path) for path in files]
+    for parts in chunks_in_order(folder):
         for name in parts[0]:
             whole[renumbered(name, first_layer)] = _joined(name, [part[name] for part in parts])
         first_layer += num_layers(parts[0])

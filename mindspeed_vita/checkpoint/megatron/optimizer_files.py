@@ -62,7 +62,13 @@ def read_training(folder: Path, recipe: Recipe, shapes: Mapping[str, tuple[int, 
         for path in paths:
             contents.append(read_pickle(path))
             files += [path, *([path.with_name(FLAT_FILE)] if path.with_name(FLAT_FILE).is_file() else [])]
-            names = native_weights(path)
+            chunks = native_weights(path)
+            if len(chunks) > 1:
+                raise ValueError(
+                    f"--optimizer: {folder} was saved with {len(chunks)} virtual stages, whose optimizer cannot be moved; continue it at "
+                    "the same layout, or leave --optimizer out"
+                )
+            (names,) = chunks
             parts.append(_rank_parts(path, contents[-1], names, recipe, (stage, len(stages)), groups))
         for kind in kinds(recipe):
             for name in parts[0][kind]:

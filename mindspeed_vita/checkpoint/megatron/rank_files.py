@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -33,6 +33,8 @@ class SavedLayout:
     has_optimizer: bool
     """The optimizer's state and its schedule are there."""
     has_random_state: bool
+    virtual_stages: int = 1
+    """Chunks of each stage, in an interleaved pipeline."""
 
 
 def saved_layout(folder: str | Path, step: Optional[int] = None) -> SavedLayout:
@@ -49,8 +51,14 @@ def saved_layout(folder: str | Path, step: Optional[int] = None) -> SavedLayout:
     tp, pp = 1 + max(tensor for tensor, _ in ranks), 1 + max(stage for _, stage in ranks)
     if len(ranks) != tp * pp:
         raise ValueError(f"{folder}: {len(ranks)} files of ranks, but tp={tp} pp={pp} by their names; copy all mp_rank folders")
-    keys = read_pickle(ranks[0, 0]).keys()
-    return SavedLayout(tp=tp, pp=pp, has_optimizer="opt_param_scheduler" in keys, has_random_state="rng_state" in keys)
+    content = read_pickle(ranks[0, 0])
+    return SavedLayout(
+        tp=tp,
+        pp=pp,
+        has_optimizer="opt_param_scheduler" in content,
+        has_random_state="rng_state" in content,
+        virtual_stages=max(1, len(_chunk_keys(content))),
+    )
 
 
 def is_mindspeed(folder: Path) -> bool:
@@ -58,16 +66,25 @@ def is_mindspeed(folder: Path) -> bool:
     return (folder / TRACKER).is_file() or (folder / METADATA).is_file() or any(folder.glob(f"mp_rank_*/{RANK_FILE}"))
 
 
-def read_rank(path: Path) -> dict[str, torch.Tensor]:
+def read_rank(path: Path) -> list[dict[str, torch.Tensor]]:
     """The weights of one rank's file, by the names in it; mapped, not read whole.
+
+    Returns:
+        Those of each chunk of an interleaved pipeline, else one.
 
     Raises:
         ValueError: it is no checkpoint's file.
     """
-    model = read_pickle(path).get("model")
-    if not isinstance(model, dict):
+    content = read_pickle(path)
+    models = [content[key] for key in _chunk_keys(content)] or [content.get("model")]
+    if not all(isinstance(model, dict) for model in models):
         raise ValueError(f"{path} has no weights under the key 'model'; expected what MindSpeed-LLM or Megatron saves")
-    return {str(name): value.detach() for name, value in model.items() if isinstance(value, torch.Tensor)}
+    return [{str(name): value.detach() for name, value in model.items() if isinstance(value, torch.Tensor)} for model in models]
+
+
+def _chunk_keys(content: Mapping[str, Any]) -> list[str]:
+    """Keys of the chunks' weights, in order: Megatron writes model0, model1, ... where a stage has several."""
+    return [key for number in range(len(content)) if (key := f"model{number}") in content]
 
 
 def read_full_weights(folder: str | Path, *, tied: bool = False) -> Tensors:
@@ -82,12 +99,7 @@ def read_full_weights(folder: str | Path, *, tied: bool = False) -> Tensors:
     """
     held: dict[str, list[torch.Tensor]] = {}
     first_layer = 0
-    for stage, files in enumerate(stage_files(folder)):
-        parts = [native_weights(path) for path in files]
-        for tensor, part in enumerate(parts):
-            if part.keys() != parts[0].keys():
-                other = sorted(part.keys() ^ parts[0].keys())[0]
-                raise ValueError(f"{folder}: tensor-parallel ranks 0 and {tensor} of stage {stage} hold different weights ({other})")
+    for parts in chunks_in_order(folder):
         for name in parts[0]:
             held[renumbered(name, first_layer)] = [part[name] for part in parts]
         first_layer += num_layers(parts[0])
@@ -96,6 +108,27 @@ def read_full_weights(folder: str | Path, *, tied: bool = False) -> Tensors:
         if not all(map(same, held.pop(_TIED), table)):
             raise ValueError(f"{folder}: the recipe ties the embeddings, but the output layer differs from them; set tie_embeddings: false")
     return Made({name: _joined_spec(name, parts) for name, parts in held.items()}, lambda name: join(name, held[name]))
+
+
+def chunks_in_order(folder: str | Path) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """The weights of each stage under native names, one entry for each tensor-parallel rank, in the order of the model's layers.
+
+    In an interleaved pipeline the first chunks of all stages come before the second ones.
+
+    Raises:
+        ValueError: as stage_files, or the ranks of a stage hold different weights.
+    """
+    stages = [[native_weights(path) for path in files] for files in stage_files(folder)]
+    for chunk in range(len(stages[0][0])):
+        for stage, ranks in enumerate(stages):
+            if any(len(chunks) != len(stages[0][0]) for chunks in ranks):
+                raise ValueError(f"{folder}: the stages have different numbers of chunks; the files are not of one checkpoint")
+            parts = [chunks[chunk] for chunks in ranks]
+            for tensor, part in enumerate(parts):
+                if part.keys() != parts[0].keys():
+                    other = sorted(part.keys() ^ parts[0].keys())[0]
+                    raise ValueError(f"{folder}: tensor-parallel ranks 0 and {tensor} of stage {stage} hold different weights ({other})")
+            yield parts
 
 
 def _joined_spec(name: str, parts: list[torch.Tensor]) -> Spec:
@@ -121,7 +154,7 @@ def run_state(folder: str | Path) -> Optional[dict[str, Any]]:
         ValueError: there is no such checkpoint, or what was written cannot be read.
     """
     ranks = rank_files(folder)
-    state = read_rank(next(iter(ranks.values()))).get("_extra_state")
+    state = read_rank(next(iter(ranks.values())))[0].get("_extra_state")
     if state is None:
         return None
     try:
@@ -182,14 +215,16 @@ def stage_files(folder: str | Path) -> list[list[Path]]:
     return [[ranks[tensor, stage] for tensor in range(tp)] for stage in range(pp)]
 
 
-def native_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of one rank's file under native names, in the order of the file. Layers count from 0 on each stage.
+def native_weights(path: Path) -> list[dict[str, torch.Tensor]]:
+    """The weights of each chunk in a rank's file under native names, in the order of the file. Layers count from 0 in each chunk.
 
     Raises:
         ValueError: it is no checkpoint's file.
     """
-    named = ((native_name(name), value) for name, value in read_rank(path).items())
-    return {name: value for name, value in named if name is not None and not name.endswith("_extra_state")}
+    return [
+        {native: value for name, value in chunk.items() if (native := native_name(name)) and not native.endswith("_extra_state")}
+        for chunk in read_rank(path)
+    ]
 
 
 def num_layers(names: Iterable[str]) -> int:

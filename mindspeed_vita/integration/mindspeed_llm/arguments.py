@@ -12,7 +12,7 @@ import yaml
 from mindspeed_vita.config import Recipe, recipe_from_dict, recipe_to_dict
 from mindspeed_vita.config.recompute import Recomputation
 from mindspeed_vita.integration.mindspeed_llm.decoder_flags import decoder_flags
-from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, NO_EFFECT, RECOMPUTE, TEXT, VITA, attribute
+from mindspeed_vita.integration.mindspeed_llm.flags import FIXED, MEGATRON, NO_EFFECT, RECOMPUTE, TEXT, VIRTUAL, VITA, attribute
 
 _NAMES = ("stage", "model.preset")
 _PARTS = ("model.vision.preset", "model.language.family")
@@ -61,6 +61,7 @@ def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
     _put(content, "model.language.tie_embeddings", not arguments.untie_embeddings_and_output_weights)
     _put(content, "train.precision", "bf16" if arguments.bf16 else "fp32")
     _put(content, "train.recompute", _recompute(arguments))
+    _put(content, "parallel.virtual_stages", virtual_stages(arguments))
     _put(content, "checkpoint.resume", arguments.load is not None)
     _put(content, "logging.tensorboard", getattr(arguments, "tensorboard_dir", None) is not None)
     return recipe_from_dict(content, where="command line")
@@ -85,6 +86,21 @@ def arguments_from_recipe(recipe: Recipe) -> list[str]:
         if value is not None and (key in _NAMES or value != _get(told if key in _PARTS else defaults, key)):
             line += [flag, _text(value)]
     return line
+
+
+def virtual_stages(arguments: argparse.Namespace) -> int:
+    """parallel.virtual_stages: chunks of the layers of a stage.
+
+    Raises:
+        ValueError: the layers do not divide.
+    """
+    layers = getattr(arguments, attribute(VIRTUAL), None)
+    if layers is None:
+        return 1
+    stage = (arguments.num_layers or 0) // (arguments.pipeline_model_parallel_size or 1)
+    if layers < 1 or stage < layers or stage % layers:
+        raise ValueError(f"{VIRTUAL} {layers} does not divide the {stage} layers of a pipeline stage; use a divisor")
+    return int(stage // layers)
 
 
 def eval_iterations(recipe: Recipe) -> Optional[int]:
@@ -116,6 +132,8 @@ def _switches(recipe: Recipe) -> list[str]:
         switches += ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
     elif recipe.train.recompute != "none":
         switches += [RECOMPUTE, recipe.train.recompute]
+    if recipe.parallel.virtual_stages > 1:
+        switches += [VIRTUAL, str(_layers_of_a_chunk(recipe))]
     if recipe.checkpoint.resume:
         switches += ["--load", recipe.checkpoint.directory]
     iterations = eval_iterations(recipe)
@@ -139,6 +157,17 @@ def _recompute(arguments: argparse.Namespace) -> str:
             "layers; leave one of them out"
         )
     return ours or arguments.recompute_granularity or "none"
+
+
+def _layers_of_a_chunk(recipe: Recipe) -> int:
+    layers, parallel = recipe.model.language.num_layers, recipe.parallel
+    chunks = parallel.pp * parallel.virtual_stages
+    if layers % chunks:
+        raise ValueError(
+            f"model.language.num_layers={layers} over parallel.pp * parallel.virtual_stages={parallel.pp} * {parallel.virtual_stages}: "
+            "inside MindSpeed-LLM all chunks have the same number of layers; use a divisor, or the built-in engine"
+        )
+    return layers // chunks
 
 
 def _defaults(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ Megatron says when (--eval-interval, and at the end) and over how many global ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.engine.held_out import COUNT, HITS, LOSS, TOKENS, score_table, scores_of
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.held_out_watch import PACKS, HeldOutWatch
+from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
 from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
 from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
@@ -49,7 +51,7 @@ class HeldOutEvaluation:
         self._shard, self._loss = shard, loss
         self._step, self._failed, self._started = 0, 0, 0.0
         self._batches: list[PackedBatch] = []
-        self._left: Iterator[PackedBatch] = iter(())
+        self._passes: ChunkPasses[PackedBatch] = ChunkPasses((), 1)
         self._tables: list[torch.Tensor] = []
 
     def prepare(self, step: int) -> None:
@@ -71,18 +73,16 @@ class HeldOutEvaluation:
             lost = torch.tensor(self.packs.lost if self.layout.cp_rank == 0 else 0)
             dist.all_reduce(lost, group=self.packs.layout.dp_cp_group)
             self._failed = int(lost)
-        self._left = iter(self._batches)
+        # the last step is measured at its interval, and again at the end
+        self._passes = ChunkPasses(cycle(self._batches), self.recipe.parallel.virtual_stages)
 
     def drop(self) -> None:
         """Gives the memory of the packs back."""
-        self._batches, self._left, self._tables = [], iter(()), []
+        self._batches, self._passes, self._tables = [], ChunkPasses((), 1), []
 
     def __call__(self, model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         """Scores of one micro-batch's tokens (hidden states before the last stage), and what makes a report of them."""
-        batch = next(self._left, None)
-        if batch is None:  # the last step is measured at its interval, and again at the end
-            self._left = iter(self._batches)
-            batch = next(self._left)
+        batch = self._passes.take(chunk_of(model))
         if not self._tables:
             self._started = time.perf_counter()
         inputs = self._shard(batch)

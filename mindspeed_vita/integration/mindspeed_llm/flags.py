@@ -44,6 +44,7 @@ MEGATRON = {
 
 BY_HAND = (
     "model.language.tie_embeddings",
+    "parallel.virtual_stages",
     "train.precision",
     "train.recompute",
     "checkpoint.resume",
@@ -53,6 +54,9 @@ BY_HAND = (
 
 RECOMPUTE = "--vita-train-recompute"
 """Recomputation by this package's layers. Megatron's own flags say train.recompute=full, and are enough for that."""
+
+VIRTUAL = "--num-layers-per-virtual-pipeline-stage"
+"""Says parallel.virtual_stages by the layers of a chunk. MindSpeed's features look at this flag, not at Megatron's newer one."""
 
 FIXED = (
     "--use-mcore-models",

@@ -32,11 +32,9 @@ def parameter_groups_wrapper(original: Callable[..., Any]) -> Callable[..., Any]
         found = [_settings(chunk) for chunk in model_chunks]
         if all(settings is None for _, settings in found):
             return original(model_chunks, *arguments, **named)
-        if len(found) != 1:
-            raise ValueError(f"{len(found)} model chunks on one pipeline stage; leave out --num-layers-per-virtual-pipeline-stage")
-        model, settings = found[0]
+        settings = found[0][1]
         assert settings is not None
-        return parameter_groups(model, settings.train, settings.num_vision_layers)
+        return parameter_groups([model for model, _ in found], settings.train, settings.num_vision_layers)
 
     return wrapper
 

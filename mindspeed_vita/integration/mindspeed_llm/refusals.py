@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.config import LanguageConfig, Recipe
-from mindspeed_vita.integration.mindspeed_llm.arguments import register
+from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register, virtual_stages
 from mindspeed_vita.integration.mindspeed_llm.decoder_flags import check_decoder
 from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER
 from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint
@@ -82,10 +82,10 @@ def check_pipeline(recipe: Recipe) -> None:
         ValueError: the recipe deals layers unevenly, or its stages share a table.
     """
     parallel, problems = recipe.parallel, []
-    if parallel.layer_split != "even" or parallel.stage_layers or parallel.virtual_stages > 1:
+    if parallel.layer_split != "even" or parallel.stage_layers:
         problems.append(
-            "parallel.virtual_stages, parallel.layer_split and parallel.stage_layers are for the built-in engine; inside MindSpeed-LLM "
-            "leave them out and use --decoder-first-pipeline-num-layers"
+            "parallel.layer_split and parallel.stage_layers are for the built-in engine; inside MindSpeed-LLM leave them out and use "
+            "--decoder-first-pipeline-num-layers"
         )
     if recipe.train.even_steps > 1:
         problems.append(f"train.even_steps={recipe.train.even_steps} is for the built-in engine; MindSpeed-LLM deals packs in turn, use 0")
@@ -129,6 +129,12 @@ def _combinations(arguments: argparse.Namespace, given: Collection[str]) -> list
         problems.append("--npu-datadump next to --vita-debug-msprobe: msprobe can be set up once per process; leave one of them out")
     if _get(arguments, "save") and not _get(arguments, "save_interval"):
         problems.append("--save without --save-interval: name the steps between two checkpoints")
+    if _get(arguments, "swap_attention") and "vision" in recipe_from_arguments(arguments).train.modules:
+        problems.append(
+            "--swap-attention while the tower trains: MindSpeed tells layers apart by the first number in a module's name, so it takes the "
+            "tower's layers for the decoder's and fails in the backward pass; leave it out and use --vita-train-recompute full with "
+            "--vita-train-offload inputs, or leave vision out of --vita-train-modules"
+        )
     return problems + _stages(arguments)
 
 
@@ -151,6 +157,10 @@ def _stages(arguments: argparse.Namespace) -> list[str]:
     layers, pp = _get(arguments, "num_layers"), _get(arguments, "pipeline_model_parallel_size") or 1
     if not layers or pp == 1:
         return []
+    try:
+        virtual_stages(arguments)
+    except ValueError as error:
+        return [str(error)]
     ends = [_get(arguments, f"decoder_{end}_pipeline_num_layers") for end in ("first", "last")]
     counted = [number for number in ends if number is not None]
     rest, stages = layers - sum(counted), pp - len(counted)
@@ -184,6 +194,7 @@ def _loading(arguments: argparse.Namespace) -> list[str]:
         step=_get(arguments, "ckpt_step"),
         tp=_get(arguments, "tensor_model_parallel_size") or 1,
         pp=_get(arguments, "pipeline_model_parallel_size") or 1,
+        virtual_stages=virtual_stages(arguments),
         optimizer=whole and not _get(arguments, "no_load_optim"),
         random_state=whole and not _get(arguments, "no_load_rng"),
     )

@@ -29,6 +29,7 @@ from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings
 from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
 from mindspeed_vita.parallel.build import model_arguments, with_adapters
+from mindspeed_vita.parallel.chunks import ModelChunks
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.ring_groups import with_ring
 from mindspeed_vita.parallel.weights_in_time import wait_before_reads
@@ -66,11 +67,57 @@ class MindSpeedRun:
     def __init__(self, platform: Platform, watch: RunWatch) -> None:
         self.device, self.watch = platform.device, watch
         self.forward_step = ForwardStep(platform, watch)
+        self.chunks: list[MindSpeedVitaModel] = []
+        self._provided: Optional[tuple[PackNumbers, Optional[PackNumbers], None]] = None
+
+    @property
+    def built(self) -> MindSpeedVitaModel:
+        """This stage's part of the model, the first of its chunks; the run's state travels in it."""
+        return self.chunks[0]
 
     def model(self, pre_process: bool = True, post_process: bool = True) -> MindSpeedVitaModel:
-        """Megatron's model provider: this stage's part, from Megatron's configuration, which MindSpeed's options are part of."""
+        """Megatron's model provider: this stage's part, from Megatron's configuration, which MindSpeed's options are part of.
+
+        In an interleaved pipeline it is called for each chunk, in order.
+        """
         from megatron.core.models.gpt import gpt_layer_specs
         from megatron.training.arguments import core_transformer_config_from_args
+
+        arguments = megatron_arguments()
+        if not self.chunks:
+            self._begin()
+        # asked for where tensors really are: an emulated NPU keeps them on the host
+        device = torch.empty(0, device=self.device).device
+        told = core_transformer_config_from_args(arguments)
+        virtual = self.recipe.parallel.virtual_stages > 1
+        if virtual and device.type == "cpu":
+            told.deallocate_pipeline_outputs = False  # gloo is still sending from that memory
+        ends = {"pre_process": pre_process, "post_process": post_process}
+        built = MindSpeedVitaModel(
+            self.recipe.model,
+            told,
+            norm=gpt_layer_specs.LNImpl,  # MindSpeed's, fused with --use-fused-rmsnorm
+            vp_stage=len(self.chunks) if virtual else None,
+            **{**model_arguments(self.recipe, self.layout, device), **ends},
+        )
+        built = with_adapters(built, self.recipe, self.layout)
+        if arguments.overlap_param_gather:
+            wait_before_reads(built)
+        built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
+        self.chunks.append(built)
+        if len(self.chunks) == self.recipe.parallel.virtual_stages:
+            self._load(ModelChunks(self.chunks) if virtual else built)
+        return built
+
+    def _load(self, model: Any) -> None:
+        """Loads what this package loads itself: the weights to start from, and those under adapters. Collective."""
+        if self.base is not None:
+            self.base.load(model)
+        elif self.recipe.checkpoint.init_from and self._resume_from is None:
+            native.load_weights(self.recipe.checkpoint.init_from, model, config=self.recipe.model)
+
+    def _begin(self) -> None:
+        """What all chunks of this stage share: the recipe, this rank's place, and the weights to start from."""
         from megatron.training.checkpointing import checkpoint_exists
 
         arguments = megatron_arguments()
@@ -80,38 +127,30 @@ class MindSpeedRun:
         timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
         found = ParallelLayout.from_megatron(self.device)
         self.layout = with_ring(found, self.recipe.parallel, local_world_size(), self.device, timeout=timeout)
-        assert (pre_process, post_process) == (self.layout.is_first_stage, self.layout.is_last_stage)
-        resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
+        resume_from = self._resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
         saved = rank_files.saved_recipe(resume_from) if resume_from else None
         base = self.base = find_run_base(self.recipe, resume_from, saved or {})
         if base is not None:
             self.recipe = base.recipe
-        built = MindSpeedVitaModel(
-            self.recipe.model,
-            core_transformer_config_from_args(arguments),
-            norm=gpt_layer_specs.LNImpl,  # MindSpeed's, fused with --use-fused-rmsnorm
-            # asked for where tensors really are: an emulated NPU keeps them on the host
-            **model_arguments(self.recipe, self.layout, torch.empty(0, device=self.device).device),
-        )
-        self.built = with_adapters(built, self.recipe, self.layout)
-        if arguments.overlap_param_gather:
-            wait_before_reads(self.built)
-        self.built.parameter_settings = ParameterSettings(train=self.recipe.train, num_vision_layers=self.recipe.model.vision.num_layers)
-        if base is not None:
-            base.load(self.built)
             if dist.get_rank() == 0:
                 print(f"{self.recipe.name}: {base.note if resume_from else base.describe()}", flush=True)
         elif self.recipe.checkpoint.init_from and resume_from is None:
             check_handover(Path(self.recipe.checkpoint.init_from))
-            native.load_weights(self.recipe.checkpoint.init_from, self.built, config=self.recipe.model)
-        return self.built
 
     def datasets(self, samples: Any) -> tuple[PackNumbers, Optional[PackNumbers], None]:
         """Megatron's data provider, called once a checkpoint was loaded: opens the data where it left off.
 
+        In an interleaved pipeline it is called for each chunk; all go through the same packs.
+
         Raises:
             ValueError: the data does not fit the recipe, or is not that of the checkpoint.
         """
+        if self._provided is None:
+            self._provided = (PackNumbers(samples[0]), self._open(), None)
+        return self._provided
+
+    def _open(self) -> Optional[PackNumbers]:
+        """Opens training data and held-out data; gives the numbers of held-out packs, if there are any."""
         arguments, recipe = megatron_arguments(), self.recipe
         dataset = open_dataset(recipe, self.layout)
         known = resumed_failures(self.built.loaded_state, dataset.fingerprint, arguments.load) if arguments.iteration else ()
@@ -125,7 +164,7 @@ class MindSpeedRun:
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
         objective = build_objective(recipe, self.layout, dataset)
         self.forward_step.open(recipe, self.layout, loader, failed=failed, objective=objective, step=arguments.iteration)
-        return PackNumbers(samples[0]), self._held_out(dataset, failed), None
+        return self._held_out(dataset, failed)
 
     def _lineage(self, data: str) -> dict[str, Any]:
         """The record of where this run's weights come from, which each of its checkpoints holds."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Optional
 
 
-def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state: bool, step: Optional[int] = None) -> list[str]:
+def check_saved(
+    folder: Path, *, tp: int, pp: int, optimizer: bool, random_state: bool, virtual_stages: int = 1, step: Optional[int] = None
+) -> list[str]:
     """What Megatron's loader would fail on, each with what to do.
 
     Args:
@@ -14,6 +16,7 @@ def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state
         tp, pp: sizes that the run is going to have.
         optimizer: the run loads the optimizer and its schedule.
         random_state: the run loads the states of the random generators.
+        virtual_stages: chunks of a stage that the run is going to have.
         step: to load; None takes the latest.
     """
     from mindspeed_vita.checkpoint.megatron import rank_files  # brings torch, which looking at flags alone does not need
@@ -32,6 +35,12 @@ def check_saved(folder: Path, *, tp: int, pp: int, optimizer: bool, random_state
             f"{' --optimizer' if resumes else ''} --output DIR and {use}"
         )
         return problems
+    if saved.virtual_stages != virtual_stages:
+        return [
+            f"{folder} was saved with {saved.virtual_stages} virtual stages, this run has {virtual_stages}, and Megatron's loader cannot "
+            f"deal layers anew; use the same --num-layers-per-virtual-pipeline-stage, or start from the weights: vita convert --from "
+            f"{folder} --to native --output DIR and checkpoint.init_from=DIR (--vita-checkpoint-init-from)"
+        ]
     if optimizer and not saved.has_optimizer:
         problems.append(
             f"{folder} was saved with --no-save-optim, so a run cannot continue with its optimizer; add --no-load-optim, which starts the "

@@ -20,6 +20,7 @@ from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.module_dump import ModuleDump
 from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
+from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
 from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
@@ -81,7 +82,7 @@ class ForwardStep:
         self.evaluation: Optional[HeldOutEvaluation] = None
         self._micro_batches = loader.micro_batches
         self._numbers, self._loaded = loader.counted(), iter(loader)
-        self._packs: Iterator[PackedBatch] = iter(())
+        self._packs: ChunkPasses[tuple[int, PackedBatch]] = ChunkPasses((), 1)
 
     def hold_out(self, dataset: PackDataset, failed: FailedSamples) -> HeldOutPacks:
         """Sets up the held-out evaluation. Collective over the world, after `open`.
@@ -109,7 +110,14 @@ class ForwardStep:
         if self.evaluation is not None:
             self.evaluation.drop()
         self.log.begin()
-        self._packs = (self.failed.agree(next(self._loaded), self.host, self.done + 1) for _ in range(self._micro_batches))
+        self._packs = ChunkPasses((self._next() for _ in range(self._micro_batches)), self.recipe.parallel.virtual_stages)
+
+    def _next(self) -> tuple[int, PackedBatch]:
+        """The next pack, which its first pass counts, and its number."""
+        batch = self.failed.agree(next(self._loaded), self.host, self.done + 1)
+        self._learnt += batch.loss_count
+        self.log.count(batch)
+        return next(self._numbers), batch
 
     def finish_step(self, losses: dict[str, torch.Tensor], *, grad_norm: Any, rate: float) -> None:
         """Every rank learns which samples failed in the step, and whether to stop after it. The step is logged. Collective over the world.
@@ -140,12 +148,9 @@ class ForwardStep:
             next(numbers)  # its sampler counts on; the packs are the same each time
             self.watch.step_begins()
             return self.evaluation(model)
-        dealt, expected = int(next(numbers)), next(self._numbers)
+        dealt, (expected, batch) = int(next(numbers)), self._packs.take(chunk_of(model))
         assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"
-        batch = next(self._packs)
         inputs = self._shard(batch)
-        self._learnt += batch.loss_count
-        self.log.count(batch)
         return model(inputs), partial(self._loss, inputs)
 
     def _loss(self, inputs: ModelInputs, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

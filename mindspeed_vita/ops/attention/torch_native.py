@@ -37,12 +37,17 @@ for each of eight sequences, or less; from about 512 keys on the copies cost mor
 _cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _cpu_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+_TAKES_GROUPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether the kernel is known to read fewer key heads than query heads. That of torch 2.7.1 writes outside its memory; those between were
+not tried. Where it is not known, each query head is given a copy of its key head."""
+
 
 def blocks_forward(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     """See registry.Backend. The kernel's causal mask is top-left; causal segments are square, so that is the diagonal."""
     outs, lses = [], []
     for q0, q1, k0, k1 in blocks.segments.tolist():
-        query, key, value = (_heads_first(x) for x in (blocks.q_TND[q0:q1], blocks.k_SGD[k0:k1], blocks.v_SGD[k0:k1]))
+        query = _heads_first(blocks.q_TND[q0:q1])
+        key, value = (_key_heads(x[k0:k1], query) for x in (blocks.k_SGD, blocks.v_SGD))
         out, lse = _cpu_flash(query, key, value, 0.0, blocks.causal, scale=blocks.scale)
         outs.append(out.squeeze(0).transpose(0, 1))
         lses.append(lse.squeeze(0).transpose(0, 1))
@@ -53,12 +58,23 @@ def blocks_backward(blocks: Blocks, upstream: Upstream, *, dq_TND: torch.Tensor,
     """See registry.Backend."""
     for q0, q1, k0, k1 in blocks.segments.tolist():
         grad, query, out = (_heads_first(x[q0:q1]) for x in (upstream.grad_TND, blocks.q_TND, upstream.out_TND))
-        key, value = _heads_first(blocks.k_SGD[k0:k1]), _heads_first(blocks.v_SGD[k0:k1])
+        key, value = (_key_heads(x[k0:k1], query) for x in (blocks.k_SGD, blocks.v_SGD))
         lse = upstream.lse_TN[q0:q1].transpose(0, 1).unsqueeze(0)
         dq, dk, dv = _cpu_flash_backward(grad, query, key, value, out, lse, 0.0, blocks.causal, scale=blocks.scale)
         dq_TND[q0:q1] += dq.squeeze(0).transpose(0, 1)
-        dkv_2SGD[0, k0:k1] += dk.squeeze(0).transpose(0, 1)
-        dkv_2SGD[1, k0:k1] += dv.squeeze(0).transpose(0, 1)
+        kv_heads = blocks.k_SGD.shape[1]
+        for place, found in enumerate((dk, dv)):
+            found_SND = found.squeeze(0).transpose(0, 1)
+            if found_SND.shape[1] != kv_heads:
+                found_SND = found_SND.unflatten(1, (kv_heads, -1)).sum(2)
+            dkv_2SGD[place, k0:k1] += found_SND
+
+
+def _key_heads(x_SGD: torch.Tensor, query_1NTD: torch.Tensor) -> torch.Tensor:
+    """Keys or values as the kernel takes them: [1, G, S, D], or [1, N, S, D] where it takes no groups."""
+    if not _TAKES_GROUPS:
+        x_SGD = x_SGD.repeat_interleave(query_1NTD.shape[1] // x_SGD.shape[1], dim=1)
+    return _heads_first(x_SGD)
 
 
 def paged_forward(paged: Paged) -> tuple[torch.Tensor, torch.Tensor]:

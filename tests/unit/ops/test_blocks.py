@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mindspeed_vita.ops import say_once
-from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, blocks, choose, reference
+from mindspeed_vita.ops.attention import Blocks, Heads, Upstream, blocks, choose, reference, torch_native
 from mindspeed_vita.ops.attention.blocks import on_device, segment_rows
 
 ONE_HEAD = Heads(num_heads=1, width=8, dtype=torch.float32, device=torch.device("cpu"))
@@ -22,7 +22,11 @@ def tensors(heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> tuple[
 
 @pytest.mark.parametrize("width", [64, 72, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_merged_blocks_equal_attention_in_one_piece(width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("takes_groups", [torch_native._TAKES_GROUPS, False])
+def test_merged_blocks_equal_attention_in_one_piece(
+    width: int, dtype: torch.dtype, takes_groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_native, "_TAKES_GROUPS", takes_groups)  # older torch reads no groups of query heads
     query, key, value, grad = tensors(6, 2, width, dtype)
     # rows 3..20 look at keys 0..12 in one block and at 12..31 in another; unequal lengths, one of them a single row
     first, second = np.array([[3, 4, 0, 12], [4, 20, 0, 12]]), np.array([[3, 20, 12, 31]])

@@ -149,6 +149,25 @@ def test_files_of_many_ranks_become_whole_weights(tmp_path: Path, tensor: int, s
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
+def test_chunks_of_an_interleaved_pipeline_lie_behind_each_other(tmp_path: Path):
+    """Two stages of two chunks of two layers: the first stage has the layers 0, 1, 4 and 5."""
+    whole = {f"language.decoder.layers.{layer}.input_layernorm.weight": torch.full((2,), float(layer)) for layer in range(8)}
+    whole["language.output_layer.weight"] = torch.ones(4, 2)
+    for stage in range(2):
+        chunks: dict[str, Any] = {}
+        for chunk in range(2):
+            first = 4 * chunk + 2 * stage
+            part = {f"decoder.layers.{place}.input_layernorm.weight": torch.full((2,), float(first + place)) for place in range(2)}
+            chunks[f"model{chunk}"] = {**part, **({"output_layer.weight": torch.ones(4, 2)} if (stage, chunk) == (1, 1) else {})}
+        path = tmp_path / "iter_0000007" / f"mp_rank_00_{stage:03d}"
+        path.mkdir(parents=True)
+        torch.save({**chunks, "rng_state": []}, path / "model_optim_rng.pt")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    found = rank_files.read_full_weights(tmp_path)
+    assert set(found) == set(whole) and all(torch.equal(found[name], whole[name]) for name in whole)
+    assert rank_files.saved_layout(tmp_path).virtual_stages == 2
+
+
 def test_a_missing_rank_is_named(tmp_path: Path):
     save_ranks(tmp_path, {"language.embedding.word_embeddings.weight": torch.ones(4, 2)}, tensor=2, stages=1)
     (tmp_path / "iter_0000007/mp_rank_00").rename(tmp_path / "away")
@@ -167,7 +186,7 @@ def test_a_pickle_runs_nothing(tmp_path: Path):
     with pytest.raises(SystemExit, match="ran"):
         pickle.loads(pickle.dumps(Evil()))
     torch.save({"model": {"output_layer.weight": torch.ones(1)}, "args": Evil()}, tmp_path / "file.pt")
-    assert list(rank_files.read_rank(tmp_path / "file.pt")) == ["output_layer.weight"]
+    assert list(map(list, rank_files.read_rank(tmp_path / "file.pt"))) == [["output_layer.weight"]]
 
 
 def test_a_damaged_tracker_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mindspeed_vita.choices import RECOMPUTES
 from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe, recipe_from_arguments, register
-from mindspeed_vita.integration.mindspeed_llm.flags import BY_HAND, MEGATRON, NO_EFFECT, VITA, leaves
+from mindspeed_vita.integration.mindspeed_llm.flags import BY_HAND, MEGATRON, NO_EFFECT, VIRTUAL, VITA, leaves
 
 # the types that Megatron-LM core_v0.12.1 and MindSpeed-LLM 26.1.0 parse these flags with; whole numbers unless named here
 _FLOATS = {
@@ -29,6 +29,7 @@ def parse(line: list[str]) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--recompute-granularity", default=None)
     parser.add_argument("--load", default=None)
+    parser.add_argument(VIRTUAL, type=int, default=None)
     parser.add_argument("--tensorboard-dir", default=None)
     register(parser)
     return parser.parse_known_args(line)[0]
@@ -43,6 +44,7 @@ RECIPES = [
     {"model": {"preset": "tiny"}, "train": {"precision": "fp32"}},
     *({"stage": stage, "model": {"preset": preset}} for preset in ("7b", "14b", "72b") for stage in (1, 2, 3, 4)),
     {"stage": 1, "model": {"preset": "qwen3-8b"}},
+    {"stage": 2, "model": {"preset": "14b"}, "parallel": {"pp": 4, "virtual_stages": 3}},
     {"model": {"preset": "tiny", "language": {"family": "qwen3", "head_width": 48}}, "data": {"template": "vicuna"}},
     # what a part's preset says, and a key that says the model's own default over it
     {"model": {"preset": "7b", "vision": {"preset": "siglip_400m", "hidden_size": 1024}}},
@@ -73,6 +75,11 @@ RECIPES = [
 def test_a_recipe_comes_back_whole(content: dict):
     recipe = recipe_from_dict(content)
     assert round_trip(recipe) == recipe
+
+
+def test_chunks_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"num_layers=48 over parallel.pp \* parallel.virtual_stages=5 \* 2: .*use a divisor"):
+        arguments_from_recipe(recipe_from_dict({"model": {"preset": "14b"}, "parallel": {"pp": 5, "virtual_stages": 2}}))
 
 
 def test_every_key_of_the_recipe_has_exactly_one_way():

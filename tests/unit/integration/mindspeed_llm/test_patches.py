@@ -9,6 +9,7 @@ import torch
 
 from mindspeed_vita.config import DebugConfig, TrainConfig
 from mindspeed_vita.engine.module_dump import ModuleDump
+from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
 from mindspeed_vita.integration.mindspeed_llm.step import LOSS, ForwardStep, train_step_wrapper
 from tests.fake_msprobe import stand_in
@@ -76,9 +77,22 @@ def test_another_model_gets_upstreams_groups():
     assert parameter_groups_wrapper(upstream)([other, other], None, None, 0.5, **RATES) == [("upstream", 2, 0.5, 9.0)]
 
 
-def test_several_chunks_a_stage_are_refused():
-    with pytest.raises(ValueError, match="2 model chunks on one pipeline stage; leave out --num-layers-per-virtual-pipeline-stage"):
-        parameter_groups_wrapper(upstream)([model(), model()], None, None, 1.0, **RATES)
+def test_the_chunks_of_a_stage_share_their_groups():
+    first, second = model(), model()
+    groups = parameter_groups_wrapper(upstream)([Wrapped(first), Wrapped(second)], None, None, 1.0, **RATES)
+    matrices = [group["params"] for group in groups if group["max_lr"] == 1e-2 and group["wd_mult"]]
+    assert [[id(parameter) for parameter in part] for part in matrices] == [[id(chunk["language"].weight) for chunk in (first, second)]]
+
+
+def test_every_chunk_takes_all_packs_in_their_order_and_each_is_asked_for_once():
+    asked: list[int] = []
+    packs = ChunkPasses((asked.append(number) or number for number in range(4)), 2)
+    order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+    for chunk, expected in order:
+        model = Wrapped(torch.nn.Identity())
+        model.module.vp_stage = chunk
+        assert packs.take(chunk_of(model)) == expected
+    assert asked == [0, 1, 2, 3]
 
 
 class Steps(ForwardStep):

@@ -30,7 +30,8 @@ def without(*flags: str) -> list[str]:
 
 
 def test_a_good_command_line_passes():
-    assert check_line([*LINE, "--swap-attention", "--lr", "3e-5", "--norm-epsilon=1e-6", "--use-fused-rmsnorm"]) == []
+    frozen = ["--swap-attention", "--vita-train-modules", "projector,language"]
+    assert check_line([*LINE, *frozen, "--lr", "3e-5", "--norm-epsilon=1e-6", "--use-fused-rmsnorm"]) == []
 
 
 BAD = [
@@ -65,8 +66,10 @@ BAD = [
     ("--dataloader-type cyclic", "--dataloader-type cyclic"),
     ("--normalization LayerNorm", "--normalization LayerNorm: .*RMSNorm"),
     ("--attention-dropout=0.1", "--attention-dropout 0.1: .*use 0.0"),
-    ("--num-layers-per-virtual-pipeline-stage 2", "--num-layers-per-virtual-pipeline-stage 2: the tower lives on the first stage"),
-    ("--num-virtual-stages-per-pipeline-rank 2", "--num-virtual-stages-per-pipeline-rank 2: the tower lives on the first stage"),
+    ("--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 7", "-pipeline-stage 7 does not divide the 24 layers"),
+    ("--num-virtual-stages-per-pipeline-rank 2", "--num-virtual-stages-per-pipeline-rank 2: .*use --num-layers-per-virtual-pipeline-stage"),
+    ("--no-overlap-p2p-communication", "--no-overlap-p2p-communication: the interleaved pipeline was compared"),
+    ("--swap-attention", "--swap-attention while the tower trains: .*--vita-train-offload inputs"),
     ("--schedules-method dualpipev", "--schedules-method dualpipev"),
     ("--noop-layers 1,2", "--noop-layers 1,2: .*use --decoder-first-pipeline-num-layers"),
     ("--num-layer-list 1,2", "--num-layer-list 1,2: .*use --decoder-first-pipeline-num-layers"),
@@ -198,6 +201,14 @@ def test_another_tensor_parallel_size_is_refused_before_the_start_and_names_vita
         loading(save(tmp_path / "stages", pp=2))
     with pytest.raises(ValueError, match="iter_0000003 holds no mp_rank"):
         loading(tmp_path, "--ckpt-step", "3")
+
+
+def test_other_virtual_stages_are_refused_before_the_start(tmp_path: Path):
+    save(tmp_path, tp=1, pp=2)
+    line = [*good_line(parallel={"tp": 1, "pp": 2}), "--load", str(tmp_path)]
+    assert check_line(line) == []
+    with pytest.raises(ValueError, match="was saved with 1 virtual stages, this run has 3, .*--to native --output DIR and checkpoint.init"):
+        check_line([*line, "--num-layers-per-virtual-pipeline-stage", "8"])
 
 
 def test_continuing_without_a_saved_optimizer_is_refused_unless_it_is_not_asked_for(tmp_path: Path):

@@ -31,7 +31,7 @@ def test_zero_heads_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"parallel": {"pp": 2, "layer_split": "balanced"}}, "parallel.virtual_stages, parallel.layer_split and parallel.stage_layers are"),
+        ({"parallel": {"pp": 2, "layer_split": "balanced"}}, "parallel.layer_split and parallel.stage_layers are for the built-in engine"),
         ({"parallel": {"pp": 3, "stage_layers": [1, 1, 1]}}, "use --decoder-first-pipeline-num-layers"),
         ({"parallel": {"pp": 2}, "model": {"language": {"tie_embeddings": True}}}, "parallel.pp=2 with model.language.tie_embeddings"),
         ({"train": {"even_steps": 4}}, "train.even_steps=4 is for the built-in engine"),
@@ -40,4 +40,4 @@ def test_zero_heads_are_refused() -> None:
 def test_pipelines_of_the_built_in_engine_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
         check_pipeline(recipe_from_dict(content))
-    check_pipeline(recipe_from_dict({"parallel": {"pp": 3}}))
+    check_pipeline(recipe_from_dict({"parallel": {"pp": 3, "virtual_stages": 2}}))
