@@ -35,6 +35,13 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     _upstream_argument(parser)
 
 
+def _moved_arguments(parser: argparse.ArgumentParser) -> None:
+    _list_arguments(parser)
+    for flag, which in (("--before", "that the ledger was written for"), ("--upstream", "to move to")):
+        told = f"checkouts {which}, or folders with checkouts in them; the first that has a project counts"
+        parser.add_argument(flag, type=Path, nargs="+", required=True, metavar="FOLDER", help=told)
+
+
 def _upstream_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upstream",
@@ -49,6 +56,7 @@ def _upstream_argument(parser: argparse.ArgumentParser) -> None:
 ACTIONS = {
     "list": ("what is changed in other packages, why, and until when", _list_arguments),
     "verify": ("compare the ledger with upstream's sources, importing none of them (needs a source tree)", _verify_arguments),
+    "moved": ("list what differs between two sets of upstream versions, and where it may be now (needs a source tree)", _moved_arguments),
     "table": ("make the signature table of a set of upstream versions (needs a source tree)", _table_arguments),
 }
 
@@ -57,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints what was asked for; 1 when verify found a problem.
 
     Raises:
-        ValueError: verify and table, where the package was installed without its source tree.
+        ValueError: verify, moved and table, where the package was installed without its source tree.
     """
     ledger = load_ledger()
     if arguments.action != "list":

@@ -108,7 +108,7 @@ def _imports(upstream: Upstream, table: dict[str, Any], missing: Sequence[str]) 
 
 def _definition(signature: str, where: Optional[str], found: Optional[dict[str, Any]]) -> list[str]:
     if found is None:
-        return ["moved or went; look for what took its place and write the entry anew"]
+        return ["moved or went; `vita patches moved` looks for its new place; write the entry anew"]
     problems = []
     if where is not None and found["name"] != where:
         problems.append(f"is defined as {found['name']}, not {where}; name the new place under `defined`")
