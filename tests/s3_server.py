@@ -36,7 +36,8 @@ class S3Server:
 
     def put(self, key: str, content: bytes) -> None:
         """Writes an object."""
-        self._ask(urllib.request.Request(f"{self.url}/{BUCKET}/{key}", data=content, method="PUT"))
+        kind = {"Content-Type": "binary/octet-stream"}
+        self._ask(urllib.request.Request(f"{self.url}/{BUCKET}/{key}", data=content, headers=kind, method="PUT"))
 
     def keys(self, prefix: str = "") -> list[str]:
         """Names of objects."""

@@ -133,11 +133,11 @@ def _layout(recipe: Recipe, processes: int, engine: str) -> str:
 
 def _data(recipe: Recipe) -> str:
     from mindspeed_vita.data.mixture import load_mixture
+    from mindspeed_vita.data.prepare import check_media_root, store_cache
 
-    sources = load_mixture(recipe.data.mixture)
+    sources = load_mixture(recipe.data.mixture, store_cache(recipe.data))
     root = recipe.data.media_root
-    if root and not Path(root).is_dir():
-        raise ValueError(f"data.media_root {root}: no such folder")
+    check_media_root(root, "data.media_root")
     files = sum(len(source.paths) for source in sources)
     found = f"{counted(len(sources), 'source')}, {counted(files, 'file')}"
     return f"{recipe.data.mixture}: {found}, all there; media below {root or 'the folder of each file'}"
@@ -145,12 +145,12 @@ def _data(recipe: Recipe) -> str:
 
 def _held_out(recipe: Recipe) -> str:
     from mindspeed_vita.data.mixture import load_mixture
+    from mindspeed_vita.data.prepare import check_media_root, store_cache
     from mindspeed_vita.engine.held_out_packs import held_out_recipe
 
     told = held_out_recipe(recipe)
-    sources = load_mixture(told.data.mixture)
-    if told.data.media_root and not Path(told.data.media_root).is_dir():
-        raise ValueError(f"eval.media_root {told.data.media_root}: no such folder")
+    sources = load_mixture(told.data.mixture, store_cache(told.data))
+    check_media_root(told.data.media_root, "eval.media_root")
     packs = f"{recipe.eval.packs:,} packs" if recipe.eval.packs else "every pack"
     return f"{told.data.mixture}: {len(sources)} sources, all there; {packs} every {recipe.eval.every:,} steps"
 

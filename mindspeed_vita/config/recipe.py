@@ -78,7 +78,12 @@ class DataConfig(Section):
     mixture: Text = ""
     """Path of the mixture YAML (sources with paths, ratio or num)."""
     media_root: Text = ""
-    """Folder that relative media paths start from; empty: the folder of each JSONL file."""
+    """Folder that relative media paths start from, or its address in an object store; empty: the folder of each JSONL file."""
+    store_cache: Text = ""
+    """Folder into which each host fetches what the mixture and media_root name in object stores (s3://bucket/folder): best on a local disk,
+    and the same path on every host. Empty: mindspeed_vita/data in $XDG_CACHE_HOME or ~/.cache."""
+    store_cache_bytes: Size = 256 << 30
+    """Most bytes of fetched media; the longest unused go first. Files of samples and shards stay, and come on top."""
     tokenizer: Text = ""
     """Tokenizer folder (Qwen2.5, or one that holds the same special tokens)."""
     template: Text = "qwen2"

@@ -18,8 +18,9 @@ from mindspeed_vita.data.media.decoder import get_decoder
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError, resolve
 from mindspeed_vita.data.media.readers import check_reader
+from mindspeed_vita.data.media.stored_media import fetch_medium
 from mindspeed_vita.data.mixture import SourceSpec, load_mixture
-from mindspeed_vita.data.prepare import decode_settings, media_root
+from mindspeed_vita.data.prepare import decode_settings, media_root, store_cache
 from mindspeed_vita.data.rows import iter_rows, parse_row, row_place
 from mindspeed_vita.data.sample import Sample, has_answer
 from mindspeed_vita.data.templates import get_template
@@ -61,7 +62,7 @@ def check_mixture(data: DataConfig, *, headers: bool = False) -> Iterator[Checke
     """
     check_reader(data.video_reader)
     reserved = ReservedText(load_tokenizer(data.tokenizer, get_template(data.template)) if data.tokenizer else None)
-    for spec in load_mixture(data.mixture):
+    for spec in load_mixture(data.mixture, store_cache(data)):
         for path in spec.paths:
             yield _check_file(spec, path, media_root(data, path, spec.format), decode_settings(data), headers, reserved)
 
@@ -80,7 +81,7 @@ def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings
                 except ValueError as error:
                     problems.append(RowProblem(source, at, str(error).removeprefix(f"{at}: ")))
                     continue
-                reasons = sample_problems(sample, root, settings if headers else None, reserved)
+                reasons = sample_problems(sample, root, settings, reserved, headers=headers)
                 problems += [RowProblem(source, at, reason) for reason in reasons]
                 unknown.update(sample.unknown_keys)
             if not num_rows:
@@ -92,15 +93,16 @@ def _check_file(spec: SourceSpec, path: str, root: str, settings: DecodeSettings
 
 
 def sample_problems(
-    sample: Sample, root: str, settings: DecodeSettings | None = None, reserved: ReservedText | None = None
+    sample: Sample, root: str, settings: DecodeSettings | None = None, reserved: ReservedText | None = None, *, headers: bool = False
 ) -> Iterator[str]:
     """What would make the index skip a sample.
 
     Args:
         sample: parsed.
         root: folder that its media lie below.
-        settings: given: also open every medium and read its header, within these limits.
+        settings: limits of media, and where those of object stores are fetched to; needed for headers.
         reserved: what no turn may hold; None: the names of the vision tokens.
+        headers: also open every medium and read its header, within the limits.
     """
     learnt = [message for message in sample.messages if message.role != "assistant" or message.learn]
     if not any(message.role in ("assistant", "text", "tokens") for message in learnt):
@@ -117,10 +119,10 @@ def sample_problems(
             yield f"found {tags} <{kind}> tags for {len(paths)} {kind}s, expected one tag each"
         for path in paths:
             try:
-                resolve(path, root)
-                if settings is not None and kind == "image":
+                resolve(path if settings is None else fetch_medium(path, root, settings), root)
+                if settings is not None and headers and kind == "image":
                     get_decoder(settings).probe_picture(path, root)
-                elif settings is not None:
+                elif settings is not None and headers:
                     get_decoder(settings).probe_video(path, root)
                     if not settings.by_time and get_decoder(settings).is_uneven(path, root):
                         yield f"video {path!r}: its frames are not spaced evenly in time; data.frame_sampler=time covers it evenly"

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 from mindspeed_vita.data.formats import format_of
+from mindspeed_vita.files.store_cache import StoreCache
+from mindspeed_vita.files.stores import NotThere, Store, Stored, is_address
 from mindspeed_vita.hf.frames import natural_key
 
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -60,7 +62,7 @@ def _range(first: str, last: str) -> list[str]:
     return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
 
 
-def find_files(entry: str, folder: Path, format_name: str = "") -> tuple[list[str], list[str]]:
+def find_files(entry: str, folder: Path, format_name: str = "", cache: StoreCache | None = None) -> tuple[list[str], list[str]]:
     """Files that an entry of data_paths names, and what of it names none.
 
     What is no file by its plain name is a folder or a pattern. A folder stands for all data files below it. In a pattern, braces are
@@ -71,12 +73,23 @@ def find_files(entry: str, folder: Path, format_name: str = "") -> tuple[list[st
         entry: with its variables expanded. A relative one starts from the working directory or, where nothing lies there, from folder.
         folder: of the mixture.
         format_name: of the mixture's entry. With one, a folder stands for all of its files, whatever their suffix.
+        cache: where files of object stores are fetched to; None refuses their addresses.
 
     Raises:
+        StoreError: a store cannot be reached, or refuses.
         ValueError: a folder has data files of several formats, or the braces stand for too many files.
     """
     found: list[str] = []
     missing: list[str] = []
+    if is_address(entry):
+        if cache is None:
+            raise ValueError(f"{entry} is an address in an object store, which is not read here; name a file or a folder")
+        for address in expand_braces(entry):
+            here = _stored(address, format_name, cache)
+            found += here
+            if not here:
+                missing.append(address)
+        return found, missing
     for text in [entry] if _starts(entry, folder) else expand_braces(entry):
         here = _named(text, folder, format_name)
         found += here
@@ -122,7 +135,40 @@ def _below(top: Path, format_name: str) -> list[str]:
     for parent, folders, names in os.walk(top):
         folders[:] = [name for name in folders if name not in _NO_DATA and not name.startswith(".")]
         files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
-    files.sort(key=natural_key)
+    return _readable(sorted(files, key=natural_key), str(top), format_name)
+
+
+def _stored(address: str, format_name: str, cache: StoreCache) -> list[str]:
+    """Files of a store that an address names, fetched: an object, a folder, or a pattern."""
+    top, found = found_in_store(address)
+    names = [name for name in found if not _hidden(name) and not any(part.startswith(".") for part in name.split("/"))]
+    names = _readable(sorted(names, key=natural_key), top.address, format_name) if top.address == address.rstrip("/") else names
+    return cache.files(top, {name: found[name] for name in sorted(names, key=natural_key)})
+
+
+def found_in_store(address: str) -> tuple[Store, dict[str, Stored]]:
+    """The folder that an address starts from, and what it names below it.
+
+    Raises:
+        StoreError: the store cannot be reached, or refuses.
+    """
+    address = address.rstrip("/")
+    if glob.has_magic(address):
+        start = next(place for place, part in enumerate(address.split("/")) if glob.has_magic(part))
+        top = Store("/".join(address.split("/")[:start]))
+        return top, top.matching("/".join(address.split("/")[start:]))
+    above, _, name = address.rpartition("/")
+    try:
+        if above.endswith("/"):  # a whole bucket
+            return Store(address), Store(address).files()
+        found = Store(above).about(name)
+    except NotThere:
+        return Store(address), {}
+    return (Store(address), Store(address).files()) if found is None else (Store(above), {name: found})
+
+
+def _readable(files: list[str], top: str, format_name: str) -> list[str]:
+    """Those of a folder's files that are data files."""
     if format_name:
         return files
     formats: dict[str, str] = {}
@@ -134,6 +180,6 @@ def _below(top: Path, format_name: str) -> list[str]:
             continue
         readable.append(file)
     if len(formats) > 1:
-        examples = ", ".join(f"{name} ({os.path.relpath(file, top)})" for name, file in sorted(formats.items()))
+        examples = ", ".join(f"{name} ({file.removeprefix(top).lstrip('/')})" for name, file in sorted(formats.items()))
         raise ValueError(f"{top}: the folder holds files of several formats: {examples}; say which with a pattern, as {top}/**/*.parquet")
     return readable

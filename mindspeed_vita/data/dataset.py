@@ -23,7 +23,16 @@ from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.readers import check_reader
 from mindspeed_vita.data.open_files import OpenFiles
 from mindspeed_vita.data.plan_file import EpochPlan
-from mindspeed_vita.data.prepare import Prepared, decode_settings, index_folder, plan_epoch, plan_on_disk, prepare, skip_summary
+from mindspeed_vita.data.prepare import (
+    Prepared,
+    check_media_root,
+    decode_settings,
+    index_folder,
+    plan_epoch,
+    plan_on_disk,
+    prepare,
+    skip_summary,
+)
 from mindspeed_vita.data.rows import RowReader
 from mindspeed_vita.data.sample import Sample
 from mindspeed_vita.data.templates import ChatTemplate, get_template
@@ -269,8 +278,7 @@ def build_data(
     """
     if data.seq_length < 1 or data.seq_length % (2 * cp_size * tp_size):
         raise ValueError(f"data.seq_length={data.seq_length} is not a multiple of 2*cp*tp={2 * cp_size * tp_size}; use one that is")
-    if data.media_root and not Path(data.media_root).is_dir():
-        raise ValueError(f"data.media_root={data.media_root!r} is no folder; set it to the folder that media paths start from")
+    check_media_root(data.media_root, "data.media_root")
     check_reader(data.video_reader)
     text = open_text(data, vocab_size)
     limits = media_limits(data, tokens_per_tile=tokens_per_tile, tile_size=tile_size)

@@ -14,6 +14,7 @@ import yaml
 from mindspeed_vita.config import RepeatedKey, expand_variables, load_yaml
 from mindspeed_vita.data.data_paths import find_files, is_one_file
 from mindspeed_vita.data.formats import format_names, format_of
+from mindspeed_vita.files.store_cache import StoreCache
 
 _ENTRY_KEYS = ("ratio", "num", "data_paths", "format")
 
@@ -43,14 +44,19 @@ class SourceSpec:
         return np.random.default_rng(key).permutation(num_rows)[np.arange(used) % num_rows]
 
 
-def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
+def load_mixture(path: str | Path, cache: StoreCache | None = None) -> tuple[SourceSpec, ...]:
     """Reads ``dataset: {name: {ratio, num, data_paths}}``; other top-level keys are ignored.
 
     An entry is off with ratio 0, num 0, or no paths. ${VAR} and ${VAR:-default} in the paths of entries that are on expand from the
     environment. Paths may name folders and patterns (data_paths.find_files). Relative paths start from the working directory or, where
-    nothing lies there, from the folder of the mixture.
+    nothing lies there, from the folder of the mixture. Addresses in object stores (s3://bucket/folder) may stand for paths.
+
+    Args:
+        path: of the YAML file.
+        cache: where files of object stores are fetched to; None refuses their addresses.
 
     Raises:
+        StoreError: a store cannot be reached, or refuses.
         ValueError: the file is missing or no such YAML, an entry is malformed, a file of an entry that is on is missing, or
             every entry is off.
     """
@@ -71,7 +77,7 @@ def load_mixture(path: str | Path) -> tuple[SourceSpec, ...]:
         spec = _entry(str(name), entry, f"mixture {path}: dataset.{name}")
         if spec is None:
             continue
-        files, absent = _locate(spec, path.parent, f"mixture {path}: dataset.{name}.data_paths")
+        files, absent = _locate(spec, path.parent, cache, f"mixture {path}: dataset.{name}.data_paths")
         missing += [f"{name}: {file}" for file in absent]
         specs.append(replace(spec, paths=files))
     if missing:
@@ -117,13 +123,13 @@ def _is_text(text: str) -> bool:
     return "\0" not in text and not any(0xD800 <= ord(char) < 0xE000 for char in text)
 
 
-def _locate(spec: SourceSpec, folder: Path, where: str) -> tuple[tuple[str, ...], list[str]]:
+def _locate(spec: SourceSpec, folder: Path, cache: StoreCache | None, where: str) -> tuple[tuple[str, ...], list[str]]:
     """The files of an entry, and what of its data_paths names none."""
     files: list[str] = []
     missing: list[str] = []
     for entry in spec.paths:
         try:
-            found, absent = find_files(entry, folder, spec.format)
+            found, absent = find_files(entry, folder, spec.format, cache)
             for file in found:
                 format_of(file, spec.format)
         except ValueError as error:

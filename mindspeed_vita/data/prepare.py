@@ -29,6 +29,8 @@ from mindspeed_vita.data.plan_file import EpochPlan, measure_packs, open_plan, w
 from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
 from mindspeed_vita.files.publish import whole_folder
+from mindspeed_vita.files.store_cache import StoreCache
+from mindspeed_vita.files.stores import Store, cache_folder, is_address
 from mindspeed_vita.hf.tiling import background
 from mindspeed_vita.wording import counted
 
@@ -39,6 +41,7 @@ _META = "prepared.json"
 # sizes of pictures is in the digests; without it, runs that began before there was this setting can go on, with either of its values.
 _NOT_IN_FINGERPRINT = {
     *("mixture", "media_root", "tokenizer", "index", "index_processes", "num_workers", "prefetch", "quarantine", "failure_budget"),
+    *("store_cache", "store_cache_bytes"),
     "pixels",
     "loader_seconds",
     *("video_reader", "decode_seconds", "decode_memory", "max_media_bytes", "max_pixels", "max_video_frames", "max_video_seconds"),
@@ -87,7 +90,31 @@ def decode_settings(data: DataConfig, normalization: str = "imagenet") -> Decode
         colour=background(normalization),
         scale_in_decoder=data.scale_in_decoder,
         by_time=data.frame_sampler == "time",
+        store_cache=store_cache(data).folder,
+        store_cache_bytes=data.store_cache_bytes,
     )
+
+
+def store_cache(data: DataConfig) -> StoreCache:
+    """Where files of object stores lie."""
+    return StoreCache(str(Path(data.store_cache or cache_folder() / "data").absolute()), data.store_cache_bytes)
+
+
+def check_media_root(root: str, key: str) -> None:
+    """Refuses a root that is not there.
+
+    Args:
+        root: folder, address in an object store, or nothing.
+        key: the recipe's name for it.
+
+    Raises:
+        ValueError: it is not there, or its store cannot be reached.
+    """
+    if is_address(root):
+        if not Store(root).is_there():
+            raise ValueError(f"{key}={root!r}: nothing is there; set it to the address that media paths start from")
+    elif root and not Path(root).is_dir():
+        raise ValueError(f"{key}={root!r} is no folder; set it to the folder that media paths start from")
 
 
 def media_root(data: DataConfig, path: str, format_name: str = "") -> str:
@@ -97,7 +124,10 @@ def media_root(data: DataConfig, path: str, format_name: str = "") -> str:
     nothing else outside its folder may.
     """
     if not holds_media(path, format_name):
-        return data.media_root or str(Path(path).parent)
+        cache = store_cache(data)
+        own = cache.file_address(path)
+        root = data.media_root or (own.rpartition("/")[0] if own is not None else str(Path(path).parent))
+        return cache.media_folder(root) if is_address(root) else root
     return path if os.path.islink(path) else str(Path(path).parent)
 
 
@@ -124,7 +154,7 @@ def index_mixture(
     settings = IndexSettings(tokenizer=tokenizer, template=data.template, decoding=decode_settings(data))
     folder, key = index_folder(data), settings.key()
     with Crew(settings, data.index_processes or len(os.sched_getaffinity(0))) as crew:
-        specs = load_mixture(data.mixture)
+        specs = load_mixture(data.mixture, store_cache(data))
         files = [FileToIndex(path, media_root(data, path, spec.format), spec.format) for spec in specs for path in spec.paths]
         indexed = iter(index_files(folder, files, crew, key=key, again=again, progress=progress))
         return [(spec, list(islice(indexed, len(spec.paths)))) for spec in specs]

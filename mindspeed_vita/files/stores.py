@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ _TIMES = ("LastModified", "last_modified", "mtime", "modified", "created", "upda
 
 def cache_folder() -> Path:
     """Where fetched files lie unless a setting says otherwise: mindspeed_vita in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspeed_vita"
+    home = os.path.expanduser("~")  # stays as it is where this user has no home
+    above = os.environ.get("XDG_CACHE_HOME") or os.path.join(home if os.path.isabs(home) else tempfile.gettempdir(), ".cache")
+    return Path(above) / "mindspeed_vita"
 
 
 class StoreError(ValueError):
@@ -55,6 +58,10 @@ def scheme_and_path(address: str) -> tuple[str, str]:
     if found is None or not path.strip("/") or "::" in address or "\0" in address or ".." in path.split("/"):
         raise ValueError(f"{address!r} is no address of a store; expected scheme://bucket/folder, such as s3://bucket/runs/a")
     return found[1].lower(), path
+
+
+class AccessRefused(StoreError):
+    """The store does not take the credentials, or they do not suffice."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,12 @@ class Store:
         return f"{self.address}/{name}" if name else self.address
 
     def is_there(self) -> bool:
-        """Whether the folder holds anything, or is an object."""
-        with _named(self.address):
-            return bool(self._fresh().exists(self.path))
+        """Whether the folder holds anything, or is an object. Raises StoreError as about."""
+        try:
+            self.about("")
+        except NotThere:
+            return False
+        return True
 
     def children(self) -> list[str]:
         """Names directly below, of objects and of folders, sorted; none where nothing is there."""
@@ -239,6 +249,6 @@ def _named(address: str) -> Iterator[None]:
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, PermissionError) or "credential" in text.lower():
             advice = "set the store's credentials (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or have the right granted"
-            raise StoreError(f"{address}: access is refused ({text}); {advice}") from error
+            raise AccessRefused(f"{address}: access is refused ({text}); {advice}") from error
         advice = "check the network and the endpoint (for s3: AWS_ENDPOINT_URL)"
         raise StoreError(f"{address}: the store does not do it ({type(error).__name__}: {text}); {advice}") from error

@@ -1,7 +1,8 @@
-"""Two processes and a local S3 server: the run is killed, its folder is deleted, and it goes on from the store bit for bit."""
+"""Two processes, data and checkpoints on a local S3 server: the run is killed, its folder is deleted, and it goes on bit for bit."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -28,7 +29,11 @@ def test_a_killed_run_without_its_folder_goes_on_from_s3(
         pools("installed").run(RUN, dp=2, content=recipe_to_dict(tiny.recipe(tmp_path / "straight", **sections)))
         directory, path = tmp_path / "run", tmp_path / "recipe.yaml"
         checkpoint = {"save_every": 3, "store": f"s3://{s3_server.BUCKET}/runs/a"}
-        path.write_text(yaml.safe_dump(recipe_to_dict(tiny.recipe(directory, **sections, checkpoint=checkpoint))))
+        for file in (tiny.folder / "data.jsonl", *tiny.folder.glob("*.png")):
+            server.put(f"data/{file.name}", file.read_bytes())
+        (tmp_path / "mixture.yaml").write_text(json.dumps({"dataset": {"all": {"data_paths": [f"s3://{s3_server.BUCKET}/data/*.jsonl"]}}}))
+        data = {"mixture": str(tmp_path / "mixture.yaml"), "store_cache": str(tmp_path / "cache"), "num_workers": 1}
+        path.write_text(yaml.safe_dump(recipe_to_dict(tiny.recipe(directory, **sections, checkpoint=checkpoint, data=data))))
         processes = launch(path, background=True)
         wait_for_step(processes, directory, 4)
         deadline = time.monotonic() + 120
@@ -42,6 +47,7 @@ def test_a_killed_run_without_its_folder_goes_on_from_s3(
         ranks = {key.rpartition("rank_")[2] for key in server.keys("runs/a/") if "/optimizer/" in key}
         assert ranks == {"00000.safetensors", "00001.safetensors"}, "each rank's own files"
         shutil.rmtree(directory)
+        shutil.rmtree(tmp_path / "cache" / "media")
         server.put("runs/a/step_0000023/weights/rank_00000.safetensors", b"the first of many")
         last = launch(path)
         errors = []

@@ -29,6 +29,7 @@ from mindspeed_vita.data.media.decoder_process import DONE, REFUSED, SHARED, TIL
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.pipes import read_into, write_all
+from mindspeed_vita.data.media.stored_media import fetch_media
 from mindspeed_vita.data.media.video import VideoHeader
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
@@ -179,7 +180,13 @@ class Decoder:
         return outcome
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
-        """For each job its answer, or the MediaError that it failed with. What ends the child costs the job it was at, no other.
+        """For each job its answer, or the MediaError that it failed with. Media of object stores are fetched first."""
+        ready = fetch_media(jobs, self.settings)
+        answers = iter(self._answers([job for job in ready if isinstance(job, Job)]))
+        return [next(answers) if isinstance(job, Job) else job for job in ready]
+
+    def _answers(self, jobs: Sequence[Job]) -> list[Any]:
+        """The same for media on this host. What ends the child costs the job it was at, no other.
 
         A job that the child died at is done once more, by a new child: something else may have killed it, and the job's sample would
         stay masked for the rest of the run.

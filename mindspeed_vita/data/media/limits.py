@@ -94,6 +94,11 @@ class DecodeSettings:
     by_time: bool = False
     """Frames of a video file are asked for by their time in milliseconds, not by number (frame_sampler: time)."""
 
+    store_cache: str = ""
+    """Folder of files/store_cache.py with media of object stores; empty: there are none."""
+    store_cache_bytes: int = 0
+    """Most bytes of media there."""
+
     def deadline(self, num_frames: int) -> float:
         """Seconds for a picture (0 frames) or for so many frames of a video."""
         return self.seconds + FRAME_SECONDS * num_frames
