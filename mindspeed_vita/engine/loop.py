@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import gates, lineage
-from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
+from mindspeed_vita.checkpoint.folder_lock import FolderLock
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
@@ -30,6 +29,7 @@ from mindspeed_vita.engine.profile import ProfileWindow
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.resuming import NEWEST, Resume
+from mindspeed_vita.engine.run_lock import held_by_first_rank, run_lock
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
@@ -58,26 +58,14 @@ def train(
         TrainingDiverged: the loss is not finite any more.
     """
     platform = get_platform()
-    own = not dist.is_initialized()
+    own, lock = not dist.is_initialized(), run_lock(recipe)
     with (
         distributed(recipe, platform) as layout,
-        _locked(Path(recipe.checkpoint.directory), recipe.name) as lock,
         watched(recipe, own=own, release=lock.release) as steps,
+        held_by_first_rank(lock),
     ):
         run = _Run(recipe, platform, layout, lock, resume)
         return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest(), steps)
-
-
-@contextmanager
-def _locked(directory: Path, name: str) -> Iterator[FolderLock]:
-    """The lock of the run's folder, which rank 0 holds for all ranks."""
-    advice = "choose another checkpoint.directory, or wait"
-    lock = FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({name})", advice=advice)
-    try:
-        on_first_rank(lock.acquire)
-        yield lock
-    finally:
-        lock.release()  # does nothing on the other ranks
 
 
 class _Run:

@@ -25,6 +25,7 @@ from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
+from mindspeed_vita.platform.phases import phase
 
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
@@ -139,11 +140,13 @@ class ForwardStep:
             return self.evaluation(model)
         dealt, expected = int(next(numbers)), next(self._numbers)
         assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"
-        batch = next(self._packs)
-        inputs = self._shard(batch)
+        with phase("data"):
+            batch = next(self._packs)
+            inputs = self._shard(batch)
         self._learnt += batch.loss_count
         self.log.count(batch)
-        return model(inputs), partial(self._loss, inputs)
+        with self.log.clock.part("forward"):
+            return model(inputs), partial(self._loss, inputs)
 
     def _loss(self, inputs: ModelInputs, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """(sum to differentiate, what it is divided by, report): Megatron's loss function.
@@ -170,13 +173,12 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(train_step)
     def step(forward_step_func: Any, data_iterator: Any, model: Any, optimizer: Any, opt_param_scheduler: Any, config: Any) -> Any:
-        if isinstance(forward_step_func, ForwardStep):
-            forward_step_func.start_step()
-            look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
-        result = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
         if not isinstance(forward_step_func, ForwardStep):
-            return result
-        losses, *rest = result
+            return train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
+        forward_step_func.start_step()
+        look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
+        with forward_step_func.log.timing(optimizer):
+            losses, *rest = train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config)
         losses, train = present(losses), forward_step_func.recipe.train
         rate = opt_param_scheduler.get_lr({"max_lr": train.lr, "min_lr": train.min_lr})
         forward_step_func.finish_step(losses, grad_norm=rest[_GRAD_NORM], rate=rate)
