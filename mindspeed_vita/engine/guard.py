@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Optional
 
 _LOOK = 2.0
 """Seconds between two looks."""
@@ -34,26 +35,27 @@ class Guard:
         # a group of its own: Ctrl-C is not for it
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True)
         assert self._process.stdin is not None
-        self._pipe = self._process.stdin.fileno()
+        self._pipe: Optional[int] = self._process.stdin.fileno()
         os.set_blocking(self._pipe, False)
         os.register_at_fork(after_in_child=self._forget)
 
     def beat(self) -> None:
         """A sign of life."""
         with suppress(BlockingIOError, BrokenPipeError):  # it has enough to read, or was killed
-            os.write(self._pipe, b".")
+            if self._pipe is not None:
+                os.write(self._pipe, b".")
 
     def close(self) -> None:
         """Nothing is guarded any more."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._forget()
         self._process.terminate()
         self._process.wait()
 
     def _forget(self) -> None:
-        """In a forked process, such as a loader's: its copy of the pipe would outlive this one."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            os.close(self._pipe)
+        """Also in a forked process, such as a loader's: its copy of the pipe would outlive this one."""
+        assert self._process.stdin is not None
+        self._pipe = None
+        self._process.stdin.close()
 
 
 def main(process: int, seconds: float) -> None:
