@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -223,7 +223,7 @@ def add_up(path: Path, rows: dict[str, Row], runs: int, seed: int) -> tuple[dict
     for kind, row in rows.items():
         sums[kind].add(row)
     runs += before["runs"]
-    content = {"seeds": [*before["seeds"], seed], "runs": runs, "rows": {kind: asdict(row) for kind, row in sums.items()}}
+    content = {"seeds": [*before["seeds"], seed], "runs": runs, "rows": {kind: vars(row) for kind, row in sums.items()}}
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))
     return sums, runs

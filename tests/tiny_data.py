@@ -67,9 +67,8 @@ class TinyData:
 
 
 def common_keys(line: dict[str, Any]) -> set[str]:
-    """Keys of a line of the built-in engine's metrics.jsonl that other engines write too: all but parts of a step, and norms of modules."""
-    own = {"forward_seconds", "backward_seconds", "exchange_seconds", "optimizer_seconds", "save_seconds"}
-    return {key for key in line if key not in own and not key.startswith("grad_norm/")}
+    """Keys of a line of the built-in engine's metrics.jsonl that other engines write too: all but the gradient norms of modules."""
+    return {key for key in line if not key.startswith("grad_norm/")}
 
 
 def read_metrics(directory: Path, key: str = "loss") -> list[float]:

@@ -115,12 +115,13 @@ class FolderLock:
         for turn in range(5):  # the second time after taking over; more often only in a race with others, who then have it
             time.sleep(0.05 * max(0, turn - 1))
             self._last_beat = _clock()
-            if self._create(owner):
+            if _create(self.path, owner):
                 self._owner = owner
                 self._ended.clear()
                 threading.Thread(target=self._beat, name="vita-lock", daemon=True).start()
+                self._tidy()
                 return
-            self._remove_if_dead()
+            self._remove_if_dead(self.path, owner)
         raise FolderInUse(f"{self.folder}: several processes take {self.path} at this moment; {self.advice}")
 
     def check(self) -> None:
@@ -132,7 +133,7 @@ class FolderLock:
         assert self._owner is not None, "not acquired"
         found = _read(self.path)
         quiet = _clock() - self._last_beat
-        if found is None and quiet < SILENT - BEAT and not self.path.exists() and self._create(self._owner):
+        if found is None and quiet < SILENT - BEAT and not self.path.exists() and _create(self.path, self._owner):
             return  # somebody deleted the file. No other run can have come and gone: this one was not silent for long enough
         if found is None or found.token != self._owner.token:
             other = "another process" if found is None else _name(found)
@@ -153,48 +154,46 @@ class FolderLock:
             with suppress(OSError):  # not empty: the work was done
                 self._made.rmdir()
 
-    def _create(self, owner: Owner) -> bool:
-        try:
-            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(owner), indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:  # a full disk, or a signal: an empty lock would keep everybody out
-            self.path.unlink(missing_ok=True)
-            raise
-        return True
-
-    def _remove_if_dead(self) -> None:
+    def _remove_if_dead(self, path: Path, taker: Owner) -> None:
         """Returns where the owner was dead: its file is gone, or about to be.
 
+        Args:
+            path: the lock, or the right to take it over, which is a lock of the same kind: its owner may have died, too.
+            taker: this process.
+
         Raises:
-            FolderInUse: the owner lives, or may live.
+            FolderInUse: the lock's owner lives, or may live.
         """
-        owner, silence = _read(self.path), _silence(self.path)
+        owner, silence = _read(path), _silence(path)
         if silence is None:
             return  # given back in this moment
         lives = None if owner is None else owner.lives()
         dead = silence > SILENT if lives is None else not lives
+        if not dead and path != self.path:
+            return  # another process takes the lock over in this moment
         if not dead:
             raise FolderInUse(self._in_use(owner, silence, known=lives is not None))
         # one process at a time may remove this owner's file, so that none removes that of one who was faster
         right = self.path.with_name(f".{self.path.name}.over-{owner.token if owner else 'unnamed'}")
-        try:
-            os.close(os.open(right, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        except FileExistsError:
-            if (_silence(right) or 0.0) > SILENT:
-                right.unlink(missing_ok=True)  # of one that died in the next three lines
+        if path == right:  # nobody wrote a name, twice: then there is nothing to tell the two apart by
+            right.unlink(missing_ok=True)
+            return
+        if not _create(right, taker):
+            self._remove_if_dead(right, taker)
             return
         try:
-            if _read(self.path) == owner:
-                self.path.unlink(missing_ok=True)
-                print(f"vita: took over {self.folder} from {_name(owner)}, which ended without giving it back", file=sys.stderr, flush=True)
+            if _read(path) == owner:
+                path.unlink(missing_ok=True)
+                if path == self.path:
+                    ended = f"{_name(owner)}, which ended without giving it back"
+                    print(f"vita: took over {self.folder} from {ended}", file=sys.stderr, flush=True)
         finally:
             right.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Removes what processes have left that died while they looked for an owner. A right that somebody holds is worth nothing now."""
+        for left in self.path.parent.glob(f".{self.path.name}.*"):
+            left.unlink(missing_ok=True)
 
     def _in_use(self, owner: Optional[Owner], silence: float, *, known: bool) -> str:
         line = f"{self.folder} is in use by {_name(owner)}, last sign of life {silence:.0f} s ago; {self.advice}"
@@ -214,6 +213,23 @@ class FolderLock:
                     now = _clock()  # before the beat, which may take long
                     os.utime(self.path)
                     self._last_beat = now
+
+
+def _create(path: Path, owner: Owner) -> bool:
+    """Makes a lock file; False where there is one already."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(owner), indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk, or a signal: an empty lock would keep everybody out
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 @contextmanager
@@ -243,7 +259,7 @@ def _read(path: Path) -> Optional[Owner]:
 
 def _silence(path: Path) -> Optional[float]:
     """Seconds since the last heartbeat by the file server's clock; None where the file is gone."""
-    probe = path.with_name(f".{path.name}.{uuid4().hex}")
+    probe = path.with_name(f".{path.name.lstrip('.')}.{uuid4().hex}")
     try:
         with open(path, "rb") as file:  # opening asks an NFS server for the file's present times
             beat = os.fstat(file.fileno()).st_mtime

@@ -31,11 +31,11 @@ class Leaving:
     def __call__(self, status: int, line: str) -> NoReturn:
         """Prints a line, if there is one, and ends the process with a status."""
         self._first.acquire()  # for good: this process ends
+        report_status(status)  # first: a launcher that sees what happened sends SIGTERM meanwhile, which has a status of its own
         order = threading.Thread(target=self._before, daemon=True)
         order.start()
         order.join(_ORDER)
         if line:
             print(line, file=sys.stderr, flush=True)
             time.sleep(_READ)
-        report_status(status)
         os._exit(status)

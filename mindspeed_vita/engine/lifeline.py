@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Optional
 
+import torch.distributed as dist
+
 LOST = 77
 """Exit status: another process of the run ended without a word, and this one with it."""
 _GRACE = 20.0
@@ -81,7 +83,11 @@ class Lifeline:
             store.set(key, f"{address} {self._server.getsockname()[1]} {self._token}")
             threading.Thread(target=self._serve, name="vita-lifeline", daemon=True).start()
             return
-        address, port, token = store.get(key).decode().split()
+        try:
+            address, port, token = store.get(key).decode().split()
+        except dist.DistNetworkError:  # the first process, which keeps the store, is gone already
+            self._end(LOST, _gone_line("rank 0") if rank == 1 else "")
+            raise
         try:
             peer = socket.create_connection((address, int(port)), timeout=_CONNECT)
         except OSError as error:
@@ -208,10 +214,7 @@ class Lifeline:
         """A process ended without a word."""
         if self._closed or self._status is not None:
             return
-        line = (
-            f"vita: error: {self.name(rank)} ended without a word: it was killed, ran out of memory, or its host or the network to it is "
-            "gone; all other processes end too, and the same command continues from the last checkpoint"
-        )
+        line = _gone_line(self.name(rank))
         if self.rank == 0:
             self._quiet.update(self._peers)
             self.say(f"leave {LOST}")
@@ -237,6 +240,13 @@ class Lifeline:
             return
         with self._lock, suppress(OSError):  # it is gone, and the thread that reads finds out
             peer.sendall(word.encode() + b"\n")
+
+
+def _gone_line(name: str) -> str:
+    return (
+        f"vita: error: {name} ended without a word: it was killed, ran out of memory, or its host or the network to it is "
+        "gone; all other processes end too, and the same command continues from the last checkpoint"
+    )
 
 
 def _warn(reason: str) -> None:

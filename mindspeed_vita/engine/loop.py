@@ -30,7 +30,7 @@ from mindspeed_vita.engine.profile import ProfileWindow
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.resuming import NEWEST, Resume
-from mindspeed_vita.engine.run_lock import locked_run
+from mindspeed_vita.engine.run_lock import held_by_first_rank, run_lock
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
@@ -62,11 +62,11 @@ def train(
         TrainingDiverged: the loss is not finite any more.
     """
     platform = get_platform()
-    own = not dist.is_initialized()
+    own, lock = not dist.is_initialized(), run_lock(recipe)
     with (
         distributed(recipe, platform) as layout,
-        locked_run(Path(recipe.checkpoint.directory), recipe.name) as lock,
         watched(recipe, own=own, release=lock.release) as steps,
+        held_by_first_rank(lock),
     ):
         run = _Run(recipe, platform, layout, lock, resume)
         return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest(), steps)

@@ -1,4 +1,4 @@
-"""The lock of a run's folder, held for all ranks of a training."""
+"""The lock of a run's folder, which the first rank holds for all ranks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from pathlib import Path
 
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
+from mindspeed_vita.config import Recipe
+
+
+def run_lock(recipe: Recipe) -> FolderLock:
+    """The lock, which nobody holds yet. So its `release` can be named before it is taken."""
+    directory = Path(recipe.checkpoint.directory)
+    advice = "choose another checkpoint.directory, or wait"
+    return FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({recipe.name})", advice=advice)
 
 
 @contextmanager
-def locked_run(directory: Path, name: str) -> Iterator[FolderLock]:
-    """The lock of the run's folder, which rank 0 holds for all ranks."""
-    advice = "choose another checkpoint.directory, or wait"
-    lock = FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({name})", advice=advice)
+def held_by_first_rank(lock: FolderLock) -> Iterator[None]:
+    """Holds a lock for the block. Collective.
+
+    Raises:
+        ValueError: another process holds it; on every rank.
+    """
     try:
         on_first_rank(lock.acquire)
-        yield lock
+        yield
     finally:
         lock.release()  # does nothing on the other ranks

@@ -40,6 +40,14 @@ class StepClock:
         yield
         self._spans.append((name, start, self._platform.mark()))
 
+    def mark(self) -> Any:
+        """A moment of the step, for `note`."""
+        return self._platform.mark()
+
+    def note(self, name: Part, start: Any) -> None:
+        """What was done from a mark until now is a part of the step; for engines whose loop leaves no place for a block."""
+        self._spans.append((name, start, self._platform.mark()))
+
     def seconds(self) -> dict[str, float]:
         """Seconds of each part, by its key in metrics.jsonl. The device must have been waited for (Platform.synchronize).
 

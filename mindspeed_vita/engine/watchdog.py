@@ -20,13 +20,14 @@ import torch.distributed as dist
 from mindspeed_vita.checkpoint.native.step_folder import latest
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import TrainingDiverged
+from mindspeed_vita.engine.guard import Guard
 from mindspeed_vita.engine.leaving import Leaving
 from mindspeed_vita.engine.lifeline import Lifeline
 from mindspeed_vita.engine.stacks import add_to, describe_process
 from mindspeed_vita.engine.stopping import Stopped, where_it_continues
 
 HUNG = 76
-"""Exit status: no step ended for health.hang_minutes. A process whose interpreter is held by a library for that long ends with 1."""
+"""Exit status: no step ended for health.hang_minutes. SIGABRT ends a process whose interpreter is held by a library for that long."""
 STACKS = "hang_stacks.txt"
 """File in the run's folder."""
 _LOOK = 2.0
@@ -34,7 +35,7 @@ _LOOK = 2.0
 _ANSWERS = 40.0
 """Seconds in which every rank writes its stacks."""
 _WITHOUT_PYTHON = 120.0
-"""Seconds after the limit at which a process that runs no Python any more is ended from C."""
+"""Seconds after the limit at which a process that runs no Python any more is ended by its guard."""
 
 
 Beat = Callable[[], None]
@@ -44,10 +45,7 @@ WatchedSteps = Callable[[], ContextManager[Beat]]
 
 
 class Watchdog:
-    """Counts the time since the last sign of progress of this rank.
-
-    Time in which the process was stopped does not count, unless it is longer than the limit and _WITHOUT_PYTHON: the timer in C, which
-    ends a process whose interpreter is lost, cannot tell the two apart.
+    """Counts the time since the last sign of progress of this rank. Time in which the process was suspended does not count.
 
     Args:
         seconds: longest time without one; 0: any.
@@ -58,31 +56,30 @@ class Watchdog:
         self._seconds, self._hung = seconds, hung
         self._silence = 0.0
         self._ended = threading.Event()
+        self._guard: Optional[Guard] = None
         if seconds:
-            self._from_c()
+            # a library that keeps the interpreter to itself stops the thread below, too
+            faulthandler.enable(file=2)
+            self._guard = Guard(seconds + _WITHOUT_PYTHON)
             threading.Thread(target=self._watch, name="vita-watchdog", daemon=True).start()
 
     def beat(self) -> None:
         """There was progress."""
         self._silence = 0.0
-        if self._seconds:
-            self._from_c()
+        if self._guard is not None:
+            self._guard.beat()
 
     def close(self) -> None:
         """The work is done."""
         self._ended.set()
-        if self._seconds:
-            faulthandler.cancel_dump_traceback_later()
-
-    def _from_c(self) -> None:
-        # a library that keeps the interpreter to itself stops the thread below, too
-        faulthandler.dump_traceback_later(self._seconds + _WITHOUT_PYTHON, exit=True, file=2)
+        if self._guard is not None:
+            self._guard.close()
 
     def _watch(self) -> None:
-        looked = time.monotonic()
-        while not self._ended.wait(min(_LOOK, self._seconds / 5)):
+        looked, pause = time.monotonic(), min(_LOOK, self._seconds / 5)
+        while not self._ended.wait(pause):
             now = time.monotonic()
-            self._silence += min(now - looked, 2 * _LOOK)
+            self._silence += min(now - looked, 2 * pause)  # more than that: this process was suspended
             looked = now
             if self._silence > self._seconds:
                 self._hung()

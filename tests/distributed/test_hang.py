@@ -32,6 +32,9 @@ def gets_stuck(self, step, *rest):
 Stepper.run = gets_stuck
 """
 
+_LONGEST = 300.0
+"""Seconds for a run that begins with its imports, on a machine that does other work as well."""
+
 
 def start(tiny: TinyData, folder: Path, **sections: Any) -> list[Any]:
     path = folder / "recipe.yaml"
@@ -51,7 +54,7 @@ def test_a_killed_rank_ends_the_others_with_one_message(tiny: TinyData, tmp_path
     other = processes[1 - dead]
     _, error = other.communicate(timeout=60)
     assert other.returncode == LOST, error
-    told = [line for line in error.splitlines() if "error" in line]
+    told = [line for line in error.splitlines() if "vita: error" in line]
     assert len(told) == 1 and told[0].startswith(f"vita: error: rank {dead} (") and "ended without a word" in told[0], error
     assert "Traceback" not in error
     # a lock that the first rank could give back was given back
@@ -63,9 +66,9 @@ def test_a_killed_rank_ends_the_others_with_one_message(tiny: TinyData, tmp_path
 def test_an_error_on_one_rank_ends_the_others_with_the_same_status_and_no_further_message(tiny: TinyData, tmp_path: Path) -> None:
     (tmp_path / "wrong_steps.py").write_text(HANGS.replace("time.sleep(600)", 'raise ValueError("this rank alone")'))
     processes = start(tiny, tmp_path)
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=_LONGEST)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
-    told = [line for error in errors for line in error.splitlines() if "error" in line or "Traceback" in line]
+    told = [line for error in errors for line in error.splitlines() if "vita: error" in line or "Traceback" in line]
     assert told == ["vita: error: this rank alone"], errors
 
 
@@ -74,11 +77,11 @@ def test_an_error_on_one_rank_ends_the_others_with_the_same_status_and_no_furthe
 def test_a_hang_writes_the_stacks_of_every_rank_into_one_file(tiny: TinyData, tmp_path: Path) -> None:
     (tmp_path / "stuck_steps.py").write_text(HANGS)
     processes = start(tiny, tmp_path, health={"hang_minutes": 0.1})
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=_LONGEST)[1] for process in processes]
     assert [process.returncode for process in processes] == [HUNG, HUNG], errors
     stacks = (tmp_path / "run" / STACKS).read_text()
     assert "==== rank 0 of 2" in stacks and "==== rank 1 of 2" in stacks and "gets_stuck" in stacks
-    told = [line for error in errors for line in error.splitlines() if "error" in line]
+    told = [line for error in errors for line in error.splitlines() if "vita: error" in line]
     assert len(told) == 1 and "no step ended for 0.1 minutes (health.hang_minutes); the stacks of all processes are in" in told[0], errors
     assert "the same command continues from" in told[0] and "step_0000003" in told[0]
 
@@ -91,7 +94,7 @@ def test_a_stopped_rank_is_named(tiny: TinyData, tmp_path: Path, monkeypatch: py
     wait_for_step(processes, tmp_path / "run", 3)
     processes[1].send_signal(signal.SIGSTOP)
     try:
-        _, error = processes[0].communicate(timeout=120)
+        _, error = processes[0].communicate(timeout=_LONGEST)
     finally:
         os.kill(processes[1].pid, signal.SIGKILL)
         processes[1].communicate()

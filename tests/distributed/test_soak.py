@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak_train import Row, add_up
 from tests.train_faults import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,9 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_no_fault_loses_a_saved_step_damages_a_checkpoint_or_changes_the_curve() -> None:
-    command = [sys.executable, "-m", "tests.soak_train", str(len(KINDS)), "inf", "5"]
+def test_no_fault_loses_a_saved_step_damages_a_checkpoint_or_changes_the_curve(tmp_path: Path) -> None:
+    sums = tmp_path / "sums.json"
+    command = [sys.executable, "-m", "tests.soak_train", str(len(KINDS)), "inf", "5", str(sums)]
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASS: the soak of training" in done.stdout and all(f"\n{kind} " in done.stdout for kind in KINDS), done.stdout
+    rows, found = json.loads(sums.read_text())["rows"], add_up(sums, {"disk: full": Row(starts=2, most_lost=9)}, 1, seed=6)[0]
+    assert found["disk: full"].starts == rows["disk: full"]["starts"] + 2 and found["disk: full"].most_lost == 9
+    assert dict(found["kill: save"].statuses) == rows["kill: save"]["statuses"], "the table's numbers are kept"
+    with pytest.raises(ValueError, match="has the seed 5 already"):
+        add_up(sums, {}, 0, seed=5)

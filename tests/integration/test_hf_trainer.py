@@ -169,6 +169,7 @@ def test_packs_without_pictures_do_not_hang_and_have_the_built_in_losses(
     mine, theirs = ([json.loads(line) for line in log] for log in logs)
     for own, other in zip(mine, theirs, strict=True):
         assert set(own) == common_keys(other) and {"lr/projector"} < set(own)  # the loss of each source among them
+        assert own["forward_seconds"] > 0 and own["backward_seconds"] > 0 and own["optimizer_seconds"] > 0
         for key in own:
             if key.startswith("loss"):
                 assert own[key] == pytest.approx(other[key], abs=1e-4), key

@@ -113,10 +113,13 @@ def same_lines(found: Path, expected: Path) -> None:
     """metrics.jsonl of MindSpeed-LLM has the built-in engine's keys and values, but for what is timed."""
     written, built_in = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (found, expected))
     built_in = [{key: line[key] for key in common_keys(line)} for line in built_in]
-    timed = {"seconds", "tokens_per_second", "tiles_per_second", "data_seconds", "memory", "tflops_per_device"}
+    timed = {"seconds", "tokens_per_second", "tiles_per_second", "memory", "tflops_per_device"}
+    timed |= {f"{part}_seconds" for part in ("data", "forward", "backward", "exchange", "optimizer", "save")}
     assert [set(line) - timed for line in written] == [set(line) - timed for line in built_in]
     for line, own in zip(written, built_in):
         assert timed <= set(line) and line["tokens_per_second"] > 0
+        parts = [line[f"{part}_seconds"] for part in ("forward", "backward", "optimizer")]
+        assert all(seconds > 0 for seconds in parts) and sum(parts) <= line["seconds"]
         assert {key: line[key] for key in line if key not in timed} == pytest.approx(
             {key: own[key] for key in own if key not in timed}, rel=1e-5
         )
@@ -191,7 +194,8 @@ def test_losses_by_source_are_those_of_the_built_in_engine(mindspeed: MindSpeed,
     """Packs of one source each: a step of four packs does not always meet both."""
     from mindspeed_vita.engine.loop import train
 
-    settings: dict[str, Any] = {"data": {"mixture": tiny.two_sources}, "train": {"steps": 5, "global_batch": 2}}
+    train_keys = {"steps": 5, "global_batch": 2, "vision_lr_mult": 0.5}
+    settings: dict[str, Any] = {"data": {"mixture": tiny.two_sources}, "train": train_keys, "checkpoint": {"save_every": 2}}
     own = recipe("sources_built_in", **settings)
     train(own)
     lines = [json.loads(line) for line in (Path(own.checkpoint.directory) / "metrics.jsonl").read_text().splitlines()]
@@ -205,6 +209,10 @@ def test_losses_by_source_are_those_of_the_built_in_engine(mindspeed: MindSpeed,
             for line in re.finditer(r"iteration +(\d+)/.*lm loss.*", printed.text)
         }
         assert found == {step: pytest.approx(sources, rel=LOSS) for step, sources in expected.items()}
+    run, built_in = (Path(recipe(name).checkpoint.directory) for name in ("sources_1", "sources_built_in"))
+    same_lines(run, built_in)
+    assert len(rates := read_metrics(run, "lr/vision")) == 5 and rates == pytest.approx(read_metrics(built_in, "lr/vision"))
+    assert [seconds > 0 for seconds in read_metrics(run, "save_seconds")] == [False, False, True, False, True]
 
 
 def test_an_objective_of_a_plugin_trains_the_built_in_engines_curve(mindspeed: MindSpeed, tiny: TinyData, monkeypatch: pytest.MonkeyPatch):

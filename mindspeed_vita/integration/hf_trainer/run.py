@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.conversion import IN_MEMORY
-from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.hf.config import model_config
 from mindspeed_vita.checkpoint.hf.export import VERIFICATION, export_hf
 from mindspeed_vita.checkpoint.hf.load import read_config
@@ -32,6 +30,7 @@ from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_load
 from mindspeed_vita.engine.metrics import MetricsLog
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
+from mindspeed_vita.engine.run_lock import held_by_first_rank, run_lock
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
@@ -96,26 +95,13 @@ def train(recipe: Recipe, *, deepspeed: str = "", fsdp: bool = False, stop: Opti
     if sharing == FSDP2 and recipe.lora.rank:
         raise ValueError("--fsdp: adapters are not shared by FSDP2 here; use --deepspeed zero3, or neither")
     platform = get_platform()
-    own = not dist.is_initialized()
+    own, lock = not dist.is_initialized(), run_lock(recipe)
     with (
         distributed(recipe, platform) as layout,
-        _locked(recipe) as lock,
         watched(recipe, own=own, release=lock.release, newest=checkpoints.newest) as steps,
+        held_by_first_rank(lock),
     ):
         return _train(recipe, layout, platform, settings, sharing, stop or StopRequest(), steps)
-
-
-@contextmanager
-def _locked(recipe: Recipe) -> Iterator[FolderLock]:
-    directory = Path(recipe.checkpoint.directory)
-    lock = FolderLock(
-        directory / RUN_LOCK, folder=directory, work=f"vita train ({recipe.name})", advice="choose another checkpoint.directory, or wait"
-    )
-    try:
-        on_first_rank(lock.acquire)
-        yield lock
-    finally:
-        lock.release()  # does nothing on the other ranks
 
 
 def _train(

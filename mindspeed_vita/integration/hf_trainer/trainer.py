@@ -23,6 +23,7 @@ from mindspeed_vita.engine.metrics import MetricsLog, is_logged
 from mindspeed_vita.engine.objective import Objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.step import StepResult
+from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.integration.hf_trainer import checkpoints, fully_sharded
@@ -34,6 +35,7 @@ from mindspeed_vita.integration.hf_trainer.universal import mend_optimizer
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
+from mindspeed_vita.platform.phases import phase, timed
 
 
 class PackTrainer(Trainer):
@@ -83,6 +85,8 @@ class PackTrainer(Trainer):
         self.entries = StepEntries(recipe, platform)
         self.shard = Sharder(recipe, layout, platform)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the count of the whole global batch
+        self.clock = StepClock(platform)
+        self.saving = 0.0  # seconds that training stood still for saving, since the last logged step
         self.busy: list[float] = []
         self._norm, self._count = 0.0, 1
         self._began, self._waited = time.perf_counter(), 0.0
@@ -94,18 +98,32 @@ class PackTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: Any) -> tuple[list[Any], None]:
         """The packs of a step, and with them the number that the step's loss is divided by."""
         self._began, self._waited = time.perf_counter(), self.packs.waited
+        self.clock.begin()
         step = self.state.global_step + 1
         batches = [self.failed.agree(next(epoch_iterator), self.layout, step) for _ in range(num_batches)]
         self._packs = StepPacks(self.recipe, batches, objective=self.objective)
         self._count = max(self._packs.count(self.layout), 1)
         return [{"pack": batch} for batch in batches], None
 
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """Trainer's, timed: forward and backward pass of a pack. With DeepSpeed the last one of a step holds the update, too."""
+        with timed(self.clock.phases), self.clock.part("schedule"):
+            loss = super().training_step(*arguments, **named)
+        self._computed = self.clock.mark()
+        return loss
+
+    def end_update(self) -> None:
+        """The optimizer has made its update: norm and clipping came before."""
+        self.clock.note("optimizer", self._computed)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This rank's part of the loss times the number of ranks, as gradients are averaged over them."""
-        pack = self.shard(inputs["pack"])
-        result = self.objective(model(pack=pack), pack)
+        with phase("data"):
+            pack = self.shard(inputs["pack"])
+        with self.clock.part("forward"):
+            result = self.objective(model(pack=pack), pack)
         self._packs.add(result)
         return result.sum / self._count * dist.get_world_size()
 
@@ -181,13 +199,16 @@ class PackTrainer(Trainer):
                 f"or with train.precision=fp32 to find out why"
             )
         failed = self.failed.settle(learnt=learnt["supervised"], step=step, last_step=self.recipe.train.steps, stop=self.stop)
+        self.platform.synchronize()
         self.busy.append(time.perf_counter() - self._began)
         if self.log_file is not None and self.progress is not None:
-            times = StepTimes(seconds=self.busy[-1], data_seconds=self.packs.waited - self._waited)
+            parts = {**self.clock.seconds(), "save_seconds": self.saving}
+            times = StepTimes(seconds=self.busy[-1], data_seconds=self.packs.waited - self._waited, parts=parts)
             result = StepResult(**learnt, grad_norm=self._norm, failed=failed)
             entry = self.entries.entry(step, result, times, rate=self.recipe.train.lr * share_of_rate(self.recipe.train, step - 1))
             if is_logged(step, self.recipe):
                 self.log_file.write(entry)
+                self.saving = 0.0
             self.progress.update(entry, result.report)
         return self.stop.agreed != 0
 
@@ -223,12 +244,17 @@ class _StepEnd(TrainerCallback):
     def __init__(self, trainer: PackTrainer) -> None:
         self._trainer = trainer
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_update()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         ends = self._trainer.finish_step()
+        self._ended = time.perf_counter()
         if ends or state.global_step == self._trainer.recipe.train.steps:
             control.should_save, control.should_training_stop = True, True
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self._trainer.mark_saved()
+        self._trainer.saving += time.perf_counter() - self._ended
         return control

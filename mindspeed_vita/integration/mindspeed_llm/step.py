@@ -28,6 +28,7 @@ from mindspeed_vita.models.inputs import ModelInputs
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.parallel.shard import Sharder
 from mindspeed_vita.platform import Platform
+from mindspeed_vita.platform.phases import phase
 
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
@@ -148,10 +149,13 @@ class ForwardStep:
             next(numbers)  # its sampler counts on; the packs are the same each time
             self.watch.step_begins()
             return self.evaluation(model)
-        dealt, (expected, batch) = int(next(numbers)), self._packs.take(chunk_of(model))
+        dealt = int(next(numbers))
+        with phase("data"):
+            expected, batch = self._packs.take(chunk_of(model))
+            inputs = self._shard(batch)
         assert dealt == expected, f"Megatron's sampler counts pack {dealt}, the loader {expected}"
-        inputs = self._shard(batch)
-        return model(inputs), partial(self._loss, inputs)
+        with self.log.clock.part("forward"):
+            return model(inputs), partial(self._loss, inputs)
 
     def _loss(self, inputs: ModelInputs, losses_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """(sum to differentiate, what it is divided by, report): Megatron's loss function.
@@ -185,7 +189,7 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
             return train_step(*arguments, **named)
         forward_step_func.start_step()
         look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
-        with forward_step_func.dump.step(forward_step_func.done + 1, model):
+        with forward_step_func.log.timing(optimizer), forward_step_func.dump.step(forward_step_func.done + 1, model):
             result = train_step(*arguments, **named)
         losses, *rest = result
         losses, train = present(losses), forward_step_func.recipe.train

@@ -6,7 +6,8 @@ Megatron prints and logs its own lines as well. Its throughput counts the layers
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,10 +21,12 @@ from mindspeed_vita.engine.held_out_watch import PACKS
 from mindspeed_vita.engine.metrics import MetricsLog, is_logged
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import StepResult
+from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.work import Work, pack_work
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
+from mindspeed_vita.platform.phases import timed
 
 
 class StepLog:
@@ -41,6 +44,8 @@ class StepLog:
     def __init__(self, recipe: Recipe, host: ParallelLayout, platform: Platform, loader: PackLoader, *, loss: str, step: int) -> None:
         self.recipe, self._host, self._loader, self._loss = recipe, host, loader, loss
         self._entries = StepEntries(recipe, platform)
+        self.clock = StepClock(platform)
+        self._platform, self._saved = platform, 0.0
         self._log: Optional[MetricsLog] = None
         directory = recipe.checkpoint.directory
         if directory and host.is_last_stage and (host.tp_rank, host.cp_rank, host.dp_rank) == (0, 0, 0):
@@ -52,6 +57,30 @@ class StepLog:
         """A step starts."""
         self._started, self._waited = time.perf_counter(), self._loader.waited
         self._work, self._samples, self._tiles, self._supervised = Work(), 0, 0, 0
+        self.clock.begin()
+
+    @contextmanager
+    def timing(self, optimizer: Any) -> Iterator[None]:
+        """The block is Megatron's train_step, whose schedule ends where the optimizer begins.
+
+        Args:
+            optimizer: Megatron's, which does not say when it begins.
+        """
+        start, update, own = self.clock.mark(), optimizer.step, vars(optimizer).get("step")
+
+        def timed_update(*arguments: Any, **named: Any) -> Any:
+            self.clock.note("schedule", start)
+            with self.clock.part("optimizer"):
+                return update(*arguments, **named)
+
+        optimizer.step = timed_update
+        try:
+            with timed(self.clock.phases):
+                yield
+        finally:
+            del optimizer.step
+            if own is not None:  # somebody else has wrapped it, too
+                optimizer.step = own
 
     def count(self, batch: PackedBatch) -> None:
         """Takes down a pack of the step."""
@@ -92,7 +121,10 @@ class StepLog:
             flops_tower=tower,
             report=found,
         )
-        times = StepTimes(seconds=time.perf_counter() - self._started, data_seconds=self._loader.waited - self._waited)
+        self._platform.synchronize()
+        seconds, saved = time.perf_counter() - self._started, seconds_of_saves()
+        parts, self._saved = {**self.clock.seconds(), "save_seconds": saved - self._saved}, saved
+        times = StepTimes(seconds=seconds, data_seconds=self._loader.waited - self._waited, parts=parts)
         entry = self._entries.entry(step, result, times, rate=rate)
         self._log.write(entry)
         print(f"{self.recipe.name}: {_described(step, entry)}", flush=True)
@@ -103,6 +135,13 @@ class StepLog:
             return
         self._log.held_out.append(dict(entry))
         self._log.write(entry)
+
+
+def seconds_of_saves() -> float:
+    """Seconds that Megatron has saved for, by its own timer."""
+    from megatron.training import get_timers
+
+    return float(get_timers()("save-checkpoint", log_level=0).active_time())
 
 
 def _described(step: int, entry: Mapping[str, Any]) -> str:

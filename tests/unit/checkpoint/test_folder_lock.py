@@ -63,6 +63,53 @@ def test_a_second_run_is_told_who_is_there(folder: Path) -> None:
     lock(folder).acquire()
 
 
+DIES = """
+import os
+import sys
+from pathlib import Path
+
+from mindspeed_vita.checkpoint import folder_lock
+
+moment = int(sys.argv[2])
+
+def count(event, arguments):
+    global moment
+    if event in ("open", "os.remove") and ".lock" in str(arguments[0]):
+        moment -= 1
+        if moment < 0:
+            os._exit(9)
+
+sys.addaudithook(count)
+path = Path(sys.argv[1]) / "run.lock"
+folder_lock.FolderLock(path, folder=path.parent, work="vita train (z)", advice="wait").acquire()
+os._exit(0)
+"""
+
+
+def test_a_process_that_dies_at_any_moment_of_taking_over_keeps_nobody_out_and_leaves_nothing(folder: Path, ended_process: int) -> None:
+    for moment in range(40):
+        write(folder, pid=ended_process)
+        ended = subprocess.run([sys.executable, "-c", DIES, str(folder), str(moment)], cwd=ROOT, timeout=60).returncode
+        taken = lock(folder)
+        taken.acquire()
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+        taken.release()
+        if ended == 0:
+            assert moment > 5, "it dies at several moments"
+            return
+    raise AssertionError("it never lived long enough to take the lock")
+
+
+def test_takers_that_die_one_after_the_other_keep_nobody_out(folder: Path, ended_process: int) -> None:
+    write(folder, pid=ended_process)
+    for _ in range(2):
+        code = DIES.replace('os._exit(9)', 'os._exit(9) if list(path.parent.glob(".run.lock.over-*")) else None')
+        assert subprocess.run([sys.executable, "-c", code, str(folder), "5"], cwd=ROOT, timeout=60).returncode == 9
+    assert list(folder.glob(".run.lock.over-*"))
+    lock(folder).acquire()
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
+
+
 def test_a_folder_that_was_used_stays(folder: Path) -> None:
     held = lock(folder)
     held.acquire()

@@ -155,3 +155,37 @@ def test_a_stranger_is_dropped_and_the_ranks_go_on(first, sent):
     os.kill(child, signal.SIGKILL)
     status, line = group.left.get(timeout=20)
     assert status == LOST and "rank 1 (process" in line, "the first rank still listens"
+
+
+def test_a_first_process_that_is_gone_before_anybody_is_connected_ends_the_others():
+    class Gone:
+        def add(self, *_):
+            return 1
+
+        def get(self, *_):
+            raise dist.DistNetworkError("Connection was likely closed.")
+
+    left: list[tuple[int, str]] = []
+    for rank in (1, 2):
+        with pytest.raises(dist.DistNetworkError):  # here `leave` returns
+            Lifeline(rank, 3, Gone(), lambda *end: left.append(end), lambda *_: None)
+    assert [status for status, _ in left] == [LOST, LOST]
+    assert "rank 0 ended without a word" in left[0][1] and not left[1][1]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+@pytest.mark.parametrize("seconds", [6, 30, 300])
+def test_a_silent_host_is_gone_after_the_seconds_that_the_recipe_says(seconds, tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    nothing: Any = lambda *_: None  # noqa: E731
+    first = Lifeline(0, 2, store, nothing, nothing, lost_after=seconds)
+    second = Lifeline(1, 2, dist.FileStore(str(tmp_path / "store"), 2), nothing, nothing, lost_after=seconds)
+    deadline = time.monotonic() + 20
+    while 1 not in first._peers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for peer in (first._peers[1], second._peers[0]):
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        idle, pause, probes, longest = (peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
+        assert idle + pause * probes == seconds and longest == 1000 * seconds
+    second.close()
+    first.close()

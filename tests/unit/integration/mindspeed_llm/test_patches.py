@@ -9,9 +9,12 @@ import torch
 
 from mindspeed_vita.config import DebugConfig, TrainConfig
 from mindspeed_vita.engine.module_dump import ModuleDump
+from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
 from mindspeed_vita.integration.mindspeed_llm.step import LOSS, ForwardStep, train_step_wrapper
+from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
+from mindspeed_vita.platform import get_platform
 from tests.fake_msprobe import stand_in
 
 RATES = {"lr": 9.0, "min_lr": 0.9, "decoupled_lr": None, "decoupled_min_lr": None}
@@ -99,7 +102,9 @@ class Steps(ForwardStep):
     """Notes what is called."""
 
     def __init__(self, seen: list) -> None:
-        super().__init__(torch.device("cpu"))
+        super().__init__(get_platform(), SimpleNamespace())  # type: ignore[arg-type]
+        self.log = StepLog.__new__(StepLog)
+        self.log.clock = StepClock(get_platform())
         self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1))
         self.logged: list = []
         self.done = 0
@@ -129,9 +134,11 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
 
     def train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config):
         seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
         opt_param_scheduler.step(increment=2)  # as Megatron does, after the update
         return dict(losses), 0, False, False, None, 7.5, None
 
+    update = scheduler.optimizer.step
     losses = {LOSS: torch.tensor(1.0), "loss/pets": torch.tensor(2.0), "loss/text": torch.tensor(float("nan"))}
     kept = [LOSS, "loss/pets"] if ours else list(losses)  # no token of text in this step
     forward_step = Steps(seen) if ours else object()
@@ -144,7 +151,9 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     expected = [[0.5, 0.25], [1.0, 0.5], [third, third / 2]] if ours else [[0.0, 0.0], [0.5, 0.25], [1.0, 0.5]]
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
     assert seen[:3] == (["start", rates[0], "finish"] if ours else rates)
+    assert scheduler.optimizer.step == update, "the optimizer is left as it was"
     if ours:  # what is logged is the rate of the update that was made
+        assert [name for name, *_ in forward_step.log.clock._spans] == ["schedule", "optimizer"] * 3
         assert forward_step.logged == [(kept, 7.5, pytest.approx(rate)) for rate in (0.5, 1.0, third)]
 
 
