@@ -145,6 +145,9 @@ launch() { # RECIPE [key=value ...] [-- MindSpeed-LLM flags]
     [ -z "${DEEPSPEED:-}" ] || options+=(--deepspeed "$DEEPSPEED") # vita refuses it with another engine
     [ "${FSDP:-0}" != 1 ] || options+=(--fsdp)
     processes="${NPROC_PER_NODE:-$(count_devices "$device" || true)}"
+    if [ -z "${NPROC_PER_NODE:-}" ] && [ "${processes:-0}" = 0 ]; then
+        stop "found no device of kind $device on this machine; start it where the devices are, or say in NPROC_PER_NODE how many the nodes have (DRY_RUN=1 needs no device)"
+    fi
     for name in "NNODES=$nodes" "NPROC_PER_NODE=$processes"; do
         [[ "${name#*=}" =~ ^[1-9][0-9]*$ ]] || stop "$name; expected a whole number from 1 up"
     done

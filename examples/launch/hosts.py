@@ -16,6 +16,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,11 +56,15 @@ def read_hosts(path: Path) -> list[Host]:
     """The hosts of a file, node 0 first.
 
     Raises:
-        ValueError: a line is none of a host, a host stands there twice, or there is no host. It names the line.
-        OSError: the file cannot be read.
+        ValueError: the file cannot be read, a line is none of a host, a host stands there twice, or there is no host. It names the line.
     """
     hosts: list[Host] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "no text in UTF-8"
+        raise ValueError(f"the file of hosts {path} cannot be read ({said}); expected one host a line, node 0 first") from error
+    for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -209,6 +214,18 @@ class Launch:
             thread.join(10)
 
 
+def _check_programs(ssh: Sequence[str], script: str, *, dry_run: bool) -> None:
+    """Refuses what would fail on every host. A dry run needs no ssh.
+
+    Raises:
+        ValueError: there is no such script here, whose checkout the hosts share, or no such ssh.
+    """
+    if not Path(script).is_file():
+        raise ValueError(f"{script}: no such file; give a stage script as seen from {Path.cwd()}, such as examples/long_vita_14b/stage3.sh")
+    if not dry_run and (not ssh or shutil.which(ssh[0]) is None):
+        raise ValueError(f"--ssh {shlex.join(ssh)}: no such program; install ssh, or name what reaches a host")
+
+
 def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,12 +240,13 @@ def main() -> int:
     parser.add_argument("--grace", type=float, default=1800, help="seconds that a node has to save and end (default %(default)g)")
     parser.add_argument("--dry-run", action="store_true", help="print the command of each host, and start nothing")
     arguments = parser.parse_args()
+    ssh, command = shlex.split(arguments.ssh), [arguments.script, *arguments.arguments]
     try:
         hosts = read_hosts(arguments.hosts)
-    except (OSError, ValueError) as error:
+        _check_programs(ssh, arguments.script, dry_run=arguments.dry_run)
+    except ValueError as error:
         print(f"hosts.py: {error}", file=sys.stderr)
         return 2
-    ssh, command = shlex.split(arguments.ssh), [arguments.script, *arguments.arguments]
     if arguments.dry_run:
         variables = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
         for node, host in enumerate(hosts):

@@ -106,10 +106,14 @@ class FolderLock:
 
         Raises:
             FolderInUse: another process holds it.
+            ValueError: the folder cannot be made.
             OSError: the folder cannot be written.
         """
         if not self.path.parent.is_dir():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{self.folder}: the folder cannot be made ({error.strerror}); name one that can be written") from error
             self._made = self.path.parent
         owner = Owner.this_process(self.work)
         for turn in range(5):  # the second time after taking over; more often only in a race with others, who then have it

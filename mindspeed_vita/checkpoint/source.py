@@ -117,7 +117,7 @@ def open_source(folder: Path, options: SourceOptions) -> Source:
     from mindspeed_vita.checkpoint.adapter import source as adapters
 
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise ValueError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}; expected the folder of a checkpoint")
     if adapters.holds_adapters(folder):
         if options.adapter:
             raise ValueError(f"{folder} holds adapters itself; name the weights, with --adapter {options.adapter}, or merge one of the two")

@@ -114,7 +114,7 @@ def open_session(arguments: argparse.Namespace) -> InferenceSession:
     from mindspeed_vita.files.sizes import parse_size
     from mindspeed_vita.inference.session import SessionSettings, load_session
 
-    memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory")
+    memory = None if arguments.cache_memory is None else parse_size(arguments.cache_memory, "--cache-memory", unit_needed=True)
     names = ("tokenizer", "recipe", "adapter", "tp", "cp", "max_frames", "frame_pooling", "rope_scaling", "max_pixels")
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     settings = SessionSettings(cache_memory=memory)

@@ -151,8 +151,8 @@ def _held_out(recipe: Recipe) -> str:
     told = held_out_recipe(recipe)
     sources = load_mixture(told.data.mixture, store_cache(told.data))
     check_media_root(told.data.media_root, "eval.media_root")
-    packs = f"{recipe.eval.packs:,} packs" if recipe.eval.packs else "every pack"
-    return f"{told.data.mixture}: {len(sources)} sources, all there; {packs} every {recipe.eval.every:,} steps"
+    packs = counted(recipe.eval.packs, "pack") if recipe.eval.packs else "every pack"
+    return f"{told.data.mixture}: {counted(len(sources), 'source')}, all there; {packs} every {counted(recipe.eval.every, 'step')}"
 
 
 def _tokenizer(recipe: Recipe) -> str:
@@ -189,6 +189,7 @@ def _weights(recipe: Recipe, engine: str) -> str:
         return _adapters(recipe, None)
     if not start:
         return f"random, as checkpoint.init_from is empty; checkpoints go to {directory}"
+    step_folder.check_start(recipe)
     if (Path(start) / "latest_checkpointed_iteration.txt").is_file():
         raise ValueError(f"{start} was saved by MindSpeed-LLM; vita convert --from {start} --to native --output DIR, and start from DIR")
     if "://" in start:

@@ -13,6 +13,7 @@ import traceback
 from typing import Mapping, Optional, Sequence
 
 from mindspeed_vita.engine.stopping import report_status
+from mindspeed_vita.quiet import quiet_imports
 
 # name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
 COMMANDS = {
@@ -148,6 +149,7 @@ def _guarded(name: str, words: list[str]) -> int:
     try:
         try:
             arguments = _parse(name, words)
+            quiet_imports()
             module = importlib.import_module(COMMANDS[name][0])
             _fetch(arguments, getattr(module, "CHECKPOINTS", ()))
             return int(module.run(arguments))

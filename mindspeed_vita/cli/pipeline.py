@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     for stage in pipeline.stages[first : last + 1]:
         found = handoff(recipes.get(stage.start), stage.recipe)
         problems += [f"{stage.settings.name}, from {stage.start}: {problem}" for problem in found.problems]
+        if found.order_note and not arguments.dry_run:
+            print(f"{stage.settings.name}: NOTE: {found.order_note}", flush=True)
     if arguments.dry_run:
         return _show(pipeline, first, last)
     if problems:

@@ -14,6 +14,7 @@ from mindspeed_vita.config import Recipe, load_recipe, validate
 from mindspeed_vita.files.sizes import parse_size
 from mindspeed_vita.planner.calibration import read_calibration
 from mindspeed_vita.planner.device import KINDS, Device, load_device
+from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
     from mindspeed_vita.planner.plan import RankPlan
@@ -93,8 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.planner.timing import time_layout
     from mindspeed_vita.planner.trace.packs import PackContent
 
-    packs = f"{packs_of_a_rank(recipe, world)} packs of {recipe.data.seq_length:,} tokens"
-    title = f"{recipe.name} on {world:,} devices: {Layout.of(recipe).describe(world)}"
+    packs = f"{counted(packs_of_a_rank(recipe, world), 'pack')} of {recipe.data.seq_length:,} tokens"
+    title = f"{recipe.name} on {counted(world, 'device')}: {Layout.of(recipe).describe(world)}"
     content = PackContent()
     filled = f"traced packs are {content.vision:.0%} vision tokens, and {content.supervised:.0%} are supervised"
     say = _say if arguments.json else _print
@@ -148,7 +149,7 @@ def _check(arguments: argparse.Namespace) -> tuple[int | None, Device | None, di
     measured = None if arguments.calibrate is None else read_calibration(arguments.calibrate)
     memory = None if device is None else device.memory_bytes
     if arguments.memory is not None:
-        memory = parse_size(arguments.memory, "--memory")
+        memory = parse_size(arguments.memory, "--memory", unit_needed=True)
     if arguments.longest and memory is None:
         raise ValueError(
             f"--longest needs the memory of a device, and --device {arguments.device} has no size; "
@@ -170,7 +171,7 @@ def _inference(arguments: argparse.Namespace, recipe: Recipe, world: int, memory
 
     prompt = Prompt(tokens=recipe.data.seq_length if arguments.prompt_tokens is None else arguments.prompt_tokens)
     shares = f"{prompt.vision:.0%} of the prompt are vision tokens"
-    print(f"inference of {recipe.name} on {world:,} devices, a prompt of {prompt.tokens:,} tokens; {shares}\n", flush=True)
+    print(f"inference of {recipe.name} on {counted(world, 'device')}, a prompt of {prompt.tokens:,} tokens; {shares}\n", flush=True)
     plans, reasons = plan_inference(
         recipe, world, prompt, device=kind, memory=memory, processes=arguments.processes, say=_say
     )

@@ -30,11 +30,15 @@ def main() -> int:
         signal.signal(signal.SIGUSR1, _pass_on)
         try:
             torchrun()
-        except (ChildFailedError, SignalException):
+        except (ChildFailedError, SignalException) as error:
             of_starts = sorted(told.parent.glob(f"{told.name}.*"))
-            if not of_starts:
+            if of_starts:
+                return int(of_starts[-1].read_text())
+            if isinstance(error, ChildFailedError):
                 raise
-            return int(of_starts[-1].read_text())
+            # the signal came before the processes could say anything
+            print(f"vita: torchrun was ended by {signal.Signals(error.sigval).name}", file=sys.stderr, flush=True)
+            return 128 + error.sigval
     return 0
 
 

@@ -34,7 +34,7 @@ from mindspeed_vita.config.recipe import (
 )
 from mindspeed_vita.config.stretching import stretched
 from mindspeed_vita.config.towers import TowerTraits, register_traits, tower_names, tower_traits
-from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
+from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml, yaml_problem
 from mindspeed_vita.config.validate import validate, validate_model
 
 __all__ = [
@@ -83,4 +83,5 @@ __all__ = [
     "tower_traits",
     "validate",
     "validate_model",
+    "yaml_problem",
 ]

@@ -102,6 +102,8 @@ def _problems(
         if kind in _UNKNOWN_KEY:
             fields = {item.name for item in dataclasses.fields(_annotation(cls, loc[:-1]))}
             yield key, f"unknown key {key}{origin}{hint(name, key.removesuffix(name), fields, root)}"
+        elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            yield key, f"the key {key} is missing"
         elif kind == "section":
             yield key, f"{key.rstrip('.')} must be a section, found {error['input']!r}{origin}"
         else:

@@ -12,7 +12,7 @@ import yaml
 
 from mindspeed_vita.config.build import build
 from mindspeed_vita.config.recipe import ModelConfig, RopeScalingConfig
-from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml
+from mindspeed_vita.config.unique_keys import RepeatedKey, load_yaml, yaml_problem
 from mindspeed_vita.config.validate import validate_model
 
 OPTION = "--rope-scaling"
@@ -62,7 +62,7 @@ def _read(text: str) -> Mapping[str, Any]:
     except RepeatedKey as error:
         raise ValueError(f"{where}: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {error}") from error
+        raise ValueError(f"{where}: not valid YAML: {yaml_problem(error)}") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{where}: expected a mapping such as {{kind: linear, factor: 4}}, found {type(found).__name__}")
     return found

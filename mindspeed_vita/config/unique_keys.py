@@ -39,6 +39,8 @@ def read_yaml(path: Path, what: str) -> Any:
     Raises:
         ValueError: there is no such file, or it is no YAML in UTF-8.
     """
+    if path.is_dir():
+        raise ValueError(f"{what} {path}: is a folder; expected a YAML file")
     if not path.is_file():
         raise ValueError(f"{what} {path}: no such file")
     try:
@@ -48,7 +50,16 @@ def read_yaml(path: Path, what: str) -> Any:
     except RepeatedKey as error:
         raise ValueError(f"{what} {path}: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{what} {path}: not valid YAML: {error}") from error
+        raise ValueError(f"{what} {path}: not valid YAML: {yaml_problem(error)}") from error
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a text that is no YAML, and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    said = [part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {', '.join(said)}"
 
 
 def load_yaml(text: str) -> Any:

@@ -116,8 +116,9 @@ def _layout(recipe: Recipe, world_size: int, uneven_pipeline: bool) -> list[str]
     model_size = layout.tp * layout.pp * layout.cp
     if world_size % model_size:
         problems.append(
-            f"tp*pp*cp={layout.tp}*{layout.pp}*{layout.cp}={model_size} does not divide the {world_size} processes that were started; "
-            f"start a multiple of {model_size} (torchrun --nproc_per_node) or change the sizes"
+            f"tp*pp*cp={layout.tp}*{layout.pp}*{layout.cp}={model_size} does not divide the number of processes, {world_size:,}; use a "
+            f"multiple of {model_size} (torchrun --nproc_per_node, NPROC_PER_NODE of the stage scripts, `vita check --processes`, "
+            "`vita plan --devices`), or change the sizes"
         )
     for name, value in (
         ("model.language.num_heads", language.num_heads),

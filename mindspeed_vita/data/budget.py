@@ -53,4 +53,10 @@ class FailureBudget:
 
 def kind_of(reason: str) -> str:
     """A reason without the numbers and paths that tell one case from the next."""
-    return "".join("#" if char.isdigit() else char for char in reason.rpartition(": ")[2])
+    return "".join("#" if char.isdigit() else char for char in _innermost(reason))
+
+
+def _innermost(reason: str) -> str:
+    """What stands behind the last colon. A bracket that closes there and opened before goes too: "cannot be read (OSError: cut short)"."""
+    last = reason.rpartition(": ")[2]
+    return last[:-1] if last.endswith(")") and last.count(")") > last.count("(") else last

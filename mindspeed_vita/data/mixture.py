@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mindspeed_vita.config import RepeatedKey, expand_variables, load_yaml
+from mindspeed_vita.config import RepeatedKey, expand_variables, load_yaml, yaml_problem
 from mindspeed_vita.data.data_paths import find_files, is_one_file
 from mindspeed_vita.data.formats import format_names, format_of
 from mindspeed_vita.files.store_cache import StoreCache
@@ -60,15 +60,22 @@ def load_mixture(path: str | Path, cache: StoreCache | None = None) -> tuple[Sou
         ValueError: the file is missing or no such YAML, an entry is malformed, a file of an entry that is on is missing, or
             every entry is off.
     """
+    if not str(path):
+        raise ValueError("data.mixture is empty; set it to a YAML file that names the data (docs/data.md)")
     path = Path(path)
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"mixture {str(path)!r} cannot be read ({error.strerror}); set data.mixture to a YAML file") from error
+        raise ValueError(
+            f"mixture {str(path)!r} cannot be read ({error.strerror}); expected a YAML file that names the data (docs/data.md). "
+            "Correct data.mixture, or eval.mixture where held-out data are meant"
+        ) from error
     except RepeatedKey as error:
         raise ValueError(f"mixture {path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"mixture {path} is no YAML: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"mixture {path} is no YAML: {yaml_problem(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"mixture {path} is no YAML: no text in UTF-8 ({error}); save it as UTF-8") from error
     entries = content.get("dataset") if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         raise ValueError(f"mixture {path}: found no mapping 'dataset'; expected dataset: {{name: {{ratio, num, data_paths}}}}")

@@ -21,6 +21,8 @@ def check_folder(folder: str | Path) -> Path:
     Raises:
         ValueError: no such folder, or no tokenizer in it.
     """
+    if not str(folder):
+        raise ValueError("data.tokenizer is empty; set it to a Qwen2.5 tokenizer folder")
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"tokenizer folder {str(folder)!r} does not exist; set data.tokenizer to a Qwen2.5 tokenizer folder")

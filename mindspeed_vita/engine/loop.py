@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.folder_lock import FolderLock
-from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native import atomic, step_folder
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.config import Recipe
@@ -89,6 +89,8 @@ class _Run:
         base = find_run_base(recipe, resume_from, None if resume_from is None else native.saved_recipe(resume_from))
         if base is not None:
             recipe = self.recipe = base.recipe
+        elif resume_from is None:
+            step_folder.check_start(recipe)
         self.entries = StepEntries(recipe, platform)
         self.dump = ModuleDump(recipe.debug, self.directory)
         model = build_model(recipe, layout, platform.device)  # first: what no kernel serves is refused before data is read

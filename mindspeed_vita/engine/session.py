@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Iterator
@@ -16,6 +14,7 @@ from mindspeed_vita.config import Recipe, validate
 from mindspeed_vita.parallel.layout import TIMEOUT, ParallelLayout
 from mindspeed_vita.parallel.ring_groups import with_ring
 from mindspeed_vita.platform import Platform, announce, megatron_compat
+from mindspeed_vita.quiet import quiet_imports
 
 _STORE_SECONDS = 5.0
 """How long the processes' common store may take to say who reports an error."""
@@ -136,14 +135,3 @@ def _ask_store(store: dist.Store, answer: list[bool]) -> None:
         answer.append(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
     except (dist.DistNetworkError, dist.DistStoreError):  # the process that keeps the store is gone, without having said why
         answer.append(True)
-
-
-def quiet_imports() -> None:
-    """Silences what megatron.core warns of on import and use, and torch's renamings that only megatron.core can follow."""
-    # megatron.core warns about every optional package it would like, and calls collectives by names that new torch deprecates
-    deprecated = r"`torch\.distributed\..*is deprecated.*"
-    for message in (".*Transformer Engine.*", ".*Apex is not installed.*", ".*transformer_engine.*", deprecated):
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", module=r"megatron\.core.*")
-    # from 0.19 on, each start says that GPTModel gets fixes only and that another class will follow it: nothing a user can act on
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)

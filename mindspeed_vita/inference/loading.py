@@ -28,6 +28,7 @@ from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.hf.frame_pooling import read_pooling
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
+from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
     from mindspeed_vita.models.vita import VitaModel
@@ -173,7 +174,10 @@ def begin(recipe: Recipe, tokenizer: Optional[str | Path]) -> tuple[Any, Platfor
     """
     tp, cp, found = recipe.parallel.tp, recipe.parallel.cp, world_size()
     if found != tp * cp:
-        raise ValueError(f"tp={tp} and cp={cp} need {tp * cp} processes, {found} were started; use torchrun --nproc_per_node {tp * cp}")
+        raise ValueError(
+            f"tp={tp} and cp={cp} need {counted(tp * cp, 'process', 'processes')}, one for each device; found {found}. "
+            f"Start {tp * cp} (torchrun --nproc_per_node {tp * cp}), or choose --tp and --cp whose product is {found}"
+        )
     loaded = load_tokenizer(tokenizer or recipe.data.tokenizer, get_template(recipe.data.template))
     platform = get_platform()
     return loaded, platform, init_distributed(recipe, platform)

@@ -23,6 +23,8 @@ class Handoff:
     """Keys of the rotary positions that differ, with both values."""
     data: tuple[str, ...]
     """What differs of the mixture, tokenizer, template and isolation of samples, with both values."""
+    stages: tuple[Optional[int], Optional[int]]
+    """Their stages of the paper; None where the recipe names none."""
     problems: tuple[str, ...]
     """Why the stage cannot take over."""
 
@@ -32,13 +34,25 @@ class Handoff:
         grown = f"{before:,} -> {after:,}" if before not in (None, after) else f"{after:,}"
         was, now = self.trained
         learns = ", ".join(now) if was in (None, now) else f"{', '.join(was or ())} -> {', '.join(now)}"
+        shorter = ", shorter than before" if before is not None and after < before else ""
+        own = [f"context  {grown} tokens{shorter}", f"trained  {learns}"]
+        if before is None:
+            return own
         return [
             f"weights  {'; '.join(self.weights) or 'the same architecture'}",
-            f"context  {grown} tokens{', shorter than before' if before is not None and after < before else ''}",
-            f"trained  {learns}",
+            *own,
             f"rope     {'; '.join(self.rope) or 'unchanged'}",
             f"data     {'; '.join(self.data) or 'unchanged'}",
+            *([f"order    NOTE: {self.order_note}"] if self.order_note else []),
         ]
+
+    @property
+    def order_note(self) -> str:
+        """A sentence where an earlier stage of the paper starts from a later one; else empty."""
+        before, after = self.stages
+        if before is None or after is None or after >= before:
+            return ""
+        return f"a recipe of stage {after} starts from one of stage {before}; the paper trains 1, 2, 3, 4. Is the order right?"
 
 
 def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
@@ -50,7 +64,8 @@ def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
     """
     context, trained = after.data.seq_length, tuple(after.train.modules)
     if before is None:
-        return Handoff(weights=(), context=(None, context), trained=(None, trained), rope=(), data=(), problems=())
+        nothing: dict[str, tuple[str, ...]] = {"weights": (), "rope": (), "data": (), "problems": ()}
+        return Handoff(context=(None, context), trained=(None, trained), stages=(None, after.stage), **nothing)
     differ = {key: f"model.{key}: {was} -> {now}" for key, (was, now) in differing_keys(before.model, after.model).items()}
     weights = tuple(text for key, text in differ.items() if not key.startswith(POSITIONS))
     names = ("mixture", "tokenizer", "template", "resets", "packing")
@@ -64,5 +79,6 @@ def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
         trained=(tuple(before.train.modules), trained),
         rope=tuple(text for key, text in differ.items() if key.startswith(POSITIONS)),
         data=tuple(changed.values()),
+        stages=(before.stage, after.stage),
         problems=tuple(problems),
     )

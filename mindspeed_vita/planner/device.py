@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from mindspeed_vita.config import yaml_problem
+
 _FOLDER = Path(__file__).parent / "devices"
 KINDS = ("npu", "cuda")
 """What a device adds to its tensors; see device_memory.py."""
@@ -81,8 +83,10 @@ def load_device(name: str) -> Device:
             raise ValueError(f"--device {name!r}: expected one of {known}, or a YAML file of constants")
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"device file {name}: not YAML: {' '.join(str(error).split())}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"device file {name}: not YAML: {yaml_problem(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"device file {name}: no text in UTF-8 ({error}); save it as UTF-8") from error
     return _device(name, content)
 
 

@@ -16,6 +16,7 @@ from mindspeed_vita.pipeline.progress import read_record
 from mindspeed_vita.report.json_lines import Entry, JsonLines, finite, is_number, is_step, printable
 
 _Found = TypeVar("_Found")
+_METRICS = "metrics.jsonl"
 
 
 class RunFiles:
@@ -25,14 +26,18 @@ class RunFiles:
         folder: of the run.
 
     Raises:
-        ValueError: it is no folder.
+        ValueError: it is no folder, or a folder of runs.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; expected the folder of a run (checkpoint.directory of its recipe)")
+        below = [] if (folder / _METRICS).is_file() else sorted(path.parent.name for path in folder.glob(f"*/{_METRICS}"))
+        if below:
+            shown = ", ".join(below[:8]) + (f" and {len(below) - 8} more" if len(below) > 8 else "")
+            raise ValueError(f"{folder} is no run itself; it holds the runs {shown}; name one, such as {folder / below[0]}")
         self.folder = folder
-        self.metrics = JsonLines(folder / "metrics.jsonl", _metrics_fault)
+        self.metrics = JsonLines(folder / _METRICS, _metrics_fault)
         self.steps: list[Entry] = []
         """Lines of training steps, ascending; of a step that was written twice, the later line."""
         self.evaluations: list[Entry] = []

@@ -54,5 +54,5 @@ def test_every_rank_finds_the_tokens_of_transformers(
 def test_a_wrong_number_of_processes_is_refused(question: dict[str, Any]) -> None:
     from mindspeed_vita.inference.generate import load_generator
 
-    with pytest.raises(ValueError, match="tp=2 and cp=2 need 4 processes, 1 were started; use torchrun --nproc_per_node 4"):
+    with pytest.raises(ValueError, match="tp=2 and cp=2 need 4 processes, one for each device; found 1. Start 4"):
         load_generator(question["folder"], tp=2, cp=2)

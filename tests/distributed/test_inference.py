@@ -183,7 +183,7 @@ def test_the_older_line_of_megatron_core_decodes_without_sequence_parallelism(
 def test_the_checkpoint_is_read_under_a_layout_that_fits(asked: dict[str, Any]) -> None:
     from mindspeed_vita.inference.loading import load_model
 
-    with pytest.raises(ValueError, match="tp=1 and cp=2 need 2 processes, 1 were started; use torchrun --nproc_per_node 2"):
+    with pytest.raises(ValueError, match="tp=1 and cp=2 need 2 processes, one for each device; found 1. Start 2"):
         load_model(asked["folder"] / "run", cp=2)
     with pytest.raises(ValueError, match="no such folder; expected a native run or step"):
         load_model(Path(asked["folder"]) / "gone")

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.config import ModelConfig, Recipe, model_config_from_dict, recipe_to_dict
+from mindspeed_vita.files.stores import is_address
 
 # keys of the model section that do not change what a weight means
 _NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_chunk", "language.max_positions", "vision.layer_scale_init"}
@@ -69,10 +70,27 @@ def find(path: str | Path) -> Path:
     step = latest(path)
     if step is None:
         what = "holds no whole checkpoint" if path.is_dir() else "does not exist"
+        advice = ""
         if (path / "config.json").is_file():
-            what = "is a Hugging Face folder, not a native one"
-        raise ValueError(f"{path} {what}; expected a run folder with step_XXXXXXX folders, or one of those folders itself")
+            what, advice = "is a Hugging Face folder, not a native one", f". vita convert --from {path} --to native --output DIR makes one"
+        elif (path / "export" / "config.json").is_file():
+            advice = f". It is a run of --engine hf, whose weights are in {path / 'export'}"
+        raise ValueError(f"{path} {what}; expected a run folder with step_XXXXXXX folders, or one of those folders itself{advice}")
     return step
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuses a checkpoint.init_from that is no folder. An address in an object store is looked at when the step is fetched.
+
+    Raises:
+        ValueError: there is none. The message names the setting.
+    """
+    start = recipe.checkpoint.init_from
+    if start and not is_address(start) and not Path(start).is_dir():
+        raise ValueError(
+            f"checkpoint.init_from={start}: no such folder; expected the run or the weights that this run starts from. "
+            "Train the stage before first, or correct the path"
+        )
 
 
 def weights_identity(folder: Path) -> str:

@@ -38,7 +38,10 @@ def main(device: str, argv: Optional[Sequence[str]] = None) -> int:
     """
     parser = _parser(device)
     arguments = parser.parse_args(argv)
-    platform = get_platform(os.environ.get("DEVICE") or device)
+    try:
+        platform = get_platform(os.environ.get("DEVICE") or device)
+    except ValueError as error:
+        parser.error(f"this script needs one {device}, unless the environment variable DEVICE names another device: {error}")
     report = Report()
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)

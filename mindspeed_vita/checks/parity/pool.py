@@ -157,8 +157,8 @@ def _start(pipes: list[Connection], first_rank: int, overlay: Optional[str], pre
 
 def import_everything() -> None:
     """What a run imports, before the workers fork."""
-    from mindspeed_vita.engine.session import quiet_imports
     from mindspeed_vita.platform.megatron_compat import install_patches
+    from mindspeed_vita.quiet import quiet_imports
 
     quiet_imports()
     get_platform().activate()
@@ -193,8 +193,8 @@ def _find(function: str) -> Callable[..., Any]:
 def _call(function: str, sizes: tuple[int, int, int], world: int, store: str, rank: int, arguments: dict[str, Any]) -> Any:
     import torch.distributed as dist
 
-    from mindspeed_vita.engine.session import quiet_imports
     from mindspeed_vita.platform.megatron_compat import destroy_model_parallel, install_patches
+    from mindspeed_vita.quiet import quiet_imports
 
     quiet_imports()
     platform = get_platform()

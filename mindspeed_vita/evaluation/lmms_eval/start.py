@@ -34,7 +34,8 @@ def open_shared(checkpoint: str, options: dict[str, Any]) -> SharedSession:
         raise ValueError(f"--model_args: unknown {', '.join(unknown)}; expected some of {known}")
     memory = options.get("cache_memory")
     settings = SessionSettings(
-        cache_memory=None if memory is None else parse_size(str(memory), "cache_memory"), rank_timeout=_seconds(options.get("rank_timeout"))
+        cache_memory=None if memory is None else parse_size(str(memory), "cache_memory", unit_needed=True),
+        rank_timeout=_seconds(options.get("rank_timeout")),
     )
     session = load_session(checkpoint, settings=settings, **{name: options[name] for name in _LOAD if name in options})
     return SharedSession(session, prefill_tokens=int(options.get("prefill_chunk", 8192)))

@@ -45,7 +45,7 @@ class LongVitaNative(BaseModel):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        memory = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
+        memory = None if cache_memory is None else parse_size(cache_memory, "cache_memory", unit_needed=True)
         session = load_session(model_path, settings=SessionSettings(cache_memory=memory), max_frames=max_num_frame, **options)
         atexit.register(shutdown)
         self.shared, self.params = SharedSession(session), SamplingParams(max_tokens=max_new_tokens)

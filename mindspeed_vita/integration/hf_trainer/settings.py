@@ -18,6 +18,8 @@ from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
 _BUILTIN = Path(__file__).with_name("deepspeed")
+TESTED = {"accelerate": "1.15.0", "deepspeed": "0.19.8"}
+"""The releases that the tests run with; setup.py names the same."""
 FSDP2 = "fsdp2"
 """How a run with --fsdp shares the memory, in records and logs. DeepSpeed's ways are zero0 to zero3; no way at all is plain."""
 HOSTED = {"optimizer": "optimizer", "param": "weights"}
@@ -106,7 +108,7 @@ def check_packages(deepspeed: str) -> list[str]:
         option = f" --deepspeed {deepspeed}" if deepspeed else ""
         raise ValueError(
             f"--engine hf{option}: {sys.executable} lacks {' and '.join(missing)}; run: {sys.executable} -m pip install "
-            f"--no-build-isolation {' '.join(missing)}   (docs/guides/deepspeed.md names the releases that were tested)"
+            f"--no-build-isolation {' '.join(f'{name}=={TESTED[name]}' for name in missing)}"
         )
     return [f"{name} {version(name)}" for name in needed]
 

@@ -41,6 +41,8 @@ def named_start(recipe: Recipe, base: Optional[Path] = None) -> Path:
     """
     if base is None and not recipe.checkpoint.init_from:
         raise ValueError("--engine hf starts from weights: set checkpoint.init_from to an export, or to a run or step folder")
+    if base is None:
+        step_folder.check_start(recipe)
     origin = current_folder(base or Path(recipe.checkpoint.init_from))
     gates.check_handover(origin)
     return origin

@@ -320,3 +320,9 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path: Path, ended_pro
         for racer in racers:
             racer.kill()
             racer.communicate()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/run: the folder cannot be made \(Not a directory\); name one that can be written"):
+        lock(tmp_path / "file" / "run").acquire()

@@ -186,9 +186,10 @@ def test_fewer_frames_of_a_video_on_both_formats(run: Path, exported: Path, caps
         ("generate {hf} --prompt x --decode fixed --temperature 1 --stop y", "has no cache; leave --temperature, --stop out"),
         ("generate {hf} --prompt x --decode fixed --prefill-chunk 64", "has no cache; leave --prefill-chunk out"),
         ("generate {hf} --prompt x --decode fixed --cp 2", "--decode fixed reads it in one process, without --tp and --cp"),
-        ("generate {hf} --prompt x --cp 2", "tp=1 and cp=2 need 2 processes, 1 were started"),
+        ("generate {hf} --prompt x --cp 2", "tp=1 and cp=2 need 2 processes, one for each device; found 1. Start 2"),
         ("generate {hf} --prompt x --top-p 2", "top_p=2.0; expected a number from 0 to 1"),
         ("generate {hf} --prompt x --cache-memory some", "--cache-memory is 'some'; expected something like 5GB"),
+        ("generate {hf} --prompt x --cache-memory 4", "--cache-memory is '4', which has no unit; expected something like 5GB"),
         ("generate {hf} --prompt x --cache-memory 1KB", "the cache has 1,000 bytes, one block takes 65,536"),
         ("generate {hf}", "give either --prompt TEXT or --batch FILE"),
         ("generate {hf} --batch {full}/notes.txt", "--batch FILE and --output FILE go together"),
@@ -231,6 +232,6 @@ def test_an_output_that_another_process_writes_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("1.5KB", 1500), ("77", 77)])
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("1.5KB", 1500), ("77", 77), ("77 B", 77)])
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size

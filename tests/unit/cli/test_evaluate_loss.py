@@ -136,7 +136,7 @@ def test_train_ends_with_status_1_where_its_gate_holds_back(run, capsys):
         (["{run}", "--mixture", "nowhere.yaml"], "held-out data: mixture 'nowhere.yaml' cannot be read"),
         (["{run}", "--packs", "400"], "eval.packs=400, but the held-out mixture"),
         (["nowhere"], "nowhere: no such folder; expected a checkpoint"),
-        (["{run}", "--tp", "2"], "tp*pp*cp=2*1*1=2 does not divide the 1 processes"),
+        (["{run}", "--tp", "2"], "tp*pp*cp=2*1*1=2 does not divide the number of processes, 1;"),
     ],
 )
 def test_mistakes_end_in_one_line(run, exported, capsys, arguments, message):

@@ -79,7 +79,7 @@ def test_print_recipe_fills_in_the_defaults(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "override, part",
-    [("train.lrr=1", "train.lrr (from the command line); did you mean train.lr?"), ("parallel.tp=2", "does not divide the 1 processes")],
+    [("train.lrr=1", "train.lrr (from the command line); did you mean train.lr?"), ("parallel.tp=2", "the number of processes, 1;")],
 )
 def test_a_recipe_that_cannot_run_is_one_line(tmp_path, capsys, override, part):
     path = tmp_path / "recipe.yaml"
@@ -137,3 +137,9 @@ def test_a_missing_recipe_is_all_that_is_missing(words, capsys):
     with pytest.raises(SystemExit):
         cli.main(words)
     assert capsys.readouterr().err.endswith(f"vita {' '.join(words)}: error: the following arguments are required: recipe\n")
+
+
+def test_warnings_that_nobody_can_act_on_stay_away(tmp_path):
+    code = "import mindspeed_vita.cli.main as cli; cli.main(['verify', 'a', 'b']); import megatron.core.optimizer"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "vita: error: a: no such folder; expected the folder of a checkpoint\n", "megatron.core warns on import"

@@ -60,7 +60,7 @@ def test_environment_variables_expand(tmp_path: Path, monkeypatch: pytest.Monkey
         ("stage: 5", [], r"stage=5; expected one of"),
         ("model: {preset: 9b}", [], r"model\.preset='9b'; expected one of"),
         ("- a list", [], "expected a mapping"),
-        ("a: [", [], "not valid YAML"),
+        ("a: [", [], r"recipe.yaml: not valid YAML: line 1, column 5: while parsing a flow node, expected the node content"),
         ("", ["train.lr"], "expected section.key=value"),
         ("", ["train.lr.x=1"], r"train\.lr=\{'x': 1\}; expected a number"),
         ("data: {mixture: '${VITA_NOT_SET}'}", [], "needs the environment variable VITA_NOT_SET"),
@@ -174,3 +174,8 @@ def test_a_key_given_twice_is_refused_and_a_merge_may_be_overruled(tmp_path):
         load_recipe(path)
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, y: 5}\n"
     assert load_yaml(text) == yaml.safe_load(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 1, "y": 5}}
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; expected a YAML file"):
+        load_recipe(tmp_path)

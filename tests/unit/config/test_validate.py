@@ -29,8 +29,8 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
 @pytest.mark.parametrize(
     ("content", "world_size", "message"),
     [
-        ({"parallel": {"tp": 2}}, 3, r"tp\*pp\*cp=2\*1\*1=2 does not divide the 3 processes"),
-        ({"parallel": {"tp": 4}}, 1, r"does not divide the 1 processes that were started; start a multiple of 4"),
+        ({"parallel": {"tp": 2}}, 3, r"tp\*pp\*cp=2\*1\*1=2 does not divide the number of processes, 3;"),
+        ({"parallel": {"tp": 4}}, 1, r"does not divide the number of processes, 1; use a multiple of 4"),
         ({"parallel": {"tp": 3}}, 3, r"parallel.tp=3 does not divide model.language.num_heads=4"),
         ({"parallel": {"pp": 2}}, 2, r"parallel.pp=2 does not divide model.language.num_layers=3"),
         ({"parallel": {"cp": 2}, "data": {"seq_length": 578}}, 2, r"seq_length=578 is not a multiple of 2\*cp\*tp=2\*2\*1=4; use 580"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mindspeed_vita.data.batch import IGNORE
+from mindspeed_vita.data.budget import kind_of
 from mindspeed_vita.data.dataset import build_data
 from mindspeed_vita.hf.tiling import BACKGROUND, frame_tile, image_tiles, normalize
 
@@ -364,3 +365,8 @@ def test_a_reader_that_is_not_installed_is_refused_before_anything_is_read(world
         with pytest.raises(ValueError, match=f"data.video_reader is {reader}, which is not installed here; install it"):
             world.build([{"messages": say("A?", "B.")}], video_reader=reader, index=str(world.folder / reader))
         assert not (world.folder / reader).exists()
+
+
+def test_the_kind_of_a_reason_has_no_half_of_a_bracket():
+    kinds = ["cut.jpg: cannot be read as a picture (OSError: Truncated File Read)", "a.jpg: (x): 3 tiles (most: 2)", "b: 12 bytes (of 20)"]
+    assert [kind_of(reason) for reason in kinds] == ["Truncated File Read", "#", "## bytes (of ##)"]

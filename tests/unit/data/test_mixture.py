@@ -100,7 +100,7 @@ def test_bad_mixtures_say_what_is_wrong(folder, text, message):
 
 
 def test_a_missing_mixture_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"mixture '.*gone.yaml' cannot be read .* set data.mixture"):
+    with pytest.raises(ValueError, match=r"mixture '.*gone.yaml' cannot be read .* Correct data.mixture, or eval.mixture"):
         load_mixture(tmp_path / "gone.yaml")
 
 
@@ -146,3 +146,8 @@ def test_suffixes_of_json_may_be_upper_case_or_compressed(tmp_path):
         (tmp_path / name).touch()
         (tmp_path / "m.yaml").write_text(f"dataset: {{x: {{data_paths: [{tmp_path / name}]}}}}")
         assert load_mixture(tmp_path / "m.yaml")[0].paths
+
+
+def test_no_mixture_is_not_the_working_directory():
+    with pytest.raises(ValueError, match="data.mixture is empty; set it to a YAML file"):
+        load_mixture("")

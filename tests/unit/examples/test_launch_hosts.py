@@ -137,8 +137,10 @@ def test_a_line_that_is_no_host_is_refused_by_its_number(tmp_path, text, message
 
 def test_the_dry_run_prints_a_line_for_each_host(tmp_path):
     (tmp_path / "hosts.txt").write_text("alpha\nbeta\n")
-    command = [sys.executable, str(HOSTS), str(tmp_path / "hosts.txt"), "--dry-run", "stage.sh", "train.steps=7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PATH": os.environ["PATH"], "MASTER_ADDR": "not mine"})
+    (tmp_path / "stage.sh").touch()
+    command, variables = [sys.executable, str(HOSTS), "hosts.txt", "--dry-run", "stage.sh", "train.steps=7"], {"MASTER_ADDR": "not mine"}
+    environment = {"PATH": os.environ["PATH"], **variables}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 2 and all("MASTER_ADDR=alpha" in line and "train.steps=7" in line for line in lines)
     assert "ssh -o BatchMode=yes" in lines[1] and " beta " in lines[1] and "NODE_RANK=1" in lines[1]
@@ -153,3 +155,18 @@ def test_every_variable_that_the_stage_scripts_read_is_passed_on(monkeypatch):
     own = {"NNODES", "NODE_RANK", "MASTER_ADDR", "PYTHONPATH"}  # each host has its own
     assert {name for name in read if not hosts.PASSED_ON.fullmatch(name)} <= own
     assert len(read) > 20
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["none.txt", "stage.sh"], "the file of hosts none.txt cannot be read (No such file or directory); expected one host a line"),
+        (["hosts.txt", "stage9.sh"], "stage9.sh: no such file; give a stage script"),
+        (["hosts.txt", "--ssh", "nossh -p 1", "stage.sh"], "--ssh nossh -p 1: no such program"),
+    ],
+)
+def test_what_would_fail_on_every_host_is_one_line(tmp_path, words, message):
+    (tmp_path / "hosts.txt").write_text("alpha\n")
+    (tmp_path / "stage.sh").touch()
+    done = subprocess.run([sys.executable, str(HOSTS), *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -187,7 +187,7 @@ def test_the_number_of_processes_is_that_of_the_visible_devices(world, ascend_pa
     done = dry_run(world, "14b", "stage2", PATH=ascend_path, DEVICE="auto", ASCEND_RT_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
     assert done.returncode == 0 and "--nnodes 1 --nproc_per_node 8 --standalone" in done.stdout
     done = dry_run(world, "14b", "stage2", DEVICE="cuda", CUDA_VISIBLE_DEVICES="4,5")
-    assert done.returncode == 2 and "does not divide the 2 processes" in done.stdout
+    assert done.returncode == 2 and "does not divide the number of processes, 2;" in done.stdout
 
 
 def saved_by_mindspeed_llm(folder: Path, step: int) -> None:
@@ -221,11 +221,11 @@ def test_what_mindspeed_llm_saved_is_handed_over_by_its_own_loader_and_resumed_f
 @pytest.mark.parametrize(
     "variables, message",
     [
-        ({"NPROC_PER_NODE": "12"}, r"tp\*pp\*cp=8\*1\*1=8 does not divide the 12 processes"),
+        ({"NPROC_PER_NODE": "12"}, r"tp\*pp\*cp=8\*1\*1=8 does not divide the number of processes, 12;"),
         ({"NPROC_PER_NODE": "8", "DATA_ROOT": "/nowhere"}, "found no file for LLaVA-ReCap: /nowhere/datasets/jsonl/"),
         ({"NPROC_PER_NODE": "8", "TOKENIZER": "/nowhere"}, "tokenizer folder '/nowhere' does not exist"),
-        ({"NPROC_PER_NODE": "8", "INIT_FROM": "/nowhere"}, "weights +PROBLEM: /nowhere does not exist"),
-        ({"NPROC_PER_NODE": "8", "INIT_FROM": "", "OUTPUT_ROOT": "/nowhere"}, "weights +PROBLEM: /nowhere/stage1 does not exist"),
+        ({"NPROC_PER_NODE": "8", "INIT_FROM": "/nowhere"}, "checkpoint.init_from=/nowhere: no such folder; .* Train the stage before"),
+        ({"NPROC_PER_NODE": "8", "INIT_FROM": "", "OUTPUT_ROOT": "/nowhere"}, "PROBLEM: checkpoint.init_from=/nowhere/stage1: no such"),
     ],
     ids=["layout", "data", "tokenizer", "weights", "default weights"],
 )
@@ -250,11 +250,12 @@ def test_weights_of_another_size_are_refused(world, monkeypatch, capsys):
         ({"all": "", "NNODES": "2"}, r"first:\n  NODE_RANK: .*\n  MASTER_ADDR: "),
         ({"all": "", "NNODES": "two"}, "NNODES=two; expected a whole number"),
         ({"all": "", "NPROC_PER_NODE": "0"}, "NPROC_PER_NODE=0; expected a whole number"),
+        ({"all": "", "DEVICE": "npu"}, "found no device of kind npu on this machine; .* say in NPROC_PER_NODE how many"),
         ({"all": "", "DEVICE": "tpu"}, "DEVICE=tpu; expected auto, npu, cuda or cpu"),
         ({"all": "", "ENGINE": "deepspeed"}, "ENGINE=deepspeed; expected builtin, mindspeed-llm or hf"),
         ({"all": "", "ENGINE": "mindspeed-llm"}, "ENGINE=mindspeed-llm runs on NPUs, the device here is cpu"),
     ],
-    ids=["paths", "nodes", "nnodes", "processes", "device", "engine", "engine on a CPU"],
+    ids=["paths", "nodes", "nnodes", "processes", "no npu", "device", "engine", "engine on a CPU"],
 )
 def test_a_script_says_what_it_needs_before_it_starts_anything(world, variables, message):
     known = {**world, "BASE_WEIGHTS": world["WEIGHTS"]} if "all" in variables else {}

@@ -166,3 +166,21 @@ def test_other_nodes_wait_for_the_first_and_hear_of_its_failure(tiny, tmp_path):
     assert [node.returncode for node in nodes] == [2, 2]
     assert "tiny, first: the gate 'loss --mixture none.yaml --at-most 1' could not be measured (status 2)" in first
     assert "waiting for node 0 to measure the gates" in other and "on node 0: tiny, first: the gate" in other
+
+
+def test_stages_in_the_wrong_order_are_pointed_out(tiny, tmp_path, capsys):
+    path = write(tiny, tmp_path)
+    for name, stage in (("first", 4), ("second", 1)):
+        recipe = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**recipe, "stage": stage}))
+    assert main(["pipeline", str(path), "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    first = told[: next(number for number, line in enumerate(told) if line.startswith("second: "))]
+    assert not [line for line in first if "unchanged" in line or "the same" in line], "random weights are compared with nothing"
+    assert "  order    NOTE: a recipe of stage 1 starts from one of stage 4; the paper trains 1, 2, 3, 4. Is the order right?" in told
+
+
+def test_a_stage_without_a_recipe_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "pipeline.yaml").write_text("name: x\nstages: [{name: a, recpe: b.yaml}]\n")
+    assert main(["pipeline", str(tmp_path / "pipeline.yaml")]) == 2
+    assert "(1) the key stages[0].recipe is missing; (2) unknown key stages[0].recpe; did you mean" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from mindspeed_vita.planner.trace.step import trace
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"world": 3, "rank": 0}, "does not divide the 3 processes"),
+        ({"world": 3, "rank": 0}, "does not divide the number of processes, 3;"),
         ({"world": 2, "rank": 2}, "rank 2 of 2 ranks; expected 0 to 1"),
         ({"world": 2, "rank": 0, "micro_batches": 0}, "0 packs per rank; a step needs at least 1"),
         ({"world": 2, "rank": 0, "content": PackContent(vision=0.9, supervised=0.2)}, "from 0 to 1 that add up to at most 1"),

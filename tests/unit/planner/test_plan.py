@@ -161,8 +161,8 @@ def test_the_status_says_that_a_recipe_does_not_fit(
     traced = elsewhere(small, Case())
     plan = RankPlan(kind="all", rank=0, trace=traced, collectives={}, extras=tuple(extras("npu", traced)))
     monkeypatch.setattr("mindspeed_vita.planner.plan.plan_own", lambda *given, **named: [plan])
-    assert main(["plan", str(recipe_file), "--memory", str(plan.memory)]) == 0
-    assert main(["plan", str(recipe_file), "--memory", str(plan.memory - 1)]) == 1
+    assert main(["plan", str(recipe_file), "--memory", f"{plan.memory}B"]) == 0
+    assert main(["plan", str(recipe_file), "--memory", f"{plan.memory - 1}B"]) == 1
     assert re.findall(r"fits [0-9.]+ GiB +(\w+)\n", capsys.readouterr().out) == ["yes", "NO"]
 
 
@@ -171,7 +171,8 @@ def test_the_status_says_that_a_recipe_does_not_fit(
     [
         (["--memory", "much"], "--memory is 'much'; expected something like 5GB, 200MB or 64GiB"),
         (["--memory", "0GiB"], "--memory is '0GiB'; expected something like"),
-        (["--devices", "3"], "does not divide the 3 processes"),
+        (["--memory", "64"], "--memory is '64', which has no unit; expected something like 5GB"),
+        (["--devices", "3"], "does not divide the number of processes, 3;"),
         (["--devices", "0"], "--devices is 0; expected at least 1"),
         (["--limit", "-1"], "--limit is -1; expected at least 0"),
         (["--processes", "0"], "--processes is 0; expected at least 1"),

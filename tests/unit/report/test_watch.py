@@ -62,3 +62,10 @@ def test_a_stopped_run_says_so_and_control_characters_do_not_reach_the_terminal(
     assert main(["watch", str(tmp_path / "run")]) == 2
     assert "add --once" in capsys.readouterr().err
     assert main(["watch", str(tmp_path / "run"), "--once", "--every", "nan"]) == 2
+
+
+def test_a_folder_of_runs_names_them(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    above = runs[0].parent
+    for command in (["watch", str(above), "--once"], ["report", str(above), "--output", "page.html"]):
+        assert main(command) == 2
+        assert f"{above} is no run itself; it holds the runs align, general; name one, such as {above / 'align'}" in capsys.readouterr().err

@@ -137,6 +137,13 @@ def test_only_whole_steps_are_seen(tmp_path, run):
     assert native.latest(tmp_path / "nothing") is None
     with pytest.raises(ValueError, match="holds no whole checkpoint"):
         native.find(tmp_path / "step_0000002")
+    trainer = tmp_path / "of_hf_engine"
+    (trainer / "export").mkdir(parents=True)
+    (trainer / "export" / "config.json").touch()
+    with pytest.raises(ValueError, match=r"holds no whole checkpoint; .* run of --engine hf, whose weights are in .*of_hf_engine/export"):
+        native.find(trainer)
+    with pytest.raises(ValueError, match=r"is a Hugging Face folder, .* vita convert --from .*export --to native --output DIR makes one"):
+        native.find(trainer / "export")
 
 
 def test_a_damaged_step_is_refused_and_the_one_before_offered(tmp_path, run):
