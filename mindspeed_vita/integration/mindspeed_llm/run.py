@@ -120,7 +120,7 @@ class MindSpeedRun:
         timeout = timedelta(minutes=arguments.distributed_timeout_minutes)
         self.layout = ParallelLayout.from_megatron(self.device).with_ulysses(self.recipe.parallel.ulysses, self.device, timeout=timeout)
         resume_from = self._resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
-        saved = rank_files.saved_recipe(resume_from) if resume_from else None
+        saved = rank_files.saved_recipe(resume_from) if resume_from and self.recipe.lora.rank else None
         base = self.base = find_run_base(self.recipe, resume_from, saved or {})
         if base is not None:
             self.recipe = base.recipe
