@@ -10,6 +10,7 @@ from mindspeed_vita.config import validate
 from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register
 from mindspeed_vita.integration.mindspeed_llm.parser_table import refuse_line
 from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_pipeline, check_tower, uneven_pipeline
+from mindspeed_vita.integration.mindspeed_llm.saved import check_writer
 from mindspeed_vita.integration.mindspeed_llm.verdicts import told
 
 
@@ -34,6 +35,7 @@ class VitaFeature:
         """
         assert self.parser is not None
         recipe = recipe_from_arguments(arguments)
+        check_writer(arguments)
         unused = check_arguments(self.parser, arguments, told(sys.argv[1:]), recipe.model.language)
         for line in unused if arguments.rank == 0 else ():
             print(f"vita: {line}", flush=True)

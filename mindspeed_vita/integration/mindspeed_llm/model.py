@@ -28,6 +28,14 @@ class MindSpeedVitaModel(VitaModel):
         state = super().state_dict_for_save_checkpoint(prefix, keep_vars)
         return {to_mindspeed(name): value for name, value in state.items() if self._is_saved(name)}
 
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """megatron's description of this chunk's weights, which --ckpt-format torch_dist writes. The first stage writes the run's state."""
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        state = sharded.get(f"{prefix}_extra_state")
+        if state is not None:  # every stage and chunk has one under the same key
+            state.replica_id = (0 if self.pre_process else 1, *state.replica_id[1:])
+        return sharded
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads this rank's weights from MindSpeed-LLM's names or native ones; a tower that was split over tensor parallelism is joined.
 

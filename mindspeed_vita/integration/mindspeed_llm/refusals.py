@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.config import LanguageConfig, Recipe
+from mindspeed_vita.config.recompute import WHOLE_LAYERS
 from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register, virtual_stages
 from mindspeed_vita.integration.mindspeed_llm.decoder_flags import check_decoder
-from mindspeed_vita.integration.mindspeed_llm.flags import TRACKER
+from mindspeed_vita.integration.mindspeed_llm.flags import RECOMPUTE, TRACKER, attribute
 from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint
 from mindspeed_vita.integration.mindspeed_llm.parser_table import PINNED, build_parser
-from mindspeed_vita.integration.mindspeed_llm.saved import check_saved
+from mindspeed_vita.integration.mindspeed_llm.saved import DISTRIBUTED, check_saved
 from mindspeed_vita.integration.mindspeed_llm.verdicts import judge, told
 
 
@@ -129,6 +130,16 @@ def _combinations(arguments: argparse.Namespace, given: Collection[str]) -> list
         problems.append("--npu-datadump next to --vita-debug-msprobe: msprobe can be set up once per process; leave one of them out")
     if _get(arguments, "save") and not _get(arguments, "save_interval"):
         problems.append("--save without --save-interval: name the steps between two checkpoints")
+    if _get(arguments, "ckpt_format") != DISTRIBUTED and _get(arguments, "async_save"):
+        problems.append(f"--async-save without --ckpt-format {DISTRIBUTED}: only that format is written while steps run; add it")
+    if _get(arguments, "ckpt_format") == DISTRIBUTED and recipe_from_arguments(arguments).lora.rank:
+        problems.append(f"--ckpt-format {DISTRIBUTED} with --vita-lora-rank: adapters are saved alone, in the format torch; use that")
+    ours = _get(arguments, attribute(RECOMPUTE))
+    if _get(arguments, "recompute_norm") and ours in WHOLE_LAYERS:
+        problems.append(
+            f"--recompute-norm with {RECOMPUTE} {ours}: MindSpeed puts a forward pass of its own in place of the layers', which would "
+            f"then not recompute themselves; leave it out ({ours} recomputes norms too), or use {RECOMPUTE} mlp or selective"
+        )
     if _get(arguments, "swap_attention") and "vision" in recipe_from_arguments(arguments).train.modules:
         problems.append(
             "--swap-attention while the tower trains: MindSpeed tells layers apart by the first number in a module's name, so it takes the "
@@ -192,6 +203,7 @@ def _loading(arguments: argparse.Namespace) -> list[str]:
     return check_saved(
         Path(found),
         step=_get(arguments, "ckpt_step"),
+        distributed=_get(arguments, "ckpt_format") == DISTRIBUTED or bool(_get(arguments, "auto_detect_ckpt_format")),
         tp=_get(arguments, "tensor_model_parallel_size") or 1,
         pp=_get(arguments, "pipeline_model_parallel_size") or 1,
         virtual_stages=virtual_stages(arguments),

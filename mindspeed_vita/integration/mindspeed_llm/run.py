@@ -128,7 +128,7 @@ class MindSpeedRun:
         found = ParallelLayout.from_megatron(self.device)
         self.layout = with_ring(found, self.recipe.parallel, local_world_size(), self.device, timeout=timeout)
         resume_from = self._resume_from = Path(arguments.load) if checkpoint_exists(arguments.load) else None
-        saved = rank_files.saved_recipe(resume_from) if resume_from else None
+        saved = rank_files.saved_recipe(resume_from) if resume_from and self.recipe.lora.rank else None
         base = self.base = find_run_base(self.recipe, resume_from, saved or {})
         if base is not None:
             self.recipe = base.recipe

@@ -13,6 +13,7 @@ import torch
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.integration.mindspeed_llm.feature import VitaFeature
 from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
+from mindspeed_vita.integration.mindspeed_llm.saved import check_writer
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream, imports_of_upstream
 from tests.unit.integration.mindspeed_llm.command_lines import good_line, parsed
 
@@ -69,6 +70,7 @@ BAD = [
     ("--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 7", "-pipeline-stage 7 does not divide the 24 layers"),
     ("--num-virtual-stages-per-pipeline-rank 2", "--num-virtual-stages-per-pipeline-rank 2: .*use --num-layers-per-virtual-pipeline-stage"),
     ("--no-overlap-p2p-communication", "--no-overlap-p2p-communication: the interleaved pipeline was compared"),
+    ("--recompute-norm --vita-train-recompute full_but_attention", "--recompute-norm with --vita-train-recompute full_but_attention"),
     ("--swap-attention", "--swap-attention while the tower trains: .*--vita-train-offload inputs"),
     ("--schedules-method dualpipev", "--schedules-method dualpipev"),
     ("--noop-layers 1,2", "--noop-layers 1,2: .*use --decoder-first-pipeline-num-layers"),
@@ -78,8 +80,9 @@ BAD = [
     ("--use-torch-fsdp2", "--use-torch-fsdp2: .*use --use-distributed-optimizer"),
     ("--optimizer muon", "--optimizer muon: .*use adam"),
     ("--train-samples 10", "--train-samples 10: .*use --train-iters"),
-    ("--async-save", "--async-save: it needs --ckpt-format torch_dist"),
-    ("--ckpt-format torch_dist", "--ckpt-format torch_dist: .*use torch"),
+    ("--async-save", "--async-save without --ckpt-format torch_dist"),
+    ("--ckpt-format torch_dist --vita-lora-rank 4", "--ckpt-format torch_dist with --vita-lora-rank: adapters are saved alone"),
+    ("--ckpt-format zarr", "argument --ckpt-format: invalid choice|--ckpt-format zarr: .*use torch or torch_dist"),
     ("--iterations-to-skip 3 4", "--iterations-to-skip 3 4: a step that is skipped"),
     ("--lr-warmup-iters 5", "--lr-warmup-iters next to --lr-warmup-fraction"),
     ("--no-such-flag 1", "--no-such-flag 1: MindSpeed-LLM 26.1.0 has no such flag"),
@@ -103,7 +106,6 @@ LACKING = [
     ("--padded-vocab-size", "--padded-vocab-size is missing"),
     ("--sequence-parallel", "--sequence-parallel is missing"),
     ("--attention-dropout", r"--attention-dropout 0.1 \(the default\): .*use 0.0"),
-    ("--ckpt-format", r"--ckpt-format torch_dist \(the default\): .*use torch"),
     ("--bf16", "--use-distributed-optimizer in fp32: Megatron could not load"),
     ("--save-interval", "--save without --save-interval"),
 ]
@@ -201,6 +203,45 @@ def test_another_tensor_parallel_size_is_refused_before_the_start_and_names_vita
         loading(save(tmp_path / "stages", pp=2))
     with pytest.raises(ValueError, match="iter_0000003 holds no mp_rank"):
         loading(tmp_path, "--ckpt-step", "3")
+
+
+def save_distributed(folder: Path, **left_out: bool) -> Path:
+    """What --ckpt-format torch_dist leaves behind, without tensors: tp 2, pp 2."""
+    iteration = folder / "iter_0000004"
+    iteration.mkdir(parents=True)
+    (iteration / ".metadata").write_bytes(b"")
+    told = argparse.Namespace(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, no_save_rng="rng_state" in left_out)
+    content = {"args": told, "opt_param_scheduler": {}}
+    torch.save({key: value for key, value in content.items() if key not in left_out}, iteration / "common.pt")
+    (folder / "latest_checkpointed_iteration.txt").write_text("4")
+    return folder
+
+
+def test_a_distributed_checkpoint_continues_at_other_sizes_without_random_states(tmp_path: Path):
+    folder, told = save_distributed(tmp_path / "a"), ["--ckpt-format", "torch_dist"]
+    with pytest.raises(ValueError, match="was saved with --ckpt-format torch_dist; give the same, or --auto-detect-ckpt-format"):
+        loading(folder)
+    with pytest.raises(ValueError, match="was saved with tp=2 pp=2, this run has tp=4 pp=1, .*add --no-load-rng"):
+        loading(folder, *told, tp=4)
+    assert loading(folder, *told, "--no-load-rng", tp=4) == []
+    assert loading(folder, "--auto-detect-ckpt-format", "--finetune") == []
+    with pytest.raises(ValueError, match="was saved with --no-save-optim"):
+        loading(save_distributed(tmp_path / "b", opt_param_scheduler=True), *told, "--no-load-rng")
+    with pytest.raises(ValueError, match="was saved with --no-save-rng"):
+        loading(save_distributed(tmp_path / "c", rng_state=True), *told)
+
+
+def test_a_torch_that_cannot_write_distributed_checkpoints_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """Its private function has one argument more than core 0.12.1 gives it."""
+    from torch.distributed.checkpoint import filesystem
+
+    told = argparse.Namespace(ckpt_format="torch_dist")
+    monkeypatch.setattr(filesystem, "_write_item", lambda transforms, stream, data, item, key, serialization_format: None)
+    with pytest.raises(ValueError, match="does not work with torch .*vita convert --optimizer"):
+        check_writer(told)
+    check_writer(argparse.Namespace(ckpt_format="torch"))
+    monkeypatch.setattr(filesystem, "_write_item", lambda transforms, stream, data, item, key: None)
+    check_writer(told)
 
 
 def test_other_virtual_stages_are_refused_before_the_start(tmp_path: Path):
