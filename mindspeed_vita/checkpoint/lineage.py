@@ -23,7 +23,7 @@ LINEAGE = "lineage.json"
 _PLACES = frozenset(
     {
         *("checkpoint.directory", "checkpoint.init_from", "checkpoint.store", "lora.base"),
-        *("data.index", "data.media_root", "data.mixture", "data.tokenizer"),
+        *("data.index", "data.media_root", "data.mixture", "data.store_cache", "data.tokenizer"),
     }
 )
 """Keys that say where something lies. The data's fingerprint and the parents say what lay there."""

@@ -19,6 +19,7 @@ from mindspeed_vita.choices import (
     VideoReader,
     VisionParallel,
 )
+from mindspeed_vita.config.held_out import EvalConfig
 from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
@@ -269,31 +270,6 @@ class CheckpointConfig(Section):
     """Write checkpoints in a thread while training goes on, from a copy in host memory; the last one is always waited for."""
     resume: Flag = True
     """Continue from the newest checkpoint in the folder if there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig(Section):
-    """Held-out loss while the run goes on: the same packs each time, from files that it does not train on."""
-
-    mixture: Text = ""
-    """Path of the held-out mixture YAML; empty: nothing is measured. Its rows become packs by the settings of the data section."""
-    media_root: Text = ""
-    """Folder that relative media paths of this mixture start from; empty: data.media_root."""
-    every: Size = 500
-    """Steps between two evaluations. The last step is always evaluated."""
-    packs: Count = 0
-    """Packs that are evaluated each time; 0: every pack of one epoch. More than the mixture gives are refused. Inside MindSpeed-LLM a
-    rank holds its share of them in host memory, with their tiles, while it evaluates: set a number there."""
-    seed: Integer = 1234
-    """Seed of the held-out packs: which samples share a pack, and which packs are taken."""
-    at_start: Flag = True
-    """Evaluate before the first step too. The number is that of the weights which the run starts from."""
-    patience: Count = 0
-    """Evaluations in a row without a new lowest held-out loss after which the run ends; 0: it goes on to train.steps."""
-    keep_best: Flag = False
-    """Save a checkpoint at each new lowest held-out loss, and never prune the best one. best.json in the folder names its step."""
-    gate: Factor = 0.0
-    """Highest held-out loss at the end of the run with which another run may start from it (checkpoint.init_from); 0: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mindspeed_vita.data.formats import format_of
 from mindspeed_vita.files.store_cache import StoreCache
-from mindspeed_vita.files.stores import NotThere, Store, Stored, is_address
+from mindspeed_vita.files.stores import NoBucket, NotThere, Store, Stored, is_address
 from mindspeed_vita.hf.frames import natural_key
 
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -162,6 +162,8 @@ def found_in_store(address: str) -> tuple[Store, dict[str, Stored]]:
         if above.endswith("/"):  # a whole bucket
             return Store(address), Store(address).files()
         found = Store(above).about(name)
+    except NoBucket:
+        raise
     except NotThere:
         return Store(address), {}
     return (Store(address), Store(address).files()) if found is None else (Store(above), {name: found})

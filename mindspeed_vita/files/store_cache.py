@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Optional, TypeVar
 
 from mindspeed_vita.files.publish import whole_file
-from mindspeed_vita.files.stores import AccessRefused, NotThere, Store, Stored, StoreError, scheme_and_path
+from mindspeed_vita.files.stores import AccessRefused, NoBucket, NotThere, Store, Stored, StoreError, scheme_and_path
 
 _THREADS = 8
 """Objects that a process fetches at a time."""
@@ -139,6 +139,8 @@ class StoreCache:
                 for frame, size in known.items():
                     if not _touched(target / frame):
                         self._fetch(store, f"{name}/{frame}", size, target / frame)
+            except NoBucket:
+                raise
             except NotThere:
                 return f"no such object below {store.address}"
             if not frames.is_file():

@@ -60,6 +60,10 @@ def scheme_and_path(address: str) -> tuple[str, str]:
     return found[1].lower(), path
 
 
+class NoBucket(NotThere):
+    """The bucket of an address does not exist."""
+
+
 class AccessRefused(StoreError):
     """The store does not take the credentials, or they do not suffice."""
 
@@ -106,10 +110,12 @@ class Store:
         return True
 
     def children(self) -> list[str]:
-        """Names directly below, of objects and of folders, sorted; none where nothing is there."""
+        """Names directly below, of objects and of folders, sorted; none where nothing is there. Raises StoreError as about."""
         try:
             with _named(self.address):
                 found = self._fresh().ls(self.path, detail=False)
+        except NoBucket:
+            raise
         except NotThere:
             return []
         return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found} - {""})
@@ -241,8 +247,9 @@ def _named(address: str) -> Iterator[None]:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        reason = "no such bucket" if "bucket does not exist" in str(error) else "nothing is there (no such object or bucket)"
-        raise NotThere(f"{address}: {reason}; correct the address") from error
+        if "bucket does not exist" in str(error):  # s3fs has no type of its own for it
+            raise NoBucket(f"{address}: there is no such bucket; make it, or correct the address") from error
+        raise NotThere(f"{address}: nothing is there (no such object or bucket); correct the address") from error
     except Exception as error:  # each scheme has exceptions of its own
         if isinstance(error, OSError) and error.errno in _OWN_DISK:
             raise

@@ -159,6 +159,13 @@ def test_a_store_that_cannot_be_asked_does_not_let_a_run_begin_anew(recipe, stor
     with pytest.raises(ValueError, match=r"access is refused \(AccessDenied\); set the store's credentials .* does not begin anew"):
         train(recipe("new"))
 
+    def no_bucket(*arguments: Any, **options: Any) -> Any:
+        raise FileNotFoundError("The specified bucket does not exist")  # s3fs's words
+
+    monkeypatch.setattr(Moody, "ls", no_bucket)
+    with pytest.raises(ValueError, match="moody://bucket/run: there is no such bucket; make it, or correct the address"):
+        train(recipe("new"))
+
 
 def test_a_step_that_is_written_anew_while_it_is_sent_is_sent_anew(recipe, store, tmp_path, capfd):
     """Its files may be partly those of before. All phases are gone through by hand here."""
