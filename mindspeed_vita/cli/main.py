@@ -186,7 +186,7 @@ def _fetch(arguments: argparse.Namespace, names: Sequence[str]) -> None:
         if isinstance(text, str) and "://" in text:
             from mindspeed_vita.checkpoint.fetched import local_copy
 
-            setattr(arguments, name, str(local_copy(text)))
+            vars(arguments)[name] = str(local_copy(text))
 
 
 def _refused(error: Exception, line: str) -> int:
