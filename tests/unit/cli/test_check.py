@@ -118,7 +118,7 @@ def test_wrong_arguments_end_in_one_line(recipe, arguments, message, capsys):
 
 
 def test_flags_for_mindspeed_llm_are_counted(recipe, capsys):
-    assert main(["check", "--engine", "mindspeed-llm", recipe(), "--", "--swap-attention"]) == 0
+    assert main(["check", "--engine", "mindspeed-llm", recipe(), "--", "--use-fused-rmsnorm"]) == 0
     assert "words for MindSpeed-LLM" in capsys.readouterr().out
 
 
