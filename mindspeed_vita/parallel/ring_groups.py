@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 from math import gcd
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ def with_ring(
     if layout.ring_size == 1:
         return layout
     ring = dist.get_process_group_ranks(layout.ring_group)
-    size = told_node_size(parallel) or ranks_per_node(ring, _nodes(local_world_size))
+    size = told_node_size(parallel) or common_node_size(*_rings_and_nodes(ring, local_world_size))
     kinds = [[tuple(ring)]]
     if 1 < size < len(ring):
         kinds = [[tuple(ring[first : first + size]) for first in range(0, len(ring), size)], [tuple(ring[at::size]) for at in range(size)]]
@@ -60,21 +61,23 @@ def key_exchange(layout: ParallelLayout, gradients: torch.dtype = torch.float32)
     return GroupKeyExchange(inside, across[0] if across else None, gradients)
 
 
-def ranks_per_node(ring: Sequence[int], nodes: Sequence[int]) -> int:
-    """The largest number of neighbours on a ring for which each block of so many lies inside one node.
+def common_node_size(rings: Iterable[Sequence[int]], nodes: Sequence[int]) -> int:
+    """The largest number of neighbours for which, on every ring, each block of so many lies inside one node.
+
+    Rings may lie on nodes in different ways. All have the same node size, so that all ranks make the same groups.
 
     Args:
-        ring: ranks of the world, in the order of the ring.
+        rings: each the ranks of the world in the order of a ring.
         nodes: for each rank of the world, the node that it is on.
     """
-    return gcd(*(len(list(block)) for _, block in groupby(nodes[rank] for rank in ring)))
+    return gcd(*(len(list(block)) for ring in rings for _, block in groupby(nodes[rank] for rank in ring)))
 
 
-def _nodes(local_world_size: int) -> list[int]:
-    """The node of each rank of the world. Every process of the world calls it, with the number of processes of its own node."""
-    sizes: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(sizes, local_world_size)
+def _rings_and_nodes(ring: Sequence[int], local_world_size: int) -> tuple[list[Sequence[int]], list[int]]:
+    """The ring of each rank of the world, and its node. Every process of the world calls it, with its own ring and node's processes."""
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (ring, local_world_size))
     nodes: list[int] = []
-    while len(nodes) < len(sizes):
-        nodes += [len(nodes)] * sizes[len(nodes)]
-    return nodes
+    while len(nodes) < len(told):
+        nodes += [len(nodes)] * told[len(nodes)][1]
+    return [each for each, _ in told], nodes

@@ -17,7 +17,7 @@ from mindspeed_vita.checks.hardware_check.exact import block_attention, random_t
 from mindspeed_vita.ops.attention import Heads, choose
 from mindspeed_vita.parallel.ring import ring_backward, ring_forward
 from mindspeed_vita.parallel.ring_exchange import GroupKeyExchange, Transfer, alternates
-from mindspeed_vita.parallel.ring_groups import ranks_per_node
+from mindspeed_vita.parallel.ring_groups import common_node_size
 from mindspeed_vita.sharding import CPPlan, index, make_cp_plan
 from scripts.bench import borders
 from tests.mutants import mutated
@@ -193,7 +193,7 @@ def test_with_two_groups_a_rank_sends_in_one_and_receives_in_the_other(size: int
 
 def test_neighbours_inside_one_node() -> None:
     def found(ring: list[int], local_world_size: int) -> int:
-        return ranks_per_node(ring, [rank // local_world_size for rank in range(64)])
+        return common_node_size([ring], [rank // local_world_size for rank in range(64)])
 
     assert found(list(range(8)), 8) == 8
     assert found(list(range(16)), 8) == 8
@@ -201,4 +201,11 @@ def test_neighbours_inside_one_node() -> None:
     assert found(list(range(0, 64, 8)), 8) == 1, "tp 8"
     assert found(list(range(12)), 8) == 4, "8 ranks in one node and 4 in the next"
     assert found(list(range(12, 24)), 8) == 4
-    assert ranks_per_node(range(6), [0, 0, 0, 0, 1, 1]) == 2, "nodes of different sizes"
+    assert common_node_size([range(6)], [0, 0, 0, 0, 1, 1]) == 2, "nodes of different sizes"
+
+
+def test_rings_that_lie_on_nodes_in_different_ways_have_one_node_size() -> None:
+    """cp 6 and dp 4 on three nodes of 8: the first and the last ring have 6 ranks on a node, those between them 2 and 4."""
+    nodes, rings = [rank // 8 for rank in range(24)], [range(first, first + 6) for first in range(0, 24, 6)]
+    assert [common_node_size([ring], nodes) for ring in rings] == [6, 2, 2, 6]
+    assert common_node_size(rings, nodes) == 2
