@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from mindspeed_vita.platform import get_platform
@@ -52,7 +53,9 @@ def main() -> None:
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
 
+    from mindspeed_vita.engine.stopping import StopRequest
     from mindspeed_vita.integration.mindspeed_llm.run import MindSpeedRun
+    from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
     from mindspeed_vita.integration.mindspeed_llm.step import ForwardStep
 
     class NextForwardStep(ForwardStep):
@@ -63,15 +66,17 @@ def main() -> None:
             mine = count if self.layout.cp_rank == 0 else count.new_zeros(())
             return total, mine, {name: torch.stack([part.float() for part in pair]) for name, pair in report.items()}
 
-    run = MindSpeedRun(platform)
-    run.forward_step = NextForwardStep(platform)
+    with ExitStack() as blocks:
+        watch = RunWatch(StopRequest(), blocks)
+        run = MindSpeedRun(platform, watch)
+        run.forward_step = NextForwardStep(platform, watch)
 
-    def model(pre_process: bool = True, post_process: bool = True, *, pg_collection: Any, **unused: Any) -> Any:
-        built = run.model(pre_process, post_process)
-        built.pg_collection = pg_collection  # train() asks the model for its groups
-        return built
+        def model(pre_process: bool = True, post_process: bool = True, *, pg_collection: Any, **unused: Any) -> Any:
+            built = run.model(pre_process, post_process)
+            built.pg_collection = pg_collection  # train() asks the model for its groups
+            return built
 
-    pretrain(run.datasets, model, ModelType.encoder_or_decoder, run.forward_step)
+        pretrain(run.datasets, model, ModelType.encoder_or_decoder, run.forward_step)
 
 
 if __name__ == "__main__":
