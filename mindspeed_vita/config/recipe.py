@@ -20,6 +20,7 @@ from mindspeed_vita.choices import (
     VideoReader,
     VisionParallel,
 )
+from mindspeed_vita.config.debug import DebugConfig
 from mindspeed_vita.config.kernels import KernelsConfig
 from mindspeed_vita.config.kinds import (
     Count,
@@ -325,14 +326,6 @@ class ProfileConfig(Section):
     """First and last step of the trace, such as 10, 12; empty: nothing is recorded. Two or three steps are enough: a trace is large."""
     ranks: Counts = (0,)
     """Global ranks that record."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DebugConfig(Section):
-    """Finding the place where two runs part (docs/guides/compare_runs.md)."""
-
-    msprobe: Text = ""
-    """The config.json of msprobe (package mindstudio-probe), which writes what goes in and out of modules; empty: nothing is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
