@@ -21,23 +21,16 @@ trap 'rm -f "$VITA_RESULTS"' EXIT
 cd -- "$root" || exit 2
 
 if [ ! -e "$environment/whole" ]; then
-    # core 0.12.1 calls functions that numpy 2 and pandas 3 lack
-    if "${VITA_PYTHON311:-python3.11}" -m venv "$environment" &&
+    "${VITA_PYTHON311:-python3.11}" -m venv "$environment" &&
+        # core 0.12.1 calls functions that numpy 2 and pandas 3 lack
         "$VITA_UPSTREAM_PYTHON" -m pip install -q --no-cache-dir torch==2.7.1 "numpy<2" "pandas<2.3" "setuptools<81" wheel einops scipy \
             sentencepiece regex six pybind11 ninja transformers==5.2.0 datasets "pyarrow<=24" peft tiktoken accelerate pyyaml pillow av \
-            safetensors tqdm tomli; then
-        touch "$environment/whole"
-    else
-        echo "FAIL: the environment could not be made"
-        exit 1
-    fi
+            safetensors tqdm tomli && touch "$environment/whole"
+    [ -e "$environment/whole" ] || { echo "FAIL: the environment could not be made"; exit 1; }
 fi
 "$VITA_UPSTREAM_PYTHON" -c "import torch, numpy; print('torch', torch.__version__, 'numpy', numpy.__version__)" || { echo "FAIL: torch does not import"; exit 1; }
 "${VITA_PYTHON:-$root/.venv/bin/python}" -m pytest -q -rs tests/integration/test_torch_dist.py "$@"
 status=$?
 cat "$VITA_RESULTS"
-if [ "$status" -ne 0 ]; then
-    echo "FAIL: scripts/torch_dist_check.sh"
-    exit 1
-fi
+[ "$status" -eq 0 ] || { echo "FAIL: scripts/torch_dist_check.sh"; exit 1; }
 echo "PASS: scripts/torch_dist_check.sh"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,20 @@ print("serialization_format" in inspect.signature(filesystem._write_item).parame
 """
 
 
+COPIES_TO_HOST = """
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+def copied(write_buckets, non_blocking=True):
+    return [
+        (file, key, (data, [(item, tensor.clone()) for item, tensor in tensors])) for file, key, (data, tensors) in write_buckets
+    ]
+
+FileSystemWriterAsync.preload_tensors = staticmethod(copied)
+"""
+"""A copy from device to host, with which a save in the background begins. Emulated tensors are on the host already, so upstream copies
+nothing, and the next steps change what is being written."""
+
+
 @pytest.fixture(scope="module")
 def writes(mindspeed: MindSpeed) -> bool:
     """Whether core's writer works with the interpreter's torch."""
@@ -39,7 +54,8 @@ def writes(mindspeed: MindSpeed) -> bool:
 def told(tiny: TinyData, mindspeed: MindSpeed, weights: Path, name: str, precision: str, parallel: dict[str, int]) -> Any:
     train = {"steps": STEPS, "precision": precision, "vision_lr_mult": 0.1, "vision_layer_decay": 0.9, "weight_decay": 0.01}
     start = {"init_from": str(weights), "save_every": SAVED}
-    return tiny.recipe(mindspeed.folder / name, train=train, checkpoint=start, parallel=parallel)
+    (mindspeed.folder / "copies_to_host.py").write_text(COPIES_TO_HOST)
+    return replace(tiny.recipe(mindspeed.folder / name, train=train, checkpoint=start, parallel=parallel), plugins=("copies_to_host",))
 
 
 @pytest.mark.parametrize("precision", sorted(LOSS))
