@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
@@ -16,6 +17,7 @@ from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.data import pack_share
 from mindspeed_vita.engine import metrics, resuming
 from mindspeed_vita.engine import optimizer as optim
 from mindspeed_vita.engine.adapter_base import find_run_base
@@ -63,7 +65,7 @@ def train(
     with (
         distributed(recipe, platform) as layout,
         _locked(Path(recipe.checkpoint.directory), recipe.name) as lock,
-        watched(recipe, own=own, release=lock.release) as steps,
+        watched(recipe, own=own, release=partial(_put_in_order, lock)) as steps,
     ):
         run = _Run(recipe, platform, layout, lock, resume)
         return run.train(recipe.train.steps if stop_at_step is None else stop_at_step, stop or StopRequest(), steps)
@@ -79,6 +81,12 @@ def _locked(directory: Path, name: str) -> Iterator[FolderLock]:
         yield lock
     finally:
         lock.release()  # does nothing on the other ranks
+
+
+def _put_in_order(lock: FolderLock) -> None:
+    """What a process does that ends while its main thread may wait for ever."""
+    pack_share.remove_all()
+    lock.release()
 
 
 class _Run:
