@@ -192,6 +192,7 @@ class _Run:
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
                     stop.save_asked = self._save_is_late()
+                    stop.writing_asked = self.writing is not None and not self.writing.written()
                     with window.step(self.step + 1):
                         start, waited = time.perf_counter(), self.batches.waited
                         result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
@@ -207,15 +208,17 @@ class _Run:
                     times = {"data_seconds": self.batches.waited - waited, **stepper.clock.seconds(), "save_seconds": self.saving}
                     self._report(result, busy[-1], {**times, **stepper.module_norms()}, progress)
                     beat()
-                    self._publish(wait=False)
+                    if not stop.writing_agreed:
+                        self._finish_save()  # at once: all ranks have written
                     best = self._evaluate(progress) if not stop.agreed else False
                     ends = self.step == last or stop.agreed != 0 or self._exhausted
                     if self.step % recipe.checkpoint.save_every == 0 or stop.save_agreed or ends or best:
                         self._save()
-                        self._publish(wait=not recipe.checkpoint.background or ends)
+                        if ends or not recipe.checkpoint.background:
+                            self._finish_save()
                         beat()
         except TrainingDiverged:
-            self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
+            self._finish_save()  # all ranks are here: a step that is on its way to the disk is still worth having
             raise
         finally:
             window.close()
@@ -248,7 +251,7 @@ class _Run:
             return True
         batch = self.recipe.train.global_batch
         bad = self.numbers.bad(self.step, result.bad, result.loss, result.grad_norm)
-        self._publish(wait=True)
+        self._finish_save()
         action, saved = self.numbers.action(self.step, can_roll_back=self.saved is not None), self.saved
         first = native.load_state(saved).packs if action == "roll_back" and saved is not None else self.packs - batch
         if self.leads:
@@ -278,7 +281,7 @@ class _Run:
         self._open_files(known)
         self.batches = open_loader(self.dataset, self.recipe, self.layout, start_pack=self.packs)
         self._save()
-        self._publish(wait=True)
+        self._finish_save()
 
     def _report(self, result: StepResult, seconds: float, told: Mapping[str, float], progress: Optional[Progress]) -> None:
         if self.log is None or progress is None or result.bad:  # bad_numbers.jsonl has a bad step
@@ -302,7 +305,7 @@ class _Run:
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
-        self._publish(wait=True)  # one at a time, in order
+        self._finish_save()  # one at a time, in order
         started = time.perf_counter()
         on_first_rank(self.lock.check)
         optim.gather_weights(self.model)
@@ -323,15 +326,17 @@ class _Run:
             rng=random_state(self.platform),
             keep=self.recipe.checkpoint.keep,
             background=self.recipe.checkpoint.background,
+            allowed=self.lock.check,
             lineage=self.lineage,
         )
         self.saving += time.perf_counter() - started
 
-    def _publish(self, wait: bool) -> None:
-        """Makes the step that is being written visible, if it is all written or is to be waited for."""
-        if self.writing is not None and (wait or self.writing.written()):
+    def _finish_save(self) -> None:
+        """Waits for the step that is being written, if there is one, until it is visible."""
+        if self.writing is not None:
             started = time.perf_counter()
-            on_first_rank(self.lock.check)
+            if not self.recipe.checkpoint.background:
+                on_first_rank(self.lock.check)
             self.saved, self.writing = self.writing.finish(), None
             self.saving += time.perf_counter() - started
 
