@@ -229,6 +229,8 @@ def _end(line: str, status: int) -> int:
         print(line, file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         report_status(status)
+        if shared := sys.modules.get("mindspeed_vita.data.pack_share"):
+            shared.remove_all()
         # leaving in order would wait for processes that are gone
         sys.stderr.flush()
         sys.stdout.flush()

@@ -127,6 +127,9 @@ class DataConfig(Section):
     loader_seconds: Wait = 1200.0
     """Longest wait for a pack from the loader processes; then the run stops with a message that names the file each of them reads. Less
     than health.hang_minutes, which does not know the files. 0 waits for ever."""
+    tokenize_once: Flag = True
+    """One rank of each host reads and tokenises a pack and hands it to the other ranks there that need it, through shared memory. false:
+    each rank reads and tokenises every pack that it needs."""
     seed: Integer = 1234
     """Seed of the packing plan."""
     quarantine: Text = ""

@@ -22,6 +22,7 @@ from mindspeed_vita.data.media.limits import MediaLimits, media_limits
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.readers import check_reader
 from mindspeed_vita.data.open_files import OpenFiles
+from mindspeed_vita.data.pack_share import PackShare, PackStream
 from mindspeed_vita.data.plan_file import EpochPlan
 from mindspeed_vita.data.prepare import (
     Prepared,
@@ -77,6 +78,8 @@ class PackDataset:
         """Samples left out, each with its reason."""
         self.fingerprint = prepared.fingerprint
         """sha256 over index, tokenizer, template and settings: equal fingerprints give equal packs."""
+        self.share: PackShare | None = None
+        """How ranks of one host hand each other the tokens of packs; None: this process reads every pack that it needs."""
         self._text = text
         self._limits = limits
         self._prepared = prepared
@@ -134,7 +137,15 @@ class PackDataset:
         return self.pack(number)
 
     def pack(
-        self, number: int, *, group_rank: int = 0, group_size: int = 1, ring_size: int = 1, node_size: int = 0, decode: bool = True
+        self,
+        number: int,
+        *,
+        group_rank: int = 0,
+        group_size: int = 1,
+        ring_size: int = 1,
+        node_size: int = 0,
+        decode: bool = True,
+        shared: PackStream | None = None,
     ) -> PackedBatch:
         """One pack with the tiles of one rank.
 
@@ -145,9 +156,13 @@ class PackDataset:
             ring_size: size of the context-parallel ring (ParallelLayout.ring_size).
             node_size: its ranks that share a node (ParallelLayout.node_size).
             decode: False leaves every tile out.
+            shared: gives the pack's tokens where another process of this host reads them; None: this process does.
+
+        Raises:
+            ValueError: a row is no longer the one that was indexed; names file and line.
         """
         return assemble_pack(
-            [self.encode(int(sample_id)) for sample_id in self.samples_of(number)],
+            self._encoded(number) if shared is None else shared.get(number, lambda: self._encoded(number)),
             seq_length=self.settings.seq_length,
             resets=self.settings.resets,
             pad_id=self._text.pad_id,
@@ -161,6 +176,9 @@ class PackDataset:
             decoding=self._decoding,
             loss_weighting=self.settings.loss_weighting,
         )
+
+    def _encoded(self, number: int) -> list[EncodedSample]:
+        return [self.encode(int(sample_id)) for sample_id in self.samples_of(number)]
 
     def describe(self) -> str:
         """One line on what was indexed and what was skipped, with the commonest reasons."""

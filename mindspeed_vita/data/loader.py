@@ -21,10 +21,13 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.dataset import PackDataset
 from mindspeed_vita.data.dealing import RelativeWork, StepOrder, deal, pack_costs
 from mindspeed_vita.data.lifetime import end_by_parent_alone
+from mindspeed_vita.data.pack_share import PackShare, PackStream
 
 _T = TypeVar("_T")
 _TIMED_OUT = "DataLoader timed out"
 """How torch's message begins; it has no exception of its own for it."""
+_LATER = 15.0
+"""Seconds that a rank waits longer than the rank which reads its packs, so that the latter reports the file that does not answer."""
 _Finish = Callable[[PackedBatch], PackedBatch]
 
 
@@ -52,6 +55,7 @@ class PackLoader:
         node_size: int = 0,
         decode: bool = True,
         finish: _Finish | None = None,
+        share: PackShare | None = None,
         num_workers: int = 0,
         prefetch: int = 2,
         longest_wait: float = 0.0,
@@ -73,6 +77,7 @@ class PackLoader:
             node_size: its ranks that share a node (ParallelLayout.node_size).
             decode: False gives packs without tiles, for pipeline stages that encode none.
             finish: what else is done to each pack in the process that assembles it.
+            share: how the ranks of a host that need the same packs hand them on; None: this rank reads for itself.
             num_workers: worker processes; 0 assembles packs in this process.
             prefetch: packs each worker keeps ready.
             longest_wait: seconds that a pack from the workers may take; 0 waits for ever.
@@ -102,7 +107,8 @@ class PackLoader:
         self._order = StepOrder(costs_of, global_batch=self.global_batch, window=even_steps, seed=seed)
         self._num_workers = num_workers
         self._prefetch = prefetch
-        self._longest_wait = longest_wait
+        self._longest_wait = longest_wait + (_LATER if longest_wait and share is not None and not share.leads else 0)
+        self._share = share
         self.waited = 0.0
         """Seconds that packs were waited for, since the loader was made."""
         self._given = 0
@@ -153,6 +159,7 @@ class PackLoader:
             packs.close()
 
     def _iterate(self) -> Generator[PackedBatch, None, None]:
+        shared = self._view.shared = None if self._share is None else self._share.open()
         stream = self._stream()
         try:
             while True:
@@ -162,6 +169,8 @@ class PackLoader:
                 self._given += 1
                 yield batch
         finally:
+            if shared is not None:
+                shared.end()
             if isinstance(stream, _MultiProcessingDataLoaderIter):
                 # torch has no public name for it, and dropping the iterator is not enough: a traceback may hold it
                 stream._shutdown_workers()
@@ -216,11 +225,13 @@ class _RankView(torch.utils.data.Dataset):
 
     def __init__(self, dataset: PackDataset, rank: dict[str, Any], finish: _Finish | None) -> None:
         self.dataset = dataset
+        self.shared: PackStream | None = None
+        """Of the iteration that goes on."""
         self._finish = finish
         self._rank = rank
 
     def __getitem__(self, number: int) -> PackedBatch:
-        pack = self.dataset.pack(number, **self._rank)
+        pack = self.dataset.pack(number, **self._rank, shared=self.shared)
         return self._finish(pack) if self._finish else pack
 
 

@@ -43,7 +43,7 @@ _NOT_IN_FINGERPRINT = {
     *("mixture", "media_root", "tokenizer", "index", "index_processes", "num_workers", "prefetch", "quarantine", "failure_budget"),
     *("store_cache", "store_cache_bytes"),
     "pixels",
-    "loader_seconds",
+    *("loader_seconds", "tokenize_once"),
     *("video_reader", "decode_seconds", "decode_memory", "max_media_bytes", "max_pixels", "max_video_frames", "max_video_seconds"),
 }
 

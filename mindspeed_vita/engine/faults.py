@@ -132,18 +132,20 @@ class FailedSamples:
             work.wait()
         self._sent = []
         new = [self._new]
-        asked, save, bad = (0, False, 0) if stop is None else (stop.asked, stop.save_asked, stop.bad_asked)
+        asked, save, writing, bad = 0, False, False, 0
+        if stop is not None:
+            asked, save, writing, bad = stop.asked, stop.save_asked, stop.writing_asked, stop.bad_asked
         empty = not learnt
         if dist.get_world_size() > 1:
-            told = torch.tensor([len(self._new), asked, int(save), bad, int(not empty)])
+            told = torch.tensor([len(self._new), asked, int(save), int(writing), bad, int(not empty)])
             dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
-            count, asked, save, bad, some = told.tolist()
+            count, asked, save, writing, bad, some = told.tolist()
             empty = not some
             if count:
                 new = [{} for _ in range(dist.get_world_size(group))]
                 dist.all_gather_object(new, self._new, group=group)
         if stop is not None:
-            stop.agreed, stop.save_agreed, stop.bad_agreed = asked, bool(save), bad
+            stop.agreed, stop.save_agreed, stop.writing_agreed, stop.bad_agreed = asked, bool(save), bool(writing), bad
         found = set().union(*new) - self.ids
         self.ids |= found
         self._new = {}

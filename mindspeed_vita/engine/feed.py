@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Callable, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint.native.ranks import gather
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.parallel.layout import ParallelLayout
 
 if TYPE_CHECKING:
     from mindspeed_vita.data.dataset import PackDataset
     from mindspeed_vita.data.loader import PackLoader
+    from mindspeed_vita.data.pack_share import PackShare
 
 _T = TypeVar("_T")
 _INDEXING = timedelta(days=7)
@@ -22,6 +27,8 @@ _INDEXING = timedelta(days=7)
 
 def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
     """The packed data set of a recipe. The first rank makes what is missing of index and plans, before any step; the others wait.
+
+    Collective over the world. Unless data.tokenize_once is false, the ranks of a host that need the same packs agree on one that reads.
 
     Raises:
         ValueError: a file, the tokenizer or a setting does not fit, or the folder of the index cannot be written.
@@ -45,7 +52,45 @@ def open_dataset(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
             progress=ProgressLines() if dist.get_rank() == 0 else None,
         )
 
-    return first_rank_first(build)
+    dataset = first_rank_first(build)
+    if recipe.data.tokenize_once:
+        dataset.share = share_packs(layout)
+    return dataset
+
+
+def share_packs(layout: ParallelLayout) -> Optional[PackShare]:
+    """Which rank of this host reads the packs that this rank needs. Collective over the world.
+
+    Ranks with the same dp_rank need the same packs, whatever their tp, cp and pp ranks. The rank that reads is on the earliest pipeline
+    stage of the host: a schedule comes to each pack there first, so it never waits for a rank that waits for it.
+
+    Returns:
+        None where no other rank of this host needs the same packs.
+    """
+    from mindspeed_vita.data.pack_share import PackShare, make_folder, remove_folder
+
+    if dist.get_world_size() == layout.dp_size:
+        return None
+    me = dist.get_rank()
+    places = gather((_host(), layout.dp_rank))
+    stages = gather(layout.pp_rank)
+    members = sorted((rank for rank, place in enumerate(places) if place == places[me]), key=lambda rank: (stages[rank], rank))
+    leader = members[0]
+    folder = Path(gather(str(make_folder()) if leader == me and len(members) > 1 else "")[leader])
+    # two containers may have one name, and a shared memory each
+    reached = gather(len(members) > 1 and folder.is_dir())
+    followers = tuple(rank for rank in members[1:] if reached[rank])
+    if followers and me in (leader, *followers):
+        return PackShare(folder=folder, rank=me, leader=leader, followers=followers)
+    if leader == me and len(members) > 1:
+        remove_folder(folder)
+    return None
+
+
+def _host() -> tuple[str, int]:
+    """The host of this process: its name, and the number of torchrun's node, where torchrun started the process."""
+    rank, on_node = dist.get_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    return platform.node(), rank // on_node if on_node else 0
 
 
 def first_rank_first(work: Callable[[], _T]) -> _T:
@@ -99,6 +144,7 @@ def open_loader(dataset: PackDataset, recipe: Recipe, layout: ParallelLayout, *,
         node_size=layout.node_size,
         decode=layout.is_first_stage,
         finish=partial(PackedBatch.with_route, **routing) if layout.is_first_stage else None,
+        share=dataset.share,
         num_workers=recipe.data.num_workers,
         prefetch=recipe.data.prefetch,
         longest_wait=recipe.data.loader_seconds,

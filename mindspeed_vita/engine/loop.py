@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -30,7 +31,7 @@ from mindspeed_vita.engine.profile import ProfileWindow
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.resuming import NEWEST, Resume
-from mindspeed_vita.engine.run_lock import held_by_first_rank, run_lock
+from mindspeed_vita.engine.run_lock import held_by_first_rank, put_in_order, run_lock
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
@@ -65,7 +66,7 @@ def train(
     own, lock = not dist.is_initialized(), run_lock(recipe)
     with (
         distributed(recipe, platform) as layout,
-        watched(recipe, own=own, release=lock.release) as steps,
+        watched(recipe, own=own, release=partial(put_in_order, lock)) as steps,
         held_by_first_rank(lock),
     ):
         run = _Run(recipe, platform, layout, lock, resume)
@@ -180,6 +181,7 @@ class _Run:
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
                     stop.save_asked = self._save_is_late()
+                    stop.writing_asked = self.writing is not None and not self.writing.written()
                     with window.step(self.step + 1), self.dump.step(self.step + 1, chunks_of(self.model)):
                         start, waited = time.perf_counter(), self.batches.waited
                         result = stepper.run(self.step + 1, lambda: self.schedule.step(increment=1))
@@ -190,22 +192,25 @@ class _Run:
                     went_on = self._settle_numbers(result, progress)
                     if not went_on:  # the run is back at its last checkpoint
                         stepper.failed, stepper.batches = self.failed, iter(self.batches)
+                        self.uploads.advance()
                         beat()
                         continue
                     parts = {**stepper.clock.seconds(), "save_seconds": self.saving, **stepper.module_norms()}
                     times = StepTimes(seconds=busy[-1], data_seconds=self.batches.waited - waited, parts=parts)
                     self._report(result, times, progress)
                     beat()
-                    self._publish(wait=False)
+                    if not stop.writing_agreed:
+                        self._finish_save()  # at once: all ranks have written
                     self.uploads.advance()
                     best = self._evaluate(progress) if not stop.agreed else False
                     ends = self.step == last or stop.agreed != 0 or self._exhausted
                     if self.step % recipe.checkpoint.save_every == 0 or stop.save_agreed or ends or best:
                         self._save()
-                        self._publish(wait=not recipe.checkpoint.background or ends)
+                        if ends or not recipe.checkpoint.background:
+                            self._finish_save()
                         beat()
         except TrainingDiverged:
-            self._publish(wait=True)  # all ranks are here: a step that is on its way to the disk is still worth having
+            self._finish_save()  # all ranks are here: a step that is on its way to the disk is still worth having
             self.uploads.finish()
             raise
         finally:
@@ -239,7 +244,7 @@ class _Run:
             return True
         batch = self.recipe.train.global_batch
         bad = self.numbers.bad(self.step, result.bad, result.loss, result.grad_norm)
-        self._publish(wait=True)
+        self._finish_save()
         action, saved = self.numbers.action(self.step, can_roll_back=self.saved is not None), self.saved
         first = native.load_state(saved).packs if action == "roll_back" and saved is not None else self.packs - batch
         if self.leads:
@@ -269,7 +274,7 @@ class _Run:
         self._open_files(known)
         self.batches = open_loader(self.dataset, self.recipe, self.layout, start_pack=self.packs)
         self._save()
-        self._publish(wait=True)
+        self._finish_save()
 
     def _report(self, result: StepResult, times: StepTimes, progress: Optional[Progress]) -> None:
         if self.log is None or progress is None or result.bad:  # bad_numbers.jsonl has a bad step
@@ -291,7 +296,7 @@ class _Run:
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
-        self._publish(wait=True)  # one at a time, in order
+        self._finish_save()  # one at a time, in order
         started = time.perf_counter()
         on_first_rank(self.lock.check)
         optim.gather_weights(self.model)
@@ -312,15 +317,17 @@ class _Run:
             rng=random_state(self.platform),
             keep=self.recipe.checkpoint.keep,
             background=self.recipe.checkpoint.background,
+            allowed=self.lock.check,
             lineage=self.lineage,
         )
         self.saving += time.perf_counter() - started
 
-    def _publish(self, wait: bool) -> None:
-        """Makes the step that is being written visible, if it is all written or is to be waited for."""
-        if self.writing is not None and (wait or self.writing.written()):
+    def _finish_save(self) -> None:
+        """Waits for the step that is being written, if there is one, until it is visible."""
+        if self.writing is not None:
             started = time.perf_counter()
-            on_first_rank(self.lock.check)
+            if not self.recipe.checkpoint.background:
+                on_first_rank(self.lock.check)
             self.saved, self.writing = self.writing.finish(), None
             self.uploads.add(self.saved)
             self.saving += time.perf_counter() - started

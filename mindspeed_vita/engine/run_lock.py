@@ -9,6 +9,7 @@ from pathlib import Path
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, FolderLock
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.data import pack_share
 
 
 def run_lock(recipe: Recipe) -> FolderLock:
@@ -30,3 +31,9 @@ def held_by_first_rank(lock: FolderLock) -> Iterator[None]:
         yield
     finally:
         lock.release()  # does nothing on the other ranks
+
+
+def put_in_order(lock: FolderLock) -> None:
+    """What a process does that ends while its main thread may wait for ever: no shared packs and no lock stay behind."""
+    pack_share.remove_all()
+    lock.release()

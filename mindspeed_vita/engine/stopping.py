@@ -75,6 +75,10 @@ class StopRequest:
         """Whether this rank wants the step saved that is being trained: the time of checkpoint.save_minutes has passed."""
         self.save_agreed = False
         """Whether any rank wanted that at the end of the last step; the same on every rank."""
+        self.writing_asked = False
+        """Whether this rank's background save goes on."""
+        self.writing_agreed = False
+        """Whether that of any rank did at the end of the last step; the same on every rank."""
         self.finishing = False
         """Whether there is a step to finish and to save."""
 

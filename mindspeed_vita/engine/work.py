@@ -16,18 +16,22 @@ from mindspeed_vita.config import ModelConfig, Recipe, projector_traits, tower_t
 from mindspeed_vita.data.batch import IGNORE, PackedBatch
 
 _TERA = 1e12
-PEAKS = {
-    "NVIDIA A100": 312.0,
-    "NVIDIA A800": 312.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H800": 989.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA L40S": 362.0,
-    "NVIDIA B200": 2250.0,
+PEAKS: dict[str, Optional[float]] = {
+    "NVIDIA A100": 312.0,  # 312 dense: NVIDIA's data sheet nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
+    "NVIDIA A800": 312.0,  # no page of NVIDIA found; 311.87 dense in hmc-tech.com/gpu/nvidia-a800-vs-nvidia-t40, as the A100
+    "NVIDIA H100 PCIe": 756.0,  # 1,513 with sparsity in NVIDIA's table, as archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html has it
+    "NVIDIA H100 NVL": None,  # not found
+    "NVIDIA H100": 989.0,  # SXM: 1,979 with sparsity, in the same table
+    "NVIDIA H800 PCIe": None,  # not found
+    "NVIDIA H800": 989.0,  # SXM: no figure found; the H100 but for fp64 and NVLink: philisun.com/technical-analysis
+    "NVIDIA H200 NVL": None,  # not found
+    "NVIDIA H200": 989.0,  # SXM: about 989 dense in itkb.uw.cz/2026/06/nvidia-h200-vs-b300-precisions-cores.html; the chip is the H100's
+    "NVIDIA L40S": 362.0,  # 362.05 dense in NVIDIA's table, as mullet.se/product.html?product_id=355414 has it
+    "NVIDIA B200": 2250.0,  # HGX at 1,000 W: 4,500 with sparsity, 2,250 dense in glennklockwood.com/garden/processors/B200
 }
-"""Dense bf16 TFLOP/s of one device by the start of its name, from NVIDIA's data sheets. The first that fits counts. Others are said in the
-recipe (logging.peak_tflops)."""
+"""Dense bf16 TFLOP/s of one device by the start of its name; the first that fits counts. None: there is no source for it, and another
+device's number would be wrong. The recipe's logging.peak_tflops says it for these and all others. NVIDIA's own pages could be read only
+as far as others reprint them; each entry names where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,8 @@ def peak_of(device_name: str, said: float) -> Optional[float]:
     """
     if said:
         return said * _TERA
-    return next((peak * _TERA for name, peak in PEAKS.items() if device_name.startswith(name)), None)
+    peak = next((peak for name, peak in PEAKS.items() if device_name.startswith(name)), None)
+    return None if peak is None else peak * _TERA
 
 
 def speeds(flops: float, seconds: float, devices: int, peak: Optional[float]) -> dict[str, float]:

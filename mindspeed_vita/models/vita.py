@@ -32,7 +32,7 @@ from mindspeed_vita.models.vision.linears import TowerLinears, whole_linears
 from mindspeed_vita.ops.normalize import normalize_tiles
 from mindspeed_vita.ops.rotary import RotaryTables
 from mindspeed_vita.platform.host_copies import host_copies
-from mindspeed_vita.platform.phases import phase
+from mindspeed_vita.platform.phases import name_backward, phase
 
 TILES_AT_ONCE = 32
 """Tiles that a tower without gradients encodes at a time: 20 MB each in InternViT-300M (bf16, on a CPU), 33,000 rows a matrix product."""
@@ -209,11 +209,11 @@ class VitaModel(MegatronModule):
         hidden_L1H = self._embed(inputs) if self.pre_process else None
         if hidden_L1H is not None and not hidden_L1H.requires_grad and torch.is_grad_enabled() and "language" in self.trainable:
             hidden_L1H.requires_grad_()  # over frozen tables: what is recomputed, or on a later stage, needs it
-        return self.language.decoder(
-            hidden_states=hidden_L1H,
-            attention_mask=None,
-            packed_seq_params=PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD, layer_inputs=layer_inputs),
-        )
+        context = PackedContext(cp_plan=inputs.cp_plan, cos_TD=cos_TD, sin_TD=sin_TD, layer_inputs=layer_inputs)
+        with phase("layers"):
+            decoded_L1H = self.language.decoder(hidden_states=hidden_L1H, attention_mask=None, packed_seq_params=context)
+        name_backward("layers backward", decoded_L1H, hidden_L1H)
+        return decoded_L1H
 
     def _embed(self, inputs: ModelInputs) -> torch.Tensor:
         embeddings_L1H = self.language.embedding(input_ids=inputs.tokens_T.unsqueeze(0), position_ids=None)
@@ -224,6 +224,7 @@ class VitaModel(MegatronModule):
             return embeddings_L1H
         with phase("tower"):
             rows_RH = self._encode(inputs.tiles_NCHW, trains, embeddings_L1H)
+        name_backward("tower backward", rows_RH)
         if inputs.route is not None:
             received_RH = self.exchange(rows_RH, inputs.route)
             embeddings_L1H = splice(embeddings_L1H, received_RH, inputs.route.targets)

@@ -4,7 +4,8 @@
 
 "gathered" is the way of version 0.1.0 (tests/distributed/saving_runs.py): each parameter's moments go to one rank, and the first
 data-parallel rank writes all weights. The ways take turns. Seconds are those of the slowest rank, from a common start. Those of
-"returns" are the seconds after which training goes on with `checkpoint.background`.
+"returns" are the seconds after which training goes on with `checkpoint.background`, and those of "publishes" how long it stands still
+when all ranks have written that step: each such save removes the step before it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,7 +30,7 @@ with packages_needed():
     from mindspeed_vita.checks.parity.pool import LayoutPool
     from mindspeed_vita.config import Recipe, recipe_from_dict
 
-WAYS = ("gathered", "own ranges", "own ranges, returns")
+WAYS = ("gathered", "own ranges", "own ranges, returns", "own ranges, publishes")
 
 
 def recipe_of(hidden: int, layers: int) -> Recipe:
@@ -69,9 +71,21 @@ def measured(layout: Any, *, hidden: int, layers: int, rounds: int, folder: str)
         "own ranges": lambda: native.save(places["own ranges"], state, **told),
         "own ranges, returns": lambda: writers.append(native.start_save(places["own ranges, returns"], state, background=True, **told)),
     }
+
+    def publish(number: int) -> float:
+        """Saves in the background, and waits until that is written; the seconds that training then stands still."""
+        given = {**told, "keep": 1, "background": True}
+        writer = native.start_save(places["own ranges, publishes"], replace(state, step=number + 1), **given)
+        while not writer.written():
+            time.sleep(0.05)
+        dist.barrier()
+        started = time.perf_counter()
+        writer.finish()
+        return time.perf_counter() - started
+
     found: dict[str, dict[str, list[float]]] = {way: {"seconds": []} for way in WAYS}
     for number in range(rounds + 1):
-        for way in WAYS:
+        for way in WAYS[:-1]:
             dist.barrier()
             with Collectives() as collectives:
                 started = time.perf_counter()
@@ -88,6 +102,10 @@ def measured(layout: Any, *, hidden: int, layers: int, rounds: int, folder: str)
             if dist.get_rank() == 0:
                 shutil.rmtree(places[way])
             dist.barrier()
+        stood_still = publish(number)
+        if number:
+            found[WAYS[-1]]["seconds"].append(stood_still)
+        found[WAYS[-1]].update(sent=[0], written=[held(places[WAYS[-1]])])
     return found
 
 
@@ -106,8 +124,8 @@ def main() -> None:
             for way in WAYS:
                 seconds = [max(each) for each in zip(*(rank[way]["seconds"] for rank in ranks))]
                 sent, written = (max(rank[way][what][0] for rank in ranks) / 1e6 for what in ("sent", "written"))
-                each = ", ".join(f"{second:.2f}" for second in seconds)
-                print(f"| {dp} | {way} | {sent:.1f} | {written:.1f} | {each} | {median(seconds):.2f} |", flush=True)
+                each = ", ".join(f"{second:.3f}" for second in seconds)
+                print(f"| {dp} | {way} | {sent:.1f} | {written:.1f} | {each} | {median(seconds):.3f} |", flush=True)
     pool.close()
 
 

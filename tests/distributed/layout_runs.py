@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -290,3 +291,77 @@ def told_failures(layout: Any, *, folder: str) -> list[list[bool]]:
     record.settle(learnt=1, step=1, last_step=2)
     assert record.ids == {0, 2}
     return heard
+
+
+def tokenised(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None, ranks_on_host: int = 0) -> tuple[list[int], int]:
+    """Trains a recipe, also with loader processes, and counts what they do.
+
+    Args:
+        layout: of the pool's call.
+        content: the recipe.
+        stop: the step after which the run stops.
+        ranks_on_host: as if each host had so many ranks; 0: all of them.
+
+    Returns:
+        The numbers of the samples that this rank and its loader processes tokenised, and how many folders of shared packs are left.
+    """
+    import os
+    from tempfile import TemporaryFile
+    from unittest import mock
+
+    import torch.distributed as dist
+
+    from mindspeed_vita.data import pack_share
+    from mindspeed_vita.data.dataset import PackDataset
+
+    _allow_loader_processes()
+    encode = PackDataset.encode
+    hosts = {"LOCAL_WORLD_SIZE": str(ranks_on_host)} if ranks_on_host else {}
+    with TemporaryFile("a+") as record:  # loader processes have it too
+
+        def noted(self: Any, sample_id: int) -> Any:
+            print(sample_id, file=record, flush=True)
+            return encode(self, sample_id)
+
+        with mock.patch.object(PackDataset, "encode", noted), mock.patch.dict(os.environ, hosts):
+            run(layout, content=content, stop=stop)
+        record.seek(0)
+        samples = list(map(int, record.read().split()))
+    gc.collect()
+    dist.barrier()
+    return samples, len(pack_share._joined) + len(pack_share._led)
+
+
+def _allow_loader_processes() -> None:
+    """A pool's worker starts loader processes as `vita train` does: by a fork, and although it is the child of another process."""
+    import multiprocessing
+
+    multiprocessing.current_process().daemon = False
+    multiprocessing.set_start_method("fork", force=True)
+
+
+def refused(layout: Any, *, content: dict[str, Any], rows: str) -> str:
+    """The message that a run ends with whose rows were changed after they were indexed."""
+    from pathlib import Path
+    from unittest import mock
+
+    import torch.distributed as dist
+
+    from mindspeed_vita.engine import loop
+
+    _allow_loader_processes()
+    open_loader = loop.open_loader
+
+    def emptied(*arguments: Any, **options: Any) -> Any:
+        if dist.get_rank() == 0:
+            path = Path(rows)
+            path.write_bytes(b" " * path.stat().st_size)
+        dist.barrier()
+        return open_loader(*arguments, **options)
+
+    with mock.patch.object(loop, "open_loader", emptied):
+        try:
+            run(layout, content=content)
+        except ValueError as error:
+            return str(error)
+    return "nothing was refused"

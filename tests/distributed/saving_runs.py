@@ -53,7 +53,7 @@ def save_both_ways(layout: Any, *, content: dict[str, Any], gathered: str, steps
     def both(trained: _Run) -> None:
         with saving:
             save(trained)
-            trained._publish(wait=True)
+            trained._finish_save()
         with gathering:
             write_gathered(trained.optimizer, trained.model.module, Path(gathered))
 
@@ -100,3 +100,57 @@ def _gathered(optimizer: Any, model: torch.nn.Module, weights: dict[str, Any], g
                 if hasattr(entry, "dtype"):
                     changes["dtype"] = flat.dtype
                 yield f"{kind}.{name}", replace(entry, replica_id=(*entry.replica_id[:-1], 0), **changes)
+
+
+def behind(layout: Any, *, folder: str, fault: str) -> tuple[bool, str, int]:
+    """Saves in the background while this rank goes on with collectives of its own; one rank writes late.
+
+    Args:
+        layout: of the pool's call.
+        folder: of the run.
+        fault: what happens: "" (nothing), "disk" (the last rank cannot write), "taken" (another run has the folder when the first rank
+            wants to publish).
+
+    Returns:
+        Whether the step was visible before any rank asked for it, how the save ended, and how many keys it left in the store.
+    """
+    import threading
+    import time
+
+    from mindspeed_vita.checkpoint.native import atomic
+    from mindspeed_vita.checkpoint.native.writer import Digests, StepWriter
+    from mindspeed_vita.config import recipe_from_dict
+
+    last, gate = dist.get_rank() == dist.get_world_size() - 1, threading.Event()
+
+    def write(temp: Path) -> Digests:
+        assert gate.wait(60)
+        if fault == "disk" and last:
+            raise OSError(28, "No space left on device")
+        return {}
+
+    def allowed() -> None:
+        if fault == "taken":
+            raise ValueError("another run has the folder")
+
+    store = dist.distributed_c10d._get_default_store()
+    state, rng = {"step": 1}, {"cpu": torch.tensor([dist.get_rank()])}
+    writer = StepWriter(Path(folder), 1, recipe_from_dict({}), write, state=state, rng=rng, background=True, allowed=allowed)
+    if not last:
+        gate.set()
+    for _ in range(20):  # as training does
+        dist.all_reduce(torch.ones(8))
+    assert not writer.written() and not atomic.complete_steps(Path(folder)), "published before all had written"
+    dist.barrier()
+    gate.set()
+    deadline = time.monotonic() + 60
+    while not writer.written() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    seen = bool(atomic.complete_steps(Path(folder)))
+    try:
+        outcome = str(writer.finish().name)
+    except (OSError, ValueError) as error:
+        outcome = f"{type(error).__name__}: {error}"
+    dist.barrier()
+    keys = [f"vita/mail/1/{end}" for end in (*range(dist.get_world_size()), "answer", "readers")]
+    return seen, outcome, sum(store.check([key]) for key in keys)

@@ -61,8 +61,14 @@ def test_the_asked_rank_writes_the_asked_steps_with_every_phase(
     counts = {name: len(found) / (2 * MICRO_BATCHES) for name, found in ranges.items()}
     # a micro-batch: data is read, then cut. Attention: forward, again with recompute=full, backward; once a layer. The update: norm, step
     exchanged = counts.pop("exchange")  # forward and backward where a pack has tiles
-    assert counts == {"data": 2, "tower": 1, "ring": 3 * LAYERS, "head": 2, "optimizer": 2 / MICRO_BATCHES}
+    both_ways = {name + way: 1 for name in ("tower", "layers") for way in ("", " backward")}
+    assert counts == {"data": 2, **both_ways, "ring": 3 * LAYERS, "head": 2, "optimizer": 2 / MICRO_BATCHES}
     assert 0 < exchanged <= 2
+    backward = sorted(ranges["layers backward"])
+    within = [any(start <= first and last <= end for start, end in backward) for first, last in ranges["ring"]]
+    assert sum(within) == 2 * LAYERS * 2 * MICRO_BATCHES, "what is recomputed, and its gradient"
+    for (_, end), (start, _) in zip(backward, sorted(ranges["tower backward"])):
+        assert end <= start, "the tower's gradients follow on those of the layers"
 
 
 def test_a_run_that_stops_in_its_window_writes_what_it_did_and_goes_on(

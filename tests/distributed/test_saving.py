@@ -19,7 +19,7 @@ from tests.pools import OVERLAYS, Pools
 from tests.tiny_data import VOCABULARY, TinyData
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-SAVE = "tests.distributed.saving_runs:save_both_ways"
+SAVE, BEHIND = (f"tests.distributed.saving_runs:{name}" for name in ("save_both_ways", "behind"))
 Content = Callable[..., dict[str, Any]]
 
 
@@ -105,3 +105,21 @@ def test_no_tensor_is_sent_and_ranks_write_less_the_more_they_are(pools: Pools, 
             assert sum(each) == alone and len(each) == dp and max(each) < 1.05 * alone / dp
     assert sum(written["wide"]["optimizer"]) > 3 * sum(written["dp2"]["optimizer"])
     assert sent["wide"] < 1.02 * sent["dp2"], "what is sent does not follow the tensors' sizes, only the digits of their shapes"
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"),
+    [("", "step_0000001"), ("disk", "SaveFailed: cannot save into"), ("taken", "ValueError: another run has the folder")],
+    ids=["published", "full-disk", "folder-taken"],
+)
+def test_a_background_save_is_published_while_training_goes_on(pools: Pools, tmp_path: Path, fault: str, ends: str) -> None:
+    """No rank waits for another: the first rank's thread publishes once all have written, and all hear the same of a failure."""
+    found = pools("installed").run(BEHIND, dp=3, folder=str(tmp_path), fault=fault)
+    assert all(outcome.startswith(ends) for _, outcome, _ in found), found
+    assert len({outcome for _, outcome, _ in found}) == 1
+    assert all(seen == (not fault) and not keys for seen, _, keys in found), found
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == {"": ["step_0000001"], "disk": [], "taken": [".writing-step_0000001"]}[fault]
+    if not fault:
+        states = shards.Reader(tmp_path / "step_0000001")
+        assert [states.tensor(f"{rank}/cpu").item() for rank in range(3)] == [0, 1, 2]

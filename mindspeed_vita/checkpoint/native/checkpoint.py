@@ -6,7 +6,7 @@ That of a model with adapters holds the adapters only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -66,9 +66,10 @@ def start_save(
     rng: Mapping[str, torch.Tensor],
     keep: int,
     background: bool = False,
+    allowed: Optional[Callable[[], None]] = None,
     lineage: Optional[Lineage] = None,
 ) -> StepWriter:
-    """Begins to write one step; its `finish` makes it visible. Collective; every rank takes part.
+    """Begins to write one step; its `finish` returns when it is visible. Collective; every rank takes part.
 
     Args:
         directory: folder of the run.
@@ -78,8 +79,9 @@ def start_save(
         recipe: what the run was told.
         rng: this rank's random states by name.
         keep: newest steps kept; 0 keeps all.
-        background: copy this rank's share of weights and optimizer to host memory, and write that in a thread of its own while
-            training goes on.
+        background: copy this rank's share of weights and optimizer to host memory, and write and publish that in a thread of its own
+            while training goes on.
+        allowed: with background, what the first rank calls before it publishes (StepWriter).
         lineage: where the run's weights come from; on the first rank.
 
     Raises:
@@ -102,9 +104,8 @@ def start_save(
         return {part: shards.write(temp / part, pieces) for part, pieces in ((f"weights/{name}", own), (f"optimizer/{name}", held))}
 
     told = None if lineage is None else replace(lineage, step=state.step)
-    return StepWriter(
-        Path(directory), state.step, recipe, write, state=asdict(state), rng=rng, keep=keep, background=background, lineage=told
-    )
+    parts: dict[str, Any] = {"state": asdict(state), "rng": rng, "keep": keep, "lineage": told}
+    return StepWriter(Path(directory), state.step, recipe, write, **parts, background=background, allowed=allowed)
 
 
 def save(directory: str | Path, state: TrainState, **arguments: Any) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import torch.distributed as dist
 
@@ -17,6 +17,28 @@ class SaveFailed(OSError):
     """A step could not be written; what was there before is untouched."""
 
 
+Reason = tuple[str, str]
+"""What kind of failure (refused, published or failed), and its message."""
+
+
+def reason_of(error: Exception) -> Reason:
+    """What other ranks are told of a failure."""
+    return "published" if isinstance(error, Published) else "refused" if isinstance(error, ValueError) else "failed", str(error)
+
+
+def fail(directory: str | Path, reason: Reason, cause: Optional[Exception] = None) -> NoReturn:
+    """Raises what a rank was told: a ValueError, Published, or SaveFailed."""
+    kind, message = reason
+    if kind == "refused":
+        raise ValueError(message) from cause
+    if kind == "published":
+        raise Published(message) from cause
+    newest = latest(directory)
+    kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
+    advice = "free space or choose another checkpoint.directory"
+    raise SaveFailed(f"cannot save into {directory}: {message}; {advice}; {kept}") from cause
+
+
 @contextmanager
 def together(directory: str | Path) -> Iterator[None]:
     """Ends in the same SaveFailed on every rank when any of them meets an OSError, or in the same Published."""
@@ -25,15 +47,9 @@ def together(directory: str | Path) -> Iterator[None]:
         yield
     except OSError as caught:
         error = caught
-    reasons = [reason for reason in gather(None if error is None else (str(error), isinstance(error, Published))) if reason]
+    reasons = [reason for reason in gather(None if error is None else reason_of(error)) if reason]
     if reasons:
-        reason, published = reasons[0]
-        if published:
-            raise Published(reason) from error
-        newest = latest(directory)
-        kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
-        advice = "free space or choose another checkpoint.directory"
-        raise SaveFailed(f"cannot save into {directory}: {reason}; {advice}; {kept}") from error
+        fail(directory, reasons[0], error)
 
 
 def rank() -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,7 +15,8 @@ import torch
 from mindspeed_vita.checkpoint import lineage as lineages
 from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.checkpoint.native import atomic, shards
-from mindspeed_vita.checkpoint.native.ranks import gather, rank, together
+from mindspeed_vita.checkpoint.native.mail import Mail
+from mindspeed_vita.checkpoint.native.ranks import Reason, fail, gather, rank, reason_of, together
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.files.writing import write_json
 
@@ -24,8 +27,9 @@ Digests = dict[str, Optional[str]]
 class StepWriter:
     """Writes this rank's files, then, together with all ranks, makes the step visible.
 
-    Making one and `finish` are collective; nothing in between is, so training may go on while a background writer works on
-    copies. A step that is never finished, because the run died, is never visible.
+    Making one is collective. In the background the rest happens in threads, which use no collectives: they write, and the first rank's
+    thread publishes the step once all have written. Otherwise `finish` does that and is collective. A step that is not published,
+    because the run died, is never visible.
 
     Args:
         directory: folder of the run.
@@ -35,7 +39,8 @@ class StepWriter:
         state: where the run stands; None for weights only.
         rng: this rank's random states by name.
         keep: newest steps kept; 0 keeps all.
-        background: write in a thread of its own.
+        background: write and publish in a thread of its own.
+        allowed: called in that thread on the first rank, before it publishes; raises ValueError where this run may not write any more.
         lineage: where the weights come from; on the first rank.
 
     Raises:
@@ -53,6 +58,7 @@ class StepWriter:
         rng: Optional[Mapping[str, torch.Tensor]] = None,
         keep: int = 0,
         background: bool = False,
+        allowed: Optional[Callable[[], None]] = None,
         lineage: Optional[Lineage] = None,
     ) -> None:
         self.directory, self.recipe, self.state, self.rng, self.keep = directory, recipe, state, dict(rng or {}), keep
@@ -63,35 +69,44 @@ class StepWriter:
                 shutil.rmtree(self.temp, ignore_errors=True)
                 for name in ("weights", "optimizer") if state else ("weights",):
                     (self.temp / name).mkdir(parents=True)
-        self._digests: Future[Digests] = Future()
+        self._behind: Optional[Future[Optional[Reason]]] = None
+        self._digests: Digests = {}
+        self._error: Optional[OSError] = None
         if background:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="vita-save")
-            self._digests = pool.submit(write, self.temp)
-            pool.shutdown(wait=False)
+            self._behind = Future()
+            save = partial(self._save_behind, write, allowed or (lambda: None), Mail())
+            # a daemon: a run that ends by an error does not wait for other ranks' files
+            threading.Thread(target=_fill, args=(self._behind, save), name="vita-save", daemon=True).start()
             return
         try:
-            self._digests.set_result(write(self.temp))
+            self._digests = write(self.temp)
         except OSError as error:  # told to every rank by finish
-            self._digests.set_exception(error)
+            self._error = error
 
     def written(self) -> bool:
-        """Whether every rank's files are written, so that finish would not wait. Collective."""
-        return all(gather(self._digests.done()))
+        """Whether `finish` would return at once on this rank. Not collective."""
+        return self._behind is None or self._behind.done()
 
     def finish(self) -> Path:
-        """Waits for the files and publishes the step. Collective.
+        """Waits until the step is published, or publishes it. Collective unless the step is written in the background.
 
         Returns:
             the step folder.
 
         Raises:
             SaveFailed: the disk is full or not writable, on any rank. The temporary folder is gone, earlier steps are untouched.
+            ValueError: this run may not write into the folder any more.
         """
-        digests: Digests = {}
+        if self._behind is not None:
+            reason = self._behind.result()
+            if reason is not None:
+                fail(self.directory, reason)
+            return self.final
         try:
             with together(self.directory):
-                digests = self._digests.result()
-            sums, states = gather(digests), gather(self.rng)
+                if self._error is not None:
+                    raise self._error
+            sums, states = gather(self._digests), gather(self.rng)
             with together(self.directory):
                 if rank() == 0:
                     self._publish(sums, states)
@@ -100,6 +115,27 @@ class StepWriter:
                 shutil.rmtree(self.temp, ignore_errors=True)
             raise
         return self.final
+
+    def _save_behind(self, write: Callable[[Path], Digests], allowed: Callable[[], None], mail: Mail) -> Optional[Reason]:
+        """Writes this rank's files and, on the first rank, publishes the step when all have; returns why that failed on any rank."""
+        digests: Digests = {}
+        reason: Optional[Reason] = None
+        try:
+            digests = write(self.temp)
+        except OSError as error:
+            reason = reason_of(error)
+        parts = mail.to_first((reason, digests, self.rng))
+        if parts:  # on the first rank
+            reason = next((told for told, _, _ in parts if told), None)
+            try:
+                if reason is None:
+                    allowed()
+                    self._publish([sums for _, sums, _ in parts], [states for _, _, states in parts])
+            except (OSError, ValueError) as error:
+                reason = reason_of(error)
+            if reason is not None and reason[0] != "refused":  # else the folder is another run's
+                shutil.rmtree(self.temp, ignore_errors=True)
+        return mail.from_first(reason)  # type: ignore[no-any-return]
 
     def _publish(self, sums: list[Digests], states: list[dict[str, torch.Tensor]]) -> None:
         merged = {name: digest for part in sums for name, digest in part.items() if digest is not None}
@@ -112,3 +148,10 @@ class StepWriter:
         digest = shards.write(self.temp / "rng.safetensors", random)
         atomic.publish(self.temp, self.final, merged if digest is None else {**merged, "rng.safetensors": digest})
         atomic.prune(self.directory, self.keep)
+
+
+def _fill(future: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+        future.set_exception(error)

@@ -71,6 +71,8 @@ def test_packs_are_dealt_by_the_work_of_the_recipes_model():
         class settings:
             seq_length, resets = 1000, True
 
+        share = None
+
         def cost_of(self, number):
             return ((1000, 0, 1e6), (1000, 2, 2e5), (1000, 0, 1e5), (1000, 2, 1e5))[number]
 

@@ -26,6 +26,7 @@ def test_attention_counts_documents():
 
 def test_the_share_of_a_peak_is_given_where_the_peak_is_known():
     assert peak_of("NVIDIA H100 PCIe", 0.0) == 756e12 and peak_of("NVIDIA H100 80GB HBM3", 0.0) == 989e12
+    assert peak_of("NVIDIA H100 NVL", 0.0) is None and peak_of("NVIDIA H200 NVL", 0.0) is None, "slower than the SXM modules"
     assert peak_of("cpu", 0.0) is None and peak_of("Ascend910B2", 350.0) == 350e12
     assert speeds(4e12, 2.0, 2, None) == {"tflops_per_device": 1.0}
     assert speeds(4e12, 2.0, 2, 4e12) == {"tflops_per_device": 1.0, "mfu": 0.25}

@@ -46,7 +46,10 @@ def test_everything_is_copied_from_pinned_memory_where_there_is_some(pinned: boo
 def test_a_loaders_worker_plans_the_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """The training process has nothing to plan, and finds the route that it would have planned."""
     layout = replace(alone(), tp_size=2, cp_size=2, cp_rank=1)
+
     class Packs:
+        share = None
+
         def pack(self, number: int, **rank: Any) -> PackedBatch:
             return make_pack(number, True, layout)
 
