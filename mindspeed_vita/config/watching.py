@@ -62,7 +62,7 @@ class ProfileConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DebugConfig(Section):
-    """Finding the place where two runs part (docs/guides/compare_runs.md)."""
+    """Finding the place where two runs diverge (docs/guides/compare_runs.md)."""
 
     msprobe: Text = ""
     """The config.json of msprobe (package mindstudio-probe), which writes what goes in and out of modules; empty: nothing is written."""
