@@ -68,7 +68,7 @@ def load_mixture(path: str | Path, cache: StoreCache | None = None) -> tuple[Sou
     except OSError as error:
         raise ValueError(
             f"mixture {str(path)!r} cannot be read ({error.strerror}); expected a YAML file that names the data (docs/data.md). "
-            "Correct data.mixture, or eval.mixture where held-out data are meant"
+            "Correct data.mixture (of held-out data: eval.mixture)"
         ) from error
     except RepeatedKey as error:
         raise ValueError(f"mixture {path}: {error}") from error

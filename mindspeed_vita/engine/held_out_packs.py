@@ -100,7 +100,8 @@ def open_held_out(recipe: Recipe, layout: ParallelLayout) -> PackDataset:
         return open_dataset(held_out_recipe(recipe), layout)
     except ValueError as error:
         # what the data section calls these, the eval section has keys of its own for
-        reason = str(error).replace("data.mixture", "eval.mixture").replace("data.media_root", "eval.media_root")
+        reason = str(error).replace("data.mixture (of held-out data: eval.mixture)", "eval.mixture")
+        reason = reason.replace("data.mixture", "eval.mixture").replace("data.media_root", "eval.media_root")
         raise ValueError(f"held-out data: {reason}") from error
 
 

@@ -1,10 +1,8 @@
-"""Values that the writer threads of the ranks exchange through the process group's store: collectives belong to the threads that train."""
+"""Bytes that the writer threads of the ranks exchange through the process group's store: collectives belong to the threads that train."""
 
 from __future__ import annotations
 
-import pickle
 import time
-from typing import Any
 
 import torch.distributed as dist
 
@@ -23,10 +21,10 @@ class Mail:
             self._store = dist.distributed_c10d._get_default_store()
             self._key = f"vita/mail/{self._store.add(f'vita/mail/turns/{self._rank}', 1)}"
 
-    def to_first(self, value: Any) -> list[Any]:
+    def to_first(self, value: bytes) -> list[bytes]:
         """Gives the value of each rank to the first one; an empty list on the others."""
         if self._rank:
-            self._store.set(f"{self._key}/{self._rank}", pickle.dumps(value))  # type: ignore[arg-type]  # bytes are taken, too
+            self._store.set(f"{self._key}/{self._rank}", value)  # type: ignore[arg-type]  # bytes are taken, too
             return []
         values = [value]
         for other in range(1, self._world):
@@ -34,13 +32,13 @@ class Mail:
             self._store.delete_key(f"{self._key}/{other}")
         return values
 
-    def from_first(self, value: Any) -> Any:
+    def from_first(self, value: bytes) -> bytes:
         """Gives the first rank's value to all."""
         if self._world == 1:
             return value
         answer, readers = f"{self._key}/answer", f"{self._key}/readers"
         if not self._rank:
-            self._store.set(answer, pickle.dumps(value))  # type: ignore[arg-type]
+            self._store.set(answer, value)  # type: ignore[arg-type]
             return value
         value = self._read(answer)
         if self._store.add(readers, 1) == self._world - 1:
@@ -48,10 +46,10 @@ class Mail:
             self._store.delete_key(readers)
         return value
 
-    def _read(self, key: str) -> Any:
+    def _read(self, key: str) -> bytes:
         # not a wait in the store: that would keep other threads of this process from using it
         pause = _SHORTEST
         while not self._store.check([key]):
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
-        return pickle.loads(self._store.get(key))
+        return bytes(self._store.get(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
+import safetensors.torch
 import torch
 
 from mindspeed_vita.checkpoint import lineage as lineages
@@ -124,7 +126,7 @@ class StepWriter:
             digests = write(self.temp)
         except OSError as error:
             reason = reason_of(error)
-        parts = mail.to_first((reason, digests, self.rng))
+        parts = [_opened(part) for part in mail.to_first(_sealed(reason, digests, self.rng))]
         if parts:  # on the first rank
             reason = next((told for told, _, _ in parts if told), None)
             try:
@@ -135,7 +137,8 @@ class StepWriter:
                 reason = reason_of(error)
             if reason is not None and reason[0] != "refused":  # else the folder is another run's
                 shutil.rmtree(self.temp, ignore_errors=True)
-        return mail.from_first(reason)  # type: ignore[no-any-return]
+        answer = json.loads(mail.from_first(json.dumps(reason).encode()))
+        return None if answer is None else (answer[0], answer[1])
 
     def _publish(self, sums: list[Digests], states: list[dict[str, torch.Tensor]]) -> None:
         merged = {name: digest for part in sums for name, digest in part.items() if digest is not None}
@@ -155,3 +158,16 @@ def _fill(future: Future[Any], work: Callable[[], Any]) -> None:
         future.set_result(work())
     except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
         future.set_exception(error)
+
+
+def _sealed(reason: Optional[Reason], digests: Digests, rng: Mapping[str, torch.Tensor]) -> bytes:
+    """What a rank tells the first one, as bytes. No pickle: whoever reaches the store's port could send one, and it would run."""
+    tensors = {name: state.contiguous() for name, state in rng.items()}
+    return json.dumps([reason, digests]).encode() + b"\n" + safetensors.torch.save(tensors)
+
+
+def _opened(told: bytes) -> tuple[Optional[Reason], Digests, dict[str, torch.Tensor]]:
+    """The opposite of _sealed."""
+    line, _, tensors = told.partition(b"\n")
+    reason, digests = json.loads(line)
+    return None if reason is None else (reason[0], reason[1]), digests, safetensors.torch.load(tensors)

@@ -100,7 +100,7 @@ def test_bad_mixtures_say_what_is_wrong(folder, text, message):
 
 
 def test_a_missing_mixture_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"mixture '.*gone.yaml' cannot be read .* Correct data.mixture, or eval.mixture"):
+    with pytest.raises(ValueError, match=r"mixture '.*gone.yaml' cannot be read .* Correct data.mixture .of held-out data: eval.mixture."):
         load_mixture(tmp_path / "gone.yaml")
 
 

@@ -227,7 +227,7 @@ def test_a_picture_that_does_not_decode_is_left_out_and_written_down(tiny, recip
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mixture": "nowhere.yaml"}, r"held-out data: mixture 'nowhere.yaml' cannot be read .*set eval.mixture to a YAML file"),
+        ({"mixture": "nowhere.yaml"}, r"held-out data: mixture 'nowhere.yaml' cannot be read .*Correct eval.mixture$"),
         ({"packs": 99}, r"eval.packs=99, but the held-out mixture .*held_out.yaml gives 10 packs of 128 tokens; set eval.packs to 10 or"),
     ],
 )

@@ -170,14 +170,14 @@ def ascend_path(tmp_path) -> str:
 
 
 def test_a_dry_run_on_an_ascend_node_takes_mindspeed_llm_and_its_flags(world, ascend_path):
-    flags = ("train.steps=7", "--", "--swap-attention")
+    flags = ("train.steps=7", "--", "--use-flash-attn")
     done = dry_run(world, "14b", "stage2", *flags, PATH=ascend_path, DEVICE="auto", NPROC_PER_NODE="8")
     assert done.returncode == 0, done.stdout + done.stderr
     command = done.stdout.splitlines()[0]
     assert "DEVICE=npu" in command and "HCCL_CONNECT_TIMEOUT=7200" in command
     words = shlex.split(command)
     recipe_file = str(EXAMPLES / "long_vita_14b" / "stage2.yaml")
-    assert words[words.index("train") :] == ["train", "--engine", "mindspeed-llm", recipe_file, "train.steps=7", "--", "--swap-attention"]
+    assert words[words.index("train") :] == ["train", "--engine", "mindspeed-llm", recipe_file, "train.steps=7", "--", "--use-flash-attn"]
     assert "7 steps of 528 packs" in done.stdout
     builtin = dry_run(world, "14b", "stage2", *flags, PATH=ascend_path, DEVICE="npu", NPROC_PER_NODE="8", ENGINE="builtin")
     assert builtin.returncode == 2 and "only --engine mindspeed-llm takes flags after --" in builtin.stderr

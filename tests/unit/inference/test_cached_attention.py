@@ -74,15 +74,11 @@ class Counted(CachedAttention):
         cache.tensor.zero_()
         super().__init__(cache, reference, rank=0, size=2, travels=travels)  # type: ignore[arg-type]
         self.sent: list[int] = []
-        self.exchange = self  # type: ignore[assignment]
+        self.channel = self  # type: ignore[assignment]
 
     def swap(self, outgoing: torch.Tensor, num_incoming: int, distance: int) -> Any:
         self.sent.append(outgoing.nbytes)
         return SimpleNamespace(wait=lambda: outgoing.new_zeros(2, num_incoming, *outgoing.shape[2:]))
-
-    def fetch(self, kv_2TGD: torch.Tensor, steps: Any, distance: int) -> Any:
-        received = steps.ring[distance].num_received if distance < len(steps.ring) else 0
-        return SimpleNamespace(wait=lambda: kv_2TGD.new_zeros(2, received, *kv_2TGD.shape[2:]))
 
 
 def _chunk() -> PrefillChunk:
@@ -96,7 +92,7 @@ def test_pass_kv_sends_the_cached_keys_that_the_plan_counts() -> None:
     assert plan.cached is not None and plan.cached.held_keys == (8, 4) and plan.cached.per_rank == (4, 2)
     query, keys = torch.randn(5, 2, 8), torch.randn(5, 1, 8)
     attention.attend(0, query, keys, keys, plan, scale=0.3)
-    assert attention.sent == [2 * 8 * 8 * 4]
+    assert attention.sent == [2 * 4 * 8 * 4, 2 * 8 * 8 * 4]  # its 4 new keys on the ring, then the 8 cached ones
 
 
 def test_pass_q_sends_the_queries_and_partial_results_that_the_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
