@@ -146,12 +146,23 @@ def best_step(directory: Path) -> Optional[Path]:
         ValueError: the file cannot be read.
     """
     path = directory / BEST
-    if not path.is_file():
-        return None
+    return directory / best_named(path.read_bytes(), path) if path.is_file() else None
+
+
+def best_named(content: bytes, place: Path | str) -> str:
+    """The name of the step that a best.json holds.
+
+    Args:
+        content: of the file.
+        place: the file, for the message.
+
+    Raises:
+        ValueError: it names none.
+    """
     try:
-        return directory / step_name(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
+        return step_name(int(json.loads(content)["step"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
+        raise ValueError(f"{place} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
 
 
 def mark_unsent(directory: Path, names: Sequence[str], *, spared: Sequence[str] = ()) -> None:

@@ -1,7 +1,7 @@
 """The steps of a run in an object store. A step is whole when its checksum file is there; that file is sent last and removed first.
 
-The layout is that of the run's folder: step_XXXXXXX/ with the same files, and next to them the run's small files, such as metrics.jsonl.
-Steps that the run went back behind are moved to aside-step_XXXXXXX/. Nothing here changes or removes them.
+The layout is that of the run's folder: step_XXXXXXX/ with the same files, and next to them the run's small files, such as metrics.jsonl,
+and gates/. Steps that the run went back behind are moved to aside-step_XXXXXXX/. Nothing here changes or removes them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from mindspeed_vita.checkpoint.gates import FOLDER as GATES
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.files.digest import algorithm_of, checksum_of
 from mindspeed_vita.files.publish import whole_file
@@ -97,8 +98,16 @@ class StoredSteps:
             for file in _plain(Store(self.store.at(name)).files(), self.store.at(name)):
                 if file != atomic.CHECKSUMS:
                     self.store.copy(f"{name}/{file}", f"{target}/{file}")
+            for gate in self._gates(name):
+                self.store.copy(gate, f"{target}/{gate}")
             self.store.write(f"{target}/{atomic.CHECKSUMS}", marker)
+        for gate in self._gates(name):
+            self.store.remove(gate)
         self._remove(name)
+
+    def _gates(self, name: str) -> list[str]:
+        """The gates of a step, or of all with *."""
+        return _plain(self.store.matching(f"{GATES}/*.{name}.json"), self.address)
 
     def _remove(self, name: str) -> None:
         """The checksum file goes first: a step that is half removed does not look whole."""
@@ -129,14 +138,14 @@ class StoredSteps:
         self.store.send(folder / name, f"{folder.name}/{name}")
 
     def complete(self, folder: Path, content: bytes) -> None:
-        """Sends the run's small files and then the checksum file: from now on the step is whole.
+        """Sends the run's small files, the step's gates and then the checksum file: from now on the step is whole.
 
         Raises:
             DamagedCheckpoint: the checksum file is unreadable.
             OSError: the local step cannot be read.
             StoreError: as names, or a file of the step is missing in the store or has another size there.
         """
-        self._send_run_files(folder.parent)
+        self._send_run_files(folder)
         there, place = Store(self.store.at(folder.name)).files(), self.store.at(folder.name)
         sizes = {name: (folder / name).stat().st_size for name in recorded_in(content, folder)}
         wrong = [name for name, size in sizes.items() if name not in there or there[name].size != size]
@@ -146,7 +155,7 @@ class StoredSteps:
         self.store.write(f"{folder.name}/{atomic.CHECKSUMS}", content)
 
     def send_late_files(self, folder: Path) -> None:
-        """Sends small files that a whole step got later, such as a gate, and the run's small files. Raises as complete.
+        """Sends what a whole step got later, such as a gate, and the run's small files. Raises as complete.
 
         A step that the store does not have as it is here gets none.
         """
@@ -154,11 +163,13 @@ class StoredSteps:
         if self._marker(folder.name) == content:
             for name in late_files(folder, recorded_in(content, folder)):
                 self.store.write(f"{folder.name}/{name}", (folder / name).read_bytes())
-        self._send_run_files(folder.parent)
+            self._send_run_files(folder)
 
-    def _send_run_files(self, directory: Path) -> None:
-        """All but best.json, which may name a step that is not in the store yet."""
-        for name in RUN_FILES:
+    def _send_run_files(self, folder: Path) -> None:
+        """All but best.json, which may name a step that is not in the store yet, and the gates of this step."""
+        directory = folder.parent
+        gates = [f"{GATES}/{path.name}" for path in (directory / GATES).glob(f"*.{folder.name}.json")]
+        for name in [*RUN_FILES, *gates]:
             path = directory / name
             if name != atomic.BEST and path.is_file():
                 self.store.write(name, path.read_bytes())
@@ -196,12 +207,12 @@ class StoredSteps:
         best, path = set(), directory / atomic.BEST
         if path.is_file():
             content = path.read_bytes()
-            best.add(_named(content, str(path)))
+            best.add(atomic.best_named(content, path))
             if all(self.is_whole(name) for name in best):
                 self.store.write(atomic.BEST, content)
                 return best
         with suppress(NotThere):
-            best.add(_named(self.store.read(atomic.BEST), self.store.at(atomic.BEST)))
+            best.add(atomic.best_named(self.store.read(atomic.BEST), self.store.at(atomic.BEST)))
         return best
 
     def listed(self, name: str) -> tuple[bytes, dict[str, int]]:
@@ -249,7 +260,7 @@ class StoredSteps:
         return problems
 
     def fetch_run_files(self, directory: Path) -> None:
-        """Fetches the run's small files, which belong to a step that was taken from the store.
+        """Fetches the run's small files and gates, which belong to a step that was taken from the store.
 
         A local one that differs is kept as aside-NAME.
 
@@ -257,19 +268,29 @@ class StoredSteps:
             OSError: the folder cannot be written.
             StoreError: as names.
         """
-        for name in RUN_FILES:
+        self._fetch_small(RUN_FILES, directory)
+        self.fetch_gates("*", directory)
+
+    def fetch_gates(self, name: str, directory: Path) -> None:
+        """Fetches the gates of a step into a run's folder. Raises as fetch_run_files."""
+        self._fetch_small(self._gates(name), directory)
+
+    def _fetch_small(self, names: Iterable[str], directory: Path) -> None:
+        for name in names:
             try:
                 content = self.store.read(name)
             except NotThere:
                 continue
-            path = directory / name
+            path, aside = directory / name, directory / f"{ASIDE}{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.read_bytes() != content:
-                shutil.copy2(path, _free(path.with_name(ASIDE + name)))
+                aside.parent.mkdir(exist_ok=True)
+                shutil.copy2(path, _free(aside))
             with whole_file(path) as temporary:
                 temporary.write_bytes(content)
 
     def fetch_whole(self, name: str, target: Path) -> None:
-        """Fetches a step into a new folder, checked; its checksum file comes last.
+        """Fetches a step into a new folder, checked, and its gates next to that; the checksum file comes last.
 
         Raises:
             DamagedCheckpoint: a file is missing or differs.
@@ -279,6 +300,7 @@ class StoredSteps:
         problems = self.fetch(name, target, sizes, marker)
         if problems:
             raise atomic.DamagedCheckpoint(f"{self.store.at(name)} is damaged: {'; '.join(problems)}")
+        self.fetch_gates(name, target.parent)
         write_bytes(target / atomic.CHECKSUMS, marker)
 
 
@@ -321,14 +343,6 @@ def _plain(names: Iterable[str], place: Path | str) -> list[str]:
     if bad:
         raise atomic.DamagedCheckpoint(f"{place} is damaged: it names {bad[0]!r}; expected names of files below it")
     return listed
-
-
-def _named(content: bytes, place: str) -> str:
-    """The step that a best.json names."""
-    try:
-        return atomic.step_name(int(json.loads(content)["step"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
 
 
 def _free(path: Path) -> Path:

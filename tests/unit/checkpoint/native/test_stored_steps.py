@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_vita.checkpoint.gates import Gate, gates_of, write_gate
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
 from mindspeed_vita.files.digest import CHECKSUM, checksum
@@ -133,6 +134,26 @@ def test_late_files_follow_only_to_a_step_that_the_store_has_as_it_is_here(steps
         steps.send_late_files(step)
     assert content(steps, folder.name)["gate.json"] == b"{}" and steps.names() == [folder.name]
     assert "gate.json" in steps.listed(folder.name)[1]
+
+
+def test_gates_go_with_their_step_and_come_with_it(steps, tmp_path):
+    folder, other = sent(steps, written(tmp_path / "a", 1)), written(tmp_path / "a", 2)
+    for step in (folder, other):
+        write_gate(step, Gate(name="held_out", measured=3.0, bound=2.0, better="lower"))
+    steps.send_late_files(folder)
+    steps.send_late_files(other)
+    assert [name for name in steps.store.files() if name.startswith("gates/")] == ["gates/held_out.step_0000001.json"], "2 is not there"
+    sent(steps, other)
+    steps.fetch_whole(folder.name, tmp_path / "cache" / folder.name)
+    assert [gate.held for gate in gates_of(tmp_path / "cache" / folder.name).values()] == [True]
+    here = tmp_path / "b" / folder.name
+    old = write_gate(here, Gate(name="held_out", measured=1.0, bound=2.0, better="lower")).read_bytes()
+    steps.fetch_run_files(here.parent)
+    assert [gate.held for step in (here, here.with_name(other.name)) for gate in gates_of(step).values()] == [True, True]
+    assert (here.parent / "aside-gates" / "held_out.step_0000001.json").read_bytes() == old
+    steps.set_aside_others(written(tmp_path / "c", 2, b"two"), since=1, ours=())
+    assert "aside-step_0000002/gates/held_out.step_0000002.json" in steps.store.files()
+    assert not steps.store.is_object("gates/held_out.step_0000002.json"), "the new step of the number is not judged by it"
 
 
 def test_what_an_earlier_step_of_the_name_left_does_not_stay_in_the_new_one(steps, tmp_path):
