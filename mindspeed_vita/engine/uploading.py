@@ -1,7 +1,7 @@
 """Sends published steps to checkpoint.store behind training's back. A failure is told and tried again; it never ends a run.
 
 Each rank sends the files that it wrote, in a thread of its own. The ranks agree between two steps of training: first rank 0 gets the place
-ready, then all send, then rank 0 sends the checksum file, by which the step is whole, and prunes.
+ready, then all send, then rank 0 compares what the store lists and sends the checksum file, by which the step is whole. Then it prunes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank, rank, world
-from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps, files_of_rank
+from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps, files_of_rank, late_files, recorded_in
 from mindspeed_vita.config import CheckpointConfig
 
 FIRST_PAUSE = 2.0
@@ -25,8 +25,12 @@ FIRST_PAUSE = 2.0
 _LONGEST_PAUSE = 600.0
 LAST_TRIES = 5
 """Failures in a row after which the end of a run does not wait any longer."""
+PATIENCE = 1800.0
+"""Seconds without a file sent or a failure on any rank after which the end of a run does not wait any longer: a call may never return."""
 _LOOK = 0.1
 """Seconds between two looks while the end of a run waits."""
+_PREPARE, _SEND, _COMPLETE, _PRUNE = range(4)
+"""Phases of a step."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,13 @@ class _Status:
     due: bool
     """Whether the pause after a failure is over, by this rank's clock. The first rank's counts."""
     result: Any
-    """Of the first rank's thread: whether the step has to be sent at all, or the name of the best step."""
+    """Of the first rank's thread: in the first phase the checksum file of the step, or why it is not sent; later the best step's name."""
+    idle: float
+    """Seconds since this rank sent a file or the phase began."""
 
 
 class Uploads:
-    """The steps on their way to the store. Every method is collective.
+    """The steps on their way to the store. Collective, but for `add`, which each rank calls with the same step.
 
     One step is sent at a time, the newest first; what the store would prune at once is not sent. The one that is being sent is not pruned
     from the run's folder, and with checkpoint.keep_unsent none is that waits.
@@ -54,7 +60,8 @@ class Uploads:
         say: prints a line, on the first rank.
 
     Raises:
-        ValueError: the address is none, or packages are missing.
+        OSError: the run's folder cannot be written.
+        ValueError: the address is none, packages are missing, or to_store.json cannot be read.
     """
 
     def __init__(self, settings: CheckpointConfig, say: Callable[[str], None]) -> None:
@@ -68,16 +75,25 @@ class Uploads:
         """The run's newest published step."""
         self._current = ""
         """The step that is being sent; empty: none."""
-        self._phase = 0
+        self._since: Optional[int] = None
+        """Number of the step that this start continued from, or of its first one. Of newer ones in the store only `_ours` are its own."""
+        self._ours: set[str] = set()
+        """Steps that this start has begun to send, on the first rank."""
+        self._phase = _PREPARE
         self._again = False
         """Whether the current step was written anew since its files began to go."""
         self._work: Optional[Future[Any]] = None
         """This rank's part of the phase."""
-        self._marker: Optional[bytes] = None  # on the first rank
+        self._marker = b""
+        """The current step's checksum file, as the first rank read it."""
         self._gone: set[str] = set()
         """Files of the current step that this rank has sent."""
         self._failures = 0
         self._due = 0.0
+        self._moved = time.monotonic()
+        """When this rank last sent a file, or the phase began."""
+        self._idle = 0.0
+        """Seconds since any rank did, at the last look."""
         self._sent: list[str] = []
         """Newest steps that this start has sent, oldest first; as many as the store keeps."""
         found: list[Path] = []
@@ -87,17 +103,23 @@ class Uploads:
 
     def _left_over(self) -> list[Path]:
         """Steps of earlier starts that may not be in the store; for the newest one the store is asked."""
-        if self._steps is None:
-            atomic.mark_unsent(self._directory, ())
-            return []
         steps, unsent = atomic.complete_steps(self._directory), atomic.unsent_steps(self._directory)
+        if self._steps is None:
+            atomic.mark_unsent(self._directory, unsent)
+            return []
+        self._since = atomic.step_of(steps[-1]) if steps else None
         return [folder for folder in steps if folder.name in unsent or folder == steps[-1]]
 
     def add(self, folder: Path) -> None:
-        """A step was published: it is sent as soon as it can be."""
+        """A step was published: it is sent as soon as it can be.
+
+        Raises:
+            OSError: to_store.json cannot be written.
+        """
         if self._steps is None:
             return
         name = self._newest = folder.name
+        self._since = atomic.step_of(folder) if self._since is None else self._since
         if name == self._current:
             self._again = True
         elif name not in self._waiting:
@@ -105,10 +127,15 @@ class Uploads:
         self._remember()
 
     def advance(self) -> None:
-        """Begins what can begin, and ends what is done. It waits for no store."""
+        """Begins what can begin, and ends what is done. It waits for no store.
+
+        Raises:
+            OSError: to_store.json cannot be written.
+        """
         if not self._current and not self._waiting:
             return
         told: list[_Status] = gather(self._status())
+        self._idle = min(status.idle for status in told)
         if not all(status.done for status in told):
             return
         errors = [(number, status.error) for number, status in enumerate(told) if status.error]
@@ -120,21 +147,47 @@ class Uploads:
             self._begin()
 
     def finish(self) -> None:
-        """Waits until every step is in the store, or it has failed too often. Then files that came late, such as a gate, follow."""
+        """Waits until every step is in the store, it has failed too often, or nothing moves. Then late files, such as a gate, follow.
+
+        Raises:
+            OSError: to_store.json cannot be written.
+        """
         if self._steps is None:
             return
-        self._failures, self._due = 0, 0.0
-        while (self._current or self._waiting) and self._failures < LAST_TRIES:
+        self._failures, self._due, self._idle, self._moved = 0, 0.0, 0.0, time.monotonic()
+        while (self._current or self._waiting) and self._failures < LAST_TRIES and self._idle < PATIENCE:
             self.advance()
             time.sleep(_LOOK)
-        if self._waiting or self._current:
-            left = ", ".join(_in_order([*self._waiting, self._current]))
-            self._say(f"{left}: not in {self._address}; the next start of the same command sends it")
-        elif self._newest and rank() == 0:
-            try:
-                self._steps.send_late_files(self._directory / self._newest)
-            except (ValueError, OSError) as error:
-                self._say(f"the gate and the last lines of {self._directory} are not in {self._address}: {error}")
+        if self._idle >= PATIENCE:
+            self._say(f"{self._address} has not answered for {PATIENCE:g} s; the run does not wait for it any longer")
+        left = _in_order([*self._waiting, self._on_its_way()])
+        there = [name for name in left if (self._directory / name / atomic.CHECKSUMS).is_file()]
+        gone = [name for name in left if name not in there]
+        if gone:
+            self._say(f"{', '.join(gone)}: pruned before they could be sent to {self._address}")
+        if there:
+            self._say(f"{', '.join(there)}: not in {self._address}; the next start of the same command sends it")
+        if not left and self._newest and self._idle < PATIENCE and rank() == 0:
+            self._send_late_files()
+
+    def _send_late_files(self) -> None:
+        """Of the newest step and the best one, on the first rank."""
+        lacks = f"the gate and the last lines of {self._directory} are not in {self._address}"
+        work = _in_thread(self._late_files)
+        if not wait([work], PATIENCE).done:
+            self._say(f"{lacks}: it has not answered for {PATIENCE:g} s")
+            return
+        try:
+            work.result()
+        except (ValueError, OSError) as error:
+            self._say(f"{lacks}: {error}")
+
+    def _late_files(self) -> None:
+        assert self._steps is not None
+        best = atomic.best_step(self._directory)
+        for name in _in_order([self._newest, best.name if best else ""]):
+            if (self._directory / name / atomic.CHECKSUMS).is_file():
+                self._steps.send_late_files(self._directory / name)
 
     def _status(self) -> _Status:
         done = self._work is None or self._work.done()
@@ -143,71 +196,83 @@ class Uploads:
         if error is not None and not isinstance(error, (ValueError, OSError)):
             raise error
         text = "" if error is None else str(error) or type(error).__name__
-        return _Status(done, text, time.monotonic() >= self._due, result)
+        now = time.monotonic()
+        return _Status(done, text, now >= self._due, result, now - self._moved)
 
     def _begin(self) -> None:
         self._current = _in_order(self._waiting)[-1]
         self._waiting.remove(self._current)
-        self._phase, self._gone = 0, set()
-        self._remember()
-        self._start()
+        self._start(_PREPARE)
 
-    def _start(self) -> None:
-        """This rank's part of the phase, in a thread."""
+    def _start(self, phase: int) -> None:
+        """This rank's part of a phase, in a thread."""
+        self._phase, self._moved = phase, time.monotonic()
+        self._remember()
         folder = self._directory / self._current
         leads = rank() == 0
         work: Optional[Callable[[], Any]] = None
-        if self._phase == 0:
-            self._again = False
-            work = partial(self._prepare, folder, self._newest) if leads else None
-        elif self._phase == 1:
-            work = partial(self._send, folder)
+        if phase == _PREPARE:
+            self._again, self._gone = False, set()
+            work = partial(self._prepare, folder) if leads else None
+        elif phase == _SEND:
+            work = partial(self._send, folder, self._gone)
         elif leads:
-            work = partial(self._complete, folder)
+            work = partial(self._complete, folder) if phase == _COMPLETE else self._prune
         self._work = None if work is None else _in_thread(work)
 
-    def _prepare(self, folder: Path, newest: str) -> str:
+    def _prepare(self, folder: Path) -> Any:
         if not (folder / atomic.CHECKSUMS).is_file():
             return "pruned"
-        assert self._steps is not None
-        self._marker = self._steps.begin(folder, newest=newest)
-        return "send" if self._marker is not None else "there"
+        assert self._steps is not None and self._since is not None
+        self._steps.set_aside_others(folder, since=self._since, ours=self._ours)
+        marker = self._steps.begin(folder)
+        self._ours.add(folder.name)
+        return "there" if marker is None else marker
 
-    def _send(self, folder: Path) -> None:
+    def _send(self, folder: Path, gone: set[str]) -> None:
+        """Sends what the checksum file lists for this rank. The folder is not listed: a host that does not see a file would send none."""
         assert self._steps is not None
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != atomic.CHECKSUMS]
-        for name in files_of_rank(names, rank(), world()):
-            if name not in self._gone:
+        names = recorded_in(self._marker, folder)
+        late = late_files(folder, names) if rank() == 0 else []
+        for name in files_of_rank([*names, *late], rank(), world()):
+            if name not in gone:
                 self._steps.send(folder, name)
-                self._gone.add(name)
+                gone.add(name)
+                self._moved = time.monotonic()
 
     def _complete(self, folder: Path) -> str:
-        assert self._steps is not None and self._marker is not None
+        assert self._steps is not None
         best = atomic.best_step(self._directory)
-        name = best.name if best else ""
         self._steps.complete(folder, self._marker)
-        self._steps.prune(self._keep, name)
-        return name
+        return best.name if best else ""
+
+    def _prune(self) -> None:
+        assert self._steps is not None
+        self._steps.prune(self._directory, self._keep)
 
     def _next_phase(self, result: Any) -> None:
         if self._again:  # its files are partly those of before
-            self._phase, self._gone = 0, set()
-            self._start()
-        elif self._phase == 0 and result == "pruned":
+            self._start(_PREPARE)
+        elif self._phase == _PREPARE and result == "pruned":
             self._say(f"{self._current} was pruned before it could be sent to {self._address}")
             self._ended()
-        elif self._phase == 0 and result == "there":
-            self._ended()
-        elif self._phase < 2:
-            self._phase += 1
-            self._start()
-        else:
+        elif self._phase == _PREPARE and result == "there":
+            self._failures = 0
+            self._start(_PRUNE)
+        elif self._phase == _PREPARE:
+            self._marker = result
+            self._start(_SEND)
+        elif self._phase == _SEND:
+            self._start(_COMPLETE)
+        elif self._phase == _COMPLETE:
             tries = f", after {self._failures + 1} tries" if self._failures else ""
             self._say(f"{self._current} is in {self._address}{tries}")
             self._failures = 0
             self._sent = _in_order([*self._sent, self._current])[-self._keep :]
             if self._keep and len(self._sent) == self._keep:  # the store would prune what is older at once
                 self._waiting = [name for name in self._waiting if _in_order([name, self._sent[0]])[0] != name or name == result]
+            self._start(_PRUNE)
+        else:
             self._ended()
 
     def _ended(self) -> None:
@@ -215,6 +280,14 @@ class Uploads:
         self._remember()
 
     def _failed(self, number: int, reason: str) -> None:
+        self._moved, self._idle = time.monotonic(), 0.0
+        if self._phase == _PRUNE:
+            self._say(f"{self._current} is in {self._address}, but pruning there failed: {reason}; the next step tries it again")
+            if self._again:
+                self._start(_PREPARE)
+            else:
+                self._ended()
+            return
         pause = min(_LONGEST_PAUSE, FIRST_PAUSE * 2**self._failures)
         self._failures += 1
         self._due = time.monotonic() + pause
@@ -226,10 +299,14 @@ class Uploads:
         self._remember()
 
     def _remember(self) -> None:
-        """Writes down which steps pruning spares, on the first rank."""
+        """Writes down which steps are not in the store, and which of them pruning spares, on the first rank."""
         if rank() == 0:
-            kept = [*self._waiting, self._current] if self._hold else [self._current]
-            atomic.mark_unsent(self._directory, _in_order(kept))
+            unsent, current = [*self._waiting, self._on_its_way()], [self._on_its_way()]
+            atomic.mark_unsent(self._directory, _in_order(unsent), spared=_in_order(unsent if self._hold else current))
+
+    def _on_its_way(self) -> str:
+        """The current step, unless it is whole in the store already."""
+        return "" if self._phase == _PRUNE and not self._again else self._current
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -199,6 +199,11 @@ class Store:
                 raise StoreError(f"{self.at(name)} changed while it was fetched; start again when nothing writes there")
         return before
 
+    def copy(self, name: str, target: str) -> None:
+        """Copies an object to another name, within the store. Raises as about."""
+        with _named(self.at(name)):
+            self._fresh().cp_file(self._full(name), self._full(target))
+
     def remove(self, name: str) -> None:
         """Removes an object, or a folder with all below it. One that is not there is no fault."""
         try:

@@ -20,7 +20,7 @@ CHECKSUMS = "checksums.json"
 BEST = "best.json"
 """File in a run's folder that names the step with the lowest held-out loss (eval.keep_best); that step is not pruned."""
 UNSENT = "to_store.json"
-"""File in a run's folder that names the steps which pruning spares, because they are on their way to checkpoint.store."""
+"""File in a run's folder that names the steps which are not in checkpoint.store yet, and those of them that pruning spares."""
 FETCHING = ".fetching-"
 """In front of the name of a step that is being fetched from there."""
 _REMOVING = ".removing-"
@@ -146,21 +146,36 @@ def best_step(directory: Path) -> Optional[Path]:
         ValueError: the file cannot be read.
     """
     path = directory / BEST
-    if not path.is_file():
-        return None
+    return directory / best_named(path.read_bytes(), path) if path.is_file() else None
+
+
+def best_named(content: bytes, place: Path | str) -> str:
+    """The name of the step that a best.json holds.
+
+    Args:
+        content: of the file.
+        place: the file, for the message.
+
+    Raises:
+        ValueError: it names none.
+    """
     try:
-        return directory / step_name(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
+        return step_name(int(json.loads(content)["step"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
+        raise ValueError(f"{place} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
 
 
-def mark_unsent(directory: Path, names: Sequence[str]) -> None:
-    """Names the steps that pruning spares until they are in the store; none: nothing is on its way."""
+def mark_unsent(directory: Path, names: Sequence[str], *, spared: Sequence[str] = ()) -> None:
+    """Names the steps that are not in the store yet, and those of them that pruning spares until they are; no names: nothing is on its way.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     if not names:
         (directory / UNSENT).unlink(missing_ok=True)
         return
     with whole_file(directory / UNSENT) as temporary:
-        temporary.write_text(json.dumps({"steps": list(names)}) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({"steps": list(names), "spared": list(spared)}) + "\n", encoding="utf-8")
 
 
 def unsent_steps(directory: Path) -> list[str]:
@@ -169,22 +184,27 @@ def unsent_steps(directory: Path) -> list[str]:
     Raises:
         ValueError: the file cannot be read.
     """
+    return _on_their_way(directory, "steps")
+
+
+def _on_their_way(directory: Path, key: str) -> list[str]:
     path = directory / UNSENT
     if not path.is_file():
         return []
     try:
-        names = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["steps"]]
-    except (ValueError, KeyError, TypeError) as error:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        names = [str(name) for name in told.get(key, told["steps"])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not name steps ({error!r}); remove it, and pruning spares none of them") from error
     return [folder.name for folder in complete_steps(directory) if folder.name in names]
 
 
 def surplus(directory: Path, keep: int) -> list[Path]:
-    """The whole steps that prune removes: all but the `keep` newest, the best one and those on their way to the store; none with 0."""
+    """The whole steps that prune removes: all but the `keep` newest, the best one and those that mark_unsent spares; none with 0."""
     steps = complete_steps(directory)[:-keep] if keep > 0 else []
     best = best_step(directory) if steps else None
-    unsent = unsent_steps(directory) if steps else []
-    return [folder for folder in steps if folder != best and folder.name not in unsent]
+    spared = _on_their_way(directory, "spared") if steps else []
+    return [folder for folder in steps if folder != best and folder.name not in spared]
 
 
 def recover(directory: Path) -> None:

@@ -1,24 +1,29 @@
 """The steps of a run in an object store. A step is whole when its checksum file is there; that file is sent last and removed first.
 
-The layout is that of the run's folder: step_XXXXXXX/ with the same files, and next to them the run's small files, such as metrics.jsonl.
+The layout is that of the run's folder: step_XXXXXXX/ with the same files, and next to them the run's small files, such as metrics.jsonl,
+and gates/. Steps that the run went back behind are moved to aside-step_XXXXXXX/. Nothing here changes or removes them.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from mindspeed_vita.checkpoint.gates import FOLDER as GATES
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.files.digest import algorithm_of, checksum_of
-from mindspeed_vita.files.stores import NotThere, Store
+from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.stores import NotThere, Store, StoreError
 from mindspeed_vita.files.writing import write_bytes
 
 RUN_FILES = ("metrics.jsonl", "bad_numbers.jsonl", atomic.BEST)
 """Files of the run's folder that a resume reads, too."""
-ASIDE = f"aside-{atomic.CHECKSUMS}"
-"""Name of the checksum file of a step that the run went back behind: it is not taken any more, and nothing of it is lost."""
+ASIDE = "aside-"
+"""In front of the name of a step that the run went back behind, and of a run's file in whose place the store's came."""
 _SHARDS = ("weights/", "optimizer/")
 
 
@@ -63,83 +68,152 @@ class StoredSteps:
         except NotThere:
             return None
 
-    def begin(self, folder: Path, *, newest: str) -> Optional[bytes]:
-        """Gets ready for a step's files: what has its name in the store counts as whole no more. Steps newer than the run's are set aside.
+    def set_aside_others(self, folder: Path, *, since: int, ours: Collection[str]) -> None:
+        """Moves whole steps out of this run's way that it did not write: those newer than its start, and one that has the name of `folder`.
+
+        A step that the run's folder has, too, stays. A move that was interrupted is done again by the next call.
+
+        Args:
+            folder: the local step that is to be sent.
+            since: number of the step that the run continued from.
+            ours: names of steps that this start of the run has begun to send.
+
+        Raises:
+            OSError: the run's folder cannot be read.
+            StoreError: as names.
+        """
+        for name in self.names():
+            if name not in ours and (_number(name) > since or name == folder.name):
+                marker, local = self._marker(name), folder.parent / name / atomic.CHECKSUMS
+                if marker is not None and not (local.is_file() and local.read_bytes() == marker):
+                    self._move_aside(name, marker)
+
+    def _move_aside(self, name: str, marker: bytes) -> None:
+        """The step is whole in its new place before it is touched in the old one."""
+        target, number = ASIDE + name, 1
+        while (there := self._marker(target)) not in (None, marker):
+            number += 1
+            target = f"{ASIDE}{name}.{number}"
+        if there is None:
+            for file in _plain(Store(self.store.at(name)).files(), self.store.at(name)):
+                if file != atomic.CHECKSUMS:
+                    self.store.copy(f"{name}/{file}", f"{target}/{file}")
+            for gate in self._gates(name):
+                self.store.copy(gate, f"{target}/{gate}")
+            self.store.write(f"{target}/{atomic.CHECKSUMS}", marker)
+        for gate in self._gates(name):
+            self.store.remove(gate)
+        self._remove(name)
+
+    def _gates(self, name: str) -> list[str]:
+        """The gates of a step, or of all with *."""
+        return _plain(self.store.matching(f"{GATES}/*.{name}.json"), self.address)
+
+    def _remove(self, name: str) -> None:
+        """The checksum file goes first: a step that is half removed does not look whole."""
+        self.store.remove(f"{name}/{atomic.CHECKSUMS}")
+        self.store.remove(name)
+
+    def begin(self, folder: Path) -> Optional[bytes]:
+        """Gets ready for a step's files: what has its name in the store goes.
 
         Args:
             folder: the local step.
-            newest: name of the run's newest step.
 
         Returns:
-            The checksum file's content, for `complete`; None where the store has this very step already.
+            The checksum file's content, for `send` and `complete`; None where the store has this very step already.
 
         Raises:
             OSError: the local step cannot be read.
             StoreError: as names.
         """
         content = (folder / atomic.CHECKSUMS).read_bytes()
-        for name in [name for name in self.names() if _number(name) > _number(newest)]:
-            self.set_aside(name)
-        there = self._marker(folder.name)
-        if there == content:
+        if self._marker(folder.name) == content:
             return None
-        if there is not None:
-            self.store.remove(f"{folder.name}/{atomic.CHECKSUMS}")
+        self._remove(folder.name)
         return content
-
-    def set_aside(self, name: str) -> None:
-        """Makes a step one that no run takes up, by another name of its checksum file. Raises as names."""
-        content = self._marker(name)
-        if content is not None:
-            self.store.write(f"{name}/{ASIDE}", content)
-            self.store.remove(f"{name}/{atomic.CHECKSUMS}")
 
     def send(self, folder: Path, name: str) -> None:
         """Sends one file of a step. Raises as begin."""
         self.store.send(folder / name, f"{folder.name}/{name}")
 
     def complete(self, folder: Path, content: bytes) -> None:
-        """Sends the run's small files and then the checksum file: from now on the step is whole. Raises as begin."""
-        self._send_run_files(folder.parent)
-        self.store.remove(f"{folder.name}/{ASIDE}")
+        """Sends the run's small files, the step's gates and then the checksum file: from now on the step is whole.
+
+        Raises:
+            DamagedCheckpoint: the checksum file is unreadable.
+            OSError: the local step cannot be read.
+            StoreError: as names, or a file of the step is missing in the store or has another size there.
+        """
+        self._send_run_files(folder)
+        there, place = Store(self.store.at(folder.name)).files(), self.store.at(folder.name)
+        sizes = {name: (folder / name).stat().st_size for name in recorded_in(content, folder)}
+        wrong = [name for name, size in sizes.items() if name not in there or there[name].size != size]
+        if wrong:
+            found = f"{_some(wrong)} missing or of another size"
+            raise StoreError(f"{place} is not whole after all files were sent: {found}; look who else writes there")
         self.store.write(f"{folder.name}/{atomic.CHECKSUMS}", content)
 
     def send_late_files(self, folder: Path) -> None:
-        """Sends small files that a whole step got later, such as a gate, and the run's small files. Raises as begin."""
-        recorded = atomic.recorded(folder)
-        for path in [path for path in folder.iterdir() if path.is_file() and path.name not in (atomic.CHECKSUMS, *recorded)]:
-            self.store.write(f"{folder.name}/{path.name}", path.read_bytes())
-        self._send_run_files(folder.parent)
+        """Sends what a whole step got later, such as a gate, and the run's small files. Raises as complete.
 
-    def _send_run_files(self, directory: Path) -> None:
-        for name in RUN_FILES:
+        A step that the store does not have as it is here gets none.
+        """
+        content = (folder / atomic.CHECKSUMS).read_bytes()
+        if self._marker(folder.name) == content:
+            for name in late_files(folder, recorded_in(content, folder)):
+                self.store.write(f"{folder.name}/{name}", (folder / name).read_bytes())
+            self._send_run_files(folder)
+
+    def _send_run_files(self, folder: Path) -> None:
+        """All but best.json, which may name a step that is not in the store yet, and the gates of this step."""
+        directory = folder.parent
+        gates = [f"{GATES}/{path.name}" for path in (directory / GATES).glob(f"*.{folder.name}.json")]
+        for name in [*RUN_FILES, *gates]:
             path = directory / name
-            if path.is_file():
+            if name != atomic.BEST and path.is_file():
                 self.store.write(name, path.read_bytes())
 
-    def prune(self, keep: int, best: str = "") -> list[str]:
-        """Removes all but the `keep` newest whole steps (0 keeps all) and the best one, and what is older and not whole.
+    def prune(self, directory: Path, keep: int) -> list[str]:
+        """Sends best.json if the step that it names is whole in the store. Then removes old steps.
 
-        Steps that were set aside stay. A step's checksum file goes first, so that none which is half removed looks whole.
+        What stays: the `keep` newest whole ones (0 keeps all), the best one, and half ones that are newer.
+        Until a new best step is whole in the store, the one that the store's best.json names stays.
+
+        Args:
+            directory: the run's folder.
+            keep: as checkpoint.keep.
 
         Returns:
             the names of what went.
 
         Raises:
+            OSError: the run's folder cannot be read.
             StoreError: as names.
+            ValueError: best.json, here or in the store, names no step.
         """
+        best = self._settle_best(directory)
         if keep < 1:
             return []
         found = list(self.newest_first())
         kept = [name for name, whole in found if whole][:keep]
-        if not kept:
-            return []
-        old = [name for name, _ in found if _number(name) < _number(kept[-1]) and name != best]
-        gone = [name for name in old if not self.store.is_object(f"{name}/{ASIDE}")]
+        gone = [name for name, _ in found if kept and _number(name) < _number(kept[-1]) and name not in best]
         for name in gone:
-            self.store.remove(f"{name}/{atomic.CHECKSUMS}")
-            self.store.remove(name)
+            self._remove(name)
         return gone
+
+    def _settle_best(self, directory: Path) -> set[str]:
+        """Steps that are spared: the run's best one, and the best one of those that the store has."""
+        best, path = set(), directory / atomic.BEST
+        if path.is_file():
+            content = path.read_bytes()
+            best.add(atomic.best_named(content, path))
+            if all(self.is_whole(name) for name in best):
+                self.store.write(atomic.BEST, content)
+                return best
+        with suppress(NotThere):
+            best.add(atomic.best_named(self.store.read(atomic.BEST), self.store.at(atomic.BEST)))
+        return best
 
     def listed(self, name: str) -> tuple[bytes, dict[str, int]]:
         """What a fetch of a whole step takes.
@@ -148,24 +222,19 @@ class StoredSteps:
             The checksum file's content, and bytes by file: of those that it lists, and of small files that came later, such as gates.
 
         Raises:
-            DamagedCheckpoint: the checksum file is missing or unreadable, or a file that it lists is missing.
+            DamagedCheckpoint: the checksum file is missing or unreadable, a file that it lists is missing, or a name leads out of the step.
             StoreError: as names.
         """
-        marker = self._marker(name)
-        try:
-            if marker is None:
-                raise ValueError("it is missing")
-            sums = _sums(marker)[1]
-        except (ValueError, TypeError, AttributeError) as error:
-            found = f"{atomic.CHECKSUMS} cannot be read ({error})"
-            raise atomic.DamagedCheckpoint(f"{self.store.at(name)} is damaged: {found}") from error
-        there = Store(self.store.at(name)).files()
-        missing = sorted(sums.keys() - there.keys())
+        marker, place = self._marker(name), self.store.at(name)
+        if marker is None:
+            raise atomic.DamagedCheckpoint(f"{place} is damaged: {atomic.CHECKSUMS} is missing")
+        names = recorded_in(marker, place)
+        there = Store(place).files()
+        missing = sorted(set(names) - there.keys())
         if missing:
-            found = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-            raise atomic.DamagedCheckpoint(f"{self.store.at(name)} is damaged: {found} missing")
-        later = {key for key in there if not key.startswith(_SHARDS) and key not in (atomic.CHECKSUMS, ASIDE)}
-        return marker, {key: there[key].size for key in sorted(sums.keys() | later)}
+            raise atomic.DamagedCheckpoint(f"{place} is damaged: {_some(missing)} missing")
+        later = _plain((key for key in there if not key.startswith(_SHARDS) and key != atomic.CHECKSUMS), place)
+        return marker, {key: there[key].size for key in sorted({*names, *later})}
 
     def fetch(self, name: str, target: Path, files: Iterable[str], marker: bytes) -> list[str]:
         """Fetches files of a step into a folder, and compares each with its checksum.
@@ -174,12 +243,13 @@ class StoredSteps:
             One line per file that differs or is gone.
 
         Raises:
+            DamagedCheckpoint: a name leads out of the step.
             OSError: the folder cannot be written.
             StoreError: as names.
         """
         algorithm, sums = _sums(marker)
         problems = []
-        for file in files:
+        for file in _plain(files, self.store.at(name)):
             try:
                 self.store.fetch(f"{name}/{file}", target / file)
             except NotThere:
@@ -190,13 +260,37 @@ class StoredSteps:
         return problems
 
     def fetch_run_files(self, directory: Path) -> None:
-        """Fetches the run's small files that its folder lacks. Raises as fetch."""
-        for name in RUN_FILES:
-            if not (directory / name).exists() and self.store.is_object(name):
-                self.store.fetch(name, directory / name)
+        """Fetches the run's small files and gates, which belong to a step that was taken from the store.
+
+        A local one that differs is kept as aside-NAME.
+
+        Raises:
+            OSError: the folder cannot be written.
+            StoreError: as names.
+        """
+        self._fetch_small(RUN_FILES, directory)
+        self.fetch_gates("*", directory)
+
+    def fetch_gates(self, name: str, directory: Path) -> None:
+        """Fetches the gates of a step into a run's folder. Raises as fetch_run_files."""
+        self._fetch_small(self._gates(name), directory)
+
+    def _fetch_small(self, names: Iterable[str], directory: Path) -> None:
+        for name in names:
+            try:
+                content = self.store.read(name)
+            except NotThere:
+                continue
+            path, aside = directory / name, directory / f"{ASIDE}{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and path.read_bytes() != content:
+                aside.parent.mkdir(exist_ok=True)
+                shutil.copy2(path, _free(aside))
+            with whole_file(path) as temporary:
+                temporary.write_bytes(content)
 
     def fetch_whole(self, name: str, target: Path) -> None:
-        """Fetches a step into a new folder, checked; its checksum file comes last.
+        """Fetches a step into a new folder, checked, and its gates next to that; the checksum file comes last.
 
         Raises:
             DamagedCheckpoint: a file is missing or differs.
@@ -206,6 +300,7 @@ class StoredSteps:
         problems = self.fetch(name, target, sizes, marker)
         if problems:
             raise atomic.DamagedCheckpoint(f"{self.store.at(name)} is damaged: {'; '.join(problems)}")
+        self.fetch_gates(name, target.parent)
         write_bytes(target / atomic.CHECKSUMS, marker)
 
 
@@ -217,6 +312,50 @@ def files_of_rank(names: Collection[str], rank: int, world: int) -> list[str]:
 def _writer(name: str) -> int:
     digits = name.removesuffix(".safetensors").rpartition("rank_")[2]
     return int(digits) if name.startswith(_SHARDS) and digits.isdigit() else 0
+
+
+def late_files(folder: Path, recorded: Collection[str]) -> list[str]:
+    """Small files that a step got after it was whole. Raises OSError where the folder cannot be read."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in (atomic.CHECKSUMS, *recorded))
+
+
+def recorded_in(marker: bytes, place: Path | str) -> list[str]:
+    """The files that a checksum file lists.
+
+    Args:
+        marker: its content.
+        place: the step, for the message.
+
+    Raises:
+        DamagedCheckpoint: it is unreadable, or a name leads out of the step.
+    """
+    try:
+        names = list(_sums(marker)[1])
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise atomic.DamagedCheckpoint(f"{place} is damaged: {atomic.CHECKSUMS} cannot be read ({error})") from error
+    return _plain(names, place)
+
+
+def _plain(names: Iterable[str], place: Path | str) -> list[str]:
+    """The names, if each stays below its step."""
+    listed = list(names)
+    bad = [name for name in listed if any(part in ("", ".", "..") for part in name.split("/"))]
+    if bad:
+        raise atomic.DamagedCheckpoint(f"{place} is damaged: it names {bad[0]!r}; expected names of files below it")
+    return listed
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path.2, path.3, ... that nothing has."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _number(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,24 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
 from mindspeed_vita.engine import uploading
 from mindspeed_vita.engine.loop import train
 from mindspeed_vita.engine.resuming import Resume
-from mindspeed_vita.files.stores import Store
+from mindspeed_vita.files.stores import Store, StoreError
 
 
 class Moody(MemoryFileSystem):
-    """A store in memory that refuses the next `refusals` writes."""
+    """A store in memory that refuses the next `refusals` writes, and answers none while `answers` is not set."""
 
     protocol = "moody"
     store: dict[str, Any] = {}
     pseudo_dirs = [""]
     refusals = 0
+    answers = threading.Event()
 
     def _write(self) -> None:
+        self.answers.wait()
         if type(self).refusals > 0:
             type(self).refusals -= 1
             raise OSError("slow down")
@@ -48,9 +52,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     fsspec.register_implementation("moody", Moody, clobber=True)
     Moody.store.clear()
     Moody.refusals = 0
+    Moody.answers.set()
     monkeypatch.setattr(uploading, "FIRST_PAUSE", 0.01)
     yield Store("moody://bucket/run")
     Moody.refusals = 0
+    Moody.answers.set()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,12 @@ def recipe(tiny, tmp_path, store):
 
 
 def whole(store: Store) -> list[str]:
-    return [name.partition("/")[0] for name in store.files() if name.endswith(f"/{atomic.CHECKSUMS}")]
+    return [name.partition("/")[0] for name in store.files() if name.startswith("step_") and name.endswith(f"/{atomic.CHECKSUMS}")]
+
+
+def contents(store: Store, name: str) -> dict[str, bytes]:
+    below = f"{name}/"
+    return {file.removeprefix(below): store.read(file) for file in store.files() if file.startswith(below)}
 
 
 def test_a_run_whose_folder_is_gone_continues_from_the_store(recipe, store, straight, curve, tmp_path, capfd):
@@ -104,7 +115,7 @@ def test_steps_that_are_half_sent_or_damaged_are_passed_over_by_name(recipe, sto
     assert "passed over moody://bucket/run/step_0000006: weights/rank_00000.safetensors does not match its checksum" in told
     assert curve(tmp_path / "run") == curve(straight)[:4], "from step 3"
     assert whole(store) == ["step_0000003", "step_0000004"], "the damaged one is set aside"
-    assert f"step_0000006/aside-{atomic.CHECKSUMS}" in store.files()
+    assert f"aside-step_0000006/{atomic.CHECKSUMS}" in store.files()
     for name in whole(store):
         store.write(f"{name}/recipe.json", b"{}")
     shutil.rmtree(tmp_path / "run")
@@ -135,16 +146,98 @@ def test_a_store_that_is_gone_costs_no_step_and_the_next_start_sends_it(recipe, 
     assert [path.name for path in atomic.complete_steps(tmp_path / "other")] == ["step_0000009"]
 
 
+def test_steps_that_wait_are_sent_by_the_next_start_without_keep_unsent_too(recipe, store, tmp_path, capfd):
+    Moody.refusals = 10**6
+    train(recipe(), stop_at_step=7)
+    local = [path.name for path in atomic.complete_steps(tmp_path / "run")]
+    assert "step_0000006" in local and not store.files()
+    assert f"{', '.join(local)}: not in moody://bucket/run; the next start" in capfd.readouterr().err
+    assert [path.name for path in atomic.surplus(tmp_path / "run", 1)] == local[:-1], "pruning spares none"
+    train(recipe(store=""), stop_at_step=7)  # a start without a store forgets nothing
+    Moody.refusals = 0
+    train(recipe(), stop_at_step=7)
+    assert whole(store) == ["step_0000006", "step_0000007"] and not (tmp_path / "run" / atomic.UNSENT).exists()
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_call_that_never_returns(recipe, store, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(uploading, "PATIENCE", 0.5)
+    Moody.answers.clear()
+    train(recipe(), stop_at_step=3)
+    told = capfd.readouterr().err
+    assert "moody://bucket/run has not answered for 0.5 s" in told
+    assert "step_0000003: not in moody://bucket/run; the next start of the same command sends it" in told
+    assert atomic.unsent_steps(tmp_path / "run") == ["step_0000003"]
+
+
+def test_a_file_that_a_host_does_not_see_keeps_the_step_from_being_whole(recipe, store, tmp_path, monkeypatch, capfd):
+    train(recipe(store=""), stop_at_step=3)
+    monkeypatch.setattr(uploading, "LAST_TRIES", 1)
+    weights = tmp_path / "run" / "step_0000003" / "weights"
+    weights.rename(tmp_path / "hidden")
+    lines: list[str] = []
+    uploads = uploading.Uploads(recipe().checkpoint, lines.append)
+    uploads.finish()
+    assert "step_0000003 could not be sent" in lines[0] and "No such file" in lines[0] and "weights/rank_00000.safetensors" in lines[0]
+    assert whole(store) == []
+    (tmp_path / "hidden").rename(weights)
+    uploads.finish()
+    assert whole(store) == ["step_0000003"]
+
+
+def test_a_store_where_pruning_fails_has_the_step_all_the_same(recipe, store, tmp_path, monkeypatch):
+    train(recipe(keep=0), stop_at_step=7)
+    lines: list[str] = []
+    plain = StoredSteps.prune
+
+    def refuse(*arguments: Any) -> Any:
+        raise StoreError("no right to remove")
+
+    monkeypatch.setattr(StoredSteps, "prune", refuse)
+    (tmp_path / "run" / "step_0000007" / "gate.json").write_text("{}")
+    uploading.Uploads(recipe(keep=1).checkpoint, lines.append).finish()
+    assert lines == ["step_0000007 is in moody://bucket/run, but pruning there failed: no right to remove; the next step tries it again"]
+    assert store.read("step_0000007/gate.json") == b"{}" and not (tmp_path / "run" / atomic.UNSENT).exists()
+    monkeypatch.setattr(StoredSteps, "prune", plain)
+    atomic.mark_best(tmp_path / "run", 3)
+    (tmp_path / "run" / "step_0000003" / "gate.json").write_text("{}")
+    uploading.Uploads(recipe(keep=1).checkpoint, lines.append).finish()
+    assert whole(store) == ["step_0000003", "step_0000007"] and len(lines) == 1
+    assert store.read("step_0000003/gate.json") == b"{}", "of the best step, too"
+
+
 def test_going_back_to_an_earlier_step_sets_newer_ones_aside_in_the_store_too(recipe, store, tmp_path, capfd):
     train(recipe(keep=0), stop_at_step=7)
+    before = contents(store, "step_0000006")
     shutil.rmtree(tmp_path / "run" / "step_0000003")
     train(recipe(keep=0), stop_at_step=4, resume=Resume(step="3"))
     assert "step_0000003 was fetched from moody://bucket/run" in capfd.readouterr().err
-    assert whole(store) == ["step_0000003", "step_0000004"]
+    assert whole(store) == ["step_0000003", "step_0000004"] and contents(store, "aside-step_0000006") == before
     with pytest.raises(ValueError, match=r"--resume-from moody://bucket/run/step_0000006: there is no such whole step; it has step_00000"):
         train(recipe("new"), resume=Resume(step="moody://bucket/run/step_0000006"))
     with pytest.raises(ValueError, match="checkpoint.resume is false, but moody://bucket/run holds step_0000004"):
         train(recipe("new", resume=False))
+    train(recipe(keep=1), stop_at_step=7)  # past the numbers that were set aside
+    assert whole(store) == ["step_0000007"] and contents(store, "aside-step_0000006") == before
+
+
+def test_newer_steps_of_a_store_that_did_not_answer_at_the_start_are_set_aside(recipe, store, tmp_path, monkeypatch, capfd):
+    train(recipe(keep=0), stop_at_step=7)
+    for name in ("step_0000006", "step_0000007"):  # as another host's: its numbers differ in the last digit
+        shutil.rmtree(tmp_path / "run" / name)
+        store.write(f"{name}/{atomic.CHECKSUMS}", store.read(f"{name}/{atomic.CHECKSUMS}") + b"\n")
+    before = {name: contents(store, name) for name in ("step_0000006", "step_0000007")}
+    plain = Moody.ls
+
+    def refuse_at_first(*arguments: Any, **options: Any) -> Any:
+        if not (tmp_path / "run" / "step_0000007" / atomic.CHECKSUMS).is_file():
+            raise OSError("no route")
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(Moody, "ls", refuse_at_first)
+    train(recipe(keep=0), stop_at_step=7)
+    assert "the store does not say whether it has a newer step" in capfd.readouterr().err
+    assert whole(store) == ["step_0000003", "step_0000006", "step_0000007"]
+    assert {name: contents(store, f"aside-{name}") for name in before} == before
 
 
 def test_a_store_that_cannot_be_asked_does_not_let_a_run_begin_anew(recipe, store, tmp_path, monkeypatch, capfd):
