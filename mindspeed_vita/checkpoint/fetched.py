@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
+from mindspeed_vita.files.digest import algorithm_of
 from mindspeed_vita.files.publish import publish_folder
 from mindspeed_vita.files.space import check_space, gigabytes
-from mindspeed_vita.files.stores import Store, Stored, cache_folder
+from mindspeed_vita.files.stores import Store, Stored, cache_folder, check_name
+from mindspeed_vita.files.writing import write_bytes
 
 _EXPORTS = ("config.json", "adapter_config.json")
 """A folder with one of them is an export, or adapters of peft."""
@@ -53,7 +56,7 @@ def local_copy(address: str) -> Path:
     run, _, name = place.rpartition("/")
     store = Store(place)
     if atomic.is_step(Path(name)):
-        marker, sizes = StoredSteps(run).listed(name)
+        marker, sizes = checked_files(StoredSteps(run), name)
         target = _place(Store(run)) / _short(marker) / name
         known, size = atomic.CHECKSUMS, sum(sizes.values())
     else:
@@ -70,13 +73,35 @@ def local_copy(address: str) -> Path:
         temporary.mkdir(parents=True)
         try:
             if known == atomic.CHECKSUMS:
-                StoredSteps(run).fetch_whole(name, temporary)
+                _fetch_step(StoredSteps(run), name, sizes, marker, temporary)
             else:
                 _fetch_all(store, files, temporary)
             publish_folder(temporary, target, known_by=known, replace=False)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def checked_files(steps: StoredSteps, name: str) -> tuple[bytes, dict[str, int]]:
+    """What is fetched of a whole step: the files with a checksum. Nothing else has a place in a step, as its gates lie beside it.
+
+    Returns:
+        The checksum file's content, and bytes by file.
+
+    Raises:
+        ValueError: a name leads out of the step.
+        DamagedCheckpoint, StoreError: as StoredSteps.listed.
+    """
+    marker, sizes = steps.listed(name)
+    sums = json.loads(marker)
+    return marker, {check_name(file, steps.store.at(name)): sizes[file] for file in sorted(sums[algorithm_of(sums)])}
+
+
+def _fetch_step(steps: StoredSteps, name: str, files: Iterable[str], marker: bytes, target: Path) -> None:
+    problems = steps.fetch(name, target, files, marker)
+    if problems:
+        raise atomic.DamagedCheckpoint(f"{steps.store.at(name)} is damaged: {'; '.join(problems)}")
+    write_bytes(target / atomic.CHECKSUMS, marker)
 
 
 def _fetch_all(store: Store, files: Mapping[str, Stored], target: Path) -> None:

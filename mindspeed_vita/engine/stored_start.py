@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.checkpoint.fetched import checked_files
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank, rank, world
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
@@ -144,7 +145,7 @@ class _Start:
     def _plan(self, name: str, target: Path, temporary: Path) -> tuple[bytes, dict[str, int], str]:
         """What is to be fetched, or why it cannot be; nothing where the run's folder has this very step. One rank."""
         try:
-            marker, sizes = self.steps.listed(name)
+            marker, sizes = checked_files(self.steps, name)
         except atomic.DamagedCheckpoint as error:
             return b"", {}, str(error)
         if (target / atomic.CHECKSUMS).is_file() and (target / atomic.CHECKSUMS).read_bytes() == marker:

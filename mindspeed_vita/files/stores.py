@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,6 +58,19 @@ def scheme_and_path(address: str) -> tuple[str, str]:
     if found is None or not path.strip("/") or "::" in address or "\0" in address or ".." in path.split("/"):
         raise ValueError(f"{address!r} is no address of a store; expected scheme://bucket/folder, such as s3://bucket/runs/a")
     return found[1].lower(), path
+
+
+def check_name(name: str, place: str) -> str:
+    """Returns the name of an object below a place, if it stays below any folder that it is joined to.
+
+    Names come from whoever writes to the store. S3 allows keys such as a//etc/passwd and a/../b.
+
+    Raises:
+        ValueError: it is absolute, or has a part that is empty, . or .., or a NUL.
+    """
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{place} holds an object named {name!r}, which could lead out of its folder; rename it, or remove it")
+    return name
 
 
 class NoBucket(NotThere):
@@ -110,32 +123,50 @@ class Store:
         return True
 
     def children(self) -> list[str]:
-        """Names directly below, of objects and of folders, sorted; none where nothing is there. Raises StoreError as about."""
+        """Names directly below, of objects and of folders, sorted; none where nothing is there.
+
+        Raises:
+            StoreError: the store cannot be reached, or refuses.
+            ValueError: as check_name.
+        """
         try:
             with _named(self.address):
-                found = self._fresh().ls(self.path, detail=False)
+                system = self._fresh()
+                found, top = system.ls(self.path, detail=False), self._top(system)
         except NoBucket:
             raise
         except NotThere:
             return []
-        return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found} - {""})
+        names = {str(path).removeprefix(top).rstrip("/") for path in found if str(path).startswith(top)}
+        return [check_name(name, self.address) for name in sorted(names - {""})]
 
     def files(self) -> dict[str, Stored]:
-        """Every object below, by name."""
+        """Every object below, by name; none where nothing is there.
+
+        Raises:
+            StoreError: the store cannot be reached, or refuses.
+            ValueError: as check_name.
+        """
         with _named(self.address):
             system = self._fresh()
-            found = system.find(self.path, detail=True)
-            top = str(system._strip_protocol(self.path)).rstrip("/") + "/"
-        return {path.removeprefix(top): _stored(info) for path, info in sorted(found.items()) if path.startswith(top)}
+            found, top = system.find(self.path, detail=True), self._top(system)
+        return self._below(top, found)
 
     def matching(self, pattern: str) -> dict[str, Stored]:
-        """Objects below whose name fits a pattern of * ? [] and **, by name."""
+        """Objects below whose name fits a pattern of * ? [] and **, by name. Raises as files."""
         with _named(self.at(pattern)):
             system = self._fresh()
-            found = system.glob(f"{self.path}/{pattern}", detail=True)
-            top = str(system._strip_protocol(self.path)).rstrip("/") + "/"
-        kept = {path: info for path, info in sorted(found.items()) if info.get("type") == "file"}
-        return {path.removeprefix(top): _stored(info) for path, info in kept.items()}
+            found, top = system.glob(f"{self.path}/{pattern}", detail=True), self._top(system)
+        return self._below(top, {path: info for path, info in found.items() if info.get("type") == "file"})
+
+    def _top(self, system: Any) -> str:
+        """What the paths that fsspec gives begin with."""
+        return str(system._strip_protocol(self.path)).rstrip("/") + "/"
+
+    def _below(self, top: str, found: Mapping[str, Any]) -> dict[str, Stored]:
+        """Objects by name. An empty one whose name ends with a slash marks a folder in some tools, and is none."""
+        objects = {path.removeprefix(top): _stored(info) for path, info in sorted(found.items()) if path.startswith(top)}
+        return {check_name(name, self.address): about for name, about in objects.items() if about.size or name.rpartition("/")[2]}
 
     def about(self, name: str) -> Optional[Stored]:
         """What the store says about an object; None for a folder.

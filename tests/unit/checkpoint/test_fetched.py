@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -112,3 +113,33 @@ def test_a_scheme_whose_package_is_missing_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ValueError, match=r"s3://b/a: Install s3fs to access S3; pip install 'mindspeed_vita\[stores\]'"):
         Store("s3://b/a")
+
+
+@pytest.mark.parametrize("name", ["//etc/passwd", "/../../x", "/./x", "/a//b", "/a\0b", "/..", "/weights/../../x"])
+def test_an_object_whose_name_leads_out_of_its_folder_is_refused(store, tmp_path, monkeypatch, name):
+    """S3 allows such keys. What fsspec lists is changed here, as its store in memory tidies names."""
+    outside = "memory://bucket/runs/a/step_0000002"
+    for listing in ("find", "glob", "ls"):
+        plain = getattr(MemoryFileSystem, listing)
+
+        def listed(self: MemoryFileSystem, path: str, plain: Any = plain, **options: Any) -> Any:
+            found = plain(self, path, **options)
+            if not path.rstrip("*").rstrip("/").endswith("step_0000002"):
+                return found
+            key = f"/bucket/runs/a/step_0000002{name}"
+            return {**found, key: {"type": "file", "size": 1}} if isinstance(found, dict) else [*found, key]
+
+        monkeypatch.setattr(MemoryFileSystem, listing, listed)
+    step = Store(outside)
+    for ask in (step.files, lambda: step.matching("*"), step.children, lambda: local_copy(outside)):
+        with pytest.raises(ValueError, match="step_0000002 holds an object named .*which could lead out of its folder; rename it"):
+            ask()
+    assert not list((tmp_path / "cache").rglob("passwd"))
+
+
+def test_files_of_a_step_without_a_checksum_are_not_taken(store):
+    for name in ("config.json", "modeling.py", "weights/rank_00001.safetensors"):
+        store.write(f"step_0000002/{name}", b"{}")
+    taken = local_copy(store.at("step_0000002"))
+    files = {path.relative_to(taken).as_posix() for path in taken.rglob("*") if path.is_file()}
+    assert files == {atomic.CHECKSUMS, *atomic.recorded(taken)}
