@@ -16,6 +16,7 @@ from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.cli import main as cli
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.loop import train
+from mindspeed_vita.files.store_cache import StoreCache
 from mindspeed_vita.files.stores import NotThere, Store, StoreError, is_address, scheme_and_path
 from tests.tiny_data import make_tiny
 
@@ -84,8 +85,9 @@ def test_what_is_no_whole_checkpoint_is_refused_with_its_place(store, capsys):
 def test_addresses_are_told_from_paths():
     assert is_address("s3://b/a") and not any(map(is_address, ("runs/a", "/runs/a", "s3:/b", "C://", "", Path("s3://b/a"))))
     assert scheme_and_path("S3://b/a/") == ("s3", "b/a")
-    for wrong in ("zip::s3://b/a", "s3://b/../c", "s3:///", "runs/a"):
-        with pytest.raises(ValueError, match="is no address of a store; expected scheme://bucket/folder"):
+    reasons = {"zip::s3://b/a": "chains", "s3://b/../c": r"a part '\.\.'", "s3:///": "no bucket", "runs/a": "no scheme"}
+    for wrong, reason in reasons.items():
+        with pytest.raises(ValueError, match=rf"is no address of a store \(.*{reason}.*\); expected scheme://bucket/folder"):
             scheme_and_path(wrong)
 
 
@@ -95,7 +97,7 @@ def test_faults_of_a_store_name_the_place(store, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         store.send(tmp_path / "nowhere", "x")
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *arguments, **options: (_ for _ in ()).throw(TimeoutError("too slow")))
-    with pytest.raises(StoreError, match=r"state.json: the store does not do it \(TimeoutError: too slow\); check the network"):
+    with pytest.raises(StoreError, match=r"state.json: reading it failed \(TimeoutError: too slow\); check the network"):
         store.read("step_0000001/state.json")
     plain = MemoryFileSystem.get_file
 
@@ -107,6 +109,29 @@ def test_faults_of_a_store_name_the_place(store, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="state.json changed while it was fetched"):
         store.fetch("step_0000001/state.json", tmp_path / "state.json")
     assert not list(tmp_path.glob("state.json*"))
+
+
+def test_faults_of_this_hosts_disk_are_not_the_stores(store, tmp_path, monkeypatch):
+    """They were "no such object", which left a sample out, or "set the store's credentials"."""
+    plain = MemoryFileSystem.get_file
+
+    def gone(system: MemoryFileSystem, path: str, target: str, **options: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", target)
+
+    def denied(system: MemoryFileSystem, path: str, target: str, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", target)
+
+    for fault, kind in ((gone, FileNotFoundError), (denied, PermissionError)):
+        monkeypatch.setattr(MemoryFileSystem, "get_file", fault)
+        with pytest.raises(kind, match="metrics.jsonl"):
+            store.fetch("metrics.jsonl", tmp_path / "metrics.jsonl")
+    cache = StoreCache(str(tmp_path / "cache"), 10**9)
+    with pytest.raises(PermissionError):
+        cache.media(cache.media_folder(store.address), ["metrics.jsonl"])
+    monkeypatch.setattr(MemoryFileSystem, "get_file", plain)
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *arguments, **options: (_ for _ in ()).throw(FileNotFoundError("metrics.jsonl")))
+    with pytest.raises(NotThere):
+        store.fetch("metrics.jsonl", tmp_path / "metrics.jsonl")
 
 
 def test_a_scheme_whose_package_is_missing_is_refused(monkeypatch):

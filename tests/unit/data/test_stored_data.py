@@ -158,7 +158,7 @@ def test_a_store_that_fails_ends_the_run_with_its_place_and_masks_nothing(world,
         return plain(self, path, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "info", fails)
-    with pytest.raises(StoreError, match=r"memory://bucket/set/a.png: the store does not do it \(TimeoutError: too slow\)"):
+    with pytest.raises(StoreError, match=r"memory://bucket/set/a.png: asking about it failed \(TimeoutError: too slow\)"):
         world.build(rows, **told)
     failures[0] = 2
     assert not world.build(rows, **told).skipped, "it is asked again"
