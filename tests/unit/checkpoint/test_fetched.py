@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mindspeed_vita.checkpoint.fetched import local_copy
-from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native import atomic, ranks
 from mindspeed_vita.cli import main as cli
+from mindspeed_vita.engine import chosen_step
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.loop import train
+from mindspeed_vita.files import store_cache
 from mindspeed_vita.files.store_cache import StoreCache
 from mindspeed_vita.files.stores import NotThere, Store, StoreError, is_address, scheme_and_path
 from tests.tiny_data import make_tiny
@@ -56,6 +64,71 @@ def test_a_run_a_step_and_an_export_become_folders_that_are_found_again(run, sto
     assert not capsys.readouterr().err, "nothing is fetched twice"
     assert cli.main(["lineage", store.address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 2
+
+
+def test_a_start_that_ended_leaves_what_it_fetched_and_a_store_that_stumbles_is_asked_again(store, monkeypatch):
+    monkeypatch.setattr(store_cache, "_PAUSES", (0.0, 0.0))
+    plain, asked, stumbles = Store.fetch, [], {"state.json": 2}
+
+    def fetch(self: Store, name: str, target: Path) -> Any:
+        asked.append(name)
+        if stumbles.get(target.name, 0):
+            stumbles[target.name] -= 1
+            raise StoreError("slow down")
+        return plain(self, name, target)
+
+    monkeypatch.setattr(Store, "fetch", fetch)
+    stumbles["rank_00000.safetensors"] = 99
+    with pytest.raises(StoreError, match="slow down"):
+        local_copy(store.address)
+    (half,) = Path(os.environ["XDG_CACHE_HOME"]).rglob(".fetching-*")
+    kept = {path.name for path in half.rglob("*") if path.is_file()}
+    assert kept, "several are fetched at a time, so some came before the end"
+    if "recipe.json" in kept:  # damaged on this disk meanwhile
+        (half / "recipe.json").write_text("?")
+    stumbles.clear()
+    asked.clear()
+    taken = local_copy(store.address)
+    assert not atomic.verify(taken, atomic.recorded(taken)) and not half.exists()
+    again = {Path(name).name for name in asked}
+    assert "rank_00000.safetensors" in again and not again & (kept - {"recipe.json", "rank_00000.safetensors"})
+
+
+def test_what_one_host_meets_ends_all_and_hosts_wait_on_the_store(store, monkeypatch):
+    """Two ranks as threads: collectives are replaced, the wait is the real one."""
+    group, values, both = dist.HashStore(), {}, threading.Barrier(2)
+    here = threading.local()
+
+    def gathered(value: Any) -> list[Any]:
+        values[here.rank] = value
+        both.wait()
+        found = [values[0], values[1]]
+        both.wait()
+        return found
+
+    def copied(address: str) -> Path:
+        if here.rank:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path("folder")
+
+    def run(rank: int) -> str:
+        here.rank = rank
+        with pytest.raises(ValueError) as caught:
+            chosen_step._on_every_host(store.address)
+        return str(caught.value)
+
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: here.rank)
+    monkeypatch.setattr(ranks, "gather", gathered)
+    monkeypatch.setattr(ranks.dist.distributed_c10d, "_get_default_store", lambda: group)
+    monkeypatch.setattr(chosen_step, "local_copy", copied)
+    with ThreadPoolExecutor(2) as threads:
+        told = list(threads.map(run, (0, 1)))
+    assert told[0] == told[1] and "cannot be fetched on" in told[0] and "No space left on device" in told[0]
+    here.rank = 0
+    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.2))
+    with pytest.raises(dist.DistStoreError):
+        ranks.gather_patiently("the other is not there yet")
 
 
 def test_an_export_that_changed_is_another_folder(store):
