@@ -10,11 +10,11 @@ import platform
 from pathlib import Path
 from typing import Optional, Union
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.checkpoint.fetched import local_copy, pinned
 from mindspeed_vita.checkpoint.native.ranks import gather, gather_patiently, on_first_rank
 from mindspeed_vita.checkpoint.source import current_folder
 from mindspeed_vita.engine.session import start_group, world_size
-from mindspeed_vita.files.stores import is_address
 from mindspeed_vita.platform import get_platform
 
 

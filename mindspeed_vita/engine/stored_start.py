@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.checkpoint.fetched import checked_files, fetch_files
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.ranks import gather, gather_patiently, on_first_rank, rank, world
@@ -15,7 +16,7 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.resuming import Resume
 from mindspeed_vita.files.publish import publish_folder
 from mindspeed_vita.files.space import check_space
-from mindspeed_vita.files.stores import StoreError, is_address
+from mindspeed_vita.files.stores import StoreError
 from mindspeed_vita.files.writing import write_bytes
 
 

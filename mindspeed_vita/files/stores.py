@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
+from mindspeed_vita.addresses import ADDRESS
 from mindspeed_vita.files.publish import whole_file
 
-_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.+)", re.DOTALL)
 _STAMPS = ("ETag", "etag", "md5", "generation")
 """What stores call the mark of an object's content; the first that is there counts."""
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -42,22 +41,17 @@ class NotThere(StoreError):
     """An object, folder or bucket does not exist."""
 
 
-def is_address(text: Union[str, Path]) -> bool:
-    """Whether a text is an address of a store, and no path."""
-    return isinstance(text, str) and _ADDRESS.fullmatch(text) is not None
-
-
 def scheme_and_path(address: str) -> tuple[str, str]:
     """The two parts of an address: s3 and bucket/folder, without a slash at the end.
 
     Raises:
         ValueError: it is no address, or one that leads out of itself.
     """
-    found = _ADDRESS.fullmatch(address)
+    found = ADDRESS.fullmatch(address)
     path = "" if found is None else found[2].rstrip("/")
     reasons = (
         ("::" in address, "chains of schemes (::) are not followed"),
-        (found is None, "it has no scheme://, or nothing behind that"),
+        (found is None, "it does not begin with scheme://"),
         ("\0" in address, "it has a NUL"),
         (".." in path.split("/"), "it has a part '..', and a store has no folder above"),
         (not path.strip("/"), "it names no bucket"),

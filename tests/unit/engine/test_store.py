@@ -207,6 +207,8 @@ def test_a_step_that_is_written_anew_while_it_is_sent_is_sent_anew(recipe, store
 def test_settings_that_do_not_fit(recipe, monkeypatch):
     with pytest.raises(ValueError, match="checkpoint.store=runs/a is no address; expected one such as s3://bucket/runs/a"):
         train(recipe(store="runs/a"))
+    with pytest.raises(ValueError, match="checkpoint.store=://x is no address"):
+        train(recipe(store="://x"))
     with pytest.raises(ValueError, match="checkpoint.directory=s3://b/a is an address; set checkpoint.store to it"):
         train(recipe(directory="s3://b/a"))
     with pytest.raises(ValueError, match="checkpoint.keep_unsent=true without checkpoint.store"):
