@@ -35,8 +35,6 @@ _LOOKS = 20
 _T = TypeVar("_T")
 _executors: dict[int, ThreadPoolExecutor] = {}
 """By process: threads do not survive a fork."""
-_fetched: dict[tuple[int, str], Optional[int]] = {}
-"""Bytes of media that a process fetched into a folder since it last counted them; None: it never did."""
 
 
 @dataclass(frozen=True)
@@ -154,29 +152,36 @@ class StoreCache:
         _touched(target, always=True)
 
     def _make_room(self, size: int) -> None:
-        """Removes media that were not used for the longest time, where there would be too many bytes. Counts now and then only."""
-        key = (os.getpid(), self.folder)
-        since = _fetched.get(key)
-        if since is not None and since + size < self.most_bytes // _LOOKS:
-            _fetched[key] = since + size
-            return
-        _fetched[key] = size
-        top = os.path.join(self.folder, "media")
+        """Removes media that were not used for the longest time, where there would be too many bytes.
+
+        The processes of the host note in one file how many bytes came since the last count. They count anew now and then only.
+
+        Raises:
+            StoreError: the disk is too small.
+        """
+        note = Path(self.folder, "locks", "bytes")
         with self._alone("room"):
-            found = sorted(_uses(top))
-            total, now = sum(nbytes for _, nbytes, _ in found) + size, time.time()
-            for used, nbytes, path in found if total > self.most_bytes else ():
-                if total <= self.most_bytes * (1 - 1 / _LOOKS) or used > now - IN_USE:
-                    break
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-                total -= nbytes
+            since = _number_in(note)
+            if since is None or since + size >= self.most_bytes // _LOOKS:
+                self._remove_unused(size)
+                since = 0
+            note.write_text(str(since + size), encoding="utf-8")
         free = shutil.disk_usage(self.folder).free
         if free < size:
             raise StoreError(
                 f"{self.folder} has {free / 1e9:,.2f} GB free, a medium needs {size / 1e9:,.2f} GB; free space there, lower "
                 "data.store_cache_bytes, or set data.store_cache to a folder on a larger disk"
             )
+
+    def _remove_unused(self, size: int) -> None:
+        found = sorted(_uses(os.path.join(self.folder, "media")))
+        total, now = sum(nbytes for _, nbytes, _ in found) + size, time.time()
+        for used, nbytes, path in found if total > self.most_bytes else ():
+            if total <= self.most_bytes * (1 - 1 / _LOOKS) or used > now - IN_USE:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= nbytes
 
     def _stamp(self, kind: str, address: str) -> Path:
         name = hashlib.sha256(f"{kind} {address}".encode("utf-8", "surrogateescape")).hexdigest()
@@ -187,6 +192,14 @@ class StoreCache:
     def _alone(self, name: str) -> AbstractContextManager[None]:
         """One at a time at the same place. A few thousand locks serve all places."""
         return alone(Path(self.folder, "locks", name if name == "room" else name[:3]))
+
+
+def _number_in(note: Path) -> Optional[int]:
+    """The number that a file holds; None where there is no such file, or a killed process left it half written."""
+    try:
+        return int(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _frames(stamp: Path) -> Optional[dict[str, int]]:
