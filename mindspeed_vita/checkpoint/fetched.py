@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
+from mindspeed_vita.files.alone import alone
+from mindspeed_vita.files.digest import algorithm_of, checksum_of
 from mindspeed_vita.files.publish import publish_folder
 from mindspeed_vita.files.space import check_space, gigabytes
-from mindspeed_vita.files.stores import Store, Stored, cache_folder
+from mindspeed_vita.files.store_cache import patiently, several
+from mindspeed_vita.files.stores import Store, Stored, cache_folder, check_name
+from mindspeed_vita.files.writing import write_bytes
 
 _EXPORTS = ("config.json", "adapter_config.json")
 """A folder with one of them is an export, or adapters of peft."""
@@ -53,36 +56,77 @@ def local_copy(address: str) -> Path:
     run, _, name = place.rpartition("/")
     store = Store(place)
     if atomic.is_step(Path(name)):
-        marker, sizes = StoredSteps(run).listed(name)
+        marker, sizes = checked_files(StoredSteps(run), name)
         target = _place(Store(run)) / _short(marker) / name
-        known, size = atomic.CHECKSUMS, sum(sizes.values())
+        known = atomic.CHECKSUMS
     else:
-        files = store.files()
+        files, marker = store.files(), b""
+        sizes = {key: found.size for key, found in files.items()}
         target = _place(store) / _short(repr(sorted((key, found.stamp) for key, found in files.items())).encode()) / name
-        known, size = next(name for name in _EXPORTS if name in files), sum(found.size for found in files.values())
-    with _alone(target):
+        known = next(name for name in _EXPORTS if name in files)
+    with alone(target.with_name(f".{target.name}.lock")):
         if (target / known).is_file():
             return target
-        print(f"vita: fetching {place} ({gigabytes(size)}) into {target}", file=sys.stderr, flush=True)
-        check_space(target, size, advice="free space there, or set XDG_CACHE_HOME to a folder on a larger disk")
         temporary = target.with_name(f"{atomic.FETCHING}{name}")
+        temporary.mkdir(parents=True, exist_ok=True)
+        missing = _begun(temporary, sizes, marker)
+        print(f"vita: fetching {place} ({gigabytes(sum(missing.values()))}) into {target}", file=sys.stderr, flush=True)
+        check_space(target, sum(missing.values()), advice="free space there, or set XDG_CACHE_HOME to a folder on a larger disk")
+        if known == atomic.CHECKSUMS:
+            problems = fetch_files(StoredSteps(run), name, missing, marker, temporary)
+            if problems:
+                shutil.rmtree(temporary)
+                raise atomic.DamagedCheckpoint(f"{place} is damaged: {'; '.join(problems)}")
+            write_bytes(temporary / atomic.CHECKSUMS, marker)
+        else:
+            several(lambda file: patiently(lambda: _fetch(store, file, files[file], temporary)), list(missing))
+        publish_folder(temporary, target, known_by=known, replace=False)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            if known == atomic.CHECKSUMS:
-                StoredSteps(run).fetch_whole(name, temporary)
-            else:
-                _fetch_all(store, files, temporary)
-            publish_folder(temporary, target, known_by=known, replace=False)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _fetch_all(store: Store, files: Mapping[str, Stored], target: Path) -> None:
-    for name, found in files.items():
-        if store.fetch(name, target / name) != found:
-            raise ValueError(f"{store.at(name)} changed while its folder was fetched; start again when nothing writes there")
+def _begun(temporary: Path, sizes: Mapping[str, int], marker: bytes) -> dict[str, int]:
+    """Keeps the whole files that an earlier start fetched, removes all else; returns bytes of what is missing."""
+    algorithm, sums = _sums(marker) if marker else ("", {})
+    for path in [path for path in temporary.rglob("*") if path.is_file()]:
+        name = path.relative_to(temporary).as_posix()
+        whole = name in sizes and path.stat().st_size == sizes[name]
+        if not whole or (marker and checksum_of(path, algorithm) != sums[name]):
+            path.unlink()
+    return {name: size for name, size in sizes.items() if not (temporary / name).is_file()}
+
+
+def _fetch(store: Store, name: str, expected: Stored, target: Path) -> None:
+    if store.fetch(name, target / name) != expected:
+        (target / name).unlink()
+        raise ValueError(f"{store.at(name)} changed while its folder was fetched; start again when nothing writes there")
+
+
+def checked_files(steps: StoredSteps, name: str) -> tuple[bytes, dict[str, int]]:
+    """What is fetched of a whole step: the files with a checksum. Nothing else has a place in a step, as its gates lie beside it.
+
+    Returns:
+        The checksum file's content, and bytes by file.
+
+    Raises:
+        ValueError: a name leads out of the step.
+        DamagedCheckpoint, StoreError: as StoredSteps.listed.
+    """
+    marker, sizes = steps.listed(name)
+    return marker, {check_name(file, steps.store.at(name)): sizes[file] for file in sorted(_sums(marker)[1])}
+
+
+def _sums(marker: bytes) -> tuple[str, dict[str, str]]:
+    """The algorithm, and the checksum by file."""
+    content = json.loads(marker)
+    algorithm = algorithm_of(content)
+    return algorithm, content[algorithm]
+
+
+def fetch_files(steps: StoredSteps, name: str, files: Iterable[str], marker: bytes, target: Path) -> list[str]:
+    """As StoredSteps.fetch, but several files at a time, and where the store does not answer it is asked again."""
+    found = several(lambda file: patiently(lambda: steps.fetch(name, target, [file], marker)), list(files))
+    return [problem for problems in found for problem in problems]
 
 
 def _place(store: Store) -> Path:
@@ -92,12 +136,3 @@ def _place(store: Store) -> Path:
 def _short(content: bytes) -> str:
     """Tells contents apart in a path."""
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Waits until no other process of this host fetches the same."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

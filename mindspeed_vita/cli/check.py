@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.choices import ENGINES
 from mindspeed_vita.config import Recipe, load_recipe, validate
 from mindspeed_vita.config.recompute import describe_recomputation
@@ -168,7 +169,9 @@ def _weights(recipe: Recipe, engine: str) -> str:
     directory, start = recipe.checkpoint.directory, recipe.checkpoint.init_from
     if engine == "mindspeed-llm":
         from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint, resumes
+        from mindspeed_vita.integration.mindspeed_llm.refusals import check_stores
 
+        check_stores(recipe)
         # what MindSpeed-LLM saved names its own architecture, which its loader checks
         if resumes(recipe):
             return f"continues from {directory}"
@@ -192,7 +195,7 @@ def _weights(recipe: Recipe, engine: str) -> str:
     step_folder.check_start(recipe)
     if (Path(start) / "latest_checkpointed_iteration.txt").is_file():
         raise ValueError(f"{start} was saved by MindSpeed-LLM; vita convert --from {start} --to native --output DIR, and start from DIR")
-    if "://" in start:
+    if is_address(start):
         from mindspeed_vita.checkpoint.fetched import pinned
 
         return f"start from {pinned(start)}, which is fetched and compared when the run starts; checkpoints go to {directory}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.checkpoint.folder_lock import RUN_LOCK, held
 from mindspeed_vita.wording import counted
 
@@ -37,7 +38,7 @@ ACTIONS = {
 def run(arguments: argparse.Namespace) -> int:
     """Run one action."""
     folder = Path(arguments.folder)
-    if "://" in arguments.folder:
+    if is_address(arguments.folder):
         raise ValueError(
             f"{arguments.folder}: vita checkpoint works on folders; fetch it with the store's own tool, or with vita train --resume-from"
         )

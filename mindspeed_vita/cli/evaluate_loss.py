@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write JSON and the gate."""
     options = _options(arguments)  # looks at the arguments before anything heavy is imported
+    from mindspeed_vita.addresses import is_address
     from mindspeed_vita.engine.chosen_step import choose_step
     from mindspeed_vita.engine.session import rank
     from mindspeed_vita.evaluation.gates import status_of
     from mindspeed_vita.evaluation.held_out_loss import measure_loss
-    from mindspeed_vita.files.stores import is_address
 
     checkpoint = choose_step(arguments.checkpoint) if is_address(arguments.checkpoint) else Path(arguments.checkpoint)
     leads = rank() == 0

@@ -12,6 +12,7 @@ import sys
 import traceback
 from typing import Mapping, Optional, Sequence
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.engine.stopping import report_status
 from mindspeed_vita.quiet import quiet_imports
 
@@ -183,7 +184,7 @@ def _fetch(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     """Puts the fetched folder in the place of each address of an object store."""
     for name in names:
         text = getattr(arguments, name)
-        if isinstance(text, str) and "://" in text:
+        if is_address(text):
             from mindspeed_vita.checkpoint.fetched import local_copy
 
             vars(arguments)[name] = str(local_copy(text))

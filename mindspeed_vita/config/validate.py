@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.config.build import check, listed
 from mindspeed_vita.config.languages import language_traits
 from mindspeed_vita.config.lora import LORA_TARGETS
@@ -258,11 +259,11 @@ def _lora(recipe: Recipe) -> list[str]:
 
 def _checkpoint(recipe: Recipe) -> list[str]:
     told, problems = recipe.checkpoint, []
-    if "://" in told.directory:
+    if is_address(told.directory):
         problems.append(
             f"checkpoint.directory={told.directory} is an address; set checkpoint.store to it, and checkpoint.directory to a folder"
         )
-    if told.store and "://" not in told.store:
+    if told.store and not is_address(told.store):
         problems.append(f"checkpoint.store={told.store} is no address; expected one such as s3://bucket/runs/a, or leave it out")
     if told.keep_unsent and not told.store:
         problems.append("checkpoint.keep_unsent=true without checkpoint.store: nothing is sent; set checkpoint.store, or leave it out")

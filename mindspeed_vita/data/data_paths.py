@@ -7,9 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.data.formats import format_of
 from mindspeed_vita.files.store_cache import StoreCache
-from mindspeed_vita.files.stores import NoBucket, NotThere, Store, Stored, is_address
+from mindspeed_vita.files.stores import NoBucket, NotThere, Store, Stored
 from mindspeed_vita.hf.frames import natural_key
 
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")

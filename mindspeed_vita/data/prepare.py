@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.config.recipe import DataConfig
 from mindspeed_vita.data.budget import FREE_FAILURES, kind_of
 from mindspeed_vita.data.columns import ColumnWriter, SampleIndex
@@ -30,7 +31,7 @@ from mindspeed_vita.data.rows import row_place
 from mindspeed_vita.data.tokenizer import tokenizer_fingerprint
 from mindspeed_vita.files.publish import whole_folder
 from mindspeed_vita.files.store_cache import StoreCache
-from mindspeed_vita.files.stores import Store, cache_folder, is_address
+from mindspeed_vita.files.stores import Store, cache_folder
 from mindspeed_vita.hf.tiling import background
 from mindspeed_vita.wording import counted
 

@@ -7,21 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.addresses import is_address
+from mindspeed_vita.checkpoint.fetched import checked_files, fetch_files
 from mindspeed_vita.checkpoint.native import atomic
-from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank, rank, world
+from mindspeed_vita.checkpoint.native.ranks import gather, gather_patiently, on_first_rank, rank, world
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.resuming import Resume
 from mindspeed_vita.files.publish import publish_folder
 from mindspeed_vita.files.space import check_space
-from mindspeed_vita.files.stores import StoreError, is_address
+from mindspeed_vita.files.stores import StoreError
 from mindspeed_vita.files.writing import write_bytes
 
 
 def bring_step(recipe: Recipe, resume: Resume) -> tuple[Resume, list[str]]:
     """Fetches the newest whole step that is newer than those of the run's folder, or the one that the user names. Collective.
 
-    Steps that are half sent or damaged are passed over.
+    Steps that are half sent or damaged are passed over. Where no newer step of the store is sound, the run's own newest one stays.
 
     Args:
         recipe: the run.
@@ -31,8 +33,8 @@ def bring_step(recipe: Recipe, resume: Resume) -> tuple[Resume, list[str]]:
         The same without an address, and lines for people.
 
     Raises:
-        ValueError: the store cannot be reached and the run's folder has no step either; every step there is damaged; the step that the user
-            names is not there; or checkpoint.resume is false and the store holds a step.
+        ValueError: the store cannot be reached, or every step there is damaged, and the run's folder has no step either; the step that the
+            user names is not there or damaged; or checkpoint.resume is false and the store holds a step.
     """
     asked = is_address(resume.step)
     if not asked and not recipe.checkpoint.store:
@@ -63,31 +65,39 @@ class _Start:
         self.directory, self.wanted, self.asked, self.resumes = directory, wanted, asked, resumes
         self.steps = StoredSteps(address)
         self.told: list[str] = []
+        self.own = ""
+        """The newest whole step of the run's folder, as the first rank sees it."""
 
     def bring(self) -> str:
         """Returns the name of the step that the user's address stands for, or that was fetched; empty: none."""
         names = self._candidates()
-        for place, name in enumerate(names):
+        for name in names:
             problem = self._fetch(name)
             if not problem:
                 return name
             self.told.append(f"passed over {problem}")
-            if self.wanted or place + 1 == len(names):
-                rest = "; ".join(self.told)
-                raise ValueError(f"no step of {self.steps.address} can be taken: {rest}; restore it, or begin in another checkpoint.store")
-        return ""
+        if not names:
+            return ""
+        told = "; ".join(self.told)
+        if self.wanted:
+            raise ValueError(f"--resume-from {self.steps.store.at(self.wanted)} cannot be taken: {told}; restore it, or name another step")
+        if self.own and not self.asked:
+            self.told.append(f"no newer step of {self.steps.address} can be taken, so the run goes on from its own {self.own}")
+            return ""
+        raise ValueError(f"no step of {self.steps.address} can be taken: {told}; restore it, or begin in another checkpoint.store")
 
     def _candidates(self) -> list[str]:
         """Whole steps of the store that come into question, the best first; the first rank looks."""
         found: list[tuple[list[str], list[str]]] = []
         on_first_rank(lambda: found.append(self._look()))
-        names, told = gather(found[0] if found else None)[0]
+        (names, told), self.own = gather((found[0] if found else None, self.own))[0]
         self.told += told
         return list(names)
 
     def _look(self) -> tuple[list[str], list[str]]:
         """The same, on one rank."""
         local = {folder.name: folder for folder in atomic.complete_steps(self.directory)}
+        self.own = max(local, key=lambda name: atomic.step_of(Path(name)), default="")
         if self.wanted and not self.asked:
             return ([] if self.wanted in local or self.wanted not in self.steps.names() else [self.wanted]), []
         try:
@@ -104,7 +114,7 @@ class _Start:
             if not whole:
                 raise ValueError(f"--resume-from {self.steps.address}: there is no whole step of a run")
             return [self.wanted] if self.wanted else whole, []
-        newest = max(map(atomic.step_of, local.values()), default=-1)
+        newest = atomic.step_of(Path(self.own)) if self.own else -1
         newer = [(name, is_whole) for name, is_whole in listed if atomic.step_of(Path(name)) > newest]
         half = [f"passed over {self.steps.store.at(name)}: it was never sent whole" for name, is_whole in newer if not is_whole]
         names = [name for name, is_whole in newer if is_whole]
@@ -126,10 +136,11 @@ class _Start:
         error: Optional[Exception] = None
         problems: list[str] = []
         try:
-            problems = self.steps.fetch(name, temporary, sorted(sizes, key=lambda file: (-sizes[file], file))[rank() :: world()], marker)
+            mine = sorted(sizes, key=lambda file: (-sizes[file], file))[rank() :: world()]
+            problems = fetch_files(self.steps, name, mine, marker, temporary)
         except (ValueError, OSError) as caught:
             error = caught
-        outcomes: list[Any] = gather((problems, "" if error is None else str(error) or type(error).__name__))
+        outcomes: list[Any] = gather_patiently((problems, "" if error is None else str(error) or type(error).__name__))
         failed = next((reason for _, reason in outcomes if reason), "")
         if failed:
             raise ValueError(f"{name} cannot be fetched into {self.directory}: {failed}") from error
@@ -144,13 +155,15 @@ class _Start:
     def _plan(self, name: str, target: Path, temporary: Path) -> tuple[bytes, dict[str, int], str]:
         """What is to be fetched, or why it cannot be; nothing where the run's folder has this very step. One rank."""
         try:
-            marker, sizes = self.steps.listed(name)
-        except atomic.DamagedCheckpoint as error:
+            marker, sizes = checked_files(self.steps, name)
+        except StoreError:
+            raise
+        except ValueError as error:  # damaged, or with names that lead out of it
             return b"", {}, str(error)
         if (target / atomic.CHECKSUMS).is_file() and (target / atomic.CHECKSUMS).read_bytes() == marker:
             return marker, {}, ""
         if target.exists():
-            return b"", {}, f"{self.steps.store.at(name)}: {target} is another step of that name; choose another checkpoint.directory"
+            raise ValueError(f"{self.steps.store.at(name)}: {target} is another step of that name; choose another checkpoint.directory")
         shutil.rmtree(temporary, ignore_errors=True)
         for folder in {(temporary / file).parent for file in sizes}:
             folder.mkdir(parents=True, exist_ok=True)

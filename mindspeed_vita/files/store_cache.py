@@ -8,19 +8,19 @@ The paths must be the same on all hosts of a run. Processes of a host share the 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, TypeVar
 
+from mindspeed_vita.files.alone import alone
 from mindspeed_vita.files.publish import whole_file
 from mindspeed_vita.files.stores import AccessRefused, NoBucket, NotThere, Store, Stored, StoreError, scheme_and_path
 
@@ -35,8 +35,6 @@ _LOOKS = 20
 _T = TypeVar("_T")
 _executors: dict[int, ThreadPoolExecutor] = {}
 """By process: threads do not survive a fork."""
-_fetched: dict[tuple[int, str], Optional[int]] = {}
-"""Bytes of media that a process fetched into a folder since it last counted them; None: it never did."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class StoreCache:
             StoreError: one cannot be fetched, or changed since it was found.
             OSError: the folder cannot be written.
         """
-        return _all(lambda item: self._file(store, *item), list(found.items()))
+        return several(lambda item: self._file(store, *item), list(found.items()))
 
     def _file(self, store: Store, name: str, wanted: Stored) -> str:
         target, stamp = Path(self._place("files", store.at(name))), self._stamp("files", store.at(name))
@@ -92,7 +90,7 @@ class StoreCache:
             if fresh and target.is_file() and target.stat().st_size == wanted.size:
                 return str(target)
             stamp.unlink(missing_ok=True)
-            got = _patiently(lambda: store.fetch(name, target))
+            got = patiently(lambda: store.fetch(name, target))
             if got != wanted:
                 raise StoreError(f"{store.at(name)} changed while the run was starting; start again when nothing writes there")
             if wanted.modified:  # the index knows a file by its time, and hosts may share the index
@@ -118,7 +116,7 @@ class StoreCache:
         address = self.media_address(root)
         assert address is not None, root
         store, wanted = Store(address), list(dict.fromkeys(names))
-        return dict(zip(wanted, _all(lambda name: self._medium(store, root, name), wanted)))
+        return dict(zip(wanted, several(lambda name: self._medium(store, root, name), wanted)))
 
     def _medium(self, store: Store, root: str, name: str) -> Optional[str]:
         target = Path(root, name)
@@ -131,11 +129,11 @@ class StoreCache:
             try:
                 known = _frames(frames)
                 if known is None:
-                    found = _patiently(lambda: store.about(name))
+                    found = patiently(lambda: store.about(name))
                     if found is not None:
                         self._fetch(store, name, found.size, target)
                         return None
-                    known = _patiently(lambda: _frames_below(Store(store.at(name))))
+                    known = patiently(lambda: _frames_below(Store(store.at(name))))
                 for frame, size in known.items():
                     if not _touched(target / frame):
                         self._fetch(store, f"{name}/{frame}", size, target / frame)
@@ -150,27 +148,24 @@ class StoreCache:
 
     def _fetch(self, store: Store, name: str, size: int, target: Path) -> None:
         self._make_room(size)
-        _patiently(lambda: store.fetch(name, target))
+        patiently(lambda: store.fetch(name, target))
         _touched(target, always=True)
 
     def _make_room(self, size: int) -> None:
-        """Removes media that were not used for the longest time, where there would be too many bytes. Counts now and then only."""
-        key = (os.getpid(), self.folder)
-        since = _fetched.get(key)
-        if since is not None and since + size < self.most_bytes // _LOOKS:
-            _fetched[key] = since + size
-            return
-        _fetched[key] = size
-        top = os.path.join(self.folder, "media")
+        """Removes media that were not used for the longest time, where there would be too many bytes.
+
+        The processes of the host note in one file how many bytes came since the last count. They count anew now and then only.
+
+        Raises:
+            StoreError: the disk is too small.
+        """
+        note = Path(self.folder, "locks", "bytes")
         with self._alone("room"):
-            found = sorted(_uses(top))
-            total, now = sum(nbytes for _, nbytes, _ in found) + size, time.time()
-            for used, nbytes, path in found if total > self.most_bytes else ():
-                if total <= self.most_bytes * (1 - 1 / _LOOKS) or used > now - IN_USE:
-                    break
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-                total -= nbytes
+            since = _number_in(note)
+            if since is None or since + size >= self.most_bytes // _LOOKS:
+                self._remove_unused(size)
+                since = 0
+            note.write_text(str(since + size), encoding="utf-8")
         free = shutil.disk_usage(self.folder).free
         if free < size:
             raise StoreError(
@@ -178,20 +173,33 @@ class StoreCache:
                 "data.store_cache_bytes, or set data.store_cache to a folder on a larger disk"
             )
 
+    def _remove_unused(self, size: int) -> None:
+        found = sorted(_uses(os.path.join(self.folder, "media")))
+        total, now = sum(nbytes for _, nbytes, _ in found) + size, time.time()
+        for used, nbytes, path in found if total > self.most_bytes else ():
+            if total <= self.most_bytes * (1 - 1 / _LOOKS) or used > now - IN_USE:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= nbytes
+
     def _stamp(self, kind: str, address: str) -> Path:
         name = hashlib.sha256(f"{kind} {address}".encode("utf-8", "surrogateescape")).hexdigest()
         place = Path(self.folder, "stamps", name[:2], name)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Waits until no other process or thread of this host is at the same place. A few thousand locks serve all places."""
-        place = Path(self.folder, "locks", name if name == "room" else name[:3])
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _alone(self, name: str) -> AbstractContextManager[None]:
+        """One at a time at the same place. A few thousand locks serve all places."""
+        return alone(Path(self.folder, "locks", name if name == "room" else name[:3]))
+
+
+def _number_in(note: Path) -> Optional[int]:
+    """The number that a file holds; None where there is no such file, or a killed process left it half written."""
+    try:
+        return int(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _frames(stamp: Path) -> Optional[dict[str, int]]:
@@ -229,16 +237,24 @@ def _uses(top: str) -> Iterator[tuple[float, int, str]]:
                 yield found.st_mtime, found.st_size, path
 
 
-def _all(work: Callable[..., _T], items: Sequence[object]) -> list[_T]:
-    """The result for each item, several at a time."""
+def several(work: Callable[..., _T], items: Sequence[object]) -> list[_T]:
+    """The result for each item, several at a time. What work raises is raised when nothing of it runs any more; the rest is not begun."""
     if len(items) < 2:
         return [work(item) for item in items]
     if os.getpid() not in _executors:
         _executors[os.getpid()] = ThreadPoolExecutor(_THREADS, thread_name_prefix="vita-fetch")
-    return list(_executors[os.getpid()].map(work, items))
+    futures = [_executors[os.getpid()].submit(work, item) for item in items]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        begun = [future for future in futures if not future.cancel()]
+        wait(begun)
+    for future in begun:
+        future.result()
+    return [future.result() for future in futures]
 
 
-def _patiently(ask: Callable[[], _T]) -> _T:
+def patiently(ask: Callable[[], _T]) -> _T:
     """Asks again where the store did not answer; what is missing or refused stays so."""
     for pause in _PAUSES:
         try:

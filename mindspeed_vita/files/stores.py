@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
+from mindspeed_vita.addresses import ADDRESS
 from mindspeed_vita.files.publish import whole_file
 
-_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.+)", re.DOTALL)
 _STAMPS = ("ETag", "etag", "md5", "generation")
 """What stores call the mark of an object's content; the first that is there counts."""
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -42,22 +41,38 @@ class NotThere(StoreError):
     """An object, folder or bucket does not exist."""
 
 
-def is_address(text: Union[str, Path]) -> bool:
-    """Whether a text is an address of a store, and no path."""
-    return isinstance(text, str) and _ADDRESS.fullmatch(text) is not None
-
-
 def scheme_and_path(address: str) -> tuple[str, str]:
     """The two parts of an address: s3 and bucket/folder, without a slash at the end.
 
     Raises:
         ValueError: it is no address, or one that leads out of itself.
     """
-    found = _ADDRESS.fullmatch(address)
+    found = ADDRESS.fullmatch(address)
     path = "" if found is None else found[2].rstrip("/")
-    if found is None or not path.strip("/") or "::" in address or "\0" in address or ".." in path.split("/"):
-        raise ValueError(f"{address!r} is no address of a store; expected scheme://bucket/folder, such as s3://bucket/runs/a")
+    reasons = (
+        ("::" in address, "chains of schemes (::) are not followed"),
+        (found is None, "it does not begin with scheme://"),
+        ("\0" in address, "it has a NUL"),
+        (".." in path.split("/"), "it has a part '..', and a store has no folder above"),
+        (not path.strip("/"), "it names no bucket"),
+    )
+    reason = next((text for holds, text in reasons if holds), "")
+    if found is None or reason:
+        raise ValueError(f"{address!r} is no address of a store ({reason}); expected scheme://bucket/folder, such as s3://bucket/runs/a")
     return found[1].lower(), path
+
+
+def check_name(name: str, place: str) -> str:
+    """Returns the name of an object below a place, if it stays below any folder that it is joined to.
+
+    Names come from whoever writes to the store. S3 allows keys such as a//etc/passwd and a/../b.
+
+    Raises:
+        ValueError: it is absolute, or has a part that is empty, . or .., or a NUL.
+    """
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{place} holds an object named {name!r}, which could lead out of its folder; rename it, or remove it")
+    return name
 
 
 class NoBucket(NotThere):
@@ -110,32 +125,50 @@ class Store:
         return True
 
     def children(self) -> list[str]:
-        """Names directly below, of objects and of folders, sorted; none where nothing is there. Raises StoreError as about."""
+        """Names directly below, of objects and of folders, sorted; none where nothing is there.
+
+        Raises:
+            StoreError: the store cannot be reached, or refuses.
+            ValueError: as check_name.
+        """
         try:
-            with _named(self.address):
-                found = self._fresh().ls(self.path, detail=False)
+            with _named(self.address, "listing it"):
+                system = self._fresh()
+                found, top = system.ls(self.path, detail=False), self._top(system)
         except NoBucket:
             raise
         except NotThere:
             return []
-        return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found} - {""})
+        names = {str(path).removeprefix(top).rstrip("/") for path in found if str(path).startswith(top)}
+        return [check_name(name, self.address) for name in sorted(names - {""})]
 
     def files(self) -> dict[str, Stored]:
-        """Every object below, by name."""
-        with _named(self.address):
+        """Every object below, by name; none where nothing is there.
+
+        Raises:
+            StoreError: the store cannot be reached, or refuses.
+            ValueError: as check_name.
+        """
+        with _named(self.address, "listing it"):
             system = self._fresh()
-            found = system.find(self.path, detail=True)
-            top = str(system._strip_protocol(self.path)).rstrip("/") + "/"
-        return {path.removeprefix(top): _stored(info) for path, info in sorted(found.items()) if path.startswith(top)}
+            found, top = system.find(self.path, detail=True), self._top(system)
+        return self._below(top, found)
 
     def matching(self, pattern: str) -> dict[str, Stored]:
-        """Objects below whose name fits a pattern of * ? [] and **, by name."""
-        with _named(self.at(pattern)):
+        """Objects below whose name fits a pattern of * ? [] and **, by name. Raises as files."""
+        with _named(self.at(pattern), "listing it"):
             system = self._fresh()
-            found = system.glob(f"{self.path}/{pattern}", detail=True)
-            top = str(system._strip_protocol(self.path)).rstrip("/") + "/"
-        kept = {path: info for path, info in sorted(found.items()) if info.get("type") == "file"}
-        return {path.removeprefix(top): _stored(info) for path, info in kept.items()}
+            found, top = system.glob(f"{self.path}/{pattern}", detail=True), self._top(system)
+        return self._below(top, {path: info for path, info in found.items() if info.get("type") == "file"})
+
+    def _top(self, system: Any) -> str:
+        """What the paths that fsspec gives begin with."""
+        return str(system._strip_protocol(self.path)).rstrip("/") + "/"
+
+    def _below(self, top: str, found: Mapping[str, Any]) -> dict[str, Stored]:
+        """Objects by name. An empty one whose name ends with a slash marks a folder in some tools, and is none."""
+        objects = {path.removeprefix(top): _stored(info) for path, info in sorted(found.items()) if path.startswith(top)}
+        return {check_name(name, self.address): about for name, about in objects.items() if about.size or name.rpartition("/")[2]}
 
     def about(self, name: str) -> Optional[Stored]:
         """What the store says about an object; None for a folder.
@@ -144,7 +177,7 @@ class Store:
             NotThere: nothing has that name.
             StoreError: the store cannot be reached, or refuses.
         """
-        with _named(self.at(name)):
+        with _named(self.at(name), "asking about it"):
             info = self._fresh().info(self._full(name))
         return _stored(info) if info.get("type") == "file" else None
 
@@ -157,12 +190,12 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """The content of a small object. Raises as about."""
-        with _named(self.at(name)):
+        with _named(self.at(name), "reading it"):
             return bytes(self._fresh().cat_file(self._full(name)))
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small object, whole or not at all. Raises as about."""
-        with _named(self.at(name)):
+        with _named(self.at(name), "writing it"):
             self._system().pipe_file(self._full(name), content)
 
     def send(self, path: Path, name: str) -> None:
@@ -174,7 +207,7 @@ class Store:
         """
         with path.open("rb"):  # so that a missing file is no fault of the store
             pass
-        with _named(self.at(name)):
+        with _named(self.at(name), "writing it", local=path):
             self._system().put_file(str(path), self._full(name))
 
     def fetch(self, name: str, target: Path) -> Stored:
@@ -193,7 +226,7 @@ class Store:
             raise NotThere(f"{self.at(name)} is a folder; expected an object")
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(target) as temporary:
-            with _named(self.at(name)):
+            with _named(self.at(name), "reading it", local=temporary):
                 self._fresh().get_file(self._full(name), str(temporary))
             if temporary.stat().st_size != before.size or self.about(name) != before:
                 raise StoreError(f"{self.at(name)} changed while it was fetched; start again when nothing writes there")
@@ -205,9 +238,9 @@ class Store:
             self._fresh().cp_file(self._full(name), self._full(target))
 
     def remove(self, name: str) -> None:
-        """Removes an object, or a folder with all below it. One that is not there is no fault."""
+        """Removes an object, or a folder with all below it. One that is not there is no fault. Raises StoreError as about."""
         try:
-            with _named(self.at(name)):
+            with _named(self.at(name), "removing it"):
                 self._fresh().rm(self._full(name), recursive=True)
         except NotThere:
             pass
@@ -245,22 +278,35 @@ def _stored(info: Any) -> Stored:
 
 
 @contextmanager
-def _named(address: str) -> Iterator[None]:
-    """Turns what fsspec and the packages below it raise into one message with the place."""
+def _named(address: str, doing: str = "the request", *, local: Optional[Path] = None) -> Iterator[None]:
+    """Turns what fsspec and the packages below it raise into one message with the place. Faults of this host's disk pass through.
+
+    Args:
+        address: what is asked for.
+        doing: what is done with it, for the message.
+        local: the file of this host that is written or read meanwhile. Python names the file in an error; stores give no file name.
+    """
     try:
         yield
     except StoreError:
         raise
-    except FileNotFoundError as error:
-        if "bucket does not exist" in str(error):  # s3fs has no type of its own for it
-            raise NoBucket(f"{address}: there is no such bucket; make it, or correct the address") from error
-        raise NotThere(f"{address}: nothing is there (no such object or bucket); correct the address") from error
-    except Exception as error:  # each scheme has exceptions of its own
-        if isinstance(error, OSError) and error.errno in _OWN_DISK:
+    except OSError as error:
+        own = local is not None and error.filename is not None and os.fspath(error.filename) in (str(local), str(local.parent))
+        if own or error.errno in _OWN_DISK:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, PermissionError) or "credential" in text.lower():
-            advice = "set the store's credentials (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or have the right granted"
-            raise AccessRefused(f"{address}: access is refused ({text}); {advice}") from error
-        advice = "check the network and the endpoint (for s3: AWS_ENDPOINT_URL)"
-        raise StoreError(f"{address}: the store does not do it ({type(error).__name__}: {text}); {advice}") from error
+        raise _translated(error, address, doing) from error
+    except Exception as error:  # each scheme has exceptions of its own
+        raise _translated(error, address, doing) from error
+
+
+def _translated(error: Exception, address: str, doing: str) -> StoreError:
+    if isinstance(error, FileNotFoundError):
+        if "bucket does not exist" in str(error):  # s3fs has no type of its own for it
+            return NoBucket(f"{address}: there is no such bucket; make it, or correct the address")
+        return NotThere(f"{address}: nothing is there (no such object or bucket); correct the address")
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PermissionError) or "credential" in text.lower():
+        advice = "set the store's credentials (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or have the right granted"
+        return AccessRefused(f"{address}: access is refused ({text}); {advice}")
+    advice = "check the network and the endpoint (for s3: AWS_ENDPOINT_URL)"
+    return StoreError(f"{address}: {doing} failed ({type(error).__name__}: {text}); {advice}")

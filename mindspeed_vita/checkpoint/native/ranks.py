@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -11,6 +12,8 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.native.step_folder import latest
 from mindspeed_vita.files.publish import Published
+
+_PATIENCE = timedelta(days=7)
 
 
 class SaveFailed(OSError):
@@ -69,6 +72,17 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_patiently(value: Any) -> list[Any]:
+    """As gather, where ranks may come hours apart, as each fetched files: they wait on the group's store, as collectives would time out."""
+    if world() > 1:
+        store = dist.distributed_c10d._get_default_store()
+        turn = f"vita/patient/{store.add(f'vita/patient/turns/{rank()}', 1)}"
+        if store.add(f"{turn}/here", 1) == world():
+            store.set(f"{turn}/all", "")
+        store.wait([f"{turn}/all"], _PATIENCE)
+    return gather(value)
 
 
 def on_first_rank(work: Callable[[], None]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.config import ModelConfig, Recipe, model_config_from_dict, recipe_to_dict
-from mindspeed_vita.files.stores import is_address
 
 # keys of the model section that do not change what a weight means
 _NOT_ARCHITECTURE = {"preset", "vision.preset", "init_std", "lm_head", "lm_head_chunk", "language.max_positions", "vision.layer_scale_init"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.config import SUPERVISED, Recipe
 
 
@@ -30,7 +31,7 @@ def check(recipe: Recipe) -> None:
         (bool(recipe.debug.msprobe), "debug.msprobe: Trainer's steps are its own; leave it out, and call msprobe from a callback of yours"),
         (recipe.checkpoint.save_minutes > 0, "checkpoint.save_minutes: Trainer saves by steps; leave it out and use save_every"),
         (bool(recipe.checkpoint.store), "checkpoint.store: only the built-in engine sends checkpoints to a store; leave it out"),
-        ("://" in recipe.checkpoint.init_from, "checkpoint.init_from is an address; only the built-in engine fetches it: name a folder"),
+        (is_address(recipe.checkpoint.init_from), "checkpoint.init_from is an address; only the built-in engine fetches it: name a folder"),
         (recipe.checkpoint.background, "checkpoint.background: Trainer writes while training waits; set it to false"),
     )
     problems = [problem for found, problem in cases if found]

@@ -107,7 +107,6 @@ NO_EFFECT = {
     "train.grad_reduce": "Megatron reduces gradients in fp32",
     "checkpoint.keep": "MindSpeed-LLM keeps every checkpoint",
     "checkpoint.save_minutes": "MindSpeed-LLM saves by steps; Megatron has --exit-duration-in-mins",
-    "checkpoint.store": "MindSpeed-LLM's checkpoints are not sent to a store",
     "checkpoint.keep_unsent": "MindSpeed-LLM's checkpoints are not sent to a store",
     "checkpoint.background": "MindSpeed-LLM writes checkpoints before the next step",
     "profile.steps": "MindSpeed-LLM has flags of its own for it, --profile, --profile-step-start and --profile-step-end",

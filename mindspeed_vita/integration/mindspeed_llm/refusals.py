@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.config import LanguageConfig, Recipe
 from mindspeed_vita.config.recompute import WHOLE_LAYERS
 from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register, virtual_stages
@@ -94,6 +95,27 @@ def check_pipeline(recipe: Recipe) -> None:
         problems.append(
             f"parallel.pp={parallel.pp} with model.language.tie_embeddings was not compared inside MindSpeed-LLM; use pp=1 and more tp, "
             "or the built-in engine"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def check_stores(recipe: Recipe) -> None:
+    """Refuses addresses of object stores where checkpoints are concerned: Megatron reads and writes folders.
+
+    Raises:
+        ValueError: checkpoint.init_from is an address, but for a run of adapters, or checkpoint.store is set.
+    """
+    start, problems = recipe.checkpoint.init_from, []
+    if is_address(start) and not recipe.lora.rank:  # what adapters start from is looked up and loaded by this package
+        problems.append(
+            f"checkpoint.init_from={start} is an address; only the built-in engine fetches it: copy it to a folder that all hosts see, "
+            "and name that"
+        )
+    if recipe.checkpoint.store:
+        problems.append(
+            f"checkpoint.store={recipe.checkpoint.store}: MindSpeed-LLM's checkpoints are not sent to a store; leave it out, and copy "
+            "checkpoint.directory with the store's own tool"
         )
     if problems:
         raise ValueError("; ".join(problems))

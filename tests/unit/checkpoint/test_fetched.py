@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 from fsspec.implementations.memory import MemoryFileSystem
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.checkpoint.fetched import local_copy
-from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native import atomic, ranks
 from mindspeed_vita.cli import main as cli
+from mindspeed_vita.engine import chosen_step
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.engine.loop import train
-from mindspeed_vita.files.stores import NotThere, Store, StoreError, is_address, scheme_and_path
+from mindspeed_vita.files import store_cache
+from mindspeed_vita.files.store_cache import StoreCache
+from mindspeed_vita.files.stores import NotThere, Store, StoreError, scheme_and_path
 from tests.tiny_data import make_tiny
 
 
@@ -56,6 +67,71 @@ def test_a_run_a_step_and_an_export_become_folders_that_are_found_again(run, sto
     assert json.loads(capsys.readouterr().out)["step"] == 2
 
 
+def test_a_start_that_ended_leaves_what_it_fetched_and_a_store_that_stumbles_is_asked_again(store, monkeypatch):
+    monkeypatch.setattr(store_cache, "_PAUSES", (0.0, 0.0))
+    plain, asked, stumbles = Store.fetch, [], {"state.json": 2}
+
+    def fetch(self: Store, name: str, target: Path) -> Any:
+        asked.append(name)
+        if stumbles.get(target.name, 0):
+            stumbles[target.name] -= 1
+            raise StoreError("slow down")
+        return plain(self, name, target)
+
+    monkeypatch.setattr(Store, "fetch", fetch)
+    stumbles["rank_00000.safetensors"] = 99
+    with pytest.raises(StoreError, match="slow down"):
+        local_copy(store.address)
+    (half,) = Path(os.environ["XDG_CACHE_HOME"]).rglob(".fetching-*")
+    kept = {path.name for path in half.rglob("*") if path.is_file()}
+    assert kept, "several are fetched at a time, so some came before the end"
+    if "recipe.json" in kept:  # damaged on this disk meanwhile
+        (half / "recipe.json").write_text("?")
+    stumbles.clear()
+    asked.clear()
+    taken = local_copy(store.address)
+    assert not atomic.verify(taken, atomic.recorded(taken)) and not half.exists()
+    again = {Path(name).name for name in asked}
+    assert "rank_00000.safetensors" in again and not again & (kept - {"recipe.json", "rank_00000.safetensors"})
+
+
+def test_what_one_host_meets_ends_all_and_hosts_wait_on_the_store(store, monkeypatch):
+    """Two ranks as threads: collectives are replaced, the wait is the real one."""
+    group, values, both = dist.HashStore(), {}, threading.Barrier(2)
+    here = threading.local()
+
+    def gathered(value: Any) -> list[Any]:
+        values[here.rank] = value
+        both.wait()
+        found = [values[0], values[1]]
+        both.wait()
+        return found
+
+    def copied(address: str) -> Path:
+        if here.rank:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path("folder")
+
+    def run(rank: int) -> str:
+        here.rank = rank
+        with pytest.raises(ValueError) as caught:
+            chosen_step._on_every_host(store.address)
+        return str(caught.value)
+
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: here.rank)
+    monkeypatch.setattr(ranks, "gather", gathered)
+    monkeypatch.setattr(ranks.dist.distributed_c10d, "_get_default_store", lambda: group)
+    monkeypatch.setattr(chosen_step, "local_copy", copied)
+    with ThreadPoolExecutor(2) as threads:
+        told = list(threads.map(run, (0, 1)))
+    assert told[0] == told[1] and "cannot be fetched on" in told[0] and "No space left on device" in told[0]
+    here.rank = 0
+    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.2))
+    with pytest.raises(dist.DistStoreError):
+        ranks.gather_patiently("the other is not there yet")
+
+
 def test_an_export_that_changed_is_another_folder(store):
     store.write("export/config.json", b"{}")
     before = local_copy(store.at("export"))
@@ -81,10 +157,11 @@ def test_what_is_no_whole_checkpoint_is_refused_with_its_place(store, capsys):
 
 
 def test_addresses_are_told_from_paths():
-    assert is_address("s3://b/a") and not any(map(is_address, ("runs/a", "/runs/a", "s3:/b", "C://", "", Path("s3://b/a"))))
+    assert is_address("s3://b/a") and not any(map(is_address, ("runs/a", "/runs/a", "s3:/b", "://b", "", Path("s3://b/a"))))
     assert scheme_and_path("S3://b/a/") == ("s3", "b/a")
-    for wrong in ("zip::s3://b/a", "s3://b/../c", "s3:///", "runs/a"):
-        with pytest.raises(ValueError, match="is no address of a store; expected scheme://bucket/folder"):
+    reasons = {"zip::s3://b/a": "chains", "s3://b/../c": r"a part '\.\.'", "s3:///": "no bucket", "s3://": "no bucket", "runs/a": "scheme://"}
+    for wrong, reason in reasons.items():
+        with pytest.raises(ValueError, match=rf"is no address of a store \(.*{reason}.*\); expected scheme://bucket/folder"):
             scheme_and_path(wrong)
 
 
@@ -94,7 +171,7 @@ def test_faults_of_a_store_name_the_place(store, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         store.send(tmp_path / "nowhere", "x")
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *arguments, **options: (_ for _ in ()).throw(TimeoutError("too slow")))
-    with pytest.raises(StoreError, match=r"state.json: the store does not do it \(TimeoutError: too slow\); check the network"):
+    with pytest.raises(StoreError, match=r"state.json: reading it failed \(TimeoutError: too slow\); check the network"):
         store.read("step_0000001/state.json")
     plain = MemoryFileSystem.get_file
 
@@ -108,7 +185,60 @@ def test_faults_of_a_store_name_the_place(store, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("state.json*"))
 
 
+def test_faults_of_this_hosts_disk_are_not_the_stores(store, tmp_path, monkeypatch):
+    """They were "no such object", which left a sample out, or "set the store's credentials"."""
+    plain = MemoryFileSystem.get_file
+
+    def gone(system: MemoryFileSystem, path: str, target: str, **options: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", target)
+
+    def denied(system: MemoryFileSystem, path: str, target: str, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", target)
+
+    for fault, kind in ((gone, FileNotFoundError), (denied, PermissionError)):
+        monkeypatch.setattr(MemoryFileSystem, "get_file", fault)
+        with pytest.raises(kind, match="metrics.jsonl"):
+            store.fetch("metrics.jsonl", tmp_path / "metrics.jsonl")
+    cache = StoreCache(str(tmp_path / "cache"), 10**9)
+    with pytest.raises(PermissionError):
+        cache.media(cache.media_folder(store.address), ["metrics.jsonl"])
+    monkeypatch.setattr(MemoryFileSystem, "get_file", plain)
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *arguments, **options: (_ for _ in ()).throw(FileNotFoundError("metrics.jsonl")))
+    with pytest.raises(NotThere):
+        store.fetch("metrics.jsonl", tmp_path / "metrics.jsonl")
+
+
 def test_a_scheme_whose_package_is_missing_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ValueError, match=r"s3://b/a: Install s3fs to access S3; pip install 'mindspeed_vita\[stores\]'"):
         Store("s3://b/a")
+
+
+@pytest.mark.parametrize("name", ["//etc/passwd", "/../../x", "/./x", "/a//b", "/a\0b", "/..", "/weights/../../x"])
+def test_an_object_whose_name_leads_out_of_its_folder_is_refused(store, tmp_path, monkeypatch, name):
+    """S3 allows such keys. What fsspec lists is changed here, as its store in memory tidies names."""
+    outside = "memory://bucket/runs/a/step_0000002"
+    for listing in ("find", "glob", "ls"):
+        plain = getattr(MemoryFileSystem, listing)
+
+        def listed(self: MemoryFileSystem, path: str, plain: Any = plain, **options: Any) -> Any:
+            found = plain(self, path, **options)
+            if not path.rstrip("*").rstrip("/").endswith("step_0000002"):
+                return found
+            key = f"/bucket/runs/a/step_0000002{name}"
+            return {**found, key: {"type": "file", "size": 1}} if isinstance(found, dict) else [*found, key]
+
+        monkeypatch.setattr(MemoryFileSystem, listing, listed)
+    step = Store(outside)
+    for ask in (step.files, lambda: step.matching("*"), step.children, lambda: local_copy(outside)):
+        with pytest.raises(ValueError, match="step_0000002 holds an object named .*which could lead out of its folder; rename it"):
+            ask()
+    assert not list((tmp_path / "cache").rglob("passwd"))
+
+
+def test_files_of_a_step_without_a_checksum_are_not_taken(store):
+    for name in ("config.json", "modeling.py", "weights/rank_00001.safetensors"):
+        store.write(f"step_0000002/{name}", b"{}")
+    taken = local_copy(store.at("step_0000002"))
+    files = {path.relative_to(taken).as_posix() for path in taken.rglob("*") if path.is_file()}
+    assert files == {atomic.CHECKSUMS, *atomic.recorded(taken)}

@@ -125,6 +125,10 @@ def test_flags_for_mindspeed_llm_are_counted(recipe, capsys):
 def test_flags_that_mindspeed_llm_would_be_refused_are_named(recipe, capsys):
     assert main(["check", "--engine", "mindspeed-llm", recipe(), "--", "--reset-attention-mask"]) == 2
     assert "PROBLEM: command line: --reset-attention-mask: " in capsys.readouterr().out
+    stored = ["checkpoint.init_from=s3://b/runs/a", "checkpoint.store=s3://b/runs/b"]
+    assert main(["check", "--engine", "mindspeed-llm", recipe(), *stored]) == 2
+    told = capsys.readouterr().out
+    assert "checkpoint.init_from=s3://b/runs/a is an address" in told and "checkpoint.store=s3://b/runs/b: MindSpeed-LLM's" in told
 
 
 def test_a_start_from_another_tensor_parallel_size_is_found_before_the_run(recipe, tmp_path, capsys):

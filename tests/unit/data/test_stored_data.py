@@ -145,6 +145,27 @@ def test_media_stay_within_their_bound_but_those_in_use(world, store, picture, s
     assert cache.media(str(root), ["2.png", "nowhere.png"]) == {"2.png": None, "nowhere.png": "no such object below memory://bucket/set"}
 
 
+def test_processes_of_a_host_share_one_count_of_bytes(store, tmp_path, monkeypatch):
+    """Each had an allowance of its own, so 32 loaders went far beyond the bound. Processes are told apart by their number only."""
+    monkeypatch.setattr(caches, "IN_USE", 0.0)
+    bound, size = 100_000, 1000
+    root = Path(StoreCache(str(tmp_path / "cache"), bound).media_folder(store.address))
+    most = 0
+    for number in range(160):
+        store.write(f"{number}.png", os.urandom(size))
+        process = os.getpid() if number % 32 == 0 else 10**7 + number % 32
+        monkeypatch.setattr(caches.os, "getpid", lambda process=process: process)
+        StoreCache(str(tmp_path / "cache"), bound).media(str(root), [f"{number}.png"])
+        os.utime(root / f"{number}.png", (1000 + number, 1000 + number))
+        most = max(most, sum(path.stat().st_size for path in root.iterdir()))
+    assert bound * 0.8 < most <= bound * 1.05
+    usage = caches.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(caches.shutil, "disk_usage", lambda folder: usage._replace(free=size - 1))
+    store.write("last.png", os.urandom(size))
+    with pytest.raises(StoreError, match="GB free, a medium needs"):
+        StoreCache(str(tmp_path / "cache"), bound).media(str(root), ["last.png"])
+
+
 def test_a_store_that_fails_ends_the_run_with_its_place_and_masks_nothing(world, store, picture, say, monkeypatch):
     store.write("a.png", png(picture(28, 28)))
     rows = [{"messages": say("<image>?", "Yes."), "images": ["a.png"]}]
@@ -158,7 +179,7 @@ def test_a_store_that_fails_ends_the_run_with_its_place_and_masks_nothing(world,
         return plain(self, path, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "info", fails)
-    with pytest.raises(StoreError, match=r"memory://bucket/set/a.png: the store does not do it \(TimeoutError: too slow\)"):
+    with pytest.raises(StoreError, match=r"memory://bucket/set/a.png: asking about it failed \(TimeoutError: too slow\)"):
         world.build(rows, **told)
     failures[0] = 2
     assert not world.build(rows, **told).skipped, "it is asked again"

@@ -123,6 +123,20 @@ def test_steps_that_are_half_sent_or_damaged_are_passed_over_by_name(recipe, sto
         train(recipe())
 
 
+def test_a_damaged_newer_step_of_the_store_does_not_end_a_run_that_has_its_own(recipe, store, straight, curve, tmp_path, capfd):
+    train(recipe(keep=0), stop_at_step=7)
+    shutil.rmtree(tmp_path / "run" / "step_0000007")
+    store.write("step_0000007/recipe.json", b"{}")
+    train(recipe(keep=0), stop_at_step=8)
+    told = capfd.readouterr().err
+    assert "passed over moody://bucket/run/step_0000007: recipe.json does not match its checksum" in told
+    assert "no newer step of moody://bucket/run can be taken, so the run goes on from its own step_0000006" in told
+    assert curve(tmp_path / "run") == curve(straight)[:8]
+    store.write("step_0000003/recipe.json", b"{}")
+    with pytest.raises(ValueError, match="--resume-from moody://bucket/run/step_0000003 cannot be taken: .*or name another step"):
+        train(recipe("new"), resume=Resume(step="moody://bucket/run/step_0000003"))
+
+
 def test_a_store_that_refuses_for_a_while_is_tried_again(recipe, store, straight, curve, tmp_path, capfd):
     Moody.refusals = 3
     train(recipe(background=True))
@@ -286,6 +300,8 @@ def test_a_step_that_is_written_anew_while_it_is_sent_is_sent_anew(recipe, store
 def test_settings_that_do_not_fit(recipe, monkeypatch):
     with pytest.raises(ValueError, match="checkpoint.store=runs/a is no address; expected one such as s3://bucket/runs/a"):
         train(recipe(store="runs/a"))
+    with pytest.raises(ValueError, match="checkpoint.store=://x is no address"):
+        train(recipe(store="://x"))
     with pytest.raises(ValueError, match="checkpoint.directory=s3://b/a is an address; set checkpoint.store to it"):
         train(recipe(directory="s3://b/a"))
     with pytest.raises(ValueError, match="checkpoint.keep_unsent=true without checkpoint.store"):

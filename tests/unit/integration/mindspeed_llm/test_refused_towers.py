@@ -3,7 +3,7 @@
 import pytest
 
 from mindspeed_vita.config import Recipe, recipe_from_dict
-from mindspeed_vita.integration.mindspeed_llm.refusals import check_pipeline, check_tower
+from mindspeed_vita.integration.mindspeed_llm.refusals import check_pipeline, check_stores, check_tower
 from tests.unit.integration.mindspeed_llm.test_arguments import round_trip
 
 
@@ -41,3 +41,14 @@ def test_pipelines_of_the_built_in_engine_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
         check_pipeline(recipe_from_dict(content))
     check_pipeline(recipe_from_dict({"parallel": {"pp": 3, "virtual_stages": 2}}))
+
+
+def test_object_stores_are_for_the_built_in_engine():
+    """MindSpeed-LLM took the address for a folder, and the store for a note."""
+    for content, message in (
+        ({"init_from": "s3://b/runs/a"}, "checkpoint.init_from=s3://b/runs/a is an address; only the built-in engine fetches it: copy"),
+        ({"store": "s3://b/runs/a"}, "checkpoint.store=s3://b/runs/a: MindSpeed-LLM's checkpoints are not sent to a store; leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_stores(recipe_from_dict({"checkpoint": content}))
+    check_stores(recipe_from_dict({"checkpoint": {"init_from": "/weights"}}))
