@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mindspeed_vita.addresses import is_address
 from mindspeed_vita.checkpoint.fetched import local_copy
+from mindspeed_vita.checkpoint.gates import Gate, check_handover, write_gate
 from mindspeed_vita.checkpoint.native import atomic, ranks
 from mindspeed_vita.cli import main as cli
 from mindspeed_vita.engine import chosen_step
@@ -159,7 +160,13 @@ def test_what_is_no_whole_checkpoint_is_refused_with_its_place(store, capsys):
 def test_addresses_are_told_from_paths():
     assert is_address("s3://b/a") and not any(map(is_address, ("runs/a", "/runs/a", "s3:/b", "://b", "", Path("s3://b/a"))))
     assert scheme_and_path("S3://b/a/") == ("s3", "b/a")
-    reasons = {"zip::s3://b/a": "chains", "s3://b/../c": r"a part '\.\.'", "s3:///": "no bucket", "s3://": "no bucket", "runs/a": "scheme://"}
+    reasons = {
+        "zip::s3://b/a": "chains",
+        "s3://b/../c": r"a part '\.\.'",
+        "s3:///": "no bucket",
+        "s3://": "no bucket",
+        "runs/a": "scheme://",
+    }
     for wrong, reason in reasons.items():
         with pytest.raises(ValueError, match=rf"is no address of a store \(.*{reason}.*\); expected scheme://bucket/folder"):
             scheme_and_path(wrong)
@@ -242,3 +249,18 @@ def test_files_of_a_step_without_a_checksum_are_not_taken(store):
     taken = local_copy(store.at("step_0000002"))
     files = {path.relative_to(taken).as_posix() for path in taken.rglob("*") if path.is_file()}
     assert files == {atomic.CHECKSUMS, *atomic.recorded(taken)}
+
+
+def test_a_gate_of_a_stored_step_holds_its_fetched_copy_back_also_when_it_comes_late(store, tmp_path):
+    fetched = local_copy(store.at("step_0000002"))
+    check_handover(fetched)
+    gate = write_gate(tmp_path / "elsewhere" / "step_0000002", Gate(name="needle", measured=0.1, bound=0.9, better="higher"))
+    store.send(gate, f"gates/{gate.name}")
+    with pytest.raises(ValueError, match="step_0000002 is held back: gate needle"):
+        check_handover(local_copy(store.at("step_0000002")))
+
+
+def test_a_step_under_another_name_is_refused(store):
+    store.copy("step_0000001/checksums.json", "aside-step_0000001/checksums.json")
+    with pytest.raises(ValueError, match="aside-step_0000001 is a step under another name; expected step_N"):
+        local_copy(store.at("aside-step_0000001"))
