@@ -233,8 +233,8 @@ class Store:
         return before
 
     def copy(self, name: str, target: str) -> None:
-        """Copies an object to another name, within the store. Raises as about."""
-        with _named(self.at(name)):
+        """Copies an object to another name, within the store. Raises StoreError as about."""
+        with _named(self.at(name), "copying it"):
             self._fresh().cp_file(self._full(name), self._full(target))
 
     def remove(self, name: str) -> None:

@@ -18,7 +18,6 @@ from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.files.digest import algorithm_of, checksum_of
 from mindspeed_vita.files.publish import whole_file
 from mindspeed_vita.files.stores import NotThere, Store, StoreError
-from mindspeed_vita.files.writing import write_bytes
 
 RUN_FILES = ("metrics.jsonl", "bad_numbers.jsonl", atomic.BEST)
 """Files of the run's folder that a resume reads, too."""
@@ -288,20 +287,6 @@ class StoredSteps:
                 shutil.copy2(path, _free(aside))
             with whole_file(path) as temporary:
                 temporary.write_bytes(content)
-
-    def fetch_whole(self, name: str, target: Path) -> None:
-        """Fetches a step into a new folder, checked, and its gates next to that; the checksum file comes last.
-
-        Raises:
-            DamagedCheckpoint: a file is missing or differs.
-            OSError, StoreError: as fetch.
-        """
-        marker, sizes = self.listed(name)
-        problems = self.fetch(name, target, sizes, marker)
-        if problems:
-            raise atomic.DamagedCheckpoint(f"{self.store.at(name)} is damaged: {'; '.join(problems)}")
-        self.fetch_gates(name, target.parent)
-        write_bytes(target / atomic.CHECKSUMS, marker)
 
 
 def files_of_rank(names: Collection[str], rank: int, world: int) -> list[str]:

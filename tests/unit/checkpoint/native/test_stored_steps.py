@@ -144,7 +144,7 @@ def test_gates_go_with_their_step_and_come_with_it(steps, tmp_path):
     steps.send_late_files(other)
     assert [name for name in steps.store.files() if name.startswith("gates/")] == ["gates/held_out.step_0000001.json"], "2 is not there"
     sent(steps, other)
-    steps.fetch_whole(folder.name, tmp_path / "cache" / folder.name)
+    steps.fetch_gates(folder.name, tmp_path / "cache")
     assert [gate.held for gate in gates_of(tmp_path / "cache" / folder.name).values()] == [True]
     here = tmp_path / "b" / folder.name
     old = write_gate(here, Gate(name="held_out", measured=1.0, bound=2.0, better="lower")).read_bytes()
