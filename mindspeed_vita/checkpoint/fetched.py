@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from mindspeed_vita.checkpoint.gates import FOLDER as GATES
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
 from mindspeed_vita.files.alone import alone
 from mindspeed_vita.files.digest import algorithm_of, checksum_of
-from mindspeed_vita.files.publish import publish_folder
+from mindspeed_vita.files.publish import publish_folder, whole_file
 from mindspeed_vita.files.space import check_space, gigabytes
 from mindspeed_vita.files.store_cache import patiently, several
 from mindspeed_vita.files.stores import Store, Stored, cache_folder, check_name
@@ -21,6 +22,10 @@ from mindspeed_vita.files.writing import write_bytes
 
 _EXPORTS = ("config.json", "adapter_config.json")
 """A folder with one of them is an export, or adapters of peft."""
+
+
+_OF_STORE = "in-store-"
+"""What the file of a fetched gate begins with; no gate has such a name. One that is measured on the copy has a file of its own."""
 
 
 def pinned(address: str) -> str:
@@ -69,7 +74,7 @@ def local_copy(address: str) -> Path:
         known = next(name for name in _EXPORTS if name in files)
     with alone(target.with_name(f".{target.name}.lock")):
         if known == atomic.CHECKSUMS:  # each time: gates come late, and lie beside the step
-            StoredSteps(run).fetch_gates(name, target.parent)
+            _mirror_gates(patiently(lambda: StoredSteps(run).gates(name)), name, target.parent / GATES)
         if (target / known).is_file():
             return target
         temporary = target.with_name(f"{atomic.FETCHING}{name}")
@@ -88,6 +93,23 @@ def local_copy(address: str) -> Path:
         publish_folder(temporary, target, known_by=known, replace=False)
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _mirror_gates(found: Mapping[str, bytes], name: str, folder: Path) -> None:
+    """Puts a stored step's gates beside those that were measured on the copy: both count. What the store has no more goes.
+
+    Args:
+        found: content by file name.
+        name: of the step.
+        folder: of the copy's gates.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{_OF_STORE}*.{name}.json"):
+        if path.name.removeprefix(_OF_STORE) not in found:
+            path.unlink()
+    for file, content in found.items():
+        with whole_file(folder / f"{_OF_STORE}{file}") as temporary:
+            temporary.write_bytes(content)
 
 
 def _begun(temporary: Path, sizes: Mapping[str, int], marker: bytes) -> dict[str, int]:

@@ -15,6 +15,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,8 +172,9 @@ def make_folder() -> Path:
     place = Path("/dev/shm")
     place = place if os.access(place, os.W_OK) else Path(tempfile.gettempdir())
     for other in place.glob(f"{_PREFIX}_{os.getuid()}_*"):
-        if other.stat().st_uid == os.getuid() and _leader_is_gone(other):
-            shutil.rmtree(other, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another leader that starts now has removed it
+            if other.stat().st_uid == os.getuid() and _leader_is_gone(other):
+                shutil.rmtree(other, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}_new_", dir=place))
     lock = os.open(new, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)

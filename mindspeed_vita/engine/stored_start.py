@@ -172,6 +172,6 @@ class _Start:
 
     def _publish(self, temporary: Path, target: Path, marker: bytes) -> None:
         """Gives the fetched step its name, after the run's files: a kill in between leaves no new step with old ones. One rank."""
-        self.steps.fetch_run_files(self.directory)
+        self.steps.fetch_run_files(target.name, self.directory)
         write_bytes(temporary / atomic.CHECKSUMS, marker)
         publish_folder(temporary, target, known_by=atomic.CHECKSUMS, replace=True)

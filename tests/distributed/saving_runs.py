@@ -108,8 +108,8 @@ def behind(layout: Any, *, folder: str, fault: str) -> tuple[bool, str, int]:
     Args:
         layout: of the pool's call.
         folder: of the run.
-        fault: what happens: "" (nothing), "disk" (the last rank cannot write), "taken" (another run has the folder when the first rank
-            wants to publish).
+        fault: what happens: "" (nothing), "disk" (the last rank cannot write), "memory" (nor copy), "taken" (another run has the folder
+            when the first rank wants to publish).
 
     Returns:
         Whether the step was visible before any rank asked for it, how the save ended, and how many keys it left in the store.
@@ -127,6 +127,8 @@ def behind(layout: Any, *, folder: str, fault: str) -> tuple[bool, str, int]:
         assert gate.wait(60)
         if fault == "disk" and last:
             raise OSError(28, "No space left on device")
+        if fault == "memory" and last:
+            raise MemoryError("no room for a copy")
         return {}
 
     def allowed() -> None:

@@ -109,8 +109,13 @@ def test_no_tensor_is_sent_and_ranks_write_less_the_more_they_are(pools: Pools, 
 
 @pytest.mark.parametrize(
     ("fault", "ends"),
-    [("", "step_0000001"), ("disk", "SaveFailed: cannot save into"), ("taken", "ValueError: another run has the folder")],
-    ids=["published", "full-disk", "folder-taken"],
+    [
+        ("", "step_0000001"),
+        ("disk", "SaveFailed: cannot save into"),
+        ("memory", "SaveFailed: cannot save into"),
+        ("taken", "ValueError: another run has the folder"),
+    ],
+    ids=["published", "full-disk", "no-memory", "folder-taken"],
 )
 def test_a_background_save_is_published_while_training_goes_on(pools: Pools, tmp_path: Path, fault: str, ends: str) -> None:
     """No rank waits for another: the first rank's thread publishes once all have written, and all hear the same of a failure."""
@@ -119,7 +124,7 @@ def test_a_background_save_is_published_while_training_goes_on(pools: Pools, tmp
     assert len({outcome for _, outcome, _ in found}) == 1
     assert all(seen == (not fault) and not keys for seen, _, keys in found), found
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == {"": ["step_0000001"], "disk": [], "taken": [".writing-step_0000001"]}[fault]
+    assert left == {"": ["step_0000001"], "disk": [], "memory": [], "taken": [".writing-step_0000001"]}[fault]
     if not fault:
         states = shards.Reader(tmp_path / "step_0000001")
         assert [states.tensor(f"{rank}/cpu").item() for rank in range(3)] == [0, 1, 2]

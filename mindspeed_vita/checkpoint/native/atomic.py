@@ -146,7 +146,11 @@ def best_step(directory: Path) -> Optional[Path]:
         ValueError: the file cannot be read.
     """
     path = directory / BEST
-    return directory / best_named(path.read_bytes(), path) if path.is_file() else None
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return directory / best_named(content, path)
 
 
 def best_named(content: bytes, place: Path | str) -> str:
@@ -189,10 +193,12 @@ def unsent_steps(directory: Path) -> list[str]:
 
 def _on_their_way(directory: Path, key: str) -> list[str]:
     path = directory / UNSENT
-    if not path.is_file():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:  # also where another thread removes it just now
         return []
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(content)
         names = [str(name) for name in told.get(key, told["steps"])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not name steps ({error!r}); remove it, and pruning spares none of them") from error
@@ -212,16 +218,23 @@ def recover(directory: Path) -> None:
 
     A step whose replacement died between two renames gets its name back: it is whole. Steps on their way out go for good.
     """
-    restore_all(directory, "step_*", known_by=CHECKSUMS)
-    for going in (*directory.glob(f"{_REMOVING}*"), *directory.glob(f"{FETCHING}*")):
-        shutil.rmtree(going, ignore_errors=True)
+    _recover_steps(directory)
     for file in (BEST, UNSENT):
         remove_temporaries(directory / file)
 
 
+def _recover_steps(directory: Path) -> None:
+    restore_all(directory, "step_*", known_by=CHECKSUMS)
+    for going in (*directory.glob(f"{_REMOVING}*"), *directory.glob(f"{FETCHING}*")):
+        shutil.rmtree(going, ignore_errors=True)
+
+
 def prune(directory: Path, keep: int) -> list[Path]:
-    """Removes what `surplus` names and what interrupted work left; returns the steps that went."""
-    recover(directory)
+    """Removes what `surplus` names and what interrupted work left; returns the steps that went.
+
+    Another thread may write best.json and to_store.json meanwhile, so their temporary files stay.
+    """
+    _recover_steps(directory)
     gone = surplus(directory, keep)
     for folder in gone:
         # under another name first: a removal that is interrupted leaves no folder that looks whole, and the next one goes on with it

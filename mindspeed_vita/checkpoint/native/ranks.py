@@ -26,7 +26,11 @@ Reason = tuple[str, str]
 
 def reason_of(error: Exception) -> Reason:
     """What other ranks are told of a failure."""
-    return "published" if isinstance(error, Published) else "refused" if isinstance(error, ValueError) else "failed", str(error)
+    if isinstance(error, Published):
+        return "published", str(error)
+    if isinstance(error, (ValueError, OSError)):
+        return "refused" if isinstance(error, ValueError) else "failed", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def fail(directory: str | Path, reason: Reason, cause: Optional[Exception] = None) -> NoReturn:

@@ -105,7 +105,7 @@ class StoredSteps:
         self._remove(name)
 
     def _gates(self, name: str) -> list[str]:
-        """The gates of a step, or of all with *."""
+        """The objects with the gates of a step."""
         return _plain(self.store.matching(f"{GATES}/*.{name}.json"), self.address)
 
     def _remove(self, name: str) -> None:
@@ -258,21 +258,20 @@ class StoredSteps:
                 problems.append(f"{file} does not match its checksum")
         return problems
 
-    def fetch_run_files(self, directory: Path) -> None:
-        """Fetches the run's small files and gates, which belong to a step that was taken from the store.
+    def fetch_run_files(self, name: str, directory: Path) -> None:
+        """Fetches the run's small files, and the gates of a step that is taken from the store.
 
-        A local one that differs is kept as aside-NAME.
+        A local one that differs is kept as aside-NAME. Gates of other steps stay away: this run makes its own steps of their numbers.
 
         Raises:
             OSError: the folder cannot be written.
             StoreError: as names.
         """
-        self._fetch_small(RUN_FILES, directory)
-        self.fetch_gates("*", directory)
+        self._fetch_small((*RUN_FILES, *self._gates(name)), directory)
 
-    def fetch_gates(self, name: str, directory: Path) -> None:
-        """Fetches the gates of a step into a run's folder. Raises as fetch_run_files."""
-        self._fetch_small(self._gates(name), directory)
+    def gates(self, name: str) -> dict[str, bytes]:
+        """The gates of a step: their content by file name. Raises StoreError as names."""
+        return {key.rpartition("/")[2]: self.store.read(key) for key in self._gates(name)}
 
     def _fetch_small(self, names: Iterable[str], directory: Path) -> None:
         for name in names:

@@ -124,7 +124,7 @@ class StepWriter:
         reason: Optional[Reason] = None
         try:
             digests = write(self.temp)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, all are told, and fail: they wait for this rank
             reason = reason_of(error)
         parts = [_opened(part) for part in mail.to_first(_sealed(reason, digests, self.rng))]
         if parts:  # on the first rank
@@ -133,7 +133,7 @@ class StepWriter:
                 if reason is None:
                     allowed()
                     self._publish([sums for _, sums, _ in parts], [states for _, _, states in parts])
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 reason = reason_of(error)
             if reason is not None and reason[0] != "refused":  # else the folder is another run's
                 shutil.rmtree(self.temp, ignore_errors=True)

@@ -30,7 +30,7 @@ from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_load
 from mindspeed_vita.engine.metrics import MetricsLog
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
-from mindspeed_vita.engine.run_lock import held_by_first_rank, run_lock
+from mindspeed_vita.engine.run_lock import held_by_first_rank, put_in_order, run_lock
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
@@ -98,7 +98,7 @@ def train(recipe: Recipe, *, deepspeed: str = "", fsdp: bool = False, stop: Opti
     own, lock = not dist.is_initialized(), run_lock(recipe)
     with (
         distributed(recipe, platform) as layout,
-        watched(recipe, own=own, release=lock.release, newest=checkpoints.newest) as steps,
+        watched(recipe, own=own, release=partial(put_in_order, lock), newest=checkpoints.newest) as steps,
         held_by_first_rank(lock),
     ):
         return _train(recipe, layout, platform, settings, sharing, stop or StopRequest(), steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.data import pack_share
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.watchdog import Beat, WatchedSteps, watched
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
@@ -31,7 +32,8 @@ class RunWatch:
         """There are process groups. From here on the end of any process ends all. Collective."""
         if self._steps is None:
             self._directory = recipe.checkpoint.directory
-            self._steps = self._blocks.enter_context(watched(recipe, own=True, release=_nothing, newest=lambda _: self.newest()))
+            block = watched(recipe, own=True, release=pack_share.remove_all, newest=lambda _: self.newest())
+            self._steps = self._blocks.enter_context(block)
 
     def step_begins(self) -> None:
         """A step begins, or a held-out pack was measured. From the first one on a hang is noticed, and a signal lets the step finish."""
@@ -55,7 +57,3 @@ class RunWatch:
             return None
         step = tracker.read_text().strip()
         return tracker.with_name(f"iter_{int(step):07d}") if step.isdigit() else tracker.parent
-
-
-def _nothing() -> None:
-    pass

@@ -258,6 +258,16 @@ def test_a_gate_of_a_stored_step_holds_its_fetched_copy_back_also_when_it_comes_
     store.send(gate, f"gates/{gate.name}")
     with pytest.raises(ValueError, match="step_0000002 is held back: gate needle"):
         check_handover(local_copy(store.at("step_0000002")))
+    store.remove(f"gates/{gate.name}")
+    check_handover(local_copy(store.at("step_0000002")))
+
+
+def test_a_gate_that_was_measured_on_the_copy_counts_next_to_the_stores(store, tmp_path):
+    passed = write_gate(tmp_path / "elsewhere" / "step_0000002", Gate(name="needle", measured=1.0, bound=0.9, better="higher"))
+    store.send(passed, f"gates/{passed.name}")
+    write_gate(local_copy(store.at("step_0000002")), Gate(name="needle", measured=0.1, bound=0.9, better="higher"))
+    with pytest.raises(ValueError, match="step_0000002 is held back: gate needle: measured 0.1"):
+        check_handover(local_copy(store.at("step_0000002")))
 
 
 def test_a_step_under_another_name_is_refused(store):

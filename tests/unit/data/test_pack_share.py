@@ -146,3 +146,11 @@ def test_a_leader_that_was_killed_is_missed_and_its_folder_goes(monkeypatch: pyt
     remove_folder(make_folder())
     assert not folder.exists() and living.is_dir(), "only what was left behind is removed"
     remove_folder(living)
+
+
+def test_leaders_that_start_at_once_may_remove_the_same_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has found it, the other removes it, and the first looks at it."""
+    found = Path.glob
+    gone = Path("/dev/shm") / f"vita_packs_{os.getuid()}_gone"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone, *found(self, pattern)])
+    remove_folder(make_folder())

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.files.publish import whole_file
 from mindspeed_vita.files.writing import write_bytes, write_json
 
 
@@ -111,6 +112,7 @@ def test_what_earlier_versions_left_while_pruning_goes_and_newer_folders_stay(tm
     for number in (1, 4):  # 4: of something that is copied into the folder, perhaps
         (tmp_path / atomic.step_name(number) / atomic.CHECKSUMS).unlink()
     (tmp_path / "best.json.host.0f0f.tmp").write_text("{}")
+    atomic.recover(tmp_path)
     atomic.prune(tmp_path, keep=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [atomic.step_name(number) for number in (1, 2, 3, 4)]
     atomic.prune(tmp_path, keep=2)
@@ -132,3 +134,17 @@ def test_a_marker_that_names_no_step_is_refused_before_anything_goes(tmp_path: P
     with pytest.raises(ValueError, match="best.json does not name a step .*; remove it, and the best step may be pruned"):
         atomic.prune(tmp_path, keep=1)
     assert atomic.complete_steps(tmp_path) == steps
+
+
+@pytest.mark.parametrize("file", ["best.json", "to_store.json"])
+def test_pruning_leaves_a_file_alone_that_another_thread_is_writing(tmp_path: Path, file: str) -> None:
+    """A save that is published in the background prunes while the run goes on."""
+    with whole_file(tmp_path / file) as temporary:
+        temporary.write_text('{"step": 1, "steps": []}')
+        atomic.prune(tmp_path, keep=1)
+    assert (tmp_path / file).is_file()
+    with suppress(RuntimeError), whole_file(tmp_path / file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+    atomic.recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [file]

@@ -144,12 +144,12 @@ def test_gates_go_with_their_step_and_come_with_it(steps, tmp_path):
     steps.send_late_files(other)
     assert [name for name in steps.store.files() if name.startswith("gates/")] == ["gates/held_out.step_0000001.json"], "2 is not there"
     sent(steps, other)
-    steps.fetch_gates(folder.name, tmp_path / "cache")
-    assert [gate.held for gate in gates_of(tmp_path / "cache" / folder.name).values()] == [True]
+    assert list(steps.gates(folder.name)) == ["held_out.step_0000001.json"]
     here = tmp_path / "b" / folder.name
     old = write_gate(here, Gate(name="held_out", measured=1.0, bound=2.0, better="lower")).read_bytes()
-    steps.fetch_run_files(here.parent)
-    assert [gate.held for step in (here, here.with_name(other.name)) for gate in gates_of(step).values()] == [True, True]
+    steps.fetch_run_files(here.name, here.parent)
+    assert [gate.held for gate in gates_of(here).values()] == [True]
+    assert not gates_of(here.with_name(other.name)), "the run makes a step of its own of that number"
     assert (here.parent / "aside-gates" / "held_out.step_0000001.json").read_bytes() == old
     steps.set_aside_others(written(tmp_path / "c", 2, b"two"), since=1, ours=())
     assert "aside-step_0000002/gates/held_out.step_0000002.json" in steps.store.files()
@@ -170,12 +170,12 @@ def test_run_files_of_the_store_come_with_its_step_and_local_ones_are_kept(steps
     steps.prune(b, 0)
     (a / "metrics.jsonl").write_bytes(b"of a 1\n")
     atomic.mark_best(a, 1, 3.0)
-    steps.fetch_run_files(a)
+    steps.fetch_run_files("step_0000001", a)
     assert (a / "metrics.jsonl").read_bytes() == b"of b 2\n" and atomic.best_step(a) == a / "step_0000002"
     assert (a / "aside-metrics.jsonl").read_bytes() == b"of a 1\n" and json.loads((a / "aside-best.json").read_text())["step"] == 1
-    steps.fetch_run_files(a)  # the same again: nothing to keep
+    steps.fetch_run_files("step_0000001", a)  # the same again: nothing to keep
     (a / "metrics.jsonl").write_bytes(b"of a 3\n")
-    steps.fetch_run_files(a)
+    steps.fetch_run_files("step_0000001", a)
     names = {"metrics.jsonl", "aside-metrics.jsonl", "aside-metrics.jsonl.2", "best.json", "aside-best.json"}
     assert {path.name for path in a.iterdir()} == names
 
