@@ -33,10 +33,12 @@ class StoredSteps:
         address: of the run: scheme://bucket/folder.
 
     Raises:
-        ValueError: as Store.
+        ValueError: as Store; or the address is a pattern, which a removal would take for many runs.
     """
 
     def __init__(self, address: str) -> None:
+        if pattern := sorted(set("*?[]") & set(address)):
+            raise ValueError(f"{address} has characters of a pattern ({' '.join(pattern)}); expected the address of one run")
         self.store = Store(address)
         self.address = self.store.address
 

@@ -189,3 +189,9 @@ def test_names_that_lead_out_of_a_step_are_refused(steps, tmp_path, name):
     with pytest.raises(atomic.DamagedCheckpoint, match="it names"):
         steps.fetch("step_0000001", tmp_path / "step", [name], sums)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_a_pattern_is_refused() -> None:
+    """A removal in it would reach other runs."""
+    with pytest.raises(ValueError, match=r"runs/lr\[12\] has characters of a pattern .*expected the address of one run"):
+        StoredSteps("memory://bucket/runs/lr[12]")
