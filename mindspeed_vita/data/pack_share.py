@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 _PREFIX = "vita_packs"
 _SHORTEST, _LONGEST = 0.0005, 0.01
 """Seconds between two looks for a pack."""
+_LAST_WORDS = 10.0
+"""Seconds that the others have to take a fault, before the process that met it goes on to its end."""
 _LEADER_LOOK = 2.0
 """Seconds between two looks for the leader."""
 _led: dict[Path, int] = {}
@@ -113,12 +115,19 @@ class PackStream:
         except Exception as error:
             of_user = isinstance(error, (ValueError, OSError))
             self._hand_out(pack, _Failed(str(error) if of_user else f"{type(error).__name__}: {error}", of_user))
+            self._wait_until_taken(pack)
             raise
         return content
 
     def end(self) -> None:
         """The iteration has ended: loader processes that wait for a pack stop waiting."""
         self._ended[0] = 1
+
+    def _wait_until_taken(self, pack: int) -> None:
+        """Keeps a process that is about to end from taking the folder along before the others know why."""
+        deadline = time.monotonic() + _LAST_WORDS
+        while time.monotonic() < deadline and any(self._link(pack, rank).exists() for rank in self.share.followers):
+            time.sleep(_LONGEST)
 
     def _link(self, pack: int, rank: int) -> Path:
         return self.share.folder / f"{self.number}.{pack}.for_{rank}"

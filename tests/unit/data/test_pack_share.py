@@ -6,8 +6,10 @@ import errno
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from mindspeed_vita.data.pack_share import PackShare, ShareClosed, make_folder, 
 
 
 @pytest.fixture
-def shares() -> list[PackShare]:
-    """A leader and two followers."""
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[PackShare]:
+    """A leader and two followers, all in one thread: a leader that waits for them waits in vain."""
+    monkeypatch.setattr(pack_share, "_LAST_WORDS", 0.0)
     folder = make_folder()
     return [PackShare(folder=folder, rank=rank, leader=3, followers=(5, 7)) for rank in (3, 5, 7)]
 
@@ -154,3 +157,26 @@ def test_leaders_that_start_at_once_may_remove_the_same_folder(monkeypatch: pyte
     gone = Path("/dev/shm") / f"vita_packs_{os.getuid()}_gone"
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone, *found(self, pattern)])
     remove_folder(make_folder())
+
+
+def test_a_follower_that_comes_late_still_hears_of_a_fault(shares: list[PackShare], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that met it ends, and its folder with it."""
+    monkeypatch.setattr(pack_share, "_LAST_WORDS", 60.0)
+    leader, *others = [share.open() for share in shares]
+
+    def fail() -> Any:
+        raise ValueError("data.jsonl:3 is not the row that was indexed")
+
+    def lead() -> None:
+        with pytest.raises(ValueError, match="data.jsonl:3"):
+            leader.get(4, fail)
+        shutil.rmtree(shares[0].folder)
+
+    process = threading.Thread(target=lead)
+    process.start()
+    time.sleep(0.3)
+    for other in others:
+        with pytest.raises(ValueError, match="data.jsonl:3 is not the row"):
+            other.get(4, refuse)
+    process.join(30)
+    assert not process.is_alive() and not shares[0].folder.exists()
