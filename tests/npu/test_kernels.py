@@ -32,7 +32,7 @@ def test_more_documents_than_one_call_takes(npus: LayoutPool) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_ring_over_processes(npus: LayoutPool, cp: int, ulysses: int, bounds: list[int], dtype: str) -> None:
     """Forward and backward against plain attention in fp64 on the same rounded tensors; transfers are held back until waited for."""
-    arguments = {"bounds": bounds, "width": 64, "dtype": dtype, "ulysses": ulysses}
+    arguments = {"bounds": bounds, "width": 64, "dtype": dtype, "parallel": {"ulysses": ulysses}}
     ranks = npus.run("tests.distributed.transfer_runs:run", cp=cp, what="attention", arguments=arguments)
     errors = ranks[0][0]
     assert set(errors) == {"out", "dq", "dk", "dv"}
