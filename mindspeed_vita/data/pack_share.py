@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _PREFIX = "vita_packs"
 _SHORTEST, _LONGEST = 0.0005, 0.01
 """Seconds between two looks for a pack."""
-_LAST_WORDS = 10.0
+_LAST_WORDS = 3.0
 """Seconds that the others have to take a fault, before the process that met it goes on to its end."""
 _LEADER_LOOK = 2.0
 """Seconds between two looks for the leader."""
