@@ -112,11 +112,12 @@ class Soak:
             self._problem(row, f"{kind} ended the run: {ended.statuses}; {ended.log[-800:]}")
 
     def _words(self, *further: str, hangs: bool = False) -> list[str]:
-        """The command, behind `vita`. `hangs`: the run is going to hang, and need not wait long before it says so."""
+        """The command, behind `vita`. `hangs`: the run is going to hang, and need not wait long before it says so; on a busy machine
+        the others may stand still for seconds."""
         recipe = self.folder / "recipe.yaml"
         train = {"steps": STEPS, "lr": 2e-3, "min_lr": 2e-4}
         checkpoint = {"save_every": SAVE_EVERY, "background": self.round % 3 == 2}
-        health = {"hang_minutes": 0.04 if hangs else 0.08}
+        health = {"hang_minutes": 0.04 if hangs else 0.5}
         content = recipe_to_dict(self.tiny.recipe(self.run, train=train, checkpoint=checkpoint, health=health))
         recipe.write_text(yaml.safe_dump({**content, "plugins": ["tests.fault_plugin"]}))
         return ["train", str(recipe), *further]
