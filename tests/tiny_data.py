@@ -66,11 +66,6 @@ class TinyData:
         return recipe_from_dict(content)
 
 
-def common_keys(line: dict[str, Any]) -> set[str]:
-    """Keys of a line of the built-in engine's metrics.jsonl that other engines write too: all but the gradient norms of modules."""
-    return {key for key in line if not key.startswith("grad_norm/")}
-
-
 def read_metrics(directory: Path, key: str = "loss") -> list[float]:
     """One column of a run's metrics.jsonl; steps without it are left out."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -45,7 +45,7 @@ class ModuleDump:
         if self._debugger is None:
             yield
             return
-        chunks = [_bare(chunk) for chunk in (model if isinstance(model, list) else [model])]
+        chunks = [bare(chunk) for chunk in (model if isinstance(model, list) else [model])]
         self._debugger.set_init_step(step)
         self._debugger.start(model=chunks if len(chunks) > 1 else chunks[0])
         try:
@@ -55,7 +55,7 @@ class ModuleDump:
             self._debugger.step()
 
 
-def _bare(model: Any) -> Any:
+def bare(model: Any) -> Any:
     """The model below DDP and mixed precision."""
     while hasattr(model, "module"):
         model = model.module

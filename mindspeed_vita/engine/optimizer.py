@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-import torch.distributed as dist
 
 from mindspeed_vita.choices import Precision
-from mindspeed_vita.config import MODULES, Recipe, TrainConfig
+from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.engine.module_norms import megatron_norms
 from mindspeed_vita.parallel.chunks import ModelChunks, chunks_of
 from mindspeed_vita.parallel.parameter_groups import parameter_groups
 from mindspeed_vita.parallel.weights_in_time import wait_before_reads
@@ -123,25 +123,8 @@ def clip_gradients(optimizer: Any, model: Any) -> tuple[float, torch.Tensor]:
     """
     overflowed = optimizer.prepare_grads()
     assert not overflowed, "only loss scaling looks for overflows, and there is none"
-    norms = _module_norms(optimizer, model)
+    norms = megatron_norms(optimizer, chunks_of(model))
     return float(optimizer.clip_grad_norm(optimizer.config.clip_grad)), norms
-
-
-def _module_norms(optimizer: Any, model: Any) -> torch.Tensor:
-    """The gradient norm of each module, over the ranges of all ranks. What several ranks hold counts once, as in clip_grad_norm."""
-    counted = {id(gradient) for gradient in optimizer.get_main_grads_for_grad_norm()}
-    squares: dict[str, list[torch.Tensor]] = {module: [] for module in MODULES}
-    for chunk in chunks_of(model):
-        for name, parameter in chunk.named_parameters():
-            where = optimizer.model_param_group_index_map.get(parameter)
-            if where is not None:
-                gradient = optimizer.optimizer.param_groups[where[0]]["params"][where[1]].grad
-                if id(gradient) in counted:
-                    squares[name.split(".", 1)[0]].append(gradient.float().pow(2).sum())
-    device = next(model.parameters()).device
-    sums = torch.stack([torch.stack(found).sum() if found else torch.zeros((), device=device) for found in squares.values()])
-    dist.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
-    return sums.sqrt()
 
 
 def build_schedule(optimizer: Any, train: TrainConfig) -> Any:

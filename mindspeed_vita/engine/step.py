@@ -10,8 +10,9 @@ from typing import Any, Callable, Iterator, Optional
 import torch
 import torch.distributed as dist
 
-from mindspeed_vita.config import MODULES, Recipe
+from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.module_norms import by_key
 from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.optimizer import clip_gradients
 from mindspeed_vita.engine.step_clock import StepClock
@@ -171,8 +172,7 @@ class Stepper:
 
         Waits for the device.
         """
-        norms = [] if self._module_norms is None else self._module_norms.tolist()
-        return {f"grad_norm/{module}": norm for module, norm in zip(MODULES, norms) if norm}
+        return by_key(self._module_norms)
 
     def _step_batches(self, step: int) -> Iterator[Any]:
         # one by one, also in a pipeline: a pack is taken when the schedule reaches its micro-batch

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import torch.distributed as dist
 
-from mindspeed_vita.config import Recipe, TrainConfig
+from mindspeed_vita.config import SUPERVISED, Recipe, TrainConfig
 from mindspeed_vita.engine.metrics import with_report
 from mindspeed_vita.engine.step import StepResult
 from mindspeed_vita.engine.work import peak_of, speeds
@@ -24,7 +24,7 @@ class StepTimes:
     data_seconds: float
     """Waits for packs."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of parts of the step under their keys, and gradient norms by module, as far as the engine knows them."""
+    """Seconds of parts of the step, and the gradient norm of each module, under their keys."""
 
 
 class StepEntries:
@@ -61,6 +61,7 @@ class StepEntries:
                 "step": step,
                 **told,
                 "lr": rate,
+                **self._share(result.supervised, tokens),
                 **{f"lr/{module}": rate * multiplier for module, multiplier in _own_rates(recipe.train).items()},
                 "seconds": seconds,
                 "tokens_per_second": tokens / seconds,
@@ -73,6 +74,11 @@ class StepEntries:
             },
             report,
         )
+
+    def _share(self, supervised: int, tokens: int) -> dict[str, float]:
+        """The share of supervised tokens, where the loss is divided by their number."""
+        counts_tokens = self._recipe.train.objective == SUPERVISED and self._recipe.data.loss_weighting == "token"
+        return {"supervised_share": supervised / tokens} if counts_tokens else {}
 
 
 def _own_rates(train: TrainConfig) -> Mapping[str, float]:

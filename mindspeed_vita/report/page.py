@@ -13,7 +13,10 @@ from mindspeed_vita.report.tables import failed_samples, overview, settings_that
 
 _STYLE = Path(__file__).with_name("style.css")
 _GIB = 2.0**30
-_PLACED = ("loss", "tokens_per_second", "seconds", "data_seconds", "memory", "grad_norm", "lr", "supervised", "samples", "failed", "packs")
+_PLACED = (
+    *("loss", "tokens_per_second", "seconds", "data_seconds", "memory", "grad_norm", "lr"),
+    *("supervised", "supervised_share", "samples", "failed", "packs"),
+)
 """Keys that have a chart or a table of their own, or that say nothing as a curve."""
 _WORK = {
     "tflops_per_device": "TFLOP/s of each device",
@@ -165,7 +168,10 @@ def _optimisation(runs: Sequence[RunFiles], names: Names) -> list[str]:
 
 
 def _supervised_share(run: RunFiles) -> list[tuple[float, float]]:
-    """A step's tokens are those of its speed and its seconds."""
+    """In lines of earlier versions, which lack it, a step's tokens are those of its speed and its seconds."""
+    told = run.curve("supervised_share")
+    if told:
+        return told
     seconds, speed = dict(run.curve("seconds")), dict(run.curve("tokens_per_second"))
     tokens = {step: speed[step] * seconds[step] for step in seconds if step in speed}
     return [(step, count / tokens[step]) for step, count in run.curve("supervised") if tokens.get(step, 0) >= 1]

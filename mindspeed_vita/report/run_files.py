@@ -10,9 +10,9 @@ from typing import Any, Optional, TypeVar
 
 from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.gates import Gate
-from mindspeed_vita.checkpoint.native import atomic, step_folder
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
 from mindspeed_vita.pipeline.progress import read_record
+from mindspeed_vita.report.checkpoints import lineage_of, recipe_of, saved_steps
 from mindspeed_vita.report.json_lines import Entry, JsonLines, finite, is_number, is_step, printable
 
 _Found = TypeVar("_Found")
@@ -124,14 +124,13 @@ class RunFiles:
         return found if isinstance(found, Mapping) else {}
 
     def _read_checkpoints(self) -> None:
-        steps: list[Path] = self._noted(lambda: atomic.complete_steps(self.folder), [])
-        saved = sorted(map(atomic.step_of, steps))
+        steps: dict[int, Path] = self._noted(lambda: saved_steps(self.folder), {})
+        saved = list(steps)
         if saved == self.saved:
             return
         self.saved = saved
-        newest = self.folder / atomic.step_name(saved[-1]) if saved else None
-        self.recipe = self._noted(lambda: step_folder.saved_recipe(newest), {}) if newest else {}
-        self.lineage = self._noted(lambda: lineage.of_step(newest), None) if newest else None
+        self.recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
+        self.lineage = self._noted(lambda: lineage_of(steps[saved[-1]]), None) if saved else None
 
     def _noted(self, look: Callable[[], _Found], otherwise: _Found) -> _Found:
         """What a look gives; where the file is damaged, a note says so, and what else the run wrote is shown."""

@@ -25,6 +25,8 @@ _RECENT = 50
 _QUIET = 60.0
 """Seconds without a line that are always in order."""
 _MOST_SOURCES = 12
+_PARTS = ("forward", "backward", "exchange", "optimizer")
+"""Those of "exchange" are within "forward" and "backward"."""
 
 
 def watch(run: RunFiles, console: Console, *, every: float, pause: Callable[[float], None] = time.sleep) -> None:
@@ -83,7 +85,8 @@ def _position(run: RunFiles) -> str:
     if run.over:
         return f"{step:,}, the run is over"
     if run.last_step is None:
-        told = f"{step:,} (a checkpoint says how many there will be; none is saved yet)"
+        why = "its checkpoints do not say of how many" if run.saved else "a checkpoint says how many there will be; none is saved yet"
+        told = f"{step:,} ({why})"
     else:
         left = "" if seconds is None else f", {timedelta(seconds=round(seconds * max(0, run.last_step - step)))} left"
         told = f"{step:,} of {run.last_step:,}, {step / max(1, run.last_step):.0%}{left}"
@@ -101,6 +104,8 @@ def _curves(run: RunFiles, last: Entry) -> Iterator[tuple[str, str]]:
     if len(sources) > _MOST_SOURCES:
         yield "", f"{len(sources) - _MOST_SOURCES} more sources"
     yield "gradient norm", _line(run, last, "grad_norm")
+    for key in sorted(key for key in run.keys() if key.startswith("grad_norm/")):
+        yield f"  {key.removeprefix('grad_norm/')}", _line(run, last, key)
     if (rate := finite(last, "lr")) is not None:
         yield "learning rate", f"{rate:.3g}"
 
@@ -115,10 +120,14 @@ def _line(run: RunFiles, last: Entry, key: str) -> str:
 def _speeds(run: RunFiles, last: Entry) -> Iterator[tuple[str, str]]:
     if (speed := _median(run, "tokens_per_second")) is not None:
         yield "tokens/s", f"{shown(speed):<10} {_small_curve([value for _, value in run.curve('tokens_per_second')])}"
+    if tiles := _median(run, "tiles_per_second"):
+        yield "tiles/s", shown(tiles)
     seconds, waited = _median(run, "seconds"), _median(run, "data_seconds")
     if seconds is not None:
         share = f", {waited / seconds:.0%} of it waiting for data" if waited is not None and seconds > 0 else ""
         yield "seconds a step", f"{shown(seconds)}{share}"
+    if seconds and (parts := [(name, spent) for name in _PARTS if (spent := _median(run, f"{name}_seconds"))]):
+        yield "  parts of it", ", ".join(f"{name} {spent / seconds:.0%}" for name, spent in parts)
     if (mfu := _median(run, "mfu")) is not None:
         yield "MFU", f"{mfu:.1%}"
     if (memory := finite(last, "memory")) is not None:

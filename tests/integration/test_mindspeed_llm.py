@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import signal
@@ -21,12 +22,14 @@ from mindspeed_vita.checkpoint.mapping.mindspeed_names import to_mindspeed
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checks.parity.full_tensors import take_slice
+from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import MODULES, Recipe, load_recipe
 from mindspeed_vita.integration.mindspeed_llm.arguments import arguments_from_recipe
 from tests.integration.conftest import save_fresh_weights
 from tests.integration.mindspeed_run import MindSpeed, Printed
+from tests.metrics_table import check_keys, check_sinks, lines_of
 from tests.preference_page import write_page, write_start
-from tests.tiny_data import TinyData, common_keys, read_metrics
+from tests.tiny_data import TinyData, read_metrics
 
 STEPS = 10
 LOSS, NORM = 1e-6, 1e-3
@@ -111,8 +114,7 @@ def test_losses_equal_the_built_in_engine(mindspeed: MindSpeed, one_rank: Printe
 
 def same_lines(found: Path, expected: Path) -> None:
     """metrics.jsonl of MindSpeed-LLM has the built-in engine's keys and values, but for what is timed."""
-    written, built_in = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (found, expected))
-    built_in = [{key: line[key] for key in common_keys(line)} for line in built_in]
+    written, built_in = ([line for line in lines_of(run) if "loss" in line] for run in (found, expected))
     timed = {"seconds", "tokens_per_second", "tiles_per_second", "memory", "tflops_per_device"}
     timed |= {f"{part}_seconds" for part in ("data", "forward", "backward", "exchange", "optimizer", "save")}
     assert [set(line) - timed for line in written] == [set(line) - timed for line in built_in]
@@ -137,6 +139,14 @@ LAYOUTS = [
 ]
 
 
+def assert_same_module_norms(found: Path, expected: Path, tolerance: float) -> None:
+    """The gradient norm of each module is that of another run in each step, and their squares add up to that of the whole."""
+    for own, other in zip([line for line in lines_of(found) if "loss" in line], lines_of(expected), strict=True):
+        norms, others = ({key: line[key] for key in line if key.startswith("grad_norm/")} for line in (own, other))
+        assert len(norms) == 3 and norms == pytest.approx(others, rel=tolerance)
+        assert math.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(own["grad_norm"], rel=1e-5)
+
+
 def name_of(parallel: dict[str, int], head: str) -> str:
     return "".join(f"{axis}{size}" for axis, size in parallel.items()) + f"_{head}"
 
@@ -158,6 +168,7 @@ def test_a_layout_trains_the_curve_of_one_rank_and_measures_the_built_in_engines
     printed = mindspeed.train(told, world, name)
     assert mindspeed.off_by(f"fp32, {name.replace('_', ', head ')}", world, printed, one_rank.losses) <= LOSS
     assert_same_norms(printed, one_rank.norms, STEPS)
+    assert_same_module_norms(Path(plain.checkpoint.directory), Path(recipe("one_rank").checkpoint.directory), 1e-4)
     measured = held_out(printed)
     worst = max(abs(measured[step]["lm loss"] / scores[step].expected["lm loss"] - 1) for step in scores)
     what = f"fp32, {name.replace('_', ', head ')}, held-out loss, built-in engine's"
@@ -190,15 +201,18 @@ def test_evaluations_leave_no_trace_in_the_training_and_a_gate_behind(
         command_line(recipe("held_out_next", checkpoint={"init_from": told.checkpoint.directory}))
 
 
-def test_losses_by_source_are_those_of_the_built_in_engine(mindspeed: MindSpeed, recipe: Any, tiny: TinyData):
+def test_losses_by_source_are_those_of_the_built_in_engine_and_every_number_of_the_page_is_there(
+    mindspeed: MindSpeed, recipe: Any, tiny: TinyData, evaluation: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Packs of one source each: a step of four packs does not always meet both."""
     from mindspeed_vita.engine.loop import train
 
     train_keys = {"steps": 5, "global_batch": 2, "vision_lr_mult": 0.5}
     settings: dict[str, Any] = {"data": {"mixture": tiny.two_sources}, "train": train_keys, "checkpoint": {"save_every": 2}}
+    settings.update(eval=evaluation, logging={"tensorboard": True, "openmetrics": True})
     own = recipe("sources_built_in", **settings)
     train(own)
-    lines = [json.loads(line) for line in (Path(own.checkpoint.directory) / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines_of(Path(own.checkpoint.directory)) if "loss" in line]
     expected = {line["step"]: {key: value for key, value in line.items() if key.startswith("loss/")} for line in lines}
     assert {len(sources) for sources in expected.values()} == {1, 2}, "not every step meets both sources"
     for world, parallel in ((1, {}), (4, {"pp": 2, "cp": 2})):
@@ -213,6 +227,16 @@ def test_losses_by_source_are_those_of_the_built_in_engine(mindspeed: MindSpeed,
     same_lines(run, built_in)
     assert len(rates := read_metrics(run, "lr/vision")) == 5 and rates == pytest.approx(read_metrics(built_in, "lr/vision"))
     assert [seconds > 0 for seconds in read_metrics(run, "save_seconds")] == [False, False, True, False, True]
+    check_keys("MindSpeed-LLM", run, without=["mfu"])
+    check_sinks(run)
+
+    capsys.readouterr()
+    assert main(["watch", str(run), "--once"]) == 0 and main(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    seen, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    assert re.search(r"step +5, the run is over", seen) and re.search(r"saved steps +2, 4, 5", seen), seen
+    assert {"vision", "projector", "language", "tokens/s", "tiles/s"} <= set(seen.split()) and "of it waiting for data" in seen
+    titles = ("Gradient norm of each module", "Tokens per second, all ranks", "Waiting for data", "Where the weights of tiny come from")
+    assert all(title in page for title in titles)
 
 
 def test_an_objective_of_a_plugin_trains_the_built_in_engines_curve(mindspeed: MindSpeed, tiny: TinyData, monkeypatch: pytest.MonkeyPatch):
@@ -391,17 +415,20 @@ def test_a_stage_trains_its_modules_only(mindspeed: MindSpeed, recipe: Any, weig
 def test_bf16_with_the_distributed_optimizer_follows_the_built_in_engine(mindspeed: MindSpeed, recipe: Any):
     from mindspeed_vita.engine.loop import train
 
-    settings = {"steps": 6, "precision": "bf16", "vision_lr_mult": 0.1, "vision_layer_decay": 0.9}
+    settings: dict[str, Any] = {"steps": 6, "precision": "bf16", "vision_lr_mult": 0.1, "vision_layer_decay": 0.9}
     own = recipe("bf16_built_in", train=settings)
     train(own)
     flags = ["--use-fused-rmsnorm", "--overlap-grad-reduce", "--recompute-granularity", "full", "--recompute-method", "block"]
-    printed = mindspeed.train(recipe("bf16", train=settings), 2, "bf16", [*flags, "--recompute-num-layers", "1"])
+    told = recipe("bf16", train=settings, logging={"peak_tflops": 1.0})
+    printed = mindspeed.train(told, 2, "bf16", [*flags, "--recompute-num-layers", "1"])
     directory = Path(own.checkpoint.directory)
     what = "bf16, dp2, distributed optimizer, fused RMSNorm, recomputation, built-in engine's curve"
     # The fused norm and the parallel reduction round to bf16 in other places. Over six steps that was 2e-7 with one set of pixels
     # and 3.2e-5 with another that differs by a few units in 255; fp32 agrees to 1.6e-7 with both.
     assert mindspeed.off_by(what, 2, printed, numbered(read_metrics(directory))) <= 1e-4
     assert_same_norms(printed, numbered(read_metrics(directory, "grad_norm")), 6, 5e-3)  # worst seen 1.4e-3 of 2.2
+    assert_same_module_norms(mindspeed.folder / "bf16", directory, 1e-2)
+    assert read_metrics(mindspeed.folder / "bf16", "mfu") == read_metrics(mindspeed.folder / "bf16", "tflops_per_device")
 
 
 def test_weights_gathered_behind_the_forward_pass_are_waited_for(mindspeed: MindSpeed, recipe: Any, evaluation: dict[str, Any]):

@@ -16,9 +16,8 @@ from mindspeed_vita.config import LoraConfig, Recipe
 from mindspeed_vita.files.publish import publish_folder, temporary_beside
 from mindspeed_vita.files.tensors import held
 from mindspeed_vita.files.writing import write_json
+from mindspeed_vita.integration.hf_trainer.checkpoints import ADAPTER
 
-ADAPTER = "adapter"
-"""Folder of the trained adapters in a run's folder."""
 _NAME = "default"
 """What peft calls its first set of adapters, as part of every parameter's name."""
 

@@ -15,6 +15,8 @@ from mindspeed_vita.config import Recipe, recipe_to_dict
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE, _RECIPE = "state.json", "recipe.json"
+EXPORT, ADAPTER = "export", "adapter"
+"""Folders of a run with its trained weights: all of them, or the adapters alone. They are written at the end."""
 
 
 def newest(directory: Path) -> Optional[Path]:
@@ -28,9 +30,14 @@ def newest(directory: Path) -> Optional[Path]:
             f"checkpoint.directory={directory} holds a run of the built-in engine; choose another one, and continue from its weights "
             f"with checkpoint.init_from={directory}"
         )
-    found = {int(match[1]): path for path in directory.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
-    whole = {step: path for step, path in found.items() if (path / _STATE).is_file()}
+    whole = whole_steps(directory)
     return whole[max(whole)] if whole else None
+
+
+def whole_steps(directory: Path) -> dict[int, Path]:
+    """The whole checkpoints of a run by their step."""
+    found = {int(match[1]): path for path in directory.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
+    return {step: path for step, path in found.items() if (path / _STATE).is_file()}
 
 
 def write_state(folder: Path, state: step_folder.TrainState, recipe: Recipe, sharing: str) -> None:

@@ -49,8 +49,6 @@ from mindspeed_vita.integration.hf_trainer.universal import make_universal
 from mindspeed_vita.parallel.build import DTYPES
 from mindspeed_vita.platform import Platform, get_platform
 
-EXPORT = "export"
-"""Folder of the trained weights in a run's folder."""
 _START = "start"
 
 
@@ -187,7 +185,7 @@ def _train(
             progress.close()
         if log is not None:
             log.close()
-    export = directory / (EXPORT if base is None else adapters.ADAPTER)
+    export = directory / (checkpoints.EXPORT if base is None else checkpoints.ADAPTER)
     if not stop.agreed and trainer.busy:
         weights = whole_weights(trainer) if base is None else adapters.trained_matrices(trainer, deepspeed=settings is not None)
         done = trainer.state.global_step

@@ -20,6 +20,7 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
 from mindspeed_vita.engine.metrics import MetricsLog, is_logged
+from mindspeed_vita.engine.module_norms import by_key
 from mindspeed_vita.engine.objective import Objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.step import StepResult
@@ -27,6 +28,7 @@ from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.integration.hf_trainer import checkpoints, fully_sharded
+from mindspeed_vita.integration.hf_trainer.module_norms import module_norms
 from mindspeed_vita.integration.hf_trainer.parameter_groups import parameter_groups, share_of_rate
 from mindspeed_vita.integration.hf_trainer.settings import FSDP2
 from mindspeed_vita.integration.hf_trainer.step_packs import StepPacks
@@ -89,6 +91,7 @@ class PackTrainer(Trainer):
         self.saving = 0.0  # seconds that training stood still for saving, since the last logged step
         self.busy: list[float] = []
         self._norm, self._count = 0.0, 1
+        self._module_norms: Optional[torch.Tensor] = None
         self._began, self._waited = time.perf_counter(), 0.0
 
     def get_train_dataloader(self) -> Any:
@@ -99,6 +102,7 @@ class PackTrainer(Trainer):
         """The packs of a step, and with them the number that the step's loss is divided by."""
         self._began, self._waited = time.perf_counter(), self.packs.waited
         self.clock.begin()
+        self._module_norms = None
         step = self.state.global_step + 1
         batches = [self.failed.agree(next(epoch_iterator), self.layout, step) for _ in range(num_batches)]
         self._packs = StepPacks(self.recipe, batches, objective=self.objective)
@@ -107,10 +111,32 @@ class PackTrainer(Trainer):
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """Trainer's, timed: forward and backward pass of a pack. With DeepSpeed the last one of a step holds the update, too."""
-        with timed(self.clock.phases), self.clock.part("schedule"):
+        self._began_pass = self.clock.mark()
+        with timed(self.clock.phases):
             loss = super().training_step(*arguments, **named)
-        self._computed = self.clock.mark()
+        if not (self.is_deepspeed_enabled and self.accelerator.sync_gradients):
+            self._end_pass()
         return loss
+
+    def _end_pass(self) -> None:
+        """A backward pass is over. After the last one of a step the gradients are whole, and not clipped yet."""
+        self.clock.note("schedule", self._began_pass)
+        self._computed = self.clock.mark()
+        if self.accelerator.sync_gradients and is_logged(self.state.global_step + 1, self.recipe):
+            self._module_norms = module_norms(self.model, self.sharing, self.platform.device)
+
+    def begin_updates(self) -> None:
+        """Training begins. DeepSpeed makes its update within the backward pass, so its engine is asked to tell when that comes."""
+        if not self.is_deepspeed_enabled:
+            return
+        engine = self.accelerator.deepspeed_engine_wrapped.engine
+        update = engine.step
+
+        def told(*arguments: Any, **named: Any) -> Any:
+            self._end_pass()
+            return update(*arguments, **named)
+
+        engine.step = told
 
     def end_update(self) -> None:
         """The optimizer has made its update: norm and clipping came before."""
@@ -202,7 +228,7 @@ class PackTrainer(Trainer):
         self.platform.synchronize()
         self.busy.append(time.perf_counter() - self._began)
         if self.log_file is not None and self.progress is not None:
-            parts = {**self.clock.seconds(), "save_seconds": self.saving}
+            parts = {**self.clock.seconds(), "save_seconds": self.saving, **by_key(self._module_norms)}
             times = StepTimes(seconds=self.busy[-1], data_seconds=self.packs.waited - self._waited, parts=parts)
             result = StepResult(**learnt, grad_norm=self._norm, failed=failed)
             entry = self.entries.entry(step, result, times, rate=self.recipe.train.lr * share_of_rate(self.recipe.train, step - 1))
@@ -243,6 +269,9 @@ class _Endless:
 class _StepEnd(TrainerCallback):
     def __init__(self, trainer: PackTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.begin_updates()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.end_update()

@@ -164,6 +164,7 @@ class MindSpeedRun:
         loader = open_loader(dataset, recipe, self.layout, start_pack=arguments.consumed_train_samples)
         objective = build_objective(recipe, self.layout, dataset)
         self.forward_step.open(recipe, self.layout, loader, failed=failed, objective=objective, step=arguments.iteration)
+        self.watch.when_over(self.forward_step.log.close)  # TensorBoard keeps the last two minutes' numbers until then
         return self._held_out(dataset, failed)
 
     def _lineage(self, data: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Optional
@@ -34,6 +35,10 @@ class RunWatch:
             self._directory = recipe.checkpoint.directory
             block = watched(recipe, own=True, release=pack_share.remove_all, newest=lambda _: self.newest())
             self._steps = self._blocks.enter_context(block)
+
+    def when_over(self, close: Callable[[], None]) -> None:
+        """Calls a function when the run is over, also where it failed."""
+        self._blocks.callback(close)
 
     def step_begins(self) -> None:
         """A step begins, or a held-out pack was measured. From the first one on a hang is noticed, and a signal lets the step finish."""

@@ -17,7 +17,7 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.faults import FailedSamples
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
-from mindspeed_vita.engine.module_dump import ModuleDump
+from mindspeed_vita.engine.module_dump import ModuleDump, bare
 from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
@@ -79,7 +79,7 @@ class ForwardStep:
         # Megatron divides what it prints by all steps since the last line, also where a source was absent from some of them
         self.reported = objective.names if recipe.logging.every == 1 else ()
         self.host = _host_groups(layout)
-        self.log = StepLog(recipe, self.host, self.platform, loader, loss=LOSS, step=step)
+        self.log = StepLog(recipe, self.host, self.platform, loader, names=objective.names, step=step)
         self.evaluation: Optional[HeldOutEvaluation] = None
         self._micro_batches = loader.micro_batches
         self._numbers, self._loaded = loader.counted(), iter(loader)
@@ -131,7 +131,7 @@ class ForwardStep:
         step, learnt = self.done + 1, self._learnt
         told: dict[str, Any] = {"learnt": learnt, "step": step, "last_step": self.recipe.train.steps, "stop": self.watch.stop}
         failed = self.failed.settle(self.host.dp_cp_group, **told)
-        self.log.finish(step, losses, grad_norm=grad_norm, rate=rate, failed=failed)
+        self.log.finish(step, losses.get(LOSS), grad_norm=grad_norm, rate=rate, failed=failed)
         if self.failed.empty_steps and dist.get_rank() == 0:
             print(f"step {step}: no token was supervised, nothing was learnt", flush=True)
         self.done += 1
@@ -165,6 +165,7 @@ class ForwardStep:
         result = self._objective(losses_T, inputs)
         table = report_table(result, self._objective.names)
         dist.all_reduce(table, group=self.layout.dp_cp_group)
+        self.log.add(table)
         count = result.count.clone()
         if self.layout.cp_size > 1:
             dist.all_reduce(count, group=self.layout.cp_group)
@@ -189,7 +190,8 @@ def train_step_wrapper(train_step: Callable[..., Any]) -> Callable[..., Any]:
             return train_step(*arguments, **named)
         forward_step_func.start_step()
         look_ahead(opt_param_scheduler, forward_step_func.recipe.train.global_batch)
-        with forward_step_func.log.timing(optimizer), forward_step_func.dump.step(forward_step_func.done + 1, model):
+        number, chunks = forward_step_func.done + 1, [bare(chunk) for chunk in model]
+        with forward_step_func.log.watching(optimizer, chunks, number), forward_step_func.dump.step(number, model):
             result = train_step(*arguments, **named)
         losses, *rest = result
         losses, train = present(losses), forward_step_func.recipe.train

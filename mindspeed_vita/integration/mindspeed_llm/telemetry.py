@@ -6,8 +6,8 @@ Megatron prints and logs its own lines as well. Its throughput counts the layers
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,6 +19,8 @@ from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.held_out_watch import PACKS
 from mindspeed_vita.engine.metrics import MetricsLog, is_logged
+from mindspeed_vita.engine.module_norms import by_key, megatron_norms
+from mindspeed_vita.engine.objective import averages
 from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import StepResult
 from mindspeed_vita.engine.step_clock import StepClock
@@ -37,12 +39,14 @@ class StepLog:
         host: this rank's place, with groups that take host tensors.
         platform: this rank's device.
         loader: this rank's packs.
-        loss: name under which Megatron reports the loss.
+        names: further averages that the objective reports, such as the loss of each source.
         step: optimizer steps done; later lines of an earlier run go.
     """
 
-    def __init__(self, recipe: Recipe, host: ParallelLayout, platform: Platform, loader: PackLoader, *, loss: str, step: int) -> None:
-        self.recipe, self._host, self._loader, self._loss = recipe, host, loader, loss
+    def __init__(
+        self, recipe: Recipe, host: ParallelLayout, platform: Platform, loader: PackLoader, *, names: Sequence[str], step: int
+    ) -> None:
+        self.recipe, self._host, self._loader, self._names = recipe, host, loader, tuple(names)
         self._entries = StepEntries(recipe, platform)
         self.clock = StepClock(platform)
         self._platform, self._saved = platform, 0.0
@@ -57,30 +61,40 @@ class StepLog:
         """A step starts."""
         self._started, self._waited = time.perf_counter(), self._loader.waited
         self._work, self._samples, self._tiles, self._supervised = Work(), 0, 0, 0
+        self._tables: list[torch.Tensor] = []
+        self._norms: Optional[torch.Tensor] = None
         self.clock.begin()
 
     @contextmanager
-    def timing(self, optimizer: Any) -> Iterator[None]:
-        """The block is Megatron's train_step, whose schedule ends where the optimizer begins.
+    def watching(self, optimizer: Any, chunks: Sequence[torch.nn.Module], step: int) -> Iterator[None]:
+        """The block is Megatron's train_step. Its schedule ends where the optimizer begins, which clips gradients once it has them ready.
 
         Args:
-            optimizer: Megatron's, which does not say when it begins.
+            optimizer: Megatron's, which does not say when it does what.
+            chunks: the parts of this rank's model, without wrappers.
+            step: number of the step, from 1.
         """
-        start, update, own = self.clock.mark(), optimizer.step, vars(optimizer).get("step")
+        start, update = self.clock.mark(), optimizer.step
 
         def timed_update(*arguments: Any, **named: Any) -> Any:
             self.clock.note("schedule", start)
             with self.clock.part("optimizer"):
                 return update(*arguments, **named)
 
-        optimizer.step = timed_update
-        try:
-            with timed(self.clock.phases):
-                yield
-        finally:
-            del optimizer.step
-            if own is not None:  # somebody else has wrapped it, too
-                optimizer.step = own
+        with ExitStack() as wrapped:
+            wrapped.enter_context(_in_place_of(optimizer, "step", timed_update))
+            if is_logged(step, self.recipe):
+                prepare = optimizer.prepare_grads
+
+                def measured() -> Any:
+                    overflowed = prepare()
+                    if not overflowed:
+                        self._norms = megatron_norms(optimizer, chunks)
+                    return overflowed
+
+                wrapped.enter_context(_in_place_of(optimizer, "prepare_grads", measured))
+            wrapped.enter_context(timed(self.clock.phases))
+            yield
 
     def count(self, batch: PackedBatch) -> None:
         """Takes down a pack of the step."""
@@ -89,12 +103,19 @@ class StepLog:
         self._tiles += len(batch.tile_first_token)
         self._supervised += batch.loss_count
 
-    def finish(self, step: int, losses: Mapping[str, torch.Tensor], *, grad_norm: Any, rate: float, failed: int) -> None:
+    def add(self, table: torch.Tensor) -> None:
+        """Takes down the sums and counts of a pack (objective.report_table), over dp x cp, on the last stage.
+
+        Megatron's own averages are over all steps since its last line, also where a source was absent from some of them.
+        """
+        self._tables.append(table)
+
+    def finish(self, step: int, loss: Optional[torch.Tensor], *, grad_norm: Any, rate: float, failed: int) -> None:
         """Writes the line of a step, if it is one that is logged. Collective over dp x cp. Waits for the device where it writes.
 
         Args:
             step: number of the step that ended, from 1.
-            losses: Megatron's averages of the step; empty before the last stage.
+            loss: of the step, by Megatron; None before the last stage.
             grad_norm: before clipping.
             rate: the recipe's learning rate in this step.
             failed: samples that failed for the first time.
@@ -108,9 +129,10 @@ class StepLog:
         if self._log is None:
             return
         samples, tiles, supervised, flops, attention, tower = totals.tolist()
-        found = {name: float(value) for name, value in losses.items()}
+        assert loss is not None, "the rank that writes is on the last stage"
+        rows = torch.stack(self._tables).cpu().double().sum(0)
         result = StepResult(
-            loss=found.pop(self._loss),
+            loss=float(loss),
             grad_norm=float(grad_norm),
             supervised=int(supervised),
             samples=int(samples),
@@ -119,11 +141,11 @@ class StepLog:
             flops=flops,
             flops_attention=attention,
             flops_tower=tower,
-            report=found,
+            report=averages(self._names, rows[1:, 0].tolist(), rows[1:, 1].tolist()),
         )
         self._platform.synchronize()
         seconds, saved = time.perf_counter() - self._started, seconds_of_saves()
-        parts, self._saved = {**self.clock.seconds(), "save_seconds": saved - self._saved}, saved
+        parts, self._saved = {**self.clock.seconds(), "save_seconds": saved - self._saved, **by_key(self._norms)}, saved
         times = StepTimes(seconds=seconds, data_seconds=self._loader.waited - self._waited, parts=parts)
         entry = self._entries.entry(step, result, times, rate=rate)
         self._log.write(entry)
@@ -135,6 +157,24 @@ class StepLog:
             return
         self._log.held_out.append(dict(entry))
         self._log.write(entry)
+
+    def close(self) -> None:
+        """No line follows."""
+        if self._log is not None:
+            self._log.close()
+
+
+@contextmanager
+def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """For a while an object has another method."""
+    own = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if own is not None:  # somebody else has wrapped it, too
+            setattr(owner, name, own)
 
 
 def seconds_of_saves() -> float:

@@ -1,4 +1,4 @@
-"""What metrics.jsonl says about a step: its parts in seconds, tiles, and the gradient norm of each module."""
+"""What metrics.jsonl says about a step: its parts in seconds, tiles, the gradient norm of each module, and no key that no page names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,27 @@ from typing import Any
 import pytest
 
 from mindspeed_vita.engine.loop import train
+from tests.metrics_table import check_keys, check_sinks
 from tests.tiny_data import TinyData
+
+
+def test_the_keys_are_those_of_the_page_and_reach_every_sink(tiny: TinyData, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "data": {"mixture": tiny.two_sources},
+        "train": {"steps": 4, "global_batch": 2, "precision": "bf16", "vision_lr_mult": 0.5},
+        "eval": {"mixture": tiny.held_out, "every": 4, "packs": 2},
+        "logging": {"tensorboard": True, "openmetrics": True, "peak_tflops": 1.0},
+    }
+    train(tiny.recipe(tmp_path, **sections))
+    check_keys("built-in", tmp_path)
+    check_sinks(tmp_path)
+
+
+def test_the_share_of_supervised_tokens_is_left_out_where_samples_are_counted(tiny: TinyData, tmp_path: Path) -> None:
+    for weighting in ("token", "sample"):
+        train(tiny.recipe(tmp_path / weighting, train={"steps": 1}, data={"loss_weighting": weighting}))
+    (tokens,), (samples,) = lines(tmp_path / "token"), lines(tmp_path / "sample")
+    assert tokens["supervised_share"] == tokens["supervised"] / (4 * 128) and "supervised_share" not in samples
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from mindspeed_vita.cli.main import main
@@ -25,7 +28,8 @@ def test_a_run_that_is_over(runs: tuple[Path, Path], capsys: pytest.CaptureFixtu
     told = seen(runs[0], capsys)
     lines = {line[2:].split("  ")[0] or line.split()[1]: line for line in told.splitlines()[1:-1]}
     assert "4, the run is over" in lines["step"] and "4" in lines["saved steps"] and "at step" in lines["held-out loss"]
-    assert {"loss", "pictures", "text", "gradient norm", "tokens/s", "seconds a step", "memory", "gate"} <= set(lines)
+    assert {"loss", "pictures", "text", "gradient norm", "tokens/s", "tiles/s", "seconds a step", "memory", "gate"} <= set(lines)
+    assert {"vision", "projector", "language", "parts"} <= set(lines), "gradient norms, and shares of a step"
 
 
 def test_the_live_view_follows_the_file_and_ends_with_the_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -62,6 +66,25 @@ def test_a_stopped_run_says_so_and_control_characters_do_not_reach_the_terminal(
     assert main(["watch", str(tmp_path / "run")]) == 2
     assert "add --once" in capsys.readouterr().err
     assert main(["watch", str(tmp_path / "run"), "--once", "--every", "nan"]) == 2
+
+
+def test_checkpoints_of_mindspeed_llm_say_how_far_the_run_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    write_lines(run / "metrics.jsonl", *({"step": step, "loss": 2.0, "seconds": 1.0} for step in (1, 2, 3)))
+    content = {"recipe": {"name": "general", "train": {"steps": 9}}}
+    state = torch.frombuffer(bytearray(json.dumps(content), "utf-8"), dtype=torch.uint8)
+    for step in (2, 4):  # Megatron is still writing the last one
+        folder = run / f"iter_{step:07d}" / "mp_rank_00"
+        folder.mkdir(parents=True)
+        torch.save({"model": {"_extra_state": state}}, folder / "model_optim_rng.pt")
+    (run / "latest_checkpointed_iteration.txt").write_text("2")
+    told = seen(run, capsys)
+    assert "general" in told and "3 of 9, 33%" in told and re.search(r"saved steps +2 ", told), told
+    for path in run.rglob("*.pt"):
+        path.unlink()
+    for folder in run.glob("iter_*"):
+        (folder / ".metadata").write_bytes(b"")  # --ckpt-format torch_dist
+    assert re.search(r"step +3 \(its checkpoints do not say of how many\)", seen(run, capsys))
 
 
 def test_a_folder_of_runs_names_them(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

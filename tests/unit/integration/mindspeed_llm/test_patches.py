@@ -9,6 +9,7 @@ import torch
 
 from mindspeed_vita.config import DebugConfig, TrainConfig
 from mindspeed_vita.engine.module_dump import ModuleDump
+from mindspeed_vita.engine.module_norms import by_key
 from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
 from mindspeed_vita.integration.mindspeed_llm.patches import ParameterSettings, parameter_groups_wrapper
@@ -45,6 +46,7 @@ def model() -> torch.nn.Module:
 def one_process(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda into, mine: into.__setitem__(0, mine))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group: None)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
@@ -105,8 +107,11 @@ class Steps(ForwardStep):
         super().__init__(get_platform(), SimpleNamespace())  # type: ignore[arg-type]
         self.log = StepLog.__new__(StepLog)
         self.log.clock = StepClock(get_platform())
-        self.seen, self.recipe = seen, SimpleNamespace(train=SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1))
+        train = SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1, steps=100)
+        self.seen, self.recipe = seen, SimpleNamespace(train=train, logging=SimpleNamespace(every=4))
+        self.log.recipe, self.log._norms = self.recipe, None  # type: ignore[assignment]
         self.logged: list = []
+        self.norms: list = []
         self.done = 0
 
     def start_step(self) -> None:
@@ -114,7 +119,38 @@ class Steps(ForwardStep):
 
     def finish_step(self, losses, *, grad_norm, rate) -> None:
         self.seen.append("finish")
+        self.done += 1
+        self.norms.append(by_key(self.log._norms))
+        self.log._norms = None
         self.logged.append((list(losses), grad_norm, rate))
+
+
+class Clipping(torch.optim.SGD):
+    """Clips its gradients within its update, once they are ready, as Megatron's optimizers do."""
+
+    def prepare_grads(self) -> bool:
+        return False
+
+    def get_main_grads_for_grad_norm(self) -> list:
+        return [parameter.grad for group in self.param_groups for parameter in group["params"]]
+
+    def get_grad_stats_parallel_group(self) -> None:
+        return None
+
+    def step(self) -> None:
+        self.prepare_grads()
+        for gradient in self.get_main_grads_for_grad_norm():
+            gradient.mul_(0.5)
+
+
+def clipping() -> tuple[torch.nn.Module, Clipping]:
+    """A model of two parameters with gradients, and the optimizer over them."""
+    parts = torch.nn.ParameterDict({"projector": torch.nn.Parameter(torch.ones(1)), "language": torch.nn.Parameter(torch.ones(4))})
+    rates = {"projector": 1.0, "language": 0.5}
+    groups = [{"params": [parts[name]], "max_lr": rate, "min_lr": rate / 10, "lr_mult": 1.0} for name, rate in rates.items()]
+    for parameter in parts.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    return parts, Clipping(groups, lr=1.0)
 
 
 def schedule(optimizer):
@@ -129,8 +165,8 @@ def schedule(optimizer):
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     seen: list = []
-    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": rate, "min_lr": rate / 10, "lr_mult": 1.0} for rate in (1.0, 0.5)]
-    scheduler = schedule(torch.optim.SGD(groups, lr=1.0))
+    parts, optimizer = clipping()
+    scheduler = schedule(optimizer)
 
     def train_step(forward_step_func, data_iterator, model, optimizer, opt_param_scheduler, config):
         seen.append([group["lr"] for group in optimizer.param_groups])
@@ -143,7 +179,7 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     kept = [LOSS, "loss/pets"] if ours else list(losses)  # no token of text in this step
     forward_step = Steps(seen) if ours else object()
     for _ in range(3):
-        found, *rest = train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, None)
+        found, *rest = train_step_wrapper(train_step)(forward_step, None, [Wrapped(parts)], scheduler.optimizer, scheduler, None)
         assert list(found) == kept and rest == [0, False, False, None, 7.5, None]
     assert scheduler.num_steps == 6
     rates = [entry for entry in seen if isinstance(entry, list)]
@@ -151,7 +187,9 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     expected = [[0.5, 0.25], [1.0, 0.5], [third, third / 2]] if ours else [[0.0, 0.0], [0.5, 0.25], [1.0, 0.5]]
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
     assert seen[:3] == (["start", rates[0], "finish"] if ours else rates)
-    assert scheduler.optimizer.step == update, "the optimizer is left as it was"
+    assert scheduler.optimizer.step == update and not {"step", "prepare_grads"} & set(vars(optimizer)), "the optimizer is left as it was"
+    if ours:  # the first step is logged
+        assert forward_step.norms == [{"grad_norm/projector": 3.0, "grad_norm/language": 6.0}, {}, {}], "before clipping"
     if ours:  # what is logged is the rate of the update that was made
         assert [name for name, *_ in forward_step.log.clock._spans] == ["schedule", "optimizer"] * 3
         assert forward_step.logged == [(kept, 7.5, pytest.approx(rate)) for rate in (0.5, 1.0, third)]
@@ -165,9 +203,9 @@ def test_what_later_lines_hand_to_a_step_is_passed_on():
         given.append((arguments[5:], named))
         return {LOSS: torch.tensor(1.0)}, 0, False, False, None, 7.5, None, 0
 
-    scheduler = schedule(torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": 1.0, "min_lr": 0.1}], lr=1.0))
+    scheduler = schedule(clipping()[1])
     for forward_step in (Steps([]), object()):
-        train_step_wrapper(train_step)(forward_step, None, None, scheduler.optimizer, scheduler, "config", "schedule", iteration=3)
+        train_step_wrapper(train_step)(forward_step, None, [], scheduler.optimizer, scheduler, "config", "schedule", iteration=3)
     assert given == [(("config", "schedule"), {"iteration": 3})] * 2
 
 
@@ -176,7 +214,7 @@ def test_a_step_is_dumped_with_its_own_number_and_the_bare_model(monkeypatch, tm
     (tmp_path / "config.json").write_text("{}")
     forward_step, bare = Steps([]), torch.nn.Linear(1, 1)
     forward_step.dump, forward_step.done = ModuleDump(DebugConfig(msprobe=str(tmp_path / "config.json")), tmp_path), 4
-    scheduler = schedule(torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "max_lr": 1.0, "min_lr": 0.1}], lr=1.0))
+    scheduler = schedule(clipping()[1])
 
     def train_step(*arguments):
         calls.append("train_step")
