@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import MODULES
+from mindspeed_vita.platform import megatron_compat
 
 
 def squares_by_module(gradients: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
@@ -55,7 +56,7 @@ def megatron_norms(optimizer: Any, chunks: Iterable[torch.nn.Module]) -> torch.T
 
 def _counted(optimizer: Any, named: Iterable[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradients that this rank counts in the norm."""
-    held = optimizer.get_main_grads_for_grad_norm()  # the list keeps them, so that an id means one gradient
+    held = megatron_compat.gradients_in_norm(optimizer)  # the list keeps them, so that an id means one gradient
     counted = {id(gradient) for gradient in held}
     for module, parameter in named:
         main = _main_parameter(optimizer, parameter)

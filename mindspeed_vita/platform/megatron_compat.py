@@ -81,9 +81,10 @@ def mlp_width_argument(width: int) -> dict[str, Any]:
 def param_layout_argument(model: torch.nn.Module, settings: Any) -> dict[str, Any]:
     """`full_param_layout=` of core's DistributedDataParallel: from 0.18 on it warns where the argument is left out, older lines lack it.
 
-    The layout is the one that it would compute by itself. With overlap it does: only then are the gradients cut into several buckets.
+    The layout is the one that it would compute by itself for the distributed optimizer. With overlap it does: only then are the gradients
+    cut into several buckets.
     """
-    if core_version() < (0, 18) or settings.overlap_grad_reduce:
+    if core_version() < (0, 18) or settings.overlap_grad_reduce or not settings.use_distributed_optimizer:
         return {}
     from megatron.core import parallel_state
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -170,3 +171,13 @@ def distributed_optimizer(optimizer: torch.optim.Optimizer, config: Any, chunks:
         sharded._has_grad_norm_group_cache = dict.fromkeys(SEPARATE_GRAD_NORM_GROUPS, False)
     sharded.tp_group = parallel_state.get_tensor_model_parallel_group()  # 0.16 and newer read it when it skips tp duplicates in the norm
     return sharded
+
+
+def gradients_in_norm(optimizer: Any) -> list[torch.Tensor]:
+    """The gradients that a rank counts in the norm of all: what several ranks hold is counted by one. 0.19 has renamed the method.
+
+    Args:
+        optimizer: of megatron.core, not a chain of several.
+    """
+    newer = getattr(optimizer, "get_grads_for_grad_norm", None)
+    return newer() if newer is not None else optimizer.get_main_grads_for_grad_norm()  # type: ignore[no-any-return]

@@ -38,3 +38,14 @@ def test_the_norms_are_those_of_the_gradients_and_make_up_the_optimizers_own(
         found = megatron_norms(optimizer, [model])
         assert found.tolist() == pytest.approx([math.sqrt(square) for square in squares.values()], rel=1e-5)
         assert math.sqrt(found.square().sum()) == pytest.approx(float(optimizer.get_grad_norm()), rel=1e-5)
+
+
+def test_the_newest_line_has_another_name_for_the_counted_gradients() -> None:
+    class Newer:
+        """megatron-core 0.19's optimizer."""
+
+        def get_grads_for_grad_norm(self) -> list[torch.Tensor]:
+            return [torch.ones(2)]
+
+    (gradient,) = megatron_compat.gradients_in_norm(Newer())
+    assert gradient.tolist() == [1, 1]

@@ -264,13 +264,14 @@ def test_two_data_parallel_processes_give_the_same_curve(tiny, straight, tmp_pat
 
 
 SLOW = """
+import os
 import time
 from mindspeed_vita.engine.step import Stepper
 
 run = Stepper.run
 
 def slowly(self, step, *rest):
-    print(f"in step {step}", flush=True)
+    os.write(1, f"in step {step}\\n".encode())  # in one piece, as two processes write there
     time.sleep(SECONDS if step > 3 else 0)
     return run(self, step, *rest)
 
@@ -281,7 +282,7 @@ Stepper.run = slowly
 
 def launch_slowly(monkeypatch, recipe, folder: Path, seconds: float, *arguments: str, processes: int = 1) -> subprocess.Popen:
     (folder / "slow_steps.py").write_text(SLOW.replace("SECONDS", str(seconds)))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     process = launch(recipe, folder / "recipe.yaml", "plugins=[slow_steps]", *arguments, processes=processes)
     while (line := process.stdout.readline()) != "in step 4\n":
         assert line, process.stderr.read()
