@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,11 +12,11 @@ from mindspeed_vita.checkpoint.gates import FOLDER as GATES
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
 from mindspeed_vita.files.alone import alone
-from mindspeed_vita.files.digest import algorithm_of, checksum_of
+from mindspeed_vita.files.digest import checksum_of
 from mindspeed_vita.files.publish import publish_folder, whole_file
 from mindspeed_vita.files.space import check_space, gigabytes
 from mindspeed_vita.files.store_cache import patiently, several
-from mindspeed_vita.files.stores import Store, Stored, cache_folder, check_name
+from mindspeed_vita.files.stores import Store, Stored, cache_folder
 from mindspeed_vita.files.writing import write_bytes
 
 _EXPORTS = ("config.json", "adapter_config.json")
@@ -64,7 +63,7 @@ def local_copy(address: str) -> Path:
     run, _, name = place.rpartition("/")
     store = Store(place)
     if atomic.is_step(Path(name)):
-        marker, sizes = checked_files(StoredSteps(run), name)
+        marker, sizes = StoredSteps(run).listed(name)
         target = _place(Store(run)) / _short(marker) / name
         known = atomic.CHECKSUMS
     else:
@@ -114,7 +113,7 @@ def _mirror_gates(found: Mapping[str, bytes], name: str, folder: Path) -> None:
 
 def _begun(temporary: Path, sizes: Mapping[str, int], marker: bytes) -> dict[str, int]:
     """Keeps the whole files that an earlier start fetched, removes all else; returns bytes of what is missing."""
-    algorithm, sums = _sums(marker) if marker else ("", {})
+    algorithm, sums = atomic.read_sums(marker) if marker else ("", {})
     for path in [path for path in temporary.rglob("*") if path.is_file()]:
         name = path.relative_to(temporary).as_posix()
         whole = name in sizes and path.stat().st_size == sizes[name]
@@ -127,27 +126,6 @@ def _fetch(store: Store, name: str, expected: Stored, target: Path) -> None:
     if store.fetch(name, target / name) != expected:
         (target / name).unlink()
         raise ValueError(f"{store.at(name)} changed while its folder was fetched; start again when nothing writes there")
-
-
-def checked_files(steps: StoredSteps, name: str) -> tuple[bytes, dict[str, int]]:
-    """What is fetched of a whole step: the files with a checksum. Nothing else has a place in a step, as its gates lie beside it.
-
-    Returns:
-        The checksum file's content, and bytes by file.
-
-    Raises:
-        ValueError: a name leads out of the step.
-        DamagedCheckpoint, StoreError: as StoredSteps.listed.
-    """
-    marker, sizes = steps.listed(name)
-    return marker, {check_name(file, steps.store.at(name)): sizes[file] for file in sorted(_sums(marker)[1])}
-
-
-def _sums(marker: bytes) -> tuple[str, dict[str, str]]:
-    """The algorithm, and the checksum by file."""
-    content = json.loads(marker)
-    algorithm = algorithm_of(content)
-    return algorithm, content[algorithm]
 
 
 def fetch_files(steps: StoredSteps, name: str, files: Iterable[str], marker: bytes, target: Path) -> list[str]:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
+from mindspeed_vita.data import pack_faults
 from mindspeed_vita.data.at_work import note
 
 _T = TypeVar("_T")
@@ -30,6 +31,10 @@ _LAST_WORDS = 3.0
 """Seconds that the others have to take a fault, before the process that met it goes on to its end."""
 _LEADER_LOOK = 2.0
 """Seconds between two looks for the leader."""
+_REMEDY = (
+    "Give the machine or container more shared memory (docker run --shm-size), or set data.tokenize_once=false: then each rank tokenises "
+    "for itself"
+)
 _led: dict[Path, int] = {}
 """Folders that this process leads, each with its lock."""
 _joined: set[Path] = set()
@@ -38,15 +43,6 @@ _joined: set[Path] = set()
 
 class ShareClosed(RuntimeError):
     """The iteration or the run is ending: nobody needs the pack any more."""
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """What a follower gets in the place of a pack that the leader could not read."""
-
-    message: str
-    of_user: bool
-    """Whether it is a fault of the data or the machine; otherwise it is one of the program."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,8 +110,10 @@ class PackStream:
             raise
         except Exception as error:
             of_user = isinstance(error, (ValueError, OSError))
-            self._hand_out(pack, _Failed(str(error) if of_user else f"{type(error).__name__}: {error}", of_user))
-            self._wait_until_taken(pack)
+            text = str(error) if of_user else f"{type(error).__name__}: {error}"
+            fault = pack_faults.PackFault(stream=self.number, pack=pack, message=text, of_user=of_user)
+            # it waits, as a process that is about to end takes the folder along
+            pack_faults.tell(self.share.folder, fault, followers=len(self.share.followers), seconds=_LAST_WORDS)
             raise
         return content
 
@@ -123,30 +121,25 @@ class PackStream:
         """The iteration has ended: loader processes that wait for a pack stop waiting."""
         self._ended[0] = 1
 
-    def _wait_until_taken(self, pack: int) -> None:
-        """Keeps a process that is about to end from taking the folder along before the others know why."""
-        deadline = time.monotonic() + _LAST_WORDS
-        while time.monotonic() < deadline and any(self._link(pack, rank).exists() for rank in self.share.followers):
-            time.sleep(_LONGEST)
-
     def _link(self, pack: int, rank: int) -> Path:
         return self.share.folder / f"{self.number}.{pack}.for_{rank}"
 
     def _hand_out(self, pack: int, content: Any) -> None:
+        """Gives a pack to all followers, or to none that has not taken it yet."""
         folder = self.share.folder
         written = folder / f"{self.number}.{pack}.written_by_{os.getpid()}"
+        links = [self._link(pack, rank) for rank in self.share.followers]
         try:
             with open(written, "wb") as file:
                 pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)
-            for rank in self.share.followers:
-                os.link(written, self._link(pack, rank))
+            for link in links:
+                os.link(written, link)
         except FileNotFoundError:
             raise ShareClosed(f"{folder} is gone: another rank of this host has ended") from None
         except OSError as error:
-            raise ValueError(
-                f"pack {pack:,} cannot be handed to the other ranks of this host: {error}. Give the machine or container more shared "
-                "memory (docker run --shm-size), or set data.tokenize_once=false: then each rank tokenises for itself"
-            ) from error
+            for link in links:
+                link.unlink(missing_ok=True)
+            raise ValueError(f"pack {pack:,} cannot be handed to the other ranks of this host: {error}. {_REMEDY}") from error
         finally:
             written.unlink(missing_ok=True)
 
@@ -154,7 +147,8 @@ class PackStream:
         link, pause = self._link(pack, self.share.rank), _SHORTEST
         next_look = time.monotonic() + _LEADER_LOOK
         note(f"pack {pack:,}, which rank {self.share.leader} reads")
-        while not link.exists():
+        while (content := self._read(link)) is None:
+            self._raise_if_told(pack)
             if self._ended[0] or not self.share.folder.exists():
                 raise ShareClosed(f"pack {pack:,} is not needed any more")
             if time.monotonic() > next_look:
@@ -166,17 +160,29 @@ class PackStream:
                 next_look = time.monotonic() + _LEADER_LOOK
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
-        content = pickle.loads(link.read_bytes())
         link.unlink(missing_ok=True)
-        if isinstance(content, _Failed):
-            raise ValueError(content.message) if content.of_user else RuntimeError(f"rank {self.share.leader}: {content.message}")
-        return content
+        return pickle.loads(content)
+
+    def _read(self, link: Path) -> Optional[bytes]:
+        try:
+            return link.read_bytes()
+        except FileNotFoundError:  # not there yet, or taken back, as another follower could not be given the pack
+            return None
+
+    def _raise_if_told(self, pack: int) -> None:
+        place = self.share.followers.index(self.share.rank)
+        fault = pack_faults.find(self.share.folder, stream=self.number, pack=pack, follower=place)
+        if fault is not None:
+            raise ValueError(fault.message) if fault.of_user else RuntimeError(f"rank {self.share.leader}: {fault.message}")
 
 
 def make_folder() -> Path:
     """Makes a folder that this process leads, for this user alone. First removes folders whose leaders were killed.
 
     The folder has its name only once it is locked, so that no other process takes it for one that was left behind.
+
+    Raises:
+        ValueError: there is no room for it.
     """
     place = Path("/dev/shm")
     place = place if os.access(place, os.W_OK) else Path(tempfile.gettempdir())
@@ -184,7 +190,14 @@ def make_folder() -> Path:
         with suppress(FileNotFoundError):  # another leader that starts now has removed it
             if other.stat().st_uid == os.getuid() and _leader_is_gone(other):
                 shutil.rmtree(other, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}_new_", dir=place))
+    new: Optional[Path] = None
+    try:
+        new = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}_new_", dir=place))
+        pack_faults.make_pages(new)
+    except OSError as error:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+        raise ValueError(f"{place} has no room for the packs that the ranks of this host share: {error}. {_REMEDY}") from error
     lock = os.open(new, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     folder = new.rename(place / f"{_PREFIX}_{os.getuid()}_{new.name.removeprefix(f'{_PREFIX}_new_')}")

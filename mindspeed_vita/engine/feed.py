@@ -66,8 +66,11 @@ def share_packs(layout: ParallelLayout) -> Optional[PackShare]:
 
     Returns:
         None where no other rank of this host needs the same packs.
+
+    Raises:
+        ValueError: the shared memory of a host has no room. All ranks raise it.
     """
-    from mindspeed_vita.data.pack_share import PackShare, make_folder, remove_folder
+    from mindspeed_vita.data.pack_share import PackShare, remove_folder
 
     if dist.get_world_size() == layout.dp_size:
         return None
@@ -76,7 +79,7 @@ def share_packs(layout: ParallelLayout) -> Optional[PackShare]:
     stages = gather(layout.pp_rank)
     members = sorted((rank for rank, place in enumerate(places) if place == places[me]), key=lambda rank: (stages[rank], rank))
     leader = members[0]
-    folder = Path(gather(str(make_folder()) if leader == me and len(members) > 1 else "")[leader])
+    folder = _folder_of(leader, needed=leader == me and len(members) > 1)
     # two containers may have one name, and a shared memory each
     reached = gather(len(members) > 1 and folder.is_dir())
     followers = tuple(rank for rank in members[1:] if reached[rank])
@@ -85,6 +88,24 @@ def share_packs(layout: ParallelLayout) -> Optional[PackShare]:
     if leader == me and len(members) > 1:
         remove_folder(folder)
     return None
+
+
+def _folder_of(leader: int, *, needed: bool) -> Path:
+    """The folder that a rank made for the packs that it reads; `needed`: this rank makes one. Collective. Raises as share_packs."""
+    from mindspeed_vita.data.pack_share import make_folder, remove_folder
+
+    made, problem = "", ""
+    try:
+        made = str(make_folder()) if needed else ""
+    except ValueError as error:
+        problem = str(error)
+    told = gather((made, problem))
+    problems = [problem for _, problem in told if problem]
+    if problems:
+        if made:
+            remove_folder(Path(made))
+        raise ValueError(problems[0])
+    return Path(told[leader][0])
 
 
 def _host() -> tuple[str, int]:

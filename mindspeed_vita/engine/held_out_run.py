@@ -63,8 +63,7 @@ class RunEvaluation:
         self.watch = HeldOutWatch(recipe, self.packs.identity, lines)
         self.unprotected: Optional[str] = None
         """A line about the step that pruning spared up to now and spares no more; first rank only."""
-        on_first_rank(self._note_unprotected)
-        self._mark_best()
+        on_first_rank(self._settle_best)
 
     @property
     def exhausted(self) -> bool:
@@ -112,10 +111,11 @@ class RunEvaluation:
         on_first_rank(write)
         return gate
 
-    def _note_unprotected(self) -> None:
-        """Looks for a best step that this run does not keep any more, before the file that names it is replaced."""
-        before, best = atomic.best_step(self.directory), self.watch.best
-        if before is None or not before.is_dir() or (self.recipe.eval.keep_best and best == atomic.step_of(before)):
+    def _settle_best(self) -> None:
+        """Marks the best step of the losses that are known now, and looks for one that was spared up to now and is spared no more."""
+        before = atomic.kept_best(self.directory)
+        self._write_best()
+        if before is None or before == atomic.kept_best(self.directory):
             return
         why = "these held-out packs have another best step, or none yet" if self.recipe.eval.keep_best else "eval.keep_best is false"
         self.unprotected = (
@@ -124,6 +124,9 @@ class RunEvaluation:
         )
 
     def _mark_best(self) -> None:
-        """Before the step is saved, because saving prunes. What a stopped run marked too early is put right when it continues."""
+        """Before the step is saved, because saving prunes. Until it is on the disk, pruning spares the best one before it."""
+        on_first_rank(self._write_best)
+
+    def _write_best(self) -> None:
         best = self.watch.best if self.recipe.eval.keep_best else None
-        on_first_rank(lambda: atomic.mark_best(self.directory, best, self.watch.losses.get(best or 0, 0.0)))
+        atomic.mark_best(self.directory, best, self.watch.losses.get(best or 0, 0.0))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.addresses import is_address
-from mindspeed_vita.checkpoint.fetched import checked_files, fetch_files
+from mindspeed_vita.checkpoint.fetched import fetch_files
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.ranks import gather, gather_patiently, on_first_rank, rank, world
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
@@ -155,7 +155,7 @@ class _Start:
     def _plan(self, name: str, target: Path, temporary: Path) -> tuple[bytes, dict[str, int], str]:
         """What is to be fetched, or why it cannot be; nothing where the run's folder has this very step. One rank."""
         try:
-            marker, sizes = checked_files(self.steps, name)
+            marker, sizes = self.steps.listed(name)
         except StoreError:
             raise
         except ValueError as error:  # damaged, or with names that lead out of it

@@ -17,7 +17,8 @@ from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.ranks import gather, on_first_rank, rank, world
-from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps, files_of_rank, late_files, recorded_in
+from mindspeed_vita.checkpoint.native.stored_aside import set_aside_others
+from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps, files_of_rank, recorded_in
 from mindspeed_vita.config import CheckpointConfig
 
 FIRST_PAUSE = 2.0
@@ -44,9 +45,9 @@ class _Status:
     due: bool
     """Whether the pause after a failure is over, by this rank's clock. The first rank's counts."""
     result: Any
-    """Of the first rank's thread: in the first phase the checksum file of the step, or why it is not sent; later the best step's name."""
+    """Of the first rank's thread: first what StoredSteps.begin gave, or why the step is not sent; later the name of the best step."""
     idle: float
-    """Seconds since this rank sent a file or the phase began."""
+    """Seconds since this rank sent, copied or removed something, or the phase began."""
 
 
 class Uploads:
@@ -66,7 +67,7 @@ class Uploads:
 
     def __init__(self, settings: CheckpointConfig, say: Callable[[str], None]) -> None:
         self._directory, self._keep, self._hold = Path(settings.directory), settings.keep, settings.keep_unsent
-        self._steps = StoredSteps(settings.store) if settings.store else None
+        self._steps = StoredSteps(settings.store, self._note_move) if settings.store else None
         self._address = settings.store
         self._say = say if rank() == 0 else _nothing
         self._waiting: list[str] = []
@@ -86,12 +87,12 @@ class Uploads:
         """This rank's part of the phase."""
         self._marker = b""
         """The current step's checksum file, as the first rank read it."""
-        self._gone: set[str] = set()
-        """Files of the current step that this rank has sent."""
+        self._there: list[str] = []
+        """Files of the current step that an interrupted sending brought into the store."""
         self._failures = 0
         self._due = 0.0
         self._moved = time.monotonic()
-        """When this rank last sent a file, or the phase began."""
+        """When this rank last sent, copied or removed something in the store, or the phase began."""
         self._idle = 0.0
         """Seconds since any rank did, at the last look."""
         self._sent: list[str] = []
@@ -147,7 +148,7 @@ class Uploads:
             self._begin()
 
     def finish(self) -> None:
-        """Waits until every step is in the store, it has failed too often, or nothing moves. Then late files, such as a gate, follow.
+        """Waits until every step is in the store, it has failed too often, or nothing moves. Then gates and the last lines follow.
 
         Raises:
             OSError: to_store.json cannot be written.
@@ -168,12 +169,12 @@ class Uploads:
         if there:
             self._say(f"{', '.join(there)}: not in {self._address}; the next start of the same command sends it")
         if not left and self._newest and self._idle < PATIENCE and rank() == 0:
-            self._send_late_files()
+            self._send_run_files()
 
-    def _send_late_files(self) -> None:
-        """Of the newest step and the best one, on the first rank."""
+    def _send_run_files(self) -> None:
+        """The run's small files, and the gates of the newest step and the best one; on the first rank."""
         lacks = f"the gate and the last lines of {self._directory} are not in {self._address}"
-        work = _in_thread(self._late_files)
+        work = _in_thread(self._run_files)
         if not wait([work], PATIENCE).done:
             self._say(f"{lacks}: it has not answered for {PATIENCE:g} s")
             return
@@ -182,12 +183,10 @@ class Uploads:
         except (ValueError, OSError) as error:
             self._say(f"{lacks}: {error}")
 
-    def _late_files(self) -> None:
+    def _run_files(self) -> None:
         assert self._steps is not None
-        best = atomic.best_step(self._directory)
-        for name in _in_order([self._newest, best.name if best else ""]):
-            if (self._directory / name / atomic.CHECKSUMS).is_file():
-                self._steps.send_late_files(self._directory / name)
+        for name in _in_order([self._newest, self._best()]):
+            self._steps.send_run_files(self._directory / name)
 
     def _status(self) -> _Status:
         done = self._work is None or self._work.done()
@@ -212,10 +211,10 @@ class Uploads:
         leads = rank() == 0
         work: Optional[Callable[[], Any]] = None
         if phase == _PREPARE:
-            self._again, self._gone = False, set()
+            self._again = False
             work = partial(self._prepare, folder) if leads else None
         elif phase == _SEND:
-            work = partial(self._send, folder, self._gone)
+            work = partial(self._send, folder)
         elif leads:
             work = partial(self._complete, folder) if phase == _COMPLETE else self._prune
         self._work = None if work is None else _in_thread(work)
@@ -224,26 +223,30 @@ class Uploads:
         if not (folder / atomic.CHECKSUMS).is_file():
             return "pruned"
         assert self._steps is not None and self._since is not None
-        self._steps.set_aside_others(folder, since=self._since, ours=self._ours)
-        marker = self._steps.begin(folder)
+        set_aside_others(self._steps, folder, since=self._since, ours=self._ours)
+        begun = self._steps.begin(folder)
         self._ours.add(folder.name)
-        return "there" if marker is None else marker
+        return begun or "there"
 
-    def _send(self, folder: Path, gone: set[str]) -> None:
+    def _send(self, folder: Path) -> None:
         """Sends what the checksum file lists for this rank. The folder is not listed: a host that does not see a file would send none."""
         assert self._steps is not None
-        names = recorded_in(self._marker, folder)
-        late = late_files(folder, names) if rank() == 0 else []
-        for name in files_of_rank([*names, *late], rank(), world()):
-            if name not in gone:
+        for name in files_of_rank(recorded_in(self._marker, folder), rank(), world()):
+            if name not in self._there:
                 self._steps.send(folder, name)
-                gone.add(name)
-                self._moved = time.monotonic()
+
+    def _note_move(self) -> None:
+        self._moved = time.monotonic()
 
     def _complete(self, folder: Path) -> str:
         assert self._steps is not None
-        best = atomic.best_step(self._directory)
+        best = self._best()
         self._steps.complete(folder, self._marker)
+        return best
+
+    def _best(self) -> str:
+        """The name of the best step that is on the disk, or nothing."""
+        best = atomic.kept_best(self._directory)
         return best.name if best else ""
 
     def _prune(self) -> None:
@@ -260,7 +263,7 @@ class Uploads:
             self._failures = 0
             self._start(_PRUNE)
         elif self._phase == _PREPARE:
-            self._marker = result
+            self._marker, self._there = result
             self._start(_SEND)
         elif self._phase == _SEND:
             self._start(_COMPLETE)

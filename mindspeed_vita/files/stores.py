@@ -23,6 +23,8 @@ _STAMPS = ("ETag", "etag", "md5", "generation")
 """What stores call the mark of an object's content; the first that is there counts."""
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Faults of the local disk."""
+_FOLDERS = ("file", "local")
+"""Schemes of folders of this host, in which a file can be seen while it is written."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "created", "updated")
 
 
@@ -71,7 +73,7 @@ def check_name(name: str, place: str) -> str:
         ValueError: it is absolute, or has a part that is empty, . or .., or a NUL.
     """
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"{place} holds an object named {name!r}, which could lead out of its folder; rename it, or remove it")
+        raise ValueError(f"{place} names {name!r}, which could lead out of its folder; rename or remove that object")
     return name
 
 
@@ -196,7 +198,12 @@ class Store:
     def write(self, name: str, content: bytes) -> None:
         """Writes a small object, whole or not at all. Raises as about."""
         with _named(self.at(name), "writing it"):
-            self._system().pipe_file(self._full(name), content)
+            system, target = self._system(), self._full(name)
+            if self.scheme in _FOLDERS:
+                system.pipe_file(f"{target}.part", content)
+                system.mv(f"{target}.part", target)
+            else:
+                system.pipe_file(target, content)
 
     def send(self, path: Path, name: str) -> None:
         """Copies a local file to the store.
@@ -255,7 +262,7 @@ class Store:
         except ModuleNotFoundError as error:
             raise ValueError(f"{self.address} needs the package fsspec; pip install 'mindspeed_vita[stores]'") from error
         try:
-            options = {"auto_mkdir": True} if self.scheme in ("file", "local") else {}
+            options = {"auto_mkdir": True} if self.scheme in _FOLDERS else {}
             return fsspec.filesystem(self.scheme, **options)
         except ImportError as error:
             raise ValueError(f"{self.address}: {error}; pip install 'mindspeed_vita[stores]' has what s3 needs") from error

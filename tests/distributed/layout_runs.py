@@ -340,6 +340,21 @@ def _allow_loader_processes() -> None:
     multiprocessing.set_start_method("fork", force=True)
 
 
+def without_room(layout: Any, *, content: dict[str, Any]) -> tuple[str, int]:
+    """The message of a run that finds the shared memory full when it begins, and how many folders of shared packs are left."""
+    import errno
+    from unittest import mock
+
+    from mindspeed_vita.data import pack_faults, pack_share
+
+    with mock.patch.object(pack_faults, "make_pages", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        try:
+            run(layout, content=content)
+        except ValueError as error:
+            return str(error), len(pack_share._joined) + len(pack_share._led)
+    return "nothing was refused", 0
+
+
 def refused(layout: Any, *, content: dict[str, Any], rows: str) -> str:
     """The message that a run ends with whose rows were changed after they were indexed."""
     from pathlib import Path

@@ -19,7 +19,8 @@ from tests.pools import Pools
 from tests.tiny_data import TinyData
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-RUN, TOKENISED, REFUSED = (f"tests.distributed.layout_runs:{name}" for name in ("run", "tokenised", "refused"))
+WORK = ("run", "tokenised", "refused", "without_room")
+RUN, TOKENISED, REFUSED, WITHOUT_ROOM = (f"tests.distributed.layout_runs:{name}" for name in WORK)
 Columns = Callable[..., list[float]]
 
 
@@ -72,6 +73,13 @@ def test_a_fault_in_the_data_ends_all_ranks_with_its_message(pools: Pools, tiny:
     told = pools("installed").run(REFUSED, cp=2, content=content, rows=str(copy / "data.jsonl"))
     lines = [message.strip().splitlines()[-1] for message in told]
     assert lines[0] == lines[1] and "data.jsonl" in lines[0], told
+
+
+def test_a_full_shared_memory_is_told_on_all_ranks_with_the_remedy(pools: Pools, tiny: TinyData, tmp_path: Path) -> None:
+    """Two ranks that make a folder for their packs, and two that would use it."""
+    told = pools("installed").run(WITHOUT_ROOM, cp=2, dp=2, content=recipe_to_dict(tiny.recipe(tmp_path / "run")))
+    assert len({message for message, _ in told}) == 1 and not any(left for _, left in told), told
+    assert "has no room for the packs" in told[0][0] and "data.tokenize_once=false" in told[0][0]
 
 
 def test_the_end_of_the_rank_that_reads_ends_the_others_with_one_message(

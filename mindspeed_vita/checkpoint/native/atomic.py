@@ -18,7 +18,7 @@ from mindspeed_vita.files.writing import write_json
 
 CHECKSUMS = "checksums.json"
 BEST = "best.json"
-"""File in a run's folder that names the step with the lowest held-out loss (eval.keep_best); that step is not pruned."""
+"""File in a run's folder that names the step with the lowest held-out loss (eval.keep_best), and the best ones before it."""
 UNSENT = "to_store.json"
 """File in a run's folder that names the steps which are not in checkpoint.store yet, and those of them that pruning spares."""
 FETCHING = ".fetching-"
@@ -63,8 +63,12 @@ def complete_steps(directory: Path) -> list[Path]:
     """Whole step folders, oldest first. Folders without their checksum file do not count."""
     if not directory.is_dir():
         return []
-    found = [child for child in directory.iterdir() if _STEP.fullmatch(child.name) and (child / CHECKSUMS).is_file()]
+    found = [child for child in directory.iterdir() if _STEP.fullmatch(child.name) and _is_whole(child)]
     return sorted(found, key=step_of)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / CHECKSUMS).is_file()
 
 
 def publish(temp: Path, final: Path, checksums: Mapping[str, str]) -> None:
@@ -112,11 +116,23 @@ def recorded(folder: Path) -> dict[str, str]:
 def _recorded(folder: Path) -> tuple[str, dict[str, str]]:
     """The algorithm, and what recorded returns."""
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
+        return read_sums((folder / CHECKSUMS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise damaged(folder, [f"{CHECKSUMS} cannot be read ({error})"]) from error
+
+
+def read_sums(content: bytes) -> tuple[str, dict[str, str]]:
+    """The algorithm and the checksums by relative file name, from the content of a checksum file.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        sums = json.loads(content)
         algorithm = algorithm_of(sums)
         return algorithm, dict(sums[algorithm])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, [f"{CHECKSUMS} cannot be read ({error})"]) from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
@@ -131,12 +147,24 @@ def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
 
 
 def mark_best(directory: Path, step: Optional[int], loss: float = 0.0) -> None:
-    """Names the step that pruning spares, in the place of the one before; None: there is none."""
+    """Names the run's best step in best.json; None removes the file, and pruning spares no step as the best one.
+
+    The step may not be on the disk yet. Until it is, pruning spares the best one of those that were named before it.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: the file that is there cannot be read.
+    """
+    path = directory / BEST
     if step is None:
-        (directory / BEST).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return
-    with whole_file(directory / BEST) as temporary:
-        temporary.write_text(json.dumps({"step": step, "loss": loss}) + "\n", encoding="utf-8")
+    named = step_name(step)
+    before = [] if _is_whole(directory / named) else [name for name in _bests(directory) if name != named]
+    whole = next((place for place, name in enumerate(before) if _is_whole(directory / name)), len(before))
+    content = {"step": step, "loss": loss, "before": [step_of(Path(name)) for name in before[: whole + 1]]}
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def best_step(directory: Path) -> Optional[Path]:
@@ -145,16 +173,31 @@ def best_step(directory: Path) -> Optional[Path]:
     Raises:
         ValueError: the file cannot be read.
     """
+    names = _bests(directory)
+    return directory / names[0] if names else None
+
+
+def kept_best(directory: Path) -> Optional[Path]:
+    """The best step of those that are whole on the disk: pruning spares it. None where no step is named, or none of them is there.
+
+    Raises:
+        ValueError: best.json cannot be read.
+    """
+    return next((directory / name for name in _bests(directory) if _is_whole(directory / name)), None)
+
+
+def _bests(directory: Path) -> list[str]:
+    """The names in best.json, the best one first."""
     path = directory / BEST
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None
-    return directory / best_named(content, path)
+        return []
+    return bests_named(content, path)
 
 
-def best_named(content: bytes, place: Path | str) -> str:
-    """The name of the step that a best.json holds.
+def bests_named(content: bytes, place: Path | str) -> list[str]:
+    """The names of the steps in a best.json: the best one, then those that were it before. Earlier versions wrote the first only.
 
     Args:
         content: of the file.
@@ -164,8 +207,9 @@ def best_named(content: bytes, place: Path | str) -> str:
         ValueError: it names none.
     """
     try:
-        return step_name(int(json.loads(content)["step"]))
-    except (ValueError, KeyError, TypeError) as error:
+        told = json.loads(content)
+        return [step_name(int(step)) for step in (told["step"], *told.get("before", []))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
 
 
@@ -206,9 +250,9 @@ def _on_their_way(directory: Path, key: str) -> list[str]:
 
 
 def surplus(directory: Path, keep: int) -> list[Path]:
-    """The whole steps that prune removes: all but the `keep` newest, the best one and those that mark_unsent spares; none with 0."""
+    """The whole steps that prune removes: all but the `keep` newest, kept_best and those that mark_unsent spares; none with 0."""
     steps = complete_steps(directory)[:-keep] if keep > 0 else []
-    best = best_step(directory) if steps else None
+    best = kept_best(directory) if steps else None
     spared = _on_their_way(directory, "spared") if steps else []
     return [folder for folder in steps if folder != best and folder.name not in spared]
 

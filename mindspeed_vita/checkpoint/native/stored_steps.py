@@ -1,29 +1,33 @@
 """The steps of a run in an object store. A step is whole when its checksum file is there; that file is sent last and removed first.
 
 The layout is that of the run's folder: step_XXXXXXX/ with the same files, and next to them the run's small files, such as metrics.jsonl,
-and gates/. Steps that the run went back behind are moved to aside-step_XXXXXXX/. Nothing here changes or removes them.
+and gates/. Steps that the run went back behind lie in aside-step_XXXXXXX/ (stored_aside.py). Nothing here changes or removes them.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
 from mindspeed_vita.checkpoint.gates import FOLDER as GATES
 from mindspeed_vita.checkpoint.native import atomic
-from mindspeed_vita.files.digest import algorithm_of, checksum_of
+from mindspeed_vita.files.digest import checksum_of
 from mindspeed_vita.files.publish import whole_file
-from mindspeed_vita.files.stores import NotThere, Store, StoreError
+from mindspeed_vita.files.stores import NotThere, Store, StoreError, check_name
 
 RUN_FILES = ("metrics.jsonl", "bad_numbers.jsonl", atomic.BEST)
 """Files of the run's folder that a resume reads, too."""
 ASIDE = "aside-"
 """In front of the name of a step that the run went back behind, and of a run's file in whose place the store's came."""
+BEGUN = "begun.json"
+"""File of a step that is on its way to its place: the checksum file that it will have. It goes when that one is there."""
 _SHARDS = ("weights/", "optimizer/")
+
+
+def _nothing() -> None:
+    pass
 
 
 class StoredSteps:
@@ -31,15 +35,16 @@ class StoredSteps:
 
     Args:
         address: of the run: scheme://bucket/folder.
+        moved: called after each object that was sent, copied or removed.
 
     Raises:
         ValueError: as Store; or the address is a pattern, which a removal would take for many runs.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, moved: Callable[[], None] = _nothing) -> None:
         if pattern := sorted(set("*?[]") & set(address)):
             raise ValueError(f"{address} has characters of a pattern ({' '.join(pattern)}); expected the address of one run")
-        self.store = Store(address)
+        self.store, self.moved = Store(address), moved
         self.address = self.store.address
 
     def names(self) -> list[str]:
@@ -61,82 +66,76 @@ class StoredSteps:
 
     def is_whole(self, name: str) -> bool:
         """Whether a step's checksum file is there. Raises as names."""
-        return self._marker(name) is not None
+        return self.marker(name) is not None
 
-    def _marker(self, name: str) -> Optional[bytes]:
+    def marker(self, name: str) -> Optional[bytes]:
+        """The checksum file of a step; None where it is not there. Raises as names."""
+        return self.read(f"{name}/{atomic.CHECKSUMS}")
+
+    def read(self, name: str) -> Optional[bytes]:
+        """A small object of the run; None where it is not there. Raises as names."""
         try:
-            return self.store.read(f"{name}/{atomic.CHECKSUMS}")
+            return self.store.read(name)
         except NotThere:
             return None
 
-    def set_aside_others(self, folder: Path, *, since: int, ours: Collection[str]) -> None:
-        """Moves whole steps out of this run's way that it did not write: those newer than its start, and one that has the name of `folder`.
-
-        A step that the run's folder has, too, stays. A move that was interrupted is done again by the next call.
-
-        Args:
-            folder: the local step that is to be sent.
-            since: number of the step that the run continued from.
-            ours: names of steps that this start of the run has begun to send.
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small object of the run, and looks whether it is there in its full size.
 
         Raises:
-            OSError: the run's folder cannot be read.
-            StoreError: as names.
+            StoreError: as names, or the object has another size. Then it is removed.
         """
-        for name in self.names():
-            if name not in ours and (_number(name) > since or name == folder.name):
-                marker, local = self._marker(name), folder.parent / name / atomic.CHECKSUMS
-                if marker is not None and not (local.is_file() and local.read_bytes() == marker):
-                    self._move_aside(name, marker)
+        self.store.write(name, content)
+        found = self.store.about(name)
+        if found is None or found.size != len(content):
+            self.store.remove(name)
+            raise StoreError(f"{self.store.at(name)} has not the {len(content)} bytes that were written; look whether the store loses data")
 
-    def _move_aside(self, name: str, marker: bytes) -> None:
-        """The step is whole in its new place before it is touched in the old one."""
-        target, number = ASIDE + name, 1
-        while (there := self._marker(target)) not in (None, marker):
-            number += 1
-            target = f"{ASIDE}{name}.{number}"
-        if there is None:
-            for file in _plain(Store(self.store.at(name)).files(), self.store.at(name)):
-                if file != atomic.CHECKSUMS:
-                    self.store.copy(f"{name}/{file}", f"{target}/{file}")
-            for gate in self._gates(name):
-                self.store.copy(gate, f"{target}/{gate}")
-            self.store.write(f"{target}/{atomic.CHECKSUMS}", marker)
-        for gate in self._gates(name):
-            self.store.remove(gate)
-        self._remove(name)
+    def gate_objects(self, name: str) -> list[str]:
+        """The names of the objects with the gates of a step. Raises as names."""
+        return list(self.store.matching(f"{GATES}/*.{name}.json"))
 
-    def _gates(self, name: str) -> list[str]:
-        """The objects with the gates of a step."""
-        return _plain(self.store.matching(f"{GATES}/*.{name}.json"), self.address)
-
-    def _remove(self, name: str) -> None:
-        """The checksum file goes first: a step that is half removed does not look whole."""
+    def remove(self, name: str) -> None:
+        """Removes a step, its checksum file first: a step that is half removed does not look whole. Raises as names."""
         self.store.remove(f"{name}/{atomic.CHECKSUMS}")
         self.store.remove(name)
+        self.moved()
 
-    def begin(self, folder: Path) -> Optional[bytes]:
-        """Gets ready for a step's files: what has its name in the store goes.
+    def begin(self, folder: Path) -> Optional[tuple[bytes, list[str]]]:
+        """Gets ready for a step's files. What has its name in the store goes, unless it is the beginning of this very step.
 
         Args:
             folder: the local step.
 
         Returns:
-            The checksum file's content, for `send` and `complete`; None where the store has this very step already.
+            The checksum file's content, for `complete`, and the files that an interrupted sending brought into the store already; None
+            where the store has this very step.
 
         Raises:
+            DamagedCheckpoint: the checksum file is unreadable.
             OSError: the local step cannot be read.
             StoreError: as names.
         """
         content = (folder / atomic.CHECKSUMS).read_bytes()
-        if self._marker(folder.name) == content:
+        if self.marker(folder.name) == content:
+            self.store.remove(f"{folder.name}/{BEGUN}")
             return None
-        self._remove(folder.name)
-        return content
+        if self.read(f"{folder.name}/{BEGUN}") == content:
+            return content, sorted({*recorded_in(content, folder)} - {*self._lacking(folder, content)})
+        self.remove(folder.name)
+        self.write(f"{folder.name}/{BEGUN}", content)
+        return content, []
 
     def send(self, folder: Path, name: str) -> None:
         """Sends one file of a step. Raises as begin."""
         self.store.send(folder / name, f"{folder.name}/{name}")
+        self.moved()
+
+    def _lacking(self, folder: Path, content: bytes) -> list[str]:
+        """The files of a local step that are missing in the store, or have another size there."""
+        there = Store(self.store.at(folder.name)).files()
+        sizes = {name: (folder / name).stat().st_size for name in recorded_in(content, folder)}
+        return [name for name, size in sizes.items() if name not in there or there[name].size != size]
 
     def complete(self, folder: Path, content: bytes) -> None:
         """Sends the run's small files, the step's gates and then the checksum file: from now on the step is whole.
@@ -147,23 +146,19 @@ class StoredSteps:
             StoreError: as names, or a file of the step is missing in the store or has another size there.
         """
         self._send_run_files(folder)
-        there, place = Store(self.store.at(folder.name)).files(), self.store.at(folder.name)
-        sizes = {name: (folder / name).stat().st_size for name in recorded_in(content, folder)}
-        wrong = [name for name, size in sizes.items() if name not in there or there[name].size != size]
+        wrong = self._lacking(folder, content)
         if wrong:
             found = f"{_some(wrong)} missing or of another size"
-            raise StoreError(f"{place} is not whole after all files were sent: {found}; look who else writes there")
-        self.store.write(f"{folder.name}/{atomic.CHECKSUMS}", content)
+            raise StoreError(
+                f"{self.store.at(folder.name)} is not whole after all files were sent: {found}; look who else writes there, or whether the "
+                "store loses data"
+            )
+        self.write(f"{folder.name}/{atomic.CHECKSUMS}", content)
+        self.store.remove(f"{folder.name}/{BEGUN}")
 
-    def send_late_files(self, folder: Path) -> None:
-        """Sends what a whole step got later, such as a gate, and the run's small files. Raises as complete.
-
-        A step that the store does not have as it is here gets none.
-        """
-        content = (folder / atomic.CHECKSUMS).read_bytes()
-        if self._marker(folder.name) == content:
-            for name in late_files(folder, recorded_in(content, folder)):
-                self.store.write(f"{folder.name}/{name}", (folder / name).read_bytes())
+    def send_run_files(self, folder: Path) -> None:
+        """Sends the run's small files, and the gates of a step that the store has as it is here. Raises as begin."""
+        if self.marker(folder.name) == (folder / atomic.CHECKSUMS).read_bytes():
             self._send_run_files(folder)
 
     def _send_run_files(self, folder: Path) -> None:
@@ -173,7 +168,7 @@ class StoredSteps:
         for name in [*RUN_FILES, *gates]:
             path = directory / name
             if name != atomic.BEST and path.is_file():
-                self.store.write(name, path.read_bytes())
+                self.write(name, path.read_bytes())
 
     def prune(self, directory: Path, keep: int) -> list[str]:
         """Sends best.json if the step that it names is whole in the store. Then removes old steps.
@@ -200,42 +195,42 @@ class StoredSteps:
         kept = [name for name, whole in found if whole][:keep]
         gone = [name for name, _ in found if kept and _number(name) < _number(kept[-1]) and name not in best]
         for name in gone:
-            self._remove(name)
+            self.remove(name)
         return gone
 
     def _settle_best(self, directory: Path) -> set[str]:
-        """Steps that are spared: the run's best one, and the best one of those that the store has."""
-        best, path = set(), directory / atomic.BEST
+        """Steps that are spared: the run's best one, and until it is whole in the store those that were the best ones before."""
+        best: set[str] = set()
+        path = directory / atomic.BEST
         if path.is_file():
             content = path.read_bytes()
-            best.add(atomic.best_named(content, path))
-            if all(self.is_whole(name) for name in best):
-                self.store.write(atomic.BEST, content)
-                return best
-        with suppress(NotThere):
-            best.add(atomic.best_named(self.store.read(atomic.BEST), self.store.at(atomic.BEST)))
-        return best
+            first, *before = atomic.bests_named(content, path)
+            if self.is_whole(first):
+                self.write(atomic.BEST, content)
+                return {first}
+            best = {first, *[name for name in before if self.is_whole(name)][:1]}
+        stored = self.read(atomic.BEST)
+        return best if stored is None else {*best, atomic.bests_named(stored, self.store.at(atomic.BEST))[0]}
 
     def listed(self, name: str) -> tuple[bytes, dict[str, int]]:
-        """What a fetch of a whole step takes.
+        """What a fetch of a whole step takes: the files that its checksum file lists. Nothing else has a place in a step.
 
         Returns:
-            The checksum file's content, and bytes by file: of those that it lists, and of small files that came later, such as gates.
+            The checksum file's content, and bytes by file.
 
         Raises:
             DamagedCheckpoint: the checksum file is missing or unreadable, a file that it lists is missing, or a name leads out of the step.
             StoreError: as names.
         """
-        marker, place = self._marker(name), self.store.at(name)
+        marker, place = self.marker(name), self.store.at(name)
         if marker is None:
             raise atomic.DamagedCheckpoint(f"{place} is damaged: {atomic.CHECKSUMS} is missing")
-        names = recorded_in(marker, place)
+        names = sorted(recorded_in(marker, place))
         there = Store(place).files()
-        missing = sorted(set(names) - there.keys())
+        missing = [file for file in names if file not in there]
         if missing:
             raise atomic.DamagedCheckpoint(f"{place} is damaged: {_some(missing)} missing")
-        later = _plain((key for key in there if not key.startswith(_SHARDS) and key != atomic.CHECKSUMS), place)
-        return marker, {key: there[key].size for key in sorted({*names, *later})}
+        return marker, {file: there[file].size for file in names}
 
     def fetch(self, name: str, target: Path, files: Iterable[str], marker: bytes) -> list[str]:
         """Fetches files of a step into a folder, and compares each with its checksum.
@@ -244,19 +239,19 @@ class StoredSteps:
             One line per file that differs or is gone.
 
         Raises:
-            DamagedCheckpoint: a name leads out of the step.
             OSError: the folder cannot be written.
             StoreError: as names.
+            ValueError: a name leads out of the step.
         """
-        algorithm, sums = _sums(marker)
+        algorithm, sums = atomic.read_sums(marker)
         problems = []
-        for file in _plain(files, self.store.at(name)):
+        for file in files:
             try:
-                self.store.fetch(f"{name}/{file}", target / file)
+                self.store.fetch(f"{name}/{file}", target / check_name(file, self.store.at(name)))
             except NotThere:
                 problems.append(f"{file} is missing")
                 continue
-            if file in sums and checksum_of(target / file, algorithm) != sums[file]:
+            if checksum_of(target / file, algorithm) != sums[file]:
                 problems.append(f"{file} does not match its checksum")
         return problems
 
@@ -269,11 +264,11 @@ class StoredSteps:
             OSError: the folder cannot be written.
             StoreError: as names.
         """
-        self._fetch_small((*RUN_FILES, *self._gates(name)), directory)
+        self._fetch_small((*RUN_FILES, *self.gate_objects(name)), directory)
 
     def gates(self, name: str) -> dict[str, bytes]:
         """The gates of a step: their content by file name. Raises StoreError as names."""
-        return {key.rpartition("/")[2]: self.store.read(key) for key in self._gates(name)}
+        return {key.rpartition("/")[2]: self.store.read(key) for key in self.gate_objects(name)}
 
     def _fetch_small(self, names: Iterable[str], directory: Path) -> None:
         for name in names:
@@ -300,11 +295,6 @@ def _writer(name: str) -> int:
     return int(digits) if name.startswith(_SHARDS) and digits.isdigit() else 0
 
 
-def late_files(folder: Path, recorded: Collection[str]) -> list[str]:
-    """Small files that a step got after it was whole. Raises OSError where the folder cannot be read."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in (atomic.CHECKSUMS, *recorded))
-
-
 def recorded_in(marker: bytes, place: Path | str) -> list[str]:
     """The files that a checksum file lists.
 
@@ -316,19 +306,9 @@ def recorded_in(marker: bytes, place: Path | str) -> list[str]:
         DamagedCheckpoint: it is unreadable, or a name leads out of the step.
     """
     try:
-        names = list(_sums(marker)[1])
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise atomic.DamagedCheckpoint(f"{place} is damaged: {atomic.CHECKSUMS} cannot be read ({error})") from error
-    return _plain(names, place)
-
-
-def _plain(names: Iterable[str], place: Path | str) -> list[str]:
-    """The names, if each stays below its step."""
-    listed = list(names)
-    bad = [name for name in listed if any(part in ("", ".", "..") for part in name.split("/"))]
-    if bad:
-        raise atomic.DamagedCheckpoint(f"{place} is damaged: it names {bad[0]!r}; expected names of files below it")
-    return listed
+        return [check_name(name, str(place)) for name in atomic.read_sums(marker)[1]]
+    except ValueError as error:
+        raise atomic.DamagedCheckpoint(f"{place} is damaged: {atomic.CHECKSUMS} cannot be taken ({error})") from error
 
 
 def _free(path: Path) -> Path:
@@ -347,8 +327,3 @@ def _some(names: list[str]) -> str:
 def _number(name: str) -> int:
     return atomic.step_of(Path(name))
 
-
-def _sums(marker: bytes) -> tuple[str, dict[str, str]]:
-    sums = json.loads(marker)
-    algorithm = algorithm_of(sums)
-    return algorithm, dict(sums[algorithm])

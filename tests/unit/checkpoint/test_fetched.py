@@ -238,7 +238,7 @@ def test_an_object_whose_name_leads_out_of_its_folder_is_refused(store, tmp_path
         monkeypatch.setattr(MemoryFileSystem, listing, listed)
     step = Store(outside)
     for ask in (step.files, lambda: step.matching("*"), step.children, lambda: local_copy(outside)):
-        with pytest.raises(ValueError, match="step_0000002 holds an object named .*which could lead out of its folder; rename it"):
+        with pytest.raises(ValueError, match="step_0000002 names .*which could lead out of its folder; rename or remove"):
             ask()
     assert not list((tmp_path / "cache").rglob("passwd"))
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mindspeed_vita.data import pack_share
+from mindspeed_vita.data import pack_faults, pack_share
 from mindspeed_vita.data.pack_share import PackShare, ShareClosed, make_folder, remove_all, remove_folder
 
 
@@ -25,6 +26,11 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[PackShare]:
     monkeypatch.setattr(pack_share, "_LAST_WORDS", 0.0)
     folder = make_folder()
     return [PackShare(folder=folder, rank=rank, leader=3, followers=(5, 7)) for rank in (3, 5, 7)]
+
+
+def left(folder: Path) -> list[str]:
+    """What lies in the folder, but for the place for faults."""
+    return sorted(path.name for path in folder.iterdir() if path.name != pack_faults.FILE)
 
 
 def refuse() -> Any:
@@ -38,9 +44,9 @@ def test_followers_get_what_the_leader_reads_and_nothing_is_left(shares: list[Pa
     assert [one.get(number, refuse) for number in (7, 3)] == [["pack", 7], ["pack", 3]]
     assert other.get(3, refuse) == ["pack", 3]
     folder = shares[0].folder
-    assert [path.name for path in folder.iterdir()] == ["1.7.for_7"], "a pack goes when its last reader has it"
+    assert left(folder) == ["1.7.for_7"], "a pack goes when its last reader has it"
     shares[2].open()
-    assert not list(folder.iterdir()), "what was read ahead goes with the next iteration"
+    assert not left(folder), "what was read ahead goes with the next iteration"
     del one, other, shares[1:]
     gc.collect()
     assert folder.exists(), "its leader is there"
@@ -92,21 +98,72 @@ def test_a_fault_of_the_program_is_no_fault_of_the_user_on_any_rank(shares: list
         follower.get(1, refuse)
 
 
-def test_no_room_is_told_on_all_ranks_with_the_remedy(shares: list[PackShare], monkeypatch: pytest.MonkeyPatch) -> None:
-    leader, follower = shares[0].open(), shares[1].open()
-    dump, full = pack_share.pickle.dump, OSError(errno.ENOSPC, "No space left on device")
+NO_ROOM = OSError(errno.ENOSPC, "No space left on device")
 
-    def fill(content: Any, *arguments: Any, **options: Any) -> None:
-        if content == "large":
-            raise full
-        dump(content, *arguments, **options)
 
-    monkeypatch.setattr(pack_share.pickle, "dump", fill)
-    with pytest.raises(ValueError, match="No space left on device.*data.tokenize_once=false"):
-        leader.get(1, lambda: "large")
-    with pytest.raises(ValueError, match="No space left on device.*data.tokenize_once=false"):
-        follower.get(1, refuse)
-    assert not list(shares[0].folder.glob("*written*"))
+def fill(monkeypatch: pytest.MonkeyPatch, links: int) -> None:
+    """From now on the shared memory is full: no file can be made in it, and only so many links."""
+    link, opened, made = os.link, open, [0]
+
+    def no_link(source: Path, target: Path) -> None:
+        made[0] += 1
+        if made[0] > links:
+            raise NO_ROOM
+        link(source, target)
+
+    def no_file(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if links == 0 and "w" in mode:
+            raise NO_ROOM
+        return opened(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(pack_share, "open", no_file, raising=False)
+
+
+@pytest.mark.parametrize("links", [0, 1], ids=["no file can be made", "the second link cannot be made"])
+def test_no_room_is_told_on_all_ranks_with_the_remedy(shares: list[PackShare], monkeypatch: pytest.MonkeyPatch, links: int) -> None:
+    leader, *others = [share.open() for share in shares]
+    leader.get(1, lambda: "before")
+    fill(monkeypatch, links)
+    with pytest.raises(ValueError, match="pack 2 cannot be handed .*No space left on device.*data.tokenize_once=false"):
+        leader.get(2, lambda: "large")
+    for follower in others:
+        assert follower.get(1, refuse) == "before", "it is still there"
+        with pytest.raises(ValueError, match="pack 2 cannot be handed .*No space left on device.*data.tokenize_once=false"):
+            follower.get(2, refuse)
+    assert not left(shares[0].folder)
+
+
+def test_a_fault_in_the_data_is_told_where_there_is_no_room_for_a_file(shares: list[PackShare], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by several loader processes, and with a message that is longer than its place."""
+    leader, *others = [share.open() for share in shares]
+    fill(monkeypatch, 0)
+
+    def fail(number: int) -> Any:
+        raise ValueError(f"rows.jsonl line {number}: {'x' * 9000}; correct it")
+
+    for number in (4, 3):
+        with pytest.raises(ValueError, match="rows.jsonl"):
+            leader.get(number, lambda number=number: fail(number))
+    for follower in others:
+        for number in (3, 4):
+            with pytest.raises(ValueError, match=rf"rows.jsonl line {number}: x+ \.\.\. x+; correct it"):
+                follower.get(number, refuse)
+    for number in range(5, 40):  # more than there is place for
+        with pytest.raises(ValueError, match="rows.jsonl"):
+            leader.get(number, lambda number=number: fail(number))
+
+
+def test_a_folder_for_which_there_is_no_room_is_refused_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path for place in (Path("/dev/shm"), Path(tempfile.gettempdir())) for path in place.glob("vita_packs_new_*")}
+
+    def full(*arguments: Any) -> None:
+        raise NO_ROOM
+
+    monkeypatch.setattr(pack_faults, "make_pages", full)
+    with pytest.raises(ValueError, match="has no room for the packs .*No space left on device.*data.tokenize_once=false"):
+        make_folder()
+    assert before == {path for place in (Path("/dev/shm"), Path(tempfile.gettempdir())) for path in place.glob("vita_packs_new_*")}
 
 
 def test_who_waits_is_let_go_when_the_iteration_ends(shares: list[PackShare]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.engine import held_out
 from mindspeed_vita.engine.loop import train
@@ -182,6 +184,37 @@ def test_the_best_step_is_saved_and_not_pruned(recipe, tmp_path, capfd):
     train(recipe(other, eval={"keep_best": True, "packs": 2}, train={**FROZEN, "steps": 7}, checkpoint={"keep": 1}))
     said = f"WARNING: {other / 'step_0000002'} was kept as the best step and is no longer: these held-out packs have"
     assert said in capfd.readouterr().err
+
+
+def test_a_kill_between_naming_and_saving_a_new_best_step_leaves_the_old_one(recipe, tmp_path, monkeypatch, curve):
+    """Step 3 is published behind training's back when step 4 has been named. Then the process ends, and its user prunes."""
+    made = recipe(tmp_path, eval={"keep_best": True}, checkpoint={"keep": 1, "save_every": 3, "background": True})
+    named, publish, mark, start = threading.Event(), atomic.publish, atomic.mark_best, native.start_save
+
+    def late(temp: Path, final: Path, sums: Any) -> None:
+        assert final.name != "step_0000003" or named.wait(60)
+        publish(temp, final, sums)
+
+    def marked(directory: Path, step: Any, *loss: float) -> None:
+        mark(directory, step, *loss)
+        if step == 4:
+            named.set()
+
+    def killed(directory: Path, state: native.TrainState, **arguments: Any) -> Any:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return start(directory, state, **arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(atomic, "publish", late)
+        patched.setattr(atomic, "mark_best", marked)
+        patched.setattr(native, "start_save", killed)
+        train(made)
+    assert named.is_set() and atomic.best_step(tmp_path) == tmp_path / "step_0000004", "the loss fell"
+    assert main(["checkpoint", "prune", str(tmp_path), "--keep", "1"]) == 0
+    assert [path.name for path in atomic.complete_steps(tmp_path)] == ["step_0000002", "step_0000003"]
+    result = train(made)
+    assert atomic.kept_best(tmp_path) == tmp_path / f"step_{result.best:07d}" and len(curve(tmp_path)) == STEPS
 
 
 def test_a_gate_holds_the_next_stage_back_until_the_bound_fits(tiny, recipe, tmp_path):

@@ -6,14 +6,17 @@ import builtins
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from mindspeed_vita.checkpoint.gates import Gate, write_gate
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.stored_steps import StoredSteps
 from mindspeed_vita.engine import uploading
@@ -30,6 +33,8 @@ class Moody(MemoryFileSystem):
     pseudo_dirs = [""]
     refusals = 0
     answers = threading.Event()
+    put: list[str] = []
+    """Objects that were sent."""
 
     def _write(self) -> None:
         self.answers.wait()
@@ -37,9 +42,10 @@ class Moody(MemoryFileSystem):
             type(self).refusals -= 1
             raise OSError("slow down")
 
-    def put_file(self, *arguments: Any, **options: Any) -> Any:
+    def put_file(self, path: str, target: str, **options: Any) -> Any:
         self._write()
-        return super().put_file(*arguments, **options)
+        self.put.append(target.partition("/run/")[2])
+        return super().put_file(path, target, **options)
 
     def pipe_file(self, *arguments: Any, **options: Any) -> Any:
         self._write()
@@ -51,6 +57,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store for a run."""
     fsspec.register_implementation("moody", Moody, clobber=True)
     Moody.store.clear()
+    Moody.put.clear()
     Moody.refusals = 0
     Moody.answers.set()
     monkeypatch.setattr(uploading, "FIRST_PAUSE", 0.01)
@@ -183,6 +190,47 @@ def test_the_end_of_a_run_does_not_wait_for_a_call_that_never_returns(recipe, st
     assert atomic.unsent_steps(tmp_path / "run") == ["step_0000003"]
 
 
+def test_a_move_aside_that_takes_longer_than_the_patience_is_no_hang(recipe, store, tmp_path, monkeypatch, capfd):
+    """By a clock on which each copy takes 1,000 seconds."""
+    train(recipe(keep=0), stop_at_step=7)
+    plain, now, pause, looked = Moody.cp_file, [0.0], time.sleep, threading.Event()
+
+    def copy(*arguments: Any, **options: Any) -> None:
+        now[0] += 1000
+        for _ in range(2):  # the second look of the run's end began after that
+            looked.clear()
+            assert looked.wait(60)
+        plain(*arguments, **options)
+
+    def sleep(seconds: float) -> None:
+        looked.set()
+        pause(0.01)
+
+    monkeypatch.setattr(Moody, "cp_file", copy)
+    monkeypatch.setattr(uploading, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    train(recipe(keep=0), stop_at_step=4, resume=Resume(step="3"))
+    assert now[0] > 5 * uploading.PATIENCE and "has not answered" not in capfd.readouterr().err
+    assert whole(store) == ["step_0000003", "step_0000004"] and not (tmp_path / "run" / atomic.UNSENT).exists()
+
+
+def test_a_try_goes_on_where_the_one_before_ended(recipe, store, tmp_path, monkeypatch):
+    train(recipe(store=""), stop_at_step=3)
+    lines: list[str] = []
+    uploads = uploading.Uploads(recipe().checkpoint, lines.append)
+    plain = Moody.put_file
+
+    def refuse_the_last(self: Moody, path: str, target: str, **options: Any) -> None:
+        if target.endswith("rank_00000.safetensors") and "/weights/" in target and not lines:
+            raise OSError("slow down")
+        plain(self, path, target, **options)
+
+    monkeypatch.setattr(Moody, "put_file", refuse_the_last)
+    uploads.finish()
+    files = sorted(f"step_0000003/{name}" for name in atomic.recorded(tmp_path / "run" / "step_0000003"))
+    assert sorted(Moody.put) == files, "each once, the last one in the second try"
+    assert len(lines) == 2 and "slow down" in lines[0] and whole(store) == ["step_0000003"]
+
+
 def test_a_file_that_a_host_does_not_see_keeps_the_step_from_being_whole(recipe, store, tmp_path, monkeypatch, capfd):
     train(recipe(store=""), stop_at_step=3)
     monkeypatch.setattr(uploading, "LAST_TRIES", 1)
@@ -207,16 +255,17 @@ def test_a_store_where_pruning_fails_has_the_step_all_the_same(recipe, store, tm
         raise StoreError("no right to remove")
 
     monkeypatch.setattr(StoredSteps, "prune", refuse)
-    (tmp_path / "run" / "step_0000007" / "gate.json").write_text("{}")
+    gate = Gate(name="held_out", measured=3.0, bound=2.0, better="lower")
+    write_gate(tmp_path / "run" / "step_0000007", gate)
     uploading.Uploads(recipe(keep=1).checkpoint, lines.append).finish()
     assert lines == ["step_0000007 is in moody://bucket/run, but pruning there failed: no right to remove; the next step tries it again"]
-    assert store.read("step_0000007/gate.json") == b"{}" and not (tmp_path / "run" / atomic.UNSENT).exists()
+    assert store.is_object("gates/held_out.step_0000007.json") and not (tmp_path / "run" / atomic.UNSENT).exists()
     monkeypatch.setattr(StoredSteps, "prune", plain)
     atomic.mark_best(tmp_path / "run", 3)
-    (tmp_path / "run" / "step_0000003" / "gate.json").write_text("{}")
+    write_gate(tmp_path / "run" / "step_0000003", gate)
     uploading.Uploads(recipe(keep=1).checkpoint, lines.append).finish()
     assert whole(store) == ["step_0000003", "step_0000007"] and len(lines) == 1
-    assert store.read("step_0000003/gate.json") == b"{}", "of the best step, too"
+    assert store.is_object("gates/held_out.step_0000003.json"), "of the best step, too"
 
 
 def test_going_back_to_an_earlier_step_sets_newer_ones_aside_in_the_store_too(recipe, store, tmp_path, capfd):

@@ -128,6 +128,28 @@ def test_pruning_spares_the_best_step_and_says_beforehand_what_goes(tmp_path: Pa
     assert atomic.prune(tmp_path, keep=1) == [steps[1]]
 
 
+def test_the_best_step_on_the_disk_stays_until_a_better_one_is_there(tmp_path: Path) -> None:
+    """A better one is named before it is saved. The process may be killed in between, and pruning may come from another thread."""
+    steps = {step: _publish(tmp_path, step, b"x") for step in (1, 2, 3)}
+    atomic.mark_best(tmp_path, 1, 2.0)
+    atomic.mark_best(tmp_path, 4, 1.5)  # on its way
+    atomic.mark_best(tmp_path, 6, 1.0)  # measured while 4 is still written
+    assert atomic.best_step(tmp_path) == tmp_path / "step_0000006" and atomic.kept_best(tmp_path) == steps[1]
+    assert atomic.prune(tmp_path, keep=1) == [steps[2]]
+    steps.update({step: _publish(tmp_path, step, b"x") for step in (4, 5)})
+    assert atomic.prune(tmp_path, keep=1) == [steps[1], steps[3]] and atomic.kept_best(tmp_path) == steps[4]
+    steps[6] = _publish(tmp_path, 6, b"x")
+    assert atomic.prune(tmp_path, keep=1) == [steps[4], steps[5]]
+    atomic.mark_best(tmp_path, 8, 0.5)
+    atomic.mark_best(tmp_path, 6, 1.0)  # the start after a kill
+    assert json.loads((tmp_path / atomic.BEST).read_text()) == {"step": 6, "loss": 1.0, "before": []}
+    (tmp_path / atomic.BEST).write_text('{"step": 6, "before": ["two"]}')
+    with pytest.raises(ValueError, match="best.json does not name a step .*; remove it, and the best step may be pruned"):
+        atomic.kept_best(tmp_path)
+    (tmp_path / atomic.BEST).write_text('{"step": 6, "loss": 1.0}')  # of an earlier version
+    assert atomic.kept_best(tmp_path) == steps[6]
+
+
 def test_a_marker_that_names_no_step_is_refused_before_anything_goes(tmp_path: Path) -> None:
     steps = [_publish(tmp_path, step, b"x") for step in (1, 2)]
     (tmp_path / atomic.BEST).write_text('{"step": "two"}')
