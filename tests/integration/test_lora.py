@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.engine.loop import train
 from mindspeed_vita.models.lora import is_adapter
+from tests.integration.conftest import save_fresh_weights
 from tests.integration.mindspeed_run import MindSpeed
 from tests.tiny_data import TinyData, read_metrics
 
@@ -20,20 +22,23 @@ LORA = {"rank": 4, "alpha": 8, "parts": ["language", "vision", "projector"]}
 STEPS = 6
 
 
-@pytest.mark.parametrize("sizes", [{"tp": 2}, {"pp": 2, "cp": 2}], ids=["tp2", "pp2_cp2"])
-def test_adapters_train_the_built_in_engines_curve_continue_and_convert(
-    mindspeed: MindSpeed, tiny: TinyData, weights: Path, tmp_path: Path, sizes: dict[str, int]
-):
-    def recipe(name: str, **sections: Any) -> Any:
-        settings = {"init_from": str(weights), "save_every": 3}
-        return tiny.recipe(tmp_path / name, lora=LORA, train={"steps": STEPS}, checkpoint=settings, **sections)
+SIZES = {"tp2": {"tp": 2}, "pp2cp2": {"pp": 2, "cp": 2}, "pp2, 2 virtual stages": {"pp": 2, "virtual_stages": 2}}
 
-    built_in, inside = recipe("built_in"), recipe("inside", parallel=sizes)
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_adapters_train_the_built_in_engines_curve_continue_and_convert(mindspeed: MindSpeed, tiny: TinyData, tmp_path: Path, layout: str):
+    def recipe(name: str, **sections: Any) -> Any:
+        told = tiny.recipe(tmp_path / name, train={"steps": STEPS}, **sections)
+        language = replace(told.model.language, num_layers=4 if "virtual" in layout else 2)
+        return replace(told, model=replace(told.model, language=language))
+
+    start = save_fresh_weights(recipe("weights"), tmp_path / "weights")
+    settings, sizes = {"lora": LORA, "checkpoint": {"init_from": str(start), "save_every": 3}}, SIZES[layout]
+    built_in, inside = recipe("built_in", **settings), recipe("inside", parallel=sizes, **settings)
     train(built_in)
-    expected, world = dict(enumerate(read_metrics(tmp_path / "built_in"), 1)), 2 * (len(sizes))
+    expected, world = dict(enumerate(read_metrics(tmp_path / "built_in"), 1)), 4 if "cp" in sizes else 2
     name = "lora_" + "_".join(sizes)
     first = mindspeed.train(inside, world, name, flags=["--exit-interval", "3"])
-    layout = "".join(f"{axis}{size}" for axis, size in sizes.items())
     assert mindspeed.off_by(f"fp32, LoRA, {layout}, built-in engine's curve", world, first, expected) <= 1e-6
     second = mindspeed.train(inside, world, f"{name}_resumed")
     assert second.status == 0 and sorted(second.losses) == [4, 5, 6], second.text[-3000:]

@@ -19,8 +19,8 @@ from tests.tiny_data import TinyData
 
 FLAGS = ["--ckpt-format", "torch_dist", "--async-save"]
 STEPS, SAVED = 6, 3
-LOSS = {"fp32": 1e-6, "bf16": 1e-4}
-"""Relative, as in test_convert.py."""
+LOSS = {"fp32": 1e-6, "bf16": 5e-4}
+"""Relative. Another tp sums in another order, in bf16: 1.5e-4 was the worst, and the same layout continues bit for bit."""
 LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {"tp1 pp2": (2, {"pp": 2}), "tp2 pp1 dp2": (4, {"tp": 2})}
 WRITES = """
 import inspect

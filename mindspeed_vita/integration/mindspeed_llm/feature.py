@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from mindspeed_vita.config import validate
 from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_arguments, register
+from mindspeed_vita.integration.mindspeed_llm.high_availability import check_replicas
 from mindspeed_vita.integration.mindspeed_llm.parser_table import refuse_line
 from mindspeed_vita.integration.mindspeed_llm.refusals import check_arguments, check_pipeline, check_stores, check_tower, uneven_pipeline
 from mindspeed_vita.integration.mindspeed_llm.saved import check_writer
@@ -45,6 +46,7 @@ class VitaFeature:
         check_tower(recipe)
         check_pipeline(recipe)
         check_stores(recipe)
+        check_replicas(arguments)
         if arguments.lr_warmup_fraction:
             steps = arguments.lr_decay_iters or arguments.train_iters
             # whole steps, as in the built-in engine: Megatron would warm up for part of one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -14,6 +15,11 @@ from mindspeed_vita.integration.mindspeed_llm.arguments import recipe_from_argum
 from mindspeed_vita.integration.mindspeed_llm.decoder_flags import check_decoder
 from mindspeed_vita.integration.mindspeed_llm.flags import RECOMPUTE, TRACKER, attribute
 from mindspeed_vita.integration.mindspeed_llm.handover import holds_checkpoint
+from mindspeed_vita.integration.mindspeed_llm.high_availability import (
+    apply_environment,
+    check_high_availability,
+    is_watched_by_mindio,
+)
 from mindspeed_vita.integration.mindspeed_llm.parser_table import PINNED, build_parser
 from mindspeed_vita.integration.mindspeed_llm.saved import DISTRIBUTED, check_saved
 from mindspeed_vita.integration.mindspeed_llm.verdicts import judge, told
@@ -36,6 +42,7 @@ def check_arguments(
     Raises:
         ValueError: one message with every problem.
     """
+    apply_environment(arguments, os.environ)
     refused, unused = judge(parser, arguments, given)
     decoder = check_decoder(arguments, language or LanguageConfig())
     combined = [*_combinations(arguments, given), *_evaluation(arguments, given)]
@@ -156,6 +163,8 @@ def _combinations(arguments: argparse.Namespace, given: Collection[str]) -> list
         problems.append(f"--async-save without --ckpt-format {DISTRIBUTED}: only that format is written while steps run; add it")
     if _get(arguments, "ckpt_format") == DISTRIBUTED and recipe_from_arguments(arguments).lora.rank:
         problems.append(f"--ckpt-format {DISTRIBUTED} with --vita-lora-rank: adapters are saved alone, in the format torch; use that")
+    if is_watched_by_mindio(arguments):
+        problems += check_high_availability(arguments, adapters=bool(recipe_from_arguments(arguments).lora.rank))
     ours = _get(arguments, attribute(RECOMPUTE))
     if _get(arguments, "recompute_norm") and ours in WHOLE_LAYERS:
         problems.append(

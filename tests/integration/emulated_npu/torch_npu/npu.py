@@ -104,6 +104,7 @@ def _zero(*args, **kwargs):
 
 set_device = init = _lazy_init = synchronize = set_stream = empty_cache = ipc_collect = _nothing
 set_compile_mode = set_option = set_per_process_memory_fraction = reset_peak_memory_stats = reset_max_memory_allocated = seed = _nothing
+stop_device = restart_device = _nothing  # a real one then raises FORCE STOP in whoever uses it
 memory_allocated = max_memory_allocated = memory_reserved = max_memory_reserved = _zero
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.integration.mindspeed_llm.feature import VitaFeature
+from mindspeed_vita.integration.mindspeed_llm.high_availability import check_replicas
 from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
 from mindspeed_vita.integration.mindspeed_llm.saved import check_writer
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream, imports_of_upstream
@@ -83,6 +84,11 @@ BAD = [
     ("--async-save", "--async-save without --ckpt-format torch_dist"),
     ("--ckpt-format torch_dist --vita-lora-rank 4", "--ckpt-format torch_dist with --vita-lora-rank: adapters are saved alone"),
     ("--ckpt-format zarr", "argument --ckpt-format: invalid choice|--ckpt-format zarr: .*use torch or torch_dist"),
+    ("--enable-high-availability --vita-lora-rank 4", "--enable-high-availability with --vita-lora-rank: .*leave one of them out"),
+    ("--enable-high-availability --ckpt-format torch_dist", "--enable-high-availability with --ckpt-format torch_dist: .*use that"),
+    ("--enable-high-availability --overlap-param-gather", "--enable-high-availability with --overlap-param-gather: .*leave one"),
+    ("--enable-high-availability --swap-optimizer", "--enable-high-availability with --swap-optimizer: .*leave one of them out"),
+    ("--enable-worker-reboot", "--enable-worker-reboot: .*leave it out, and set HIGH_AVAILABILITY to nothing but dump"),
     ("--iterations-to-skip 3 4", "--iterations-to-skip 3 4: a step that is skipped"),
     ("--lr-warmup-iters 5", "--lr-warmup-iters next to --lr-warmup-fraction"),
     ("--no-such-flag 1", "--no-such-flag 1: MindSpeed-LLM 26.1.0 has no such flag"),
@@ -95,6 +101,39 @@ BAD = [
 def test_a_flag_is_refused_with_what_to_change(flags: str, message: str):
     with pytest.raises(ValueError, match=message):
         check_line([*LINE, *flags.split()])
+
+
+def test_mindios_checkpoint_after_a_fault_is_accepted_and_its_repairs_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """HIGH_AVAILABILITY, which MindSpeed-LLM reads later than this, counts as the flags do."""
+    monkeypatch.delenv("HIGH_AVAILABILITY", raising=False)
+    flag = "--enable-high-availability"
+    assert check_line([*LINE, flag]) == []
+    fp32 = without("--bf16", "--use-distributed-optimizer")
+    for line, words in ((without("--save", "--save-interval"), "without --save"), (fp32, "in fp32")):
+        with pytest.raises(ValueError, match=f"{flag} {words}"):
+            check_line([*line, flag])
+        check_line(line)
+    for strategy, refused in (("recover", "worker-reboot"), ("dump,Retry", "hbmfault-repair"), ("elastic-training", "elastic-training")):
+        monkeypatch.setenv("HIGH_AVAILABILITY", strategy)
+        with pytest.raises(ValueError, match=f"--enable-{refused}: .*set HIGH_AVAILABILITY to nothing but dump"):
+            check_line(LINE)
+    monkeypatch.setenv("HIGH_AVAILABILITY", "dump")
+    assert check_line(LINE) == []
+    (tmp_path / "mindio_acp.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="--enable-high-availability where mindio_acp is installed: .*uninstall mindio_acp"):
+        check_line(LINE)
+
+
+@pytest.mark.parametrize("world, tp, same", [(8, 8, 1), (24, 8, 3), (8, 4, 0), (16, 8, 0)])
+def test_mindio_needs_an_even_number_of_ranks_with_the_same_weights(world: int, tp: int, same: int):
+    _, arguments = parsed([*good_line(parallel={"tp": tp}), "--enable-high-availability"])
+    arguments.world_size = world
+    if same:
+        with pytest.raises(ValueError, match=f"on {world} processes with tp={tp} pp=1: {same} of them have the same weights"):
+            check_replicas(arguments)
+    else:
+        check_replicas(arguments)
 
 
 LACKING = [

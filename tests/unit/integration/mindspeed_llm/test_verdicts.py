@@ -72,8 +72,8 @@ def test_a_flag_of_a_later_parser_is_refused_where_it_is_given():
 
 def test_a_refused_value_that_did_not_come_from_the_command_line_is_refused():
     parser, arguments = parsed(good_line())
-    arguments.enable_high_availability = True  # upstream reads it from the environment
-    assert [line.split(":")[0] for line in judge(parser, arguments, ())[0]] == ["--enable-high-availability"]
+    arguments.enable_worker_reboot = True  # upstream reads it from the environment
+    assert [line.split(":")[0] for line in judge(parser, arguments, ())[0]] == ["--enable-worker-reboot"]
 
 
 def test_a_table_reads_back_as_the_parser_it_describes():
