@@ -1,4 +1,4 @@
-"""Numbers in sentences and in tables. The standard library alone, like choices.py."""
+"""Numbers in sentences and in tables, and text of others in them. The standard library alone, like choices.py."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def aligned(lines: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
         return "  ".join(placed).rstrip()
 
     return [padded(line) for line in lines]
+
+
+def printable(text: object) -> str:
+    """Text of a file without what moves a cursor or cannot be encoded."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))

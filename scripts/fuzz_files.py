@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 nice -n 15 python scripts/fuzz_files.py [--cases 50000] [--seed 0] [--only recipes,pipelines,...]
 
-Parts: recipes and pipelines (YAML), records (a step's and an export's JSON files), native, exports and megatron (checkpoints, their weights
-too), tags (what tokens of pictures and tiles can be), and bodies (requests to `vita serve`). scripts/fuzz_data.py does the same to rows,
-mixtures, shards and media. A case follows from the seed and its number. Any outcome but these two is printed, and the exit status is 1.
+Parts: recipes and pipelines (YAML), records (a step's and an export's JSON files), native, exports, megatron and adapters (checkpoints,
+their weights too), tags (what tokens of pictures and tiles can be), and bodies (requests to `vita serve`). scripts/fuzz_data.py does the
+same to rows, mixtures, shards and media. A case follows from the seed and its number. Any outcome but these two is printed, and the exit
+status is 1.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ with packages_needed():
     from fuzz_data import Outcome, mutated_bytes, mutated_value
 
     from mindspeed_vita.checkpoint import gates, lineage
+    from mindspeed_vita.checkpoint.adapter import peft_files
+    from mindspeed_vita.checkpoint.adapter.layers import initial_matrices
+    from mindspeed_vita.checkpoint.adapter.source import open_adapter
     from mindspeed_vita.checkpoint.conversion import IN_MEMORY
     from mindspeed_vita.checkpoint.hf.export import export_hf
     from mindspeed_vita.checkpoint.hf.weights import native_tensors
@@ -37,7 +41,17 @@ with packages_needed():
     from mindspeed_vita.checkpoint.native.checkpoint import save_full_weights
     from mindspeed_vita.checkpoint.native.step_folder import TrainState, load_state
     from mindspeed_vita.checkpoint.source import SourceOptions, open_source
-    from mindspeed_vita.config import DataConfig, LanguageConfig, ModelConfig, ProjectorConfig, Recipe, VisionConfig, load_recipe, validate
+    from mindspeed_vita.config import (
+        DataConfig,
+        LanguageConfig,
+        LoraConfig,
+        ModelConfig,
+        ProjectorConfig,
+        Recipe,
+        VisionConfig,
+        load_recipe,
+        validate,
+    )
     from mindspeed_vita.data.templates import get_template
     from mindspeed_vita.data.tiny_tokenizer import train_tokenizer
     from mindspeed_vita.data.tokenizer import load_tokenizer, vision_token_ids
@@ -227,6 +241,23 @@ def _megatron(folder: Path) -> Files:
     return Files(folder, names, read)
 
 
+def _adapters(folder: Path) -> Files:
+    lora = LoraConfig(rank=2, parts=("language", "projector"))
+    for name in ("ours", "peft"):
+        (folder / name).mkdir()
+        peft_files.write_peft(folder / name, held(initial_matrices(_MODEL, lora, 1)), Recipe(name="fuzz", model=_MODEL, lora=lora))
+    (folder / "peft" / peft_files.OURS).unlink()  # peft does not write it
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+    def read(path: Path) -> None:
+        for name in ("ours", "peft"):
+            matrices = open_adapter(path / name).read(_MODEL)
+            for matrix in matrices:
+                matrices[matrix].sum()
+
+    return Files(folder, names, read)
+
+
 def _tags(folder: Path) -> Calls:
     _, _, tokenizer = _made(folder)
     ids = vision_token_ids(tokenizer)
@@ -302,6 +333,7 @@ PARTS: dict[str, Callable[[Path], Any]] = {
     "native": _native,
     "exports": _exports,
     "megatron": _megatron,
+    "adapters": _adapters,
     "tags": _tags,
     "bodies": _bodies,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Optional
@@ -40,7 +41,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         numbers = (self.measured, self.bound)
-        if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
+        if not all(map(_is_number, numbers)):
             raise ValueError(f"gate {self.name!r}: measured={self.measured!r}, bound={self.bound!r}; expected numbers")
         if not _NAME.fullmatch(self.name) or self.better not in BETTER:
             raise ValueError(
@@ -89,18 +90,22 @@ def judged_step(checkpoint: Path) -> Optional[Path]:
     """The step that the gates of a checkpoint are about, as `<run>/step_XXXXXXX`, whether that folder is there or not.
 
     Args:
-        checkpoint: native run or step folder, or what MindSpeed-LLM saved, whose iterations count as steps.
+        checkpoint: native run or step folder, what MindSpeed-LLM saved, whose iterations count as steps, or what a run on transformers'
+            Trainer wrote at its end, in that run's folder.
 
     Returns:
-        None for a Hugging Face or peft folder, which no run starts from, and for weights without a step.
+        None for any other Hugging Face or peft folder, which belongs to no run, and for weights without a step.
 
     Raises:
         ValueError: there is no checkpoint.
     """
+    from mindspeed_vita.checkpoint import lineage
     from mindspeed_vita.checkpoint.megatron import rank_files  # imports torch
 
     if any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return None
+        record, run = lineage.read(checkpoint), checkpoint.parent
+        trained = record is not None and record.made_by == "training" and (run / f"checkpoint-{record.step}").is_dir()
+        return run / atomic.step_name(record.step) if trained and record and record.step else None
     if not rank_files.is_mindspeed(checkpoint):
         return step_folder.find(checkpoint)
     found = rank_files.iteration_of(checkpoint)
@@ -137,6 +142,13 @@ def check_handover(checkpoint: Path) -> None:
             f"{judged_step(checkpoint)} is held back: {lines}. Train that stage further, start from another step, measure again with "
             "another bound (`vita eval`), or remove the file to start from it all the same"
         )
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number that a float can hold; an integer of JSON may have hundreds of digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def _read(path: Path) -> Gate:

@@ -17,6 +17,7 @@ import mindspeed_vita
 from mindspeed_vita.checkpoint.native import atomic
 from mindspeed_vita.checkpoint.native.step_folder import find, flat, load_state, saved_recipe, weights_identity
 from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.wording import printable
 
 LINEAGE = "lineage.json"
 """Name of the record, in a step folder, an export, or a folder of MindSpeed-LLM."""
@@ -27,6 +28,8 @@ _PLACES = frozenset(
     }
 )
 """Keys that say where something lies. The data's fingerprint and the parents say what lay there."""
+GENERATIONS = 200
+"""Most records on the way from a checkpoint to the first of its ancestors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,20 @@ class Lineage:
     parents: tuple[Lineage, ...] = ()
     """What it was made from."""
 
+    def __post_init__(self) -> None:
+        """Refuses a history that is too long to be written and read again.
+
+        Raises:
+            ValueError: it has more than GENERATIONS generations.
+        """
+        if self.generations > GENERATIONS:
+            raise ValueError(f"the history of {self.name!r} has more than {GENERATIONS} generations")
+
+    @property
+    def generations(self) -> int:
+        """Records on the longest way to an ancestor, this one included."""
+        return 1 + max((parent.generations for parent in self.parents), default=0)
+
     @property
     def identity(self) -> str:
         """Differs where anything in the history differs. 16 hexadecimal digits."""
@@ -90,7 +107,7 @@ def decode(content: Mapping[str, Any]) -> Lineage:
         found = Lineage(**values)
         _check(found)
         return found
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no record of a lineage ({error})") from error
 
 
@@ -125,7 +142,9 @@ def read(folder: Path) -> Optional[Lineage]:
     try:
         return decode(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}; restore the file, or remove it: the history is then unknown") from error
+        of_step = (folder / atomic.CHECKSUMS).is_file()  # they name the record, so a step without it is damaged
+        advice = "restore the step from a copy" if of_step else "restore the file, or remove it: the history is then unknown"
+        raise ValueError(f"{path}: {error}; {advice}") from error
 
 
 def of_step(folder: Path) -> Lineage:
@@ -184,7 +203,10 @@ def of_state(folder: Path, state: Optional[Mapping[str, Any]]) -> Lineage:
     from mindspeed_vita.checkpoint.megatron.rank_files import rank_files
 
     if state and "lineage" in state:
-        return decode(state["lineage"])
+        try:
+            return decode(state["lineage"])
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}; restore the checkpoint") from error
     return _unknown(folder, rank_files(folder).values())
 
 
@@ -271,7 +293,7 @@ def _lines(lineage: Lineage, first: str, rest: str) -> Iterator[str]:
     below = "│  " if lineage.parents else "   "
     for change in lineage.changes:
         told = ", ".join(f"{key}: {before} -> {after}" for key, (before, after) in change.settings.items())
-        yield f"{rest}{below}continued from step {change.step} by {change.code}{'; ' + told if told else ''}"
+        yield f"{rest}{below}" + printable(f"continued from step {change.step} by {change.code}{'; ' + told if told else ''}")
     for number, parent in enumerate(lineage.parents, 1):
         last = number == len(lineage.parents)
         yield from _lines(parent, f"{rest}{'└─ ' if last else '├─ '}", f"{rest}{'   ' if last else '│  '}")
@@ -284,7 +306,7 @@ def _describe(lineage: Lineage) -> str:
     hashes = {"recipe": lineage.recipe, "data": lineage.data, "weights": lineage.weights}
     said += [f"{key} {value[:12]}" for key, value in hashes.items() if value]
     said += [f"{key} {value}" for key, value in lineage.settings.items()]
-    return ", ".join((*said, f"code {lineage.code or 'unknown'}"))
+    return printable(", ".join((*said, f"code {lineage.code or 'unknown'}")))
 
 
 def code_version() -> str:

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import mindspeed_vita
 from mindspeed_vita.checkpoint.conversion import nothing
 from mindspeed_vita.checkpoint.native.step_folder import weights_identity
-from mindspeed_vita.config import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config import Recipe, load_recipe, recipe_of_checkpoint, recipe_to_dict
 from mindspeed_vita.files.tensors import Tensors
 from mindspeed_vita.files.unfinished import state_of
 
@@ -149,7 +149,7 @@ def _native(folder: Path, options: SourceOptions) -> Source:
     if options.vision:
         raise ValueError(f"{folder} is a native checkpoint and holds its tower; leave --vision out")
     weights, content, wait = native.open_full_weights(folder, compare=options.compare)
-    recipe = _with_tokenizer(recipe_from_dict(content, where=str(folder)), options)
+    recipe = _with_tokenizer(recipe_of_checkpoint(content, folder), options)
     files = _weight_files(native.find(folder) / "weights")
     return Source(format="native", weights=weights, recipe=recipe, files=files, wait=wait)
 
@@ -163,7 +163,7 @@ def _mindspeed(folder: Path, options: SourceOptions) -> Source:
     content = None if distributed else rank_files.saved_recipe(folder)
     if content is None and not options.recipe:
         raise ValueError(f"{folder} does not say its sizes; add --recipe with a recipe of the same architecture")
-    recipe = load_recipe(options.recipe) if options.recipe else recipe_from_dict(content or {}, where=str(folder))
+    recipe = load_recipe(options.recipe) if options.recipe else recipe_of_checkpoint(content or {}, folder)
     if distributed:
         weights, files = dist_files.read_full_weights(folder, recipe.model.language.num_layers)
     else:

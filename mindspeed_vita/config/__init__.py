@@ -7,6 +7,7 @@ from mindspeed_vita.config.load import (
     load_recipe,
     model_config_from_dict,
     recipe_from_dict,
+    recipe_of_checkpoint,
     recipe_to_dict,
 )
 from mindspeed_vita.config.lora import LORA_TARGETS
@@ -74,6 +75,7 @@ __all__ = [
     "projector_names",
     "projector_traits",
     "recipe_from_dict",
+    "recipe_of_checkpoint",
     "recipe_to_dict",
     "register_language",
     "register_projector_traits",

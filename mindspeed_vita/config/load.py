@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,6 +21,8 @@ from mindspeed_vita.config.presets import MODELS, STAGES, TOWERS
 from mindspeed_vita.config.recipe import ModelConfig, Recipe
 from mindspeed_vita.config.unique_keys import load_yaml, read_yaml
 
+_STEP = re.compile(r"step_\d+|iter_\d+|checkpoint-\d+")
+"""Folders of checkpoints in the folder of a run."""
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -44,27 +47,46 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _recipe(content, str(path), path.parent, [override.partition("=")[0] for override in overrides])
 
 
-def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe", folder: Optional[Path] = None) -> Recipe:
-    """Builds a Recipe from nested dicts; see load_recipe for the order of defaults.
+def recipe_from_dict(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Builds a Recipe from nested dicts; see load_recipe for the order of defaults. Plugins are looked for on Python's path alone.
 
     Args:
         content: the sections.
         where: file, for messages.
-        folder: folder of that file, where plugins are looked for first; None: on Python's path alone.
 
     Raises:
         ValueError: as load_recipe.
     """
-    return _recipe(content, where, folder, ())
+    return _recipe(content, where, None, ())
+
+
+def recipe_of_checkpoint(content: Mapping[str, Any], folder: Path) -> Recipe:
+    """Builds the Recipe that a checkpoint holds. Its maker need not be trusted: no variable expands, and no code in the folder runs.
+
+    Args:
+        content: the sections.
+        folder: of the checkpoint.
+
+    Raises:
+        ValueError: as load_recipe, or a plugin lies in the checkpoint.
+    """
+    _import_named(content, lambda names: import_plugins(names, f"{folder}: plugins", checkpoint=folder))
+    return build(Recipe, _merge(_defaults(content), content), str(folder), root=Recipe, known={}, overridden=())
 
 
 def _recipe(content: Mapping[str, Any], where: str, folder: Optional[Path], overridden: Collection[str]) -> Recipe:
     content, unset = expanded(content)
-    if "plugins" not in unset and isinstance(content.get("plugins"), (str, list)):
-        names = [read_text(name) for name in read_list(content["plugins"])]
-        import_plugins([name for name in names if isinstance(name, str)], f"{where}: plugins", folder)
+    if "plugins" not in unset:
+        _import_named(content, lambda names: import_plugins(names, f"{where}: plugins", folder))
     merged = _merge(_defaults(content), content)
     return build(Recipe, merged, where, root=Recipe, known=unset, overridden=overridden)
+
+
+def _import_named(content: Mapping[str, Any], imported: Callable[[Sequence[str]], None]) -> None:
+    """Imports the plugins that a recipe names; what is no list of names is refused afterwards."""
+    if isinstance(content.get("plugins"), (str, list)):
+        names = [read_text(name) for name in read_list(content["plugins"])]
+        imported([name for name in names if isinstance(name, str)])
 
 
 def _defaults(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +111,7 @@ def _name(value: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def import_plugins(names: Sequence[str], where: str, folder: Optional[Path] = None) -> None:
+def import_plugins(names: Sequence[str], where: str, folder: Optional[Path] = None, checkpoint: Optional[Path] = None) -> None:
     """Imports the modules that register decoders, towers, projectors or formats. One that lies in the folder is taken from there.
 
     The folder stays on Python's path: a plugin may import its neighbours, and processes that are started later inherit the path.
@@ -98,11 +120,16 @@ def import_plugins(names: Sequence[str], where: str, folder: Optional[Path] = No
         names: of the modules.
         where: where they are named, for the message.
         folder: folder of the recipe that names them; None: they are looked for on Python's path alone.
+        checkpoint: that names them. Its maker need not be trusted, so none is imported from there.
 
     Raises:
-        ValueError: one cannot be imported, or another module of its name is loaded.
+        ValueError: one cannot be imported, another module of its name is loaded, or it lies in the checkpoint.
     """
     for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"{where}: {name!r} cannot be imported: it is no name of a module; expected one such as my_towers")
+        if checkpoint is not None:
+            _refuse_from(checkpoint, name, where)
         beside = _beside(name, folder)
         if beside is not None and str(beside.parent) not in sys.path:
             sys.path.insert(0, str(beside.parent))
@@ -120,6 +147,32 @@ def import_plugins(names: Sequence[str], where: str, folder: Optional[Path] = No
             raise ValueError(f"{where}: {name!r} lies at {beside}, but {loaded} has the same name and is loaded; rename yours")
 
 
+def _refuse_from(checkpoint: Path, name: str, where: str) -> None:
+    """Refuses a module that lies in the folder of a checkpoint's run. One that is loaded was asked for elsewhere."""
+    root = (checkpoint.parent if _STEP.fullmatch(checkpoint.name) else checkpoint).resolve()
+    parts = name.split(".")
+    for number in range(len(parts)):  # a package runs before what is in it
+        package = ".".join(parts[: number + 1])
+        if package in sys.modules:
+            continue
+        inside = next((place for place in _places(package) if place == root or root in place.parents), None)
+        if inside is not None:
+            raise ValueError(
+                f"{where}: {name!r} lies at {inside}, in the folder of the checkpoint, whose code is not run; "
+                "if you trust it, copy it to a folder of your own on PYTHONPATH"
+            )
+
+
+def _places(module: str) -> Iterator[Path]:
+    """The files or folders that an import of a module would take; none where there is no such module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # the import says it better
+        return
+    if spec is not None:
+        yield from (Path(place).resolve() for place in (spec.origin, *(spec.submodule_search_locations or ())) if place)
+
+
 def _beside(name: str, folder: Optional[Path]) -> Optional[Path]:
     """The plugin's file or package in a folder, if it is there."""
     if folder is None:
@@ -135,8 +188,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def model_config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
     """The model section of a saved recipe."""
-    values, unset = expanded(content, "model.") if isinstance(content, Mapping) else (content, {})
-    return build(ModelConfig, values, "model section", prefix="model.", root=Recipe, known=unset)
+    return build(ModelConfig, content, "model section", prefix="model.", root=Recipe, known={})
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.adapters import check_adapters
 from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import SourceOptions
-from mindspeed_vita.config import MODULES, LoraConfig, Recipe, recipe_from_dict
+from mindspeed_vita.config import MODULES, LoraConfig, Recipe, recipe_of_checkpoint
 from mindspeed_vita.engine.chosen_step import choose_step
 from mindspeed_vita.files.tensors import Tensors
 
@@ -96,7 +96,7 @@ def find_run_base(recipe: Recipe, resume_from: Optional[Path], saved: Optional[M
     if resume_from is not None:
         assert saved is not None
         check_adapters(resume_from, saved, recipe)
-        told, where = recipe_from_dict(saved, where=str(resume_from)).lora, resume_from
+        told, where = recipe_of_checkpoint(saved, resume_from).lora, resume_from
     elif origin is not None and holds_adapters(origin):
         gates.check_handover(origin)
         adapter = open_adapter(origin)
@@ -118,16 +118,21 @@ def find_run_base(recipe: Recipe, resume_from: Optional[Path], saved: Optional[M
 
 def _check_same(adapter: AdapterSource, recipe: Recipe) -> None:
     """Refuses to start from adapters that have other layers or another rank or scale."""
-    own, there = recipe.lora, adapter.lora
-    differing = [
-        f"lora.{name}: {found} there, {wanted} here"
-        for name, found, wanted in (
-            ("rank", there.rank, own.rank),
-            ("alpha", there.alpha, own.alpha),
-            ("rslora", there.rslora, own.rslora),
-            *((f"targets of {part}", there.of(part), own.of(part)) for part in MODULES),
-        )
-        if found != wanted
-    ]
+    differing = differing_adapters(adapter.lora, recipe.lora)
     if differing:
         raise ValueError(f"checkpoint.init_from={adapter.folder} holds other adapters ({'; '.join(differing)}); use the same settings")
+
+
+def differing_adapters(there: LoraConfig, here: LoraConfig) -> list[str]:
+    """What keeps a run from starting with the adapters of another: settings that differ, with both values.
+
+    Args:
+        there, here: of the earlier run, and of this one.
+    """
+    settings = (
+        ("rank", there.rank, here.rank),
+        ("alpha", there.alpha, here.alpha),
+        ("rslora", there.rslora, here.rslora),
+        *((f"targets of {part}", there.of(part), here.of(part)) for part in MODULES),
+    )
+    return [f"lora.{name}: {found} there, {wanted} here" for name, found, wanted in settings if found != wanted]

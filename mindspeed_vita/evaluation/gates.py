@@ -23,7 +23,7 @@ def record_gate(checkpoint: Path, gate: Gate) -> Optional[Path]:
         gate: the measured value and its bound.
 
     Returns:
-        The file; None for a Hugging Face folder, which no run starts from.
+        The file; None for a Hugging Face folder that belongs to no run.
 
     Raises:
         OSError: the file cannot be written.
@@ -43,7 +43,7 @@ def judge(checkpoint: Path, gate: Gate) -> int:
         OSError: the file cannot be written.
     """
     path = record_gate(checkpoint, gate)
-    print(gate.describe() + (f" ({path})" if path else "; an export is no start of a stage, so nothing is written next to it"))
+    print(gate.describe() + (f" ({path})" if path else "; the export belongs to no run, so nothing is written next to it"))
     return status_of(gate)
 
 

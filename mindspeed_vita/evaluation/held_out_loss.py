@@ -14,7 +14,7 @@ from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.checkpoint.native.ranks import on_first_rank
 from mindspeed_vita.checkpoint.source import Source, SourceOptions, open_source
 from mindspeed_vita.choices import Precision
-from mindspeed_vita.config import SUPERVISED, ParallelConfig, Recipe, load_recipe, recipe_from_dict
+from mindspeed_vita.config import SUPERVISED, ParallelConfig, Recipe, load_recipe, recipe_of_checkpoint
 from mindspeed_vita.config.recompute import without_recomputation
 from mindspeed_vita.data.prepare import index_folder
 from mindspeed_vita.engine import metrics
@@ -89,7 +89,7 @@ def measure_loss(folder: Path, options: LossOptions) -> MeasuredLoss:
 
 def _measure(folder: Path, options: LossOptions) -> MeasuredLoss:
     source = None if _is_native(folder, options) else _open(folder, options)
-    kept = source.recipe if source is not None else recipe_from_dict(native.saved_recipe(folder), where=str(folder))
+    kept = source.recipe if source is not None else recipe_of_checkpoint(native.saved_recipe(folder), folder)
     recipe = _recipe(kept, options, source)
     platform = get_platform()
     with distributed(recipe, platform) as layout:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from mindspeed_vita.planner.time_model import StepTime
 
@@ -28,21 +29,25 @@ def read_calibration(text: str) -> dict[str, float]:
         ValueError: neither; an unknown key; no positive number; or a file without steps.
     """
     if "=" in text and not Path(text).is_file():
-        return dict(_pair(pair.strip(), text) for pair in text.split(","))
+        pairs = [_pair(pair.strip(), text) for pair in text.split(",")]
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"--calibrate {text}: a key stands there twice; give each once")
+        return dict(pairs)
     path = Path(text)
     if not path.is_file():
         raise ValueError(f"--calibrate {text}: no such file; expected a metrics.jsonl of this layout, or {STEP}=NUMBER")
     found: list[float] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"--calibrate {text}: line {number} is not JSON; expected a run's metrics.jsonl") from error
-        if isinstance(entry, dict) and isinstance(entry.get(STEP), (int, float)):
-            found.append(float(entry[STEP]))
+        if isinstance(entry, dict) and STEP in entry:
+            found.append(_seconds(entry[STEP], f"{text}: line {number}"))
     if len(found) <= _WARM_UP:
         raise ValueError(f"--calibrate {text}: {len(found)} steps with {STEP!r}; expected at least {_WARM_UP + 1}, the first is left out")
-    return {STEP: _positive(STEP, statistics.median(found[_WARM_UP:]), text)}
+    return {STEP: statistics.median(found[_WARM_UP:])}
 
 
 def factors(modelled: StepTime, measured: Mapping[str, float]) -> dict[str, float]:
@@ -79,14 +84,14 @@ def _pair(pair: str, text: str) -> tuple[str, float]:
     key, _, value = pair.partition("=")
     if key not in (STEP, *_PARTS):
         raise ValueError(f"--calibrate {text}: unknown key {key!r}; expected {STEP}, or a part: {', '.join(_PARTS)}")
+    return key, _seconds(value, text, key)
+
+
+def _seconds(value: Any, text: str, key: str = STEP) -> float:
     try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"--calibrate {text}: {key} is {value!r}; expected a number of seconds") from None
-    return key, _positive(key, number, text)
-
-
-def _positive(key: str, number: float, text: str) -> float:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = math.nan
     if not math.isfinite(number) or number <= 0:
-        raise ValueError(f"--calibrate {text}: {key} is {number}; expected a positive number of seconds")
+        raise ValueError(f"--calibrate {text}: {key} is {value!r}; expected a positive number of seconds")
     return number

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mindspeed_vita.config import yaml_problem
+from mindspeed_vita.config.unique_keys import read_yaml
 
 _FOLDER = Path(__file__).parent / "devices"
 KINDS = ("npu", "cuda")
@@ -81,13 +79,7 @@ def load_device(name: str) -> Device:
         if not path.is_file():
             known = ", ".join([*device_names(), *KINDS])
             raise ValueError(f"--device {name!r}: expected one of {known}, or a YAML file of constants")
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"device file {name}: not YAML: {yaml_problem(error)}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"device file {name}: no text in UTF-8 ({error}); save it as UTF-8") from error
-    return _device(name, content)
+    return _device(name, read_yaml(path, "device file"))
 
 
 def _device(name: str, content: Any) -> Device:
@@ -110,7 +102,7 @@ def _problem(key: str, value: Any) -> list[str]:
     if key == "kind":
         return [] if value in KINDS else [f"kind is {value!r}, expected {' or '.join(KINDS)}"]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
+    if not number or not 0 < value <= sys.float_info.max:  # YAML reads whole numbers that no float holds
         return [f"{key} is {value!r}, expected a positive number (YAML reads 1e9 as text; write 1.0e+9)"]
     if key in _SHARES and value > 1:
         return [f"{key} is {value}, expected a share of the peak: at most 1"]

@@ -10,9 +10,9 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.inference.loading import inference_recipe
 from mindspeed_vita.planner.children import each_in_a_child, quiet
 from mindspeed_vita.planner.device_memory import extras
-from mindspeed_vita.planner.layouts import refusal
+from mindspeed_vita.planner.layouts import divisors, refusal
 from mindspeed_vita.planner.search import Longest, largest_that_fits
-from mindspeed_vita.planner.trace.answering import InferenceTrace, Prompt, trace_inference
+from mindspeed_vita.planner.trace.answering import ANSWER, InferenceTrace, Prompt, trace_inference
 
 _GIB = 2**30
 
@@ -74,7 +74,7 @@ def plan_inference(
         ValueError: no cut serves the model, or the prompt is longer than its positions.
     """
     questions, reasons = [], []
-    for tp in (size for size in range(1, world + 1) if world % size == 0):
+    for tp in divisors(world):
         cp = world // tp
         reason = refusal(inference_recipe(recipe, tp, cp), world)
         if reason is None:
@@ -100,10 +100,9 @@ def _answer(question: Question) -> InferencePlan:
     with quiet(question.recipe):
         asked, longest = traced(question.prompt.tokens), None
         if question.memory is not None:
-            positions = question.recipe.model.language.max_positions - question.prompt.block_size
-            longest = largest_that_fits(
-                memory_of, start=question.prompt.tokens, step=question.prompt.block_size, limit=positions, memory=question.memory
-            )
+            positions = question.recipe.model.language.max_positions - ANSWER
+            step = min(question.prompt.block_size, positions)  # a small model may have fewer positions than a block
+            longest = largest_that_fits(memory_of, start=question.prompt.tokens, step=step, limit=positions, memory=question.memory)
     return InferencePlan(tp=question.tp, cp=question.cp, traced=asked, added=_added(question, asked), longest=longest)
 
 

@@ -85,14 +85,20 @@ def other_layouts(recipe: Recipe, world: int) -> tuple[list[Layout], list[Refusa
 
 def _all(own: Layout, world: int) -> Iterator[Layout]:
     """Every cut of the world, with the recipe's own choice of what to recompute."""
-    divisors = [size for size in range(1, world + 1) if world % size == 0]
-    for tp, pp, cp in product(divisors, repeat=3):
+    sizes = divisors(world)
+    for tp, pp, cp in product(sizes, repeat=3):
         if world % (tp * pp * cp):
             continue
         # one tensor-parallel rank holds the whole tower either way
         towers = get_args(VisionParallel) if tp > 1 else (own.vision_parallel,)
-        for ulysses, tower in product((size for size in divisors if cp % size == 0), towers):
+        for ulysses, tower in product((size for size in sizes if cp % size == 0), towers):
             yield Layout(tp, pp, cp, ulysses, own.recompute, tower)
+
+
+def divisors(number: int) -> list[int]:
+    """The numbers that divide a number, the smallest first."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return [*small, *(number // size for size in reversed(small) if size * size != number)]
 
 
 def refusal(recipe: Recipe, world: int) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mindspeed_vita.report.json_lines import printable
+from mindspeed_vita.wording import printable
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 260, 64, 12, 14, 40
 _POINTS = 600

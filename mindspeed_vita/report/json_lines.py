@@ -90,8 +90,3 @@ def finite(entry: Entry, key: str) -> Optional[float]:
     if not is_number(value) or not -LARGEST <= value <= LARGEST:  # NaN compares as false
         return None
     return float(value)
-
-
-def printable(text: object) -> str:
-    """Text of a file without what moves a cursor or cannot be encoded."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))

@@ -13,7 +13,8 @@ from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
 from mindspeed_vita.pipeline.progress import read_record
 from mindspeed_vita.report.checkpoints import lineage_of, recipe_of, saved_steps
-from mindspeed_vita.report.json_lines import Entry, JsonLines, finite, is_number, is_step, printable
+from mindspeed_vita.report.json_lines import Entry, JsonLines, finite, is_number, is_step
+from mindspeed_vita.wording import printable
 
 _Found = TypeVar("_Found")
 _METRICS = "metrics.jsonl"

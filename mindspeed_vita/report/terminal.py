@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mindspeed_vita.report.chart import shown
-from mindspeed_vita.report.json_lines import Entry, finite, printable
+from mindspeed_vita.report.json_lines import Entry, finite
 from mindspeed_vita.report.run_files import RunFiles
+from mindspeed_vita.wording import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from mindspeed_vita.checkpoint.adapter.layers import PEFT_PREFIX, names_and_shapes, renamed
+from mindspeed_vita.checkpoint.adapter.layers import PEFT_PREFIX, check_fit, names_and_shapes, renamed
 from mindspeed_vita.checkpoint.hf.processor import read_json
 from mindspeed_vita.config import LORA_TARGETS, LoraConfig, Recipe, recipe_to_dict
 from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
@@ -58,11 +57,12 @@ def read_settings(folder: Path) -> LoraConfig:
     """The settings in peft's configuration; the layers are those that the file of weights names.
 
     Raises:
-        ValueError: it is no LoRA, or one that the built-in engines do not compute.
+        ValueError: it is no LoRA, or one that the built-in engines do not compute, or a rank, alpha or dropout is missing or is none.
     """
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: adapter_config.json says peft_type={config.get('peft_type')!r}; expected LORA")
+    _check_numbers(folder, config)
     found = [f"{key}={config[key]} ({what})" for key, what in _REFUSED.items() if config.get(key)]
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().partition("_")[0] in _CHANGE_THE_BASE:
@@ -77,6 +77,10 @@ def read_settings(folder: Path) -> LoraConfig:
         part: tuple(name for name in names if any(_is_of(module, part, name) for module in modules)) for part, names in LORA_TARGETS.items()
     }
     parts = tuple(part for part, names in targets.items() if names)
+    wanted = config.get("target_modules")
+    beyond = sorted(module for module in modules if isinstance(wanted, list) and not any(_ends_with(module, name) for name in wanted))
+    if beyond:  # peft would leave these matrices out
+        raise ValueError(f"{folder}: {WEIGHTS} has adapters of {beyond[0]}, which target_modules of {CONFIG} leaves out; save it again")
     if not parts:
         expected = f"{PEFT_PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
         raise ValueError(f"{folder}: {WEIGHTS} names no layer of a Long-VITA; expected names such as {expected}")
@@ -94,7 +98,7 @@ def read_peft(folder: Path, model: Any, lora: LoraConfig) -> Tensors:
     """The matrices under native names, fp32, each read when it is asked for.
 
     Raises:
-        ValueError: they are not of this architecture.
+        ValueError: they are not of this architecture, or not of the rank that the configuration names.
     """
     file = _weights(folder)
     held = Made({name: Spec(entry.dtype, entry.shape) for name, entry in file.entries.items()}, file.tensor)
@@ -103,7 +107,9 @@ def read_peft(folder: Path, model: Any, lora: LoraConfig) -> Tensors:
     if missing or unexpected:
         parts = [f"{len(names)} {what} such as {names[0]}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
         raise ValueError(f"{folder}: {WEIGHTS} does not fit the base's architecture: {'; '.join(parts)}")
-    return renamed(held, {here: there for there, here in known.items()})
+    matrices = renamed(held, {here: there for there, here in known.items()})
+    check_fit(matrices, model, lora, f"{folder}: {WEIGHTS} does not fit the base with r={lora.rank}, as {CONFIG} says")
+    return matrices
 
 
 def write_peft(folder: Path, tensors: Tensors, recipe: Recipe, *, base_export: str = "") -> None:
@@ -134,15 +140,35 @@ def recipe_beside(folder: Path) -> Optional[Mapping[str, Any]]:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return read_json(path)
     except ValueError as error:
         advice = "convert the adapter again, or remove the file and name the base with --base"
-        raise ValueError(f"{path} is damaged ({error}); {advice}") from error
+        raise ValueError(f"{error}; {advice}") from error
 
 
 def base_of(folder: Path) -> str:
     """The base that peft's configuration names."""
     return str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
+
+
+def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a rank, alpha or dropout that no adapter has."""
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    dropout: Any = config.get("lora_dropout") or 0.0
+    problems = []
+    if not _is_number(rank) or rank != int(rank) or rank < 1:
+        problems.append(f"r is {rank!r}, expected a whole number of at least 1")
+    if not _is_number(alpha) or alpha <= 0:
+        problems.append(f"lora_alpha is {alpha!r}, expected a positive number")
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        problems.append(f"lora_dropout is {dropout!r}, expected a number from 0 to less than 1")
+    if problems:
+        raise ValueError(f"{folder / CONFIG}: {'; '.join(problems)}; save the adapter again with peft's save_pretrained")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _weights(folder: Path) -> SafetensorsFile:
@@ -153,4 +179,9 @@ def _weights(folder: Path) -> SafetensorsFile:
 
 def _is_of(module: str, part: str, target: str) -> bool:
     inside = {"vision": "model.vision_model.", "projector": "model.vision_projection.", "language": "model.layers."}[part]
-    return module.startswith(inside) and re.search(rf"(^|\.){re.escape(target)}$", module) is not None
+    return module.startswith(inside) and _ends_with(module, target)
+
+
+def _ends_with(module: str, target: Any) -> bool:
+    """Whether a module is one of a target, as peft matches a list of them."""
+    return f".{module}".endswith(f".{target}")

@@ -15,7 +15,7 @@ from mindspeed_vita.checkpoint.adapter.rank_files import read_rank_adapters
 from mindspeed_vita.checkpoint.conversion import nothing
 from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import Source, SourceOptions, current_folder, open_source
-from mindspeed_vita.config import LoraConfig, ModelConfig, Recipe, recipe_from_dict
+from mindspeed_vita.config import LoraConfig, ModelConfig, Recipe, recipe_of_checkpoint
 from mindspeed_vita.files.tensors import Tensors
 
 
@@ -90,7 +90,7 @@ def open_adapter(folder: Path, *, compare: bool = True) -> AdapterSource:
 
 def _peft(folder: Path) -> AdapterSource:
     lora, content = peft_files.read_settings(folder), peft_files.recipe_beside(folder)
-    recipe = None if content is None else recipe_from_dict(content, where=str(folder / peft_files.OURS))
+    recipe = None if content is None else recipe_of_checkpoint(content, folder)
     if recipe is not None:
         lora = replace(lora, base=recipe.lora.base, base_fingerprint=recipe.lora.base_fingerprint)
         recipe = replace(recipe, lora=lora)
@@ -202,7 +202,7 @@ def _recipe_of(folder: Path) -> Optional[Recipe]:
     lora = content.get("lora", {}) if content else {}
     if not content or (isinstance(lora, Mapping) and not lora.get("rank")):
         return None
-    return recipe_from_dict(content, where=str(folder))
+    return recipe_of_checkpoint(content, folder)
 
 
 def _is_mindspeed(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from mindspeed_vita.planner.trace.recorder import ListsOfNumbers, Recorder
 from mindspeed_vita.planner.trace.result import Trace
 from mindspeed_vita.planner.trace.step import fake_mode
 
-_ANSWER = 2
+ANSWER = 2
 """Tokens of the answer. The second one is decoded over the whole prompt."""
 
 
@@ -92,7 +92,7 @@ def trace_inference(recipe: Recipe, tp: int, cp: int, prompt: Prompt, *, rank: i
         sample = _sample(wanted, prompt)
         with fake_mode(), recorder, ListsOfNumbers(), OtherRanks().answering(), attributes_stay():
             runner = _build(wanted, layout, prompt, blocks=blocks, setup=recorder.name_setup, to_device=recorder.to_device)
-            runner.add(0, sample, longest=prompt.tokens + _ANSWER)
+            runner.add(0, sample, longest=prompt.tokens + ANSWER)
             recorder.start(runner.model)
             marks = []
             try:
@@ -125,7 +125,7 @@ def measure_inference(recipe: Recipe, tp: int, cp: int, prompt: Prompt, around: 
     with fake_rank(wanted, tp * cp, 0) as layout, OtherRanks().answering():
         steps, blocks = long_prompt_steps(wanted, layout, prompt)
         runner = _build(wanted, layout, prompt, blocks=blocks)
-        runner.add(0, _sample(wanted, prompt), longest=prompt.tokens + _ANSWER)
+        runner.add(0, _sample(wanted, prompt), longest=prompt.tokens + ANSWER)
         for step in steps:
             with around():
                 runner.run(step)
@@ -148,11 +148,11 @@ def long_prompt_steps(recipe: Recipe, layout: ParallelLayout, prompt: Prompt) ->
     Raises:
         ValueError: the prompt is longer than the model's positions.
     """
-    blocks = -(-(prompt.tokens + _ANSWER) // prompt.block_size)
+    blocks = -(-(prompt.tokens + ANSWER) // prompt.block_size)
     per_rank = -(-blocks // layout.cp_size) + 1  # chunks may be dealt with one block more to a rank
     budgets = Budgets(prefill_tokens=prompt.chunk, max_length=recipe.model.language.max_positions)
     scheduler = Scheduler(BlockPool(per_rank, layout.cp_size), budgets, root=b"", block_size=prompt.block_size)
-    number = scheduler.add(NewSequence(tokens=np.zeros(prompt.tokens, dtype=np.int64), max_tokens=_ANSWER))
+    number = scheduler.add(NewSequence(tokens=np.zeros(prompt.tokens, dtype=np.int64), max_tokens=ANSWER))
     step = widest = scheduler.schedule()
     while not step.sampled:
         scheduler.update(step, {})

@@ -43,6 +43,14 @@ def test_what_is_written_is_read_again_and_says_what_it_decided(run):
     assert gates_of(run / "step_0000010") == {path: gate(2.0)} and gates_of(run / "step_0000005") == {}
 
 
+@pytest.mark.parametrize("value", ["true", "null", '"1"', "1" + "0" * 400])
+def test_a_value_that_is_no_number_is_named(run, value):
+    path = record_gate(run, gate(2.0))
+    path.write_text(path.read_text().replace("2.0", value))
+    with pytest.raises(ValueError, match=f"{path.name} is no gate .*expected numbers.*; measure again"):
+        check_handover(run)
+
+
 def test_the_step_that_was_measured_is_held_back_and_no_other(run):
     record_gate(run / "step_0000010", gate(2.0))
     record_gate(run, gate(0.2, "higher", "needle", 0.95))

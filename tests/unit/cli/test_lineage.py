@@ -86,6 +86,39 @@ def test_a_damaged_record_is_named(tmp_path, capsys, content):
     assert f"{tmp_path / lineage.LINEAGE}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("generations", [lineage.GENERATIONS, lineage.GENERATIONS + 1, 400, 3000])
+def test_a_history_without_end_is_one_message(tmp_path, capsys, generations):
+    (tmp_path / "config.json").write_text("{}")
+    record = '{"made_by": "training", "name": "x", "settings": {}'
+    (tmp_path / lineage.LINEAGE).write_text(f'{record}, "parents": [' * (generations - 1) + record + "}" + "]}" * (generations - 1))
+    for options in ([], ["--json"]):
+        assert main(["lineage", str(tmp_path), *options]) == (2 if generations > lineage.GENERATIONS else 0)
+        printed, said = capsys.readouterr()
+        if generations > lineage.GENERATIONS:
+            assert str(tmp_path / lineage.LINEAGE) in said and said.count("\n") == 1
+    assert (generations > lineage.GENERATIONS or '"made_by": "training"' in printed)
+
+
+def test_a_record_of_others_cannot_write_lines_or_move_the_cursor(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    told = {"name": "a\n└─ mine (training)", "settings": {"x": "\x1b[2J"}, "changes": [{"step": 1, "code": "\r", "settings": {}}]}
+    (tmp_path / lineage.LINEAGE).write_text(json.dumps({"made_by": "training", **told}))
+    lines = show(capsys, tmp_path)
+    assert len(lines) == 2 and all(line.isprintable() for line in lines)
+
+
+def test_the_advice_about_a_damaged_record_holds_for_a_step_and_an_export(history, tmp_path, capsys):
+    shutil.copytree(history / "first" / "step_0000003", tmp_path / "step_0000003")
+    (tmp_path / "step_0000003" / lineage.LINEAGE).write_text("{")
+    assert main(["lineage", str(tmp_path)]) == 2
+    assert "; restore the step from a copy" in capsys.readouterr().err, "a step without the record is damaged, too"
+    shutil.copytree(history / "export", tmp_path / "export")
+    (tmp_path / "export" / lineage.LINEAGE).write_text("{")
+    assert main(["lineage", str(tmp_path / "export")]) == 2 and "or remove it" in capsys.readouterr().err
+    (tmp_path / "export" / lineage.LINEAGE).unlink()
+    assert "(unknown)" in show(capsys, tmp_path / "export")[0]
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
     assert main(["lineage", str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err

@@ -12,7 +12,15 @@ from typing import Any, Union
 import pytest
 import yaml
 
-from mindspeed_vita.config import Recipe, load_recipe, load_yaml, model_config_from_dict, recipe_from_dict, recipe_to_dict
+from mindspeed_vita.config import (
+    Recipe,
+    load_recipe,
+    load_yaml,
+    model_config_from_dict,
+    recipe_from_dict,
+    recipe_of_checkpoint,
+    recipe_to_dict,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -179,3 +187,37 @@ def test_a_key_given_twice_is_refused_and_a_merge_may_be_overruled(tmp_path):
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder; expected a YAML file"):
         load_recipe(tmp_path)
+
+
+EVIL = ["vita_evil_beside", "vita_evil_run.vita_evil", "vita_evil_run.step_0000010.vita_evil", "vita_evil_package"]
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_checkpoint_cannot_have_its_own_code_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The current folder is on Python's path with `python -m`, and an unpacked checkpoint may be there or be it."""
+    step = tmp_path / "vita_evil_run" / "step_0000010"
+    (step.parent / "vita_evil_package").mkdir(parents=True)
+    step.mkdir()
+    bad = "raise SystemExit('the code of a checkpoint ran')"
+    for place in ("vita_evil_beside.py", "vita_evil.py", "step_0000010/vita_evil.py", "vita_evil_package/__init__.py"):
+        (step.parent / place).write_text(bad)
+    for place in (tmp_path, step.parent):
+        monkeypatch.syspath_prepend(str(place))
+    with pytest.raises(ValueError, match=f"plugins: '{name}' lies at .*, in the folder of the checkpoint, whose code is not run"):
+        recipe_of_checkpoint({"plugins": [name]}, step)
+
+
+def test_a_checkpoint_may_name_plugins_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "vita_plugin_of_mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    assert recipe_of_checkpoint({"plugins": ["vita_plugin_of_mine"]}, tmp_path / "run").plugins == ("vita_plugin_of_mine",)
+    for name in ("no.such.module", "", ".relative", "a b"):
+        with pytest.raises(ValueError, match=f"plugins: {name!r} cannot be imported"):
+            recipe_of_checkpoint({"plugins": [name]}, tmp_path / "run")
+
+
+def test_a_checkpoint_does_not_read_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITA_SECRET", "s3cr3t")
+    assert recipe_of_checkpoint({"name": "${VITA_SECRET}"}, tmp_path).name == "${VITA_SECRET}"
+    assert recipe_from_dict({"name": "${VITA_SECRET}"}).name == "s3cr3t"

@@ -65,8 +65,13 @@ def test_the_command_plans_each_cut_and_the_longest_prompt(tmp_path, capsys: pyt
     assert main(line) == 0
     printed = capsys.readouterr().out
     assert "tp 1    cp 3 " in printed and "out: tp 3 cp 1: " in printed and "longest prompt that fits" in printed
-    assert main([*line[:-3], "1GiB"]) == 1
-    assert " NO " in capsys.readouterr().out
+    # fewer positions than a block of the cache has
+    short = ["plan", str(path), "--inference", "--memory", "1GiB", "--processes", "1", "--prompt-tokens", "50"]
+    assert main([*short, "model.language.max_positions=64"]) == 1
+    printed = capsys.readouterr().out
+    assert " NO " in printed and printed.splitlines()[3].endswith(" none"), printed
+    assert main([*short, "model.language.max_positions=64", "--memory", "3GiB"]) == 0
+    assert "62 tokens (1." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

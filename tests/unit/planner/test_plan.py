@@ -16,7 +16,7 @@ from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import validate
 from mindspeed_vita.config.recipe import Recipe
 from mindspeed_vita.planner.device_memory import extras
-from mindspeed_vita.planner.layouts import Layout, other_layouts
+from mindspeed_vita.planner.layouts import Layout, divisors, other_layouts
 from mindspeed_vita.planner.picture import stacked
 from mindspeed_vita.planner.plan import Ranked, RankPlan, in_order
 from mindspeed_vita.planner.proof import Case, proof_recipe
@@ -186,3 +186,8 @@ def test_bad_input_is_one_message(words: list[str], message: str, recipe_file: P
     assert main(["plan", str(recipe_file), *words]) == 2
     printed, said = capsys.readouterr()
     assert message in said and said.count("\n") == 1 and not printed
+
+
+@pytest.mark.parametrize("number, expected", [(1, [1]), (4, [1, 2, 4]), (12, [1, 2, 3, 4, 6, 12]), (10**9 + 7, [1, 10**9 + 7])])
+def test_divisors_are_found_without_trying_every_number(number: int, expected: list[int]):
+    assert divisors(number) == expected

@@ -66,6 +66,7 @@ def test_every_device_of_the_package_has_all_constants_and_each_names_its_source
         ({"kind": "tpu"}, "kind is 'tpu', expected npu or cuda"),
         ({"node_devices": 7.5}, "node_devices is 7.5, expected a whole number"),
         ({"memory_rate": True}, "memory_rate is True, expected a positive number"),
+        ({"peak_flops": 10**400}, "expected a positive number"),
     ],
 )
 def test_a_wrong_device_file_is_one_message(change: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -77,13 +78,36 @@ def test_a_wrong_device_file_is_one_message(change: dict, message: str, tmp_path
     assert message in said and str(file) in said and said.count("\n") == 1 and not printed
 
 
+def test_a_constant_that_a_device_file_names_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(CONSTANTS) + "peak_flops: 2.0e+12\n", encoding="utf-8")
+    assert main(["plan", "examples/tiny/stage1.yaml", "--device", str(file)]) == 2
+    assert f"device file {file}: line {len(CONSTANTS) + 1}: found the key 'peak_flops' again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"\xff\xfe", "line 1 is not JSON"),
+        (b'{"seconds": 1}\n{"seconds": 1' + b"0" * 400 + b"}\n", "line 2: seconds is 10"),
+        (b'{"seconds": 1}\n{"seconds": true}\n', "line 2: seconds is True; expected a positive number of seconds"),
+        (b'{"seconds": 1}\n', "1 steps with 'seconds'; expected at least 2"),
+    ],
+)
+def test_a_log_without_measured_steps_is_refused_by_its_line(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"--calibrate .*metrics.jsonl: {message}"):
+        read_calibration(str(tmp_path / "metrics.jsonl"))
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["--device", "H300"], "--device 'H300': expected one of 910B, 910C, A100"),
         (["--calibrate", "seconds=3"], "--calibrate: --device npu has no times"),
         (["--device", "H100", "--calibrate", "speed=3"], "unknown key 'speed'; expected seconds, or a part: matrix"),
-        (["--device", "H100", "--calibrate", "seconds=fast"], "seconds is 'fast'; expected a number of seconds"),
+        (["--device", "H100", "--calibrate", "seconds=fast"], "seconds is 'fast'; expected a positive number of seconds"),
+        (["--device", "H100", "--calibrate", "seconds=3,seconds=4"], "a key stands there twice; give each once"),
         (["--device", "H100", "--calibrate", "nowhere.jsonl"], "--calibrate nowhere.jsonl: no such file"),
     ],
 )
