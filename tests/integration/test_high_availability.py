@@ -38,7 +38,7 @@ def fails(self, numbers, model):
 
 ForwardStep.__call__ = fails
 """
-FAULTS = {"killed": "os.kill(os.getpid(), signal.SIGKILL)", "raised": "raise OSError('the disk of rank 1 is gone')"}
+FAULTS = {"killed": "os.kill(os.getpid(), signal.SIGKILL)", "failed": "raise OSError('the disk of rank 1 is gone')"}
 SIGNALLED = """
 import os
 import signal
