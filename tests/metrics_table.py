@@ -48,13 +48,13 @@ def _general(key: str) -> str:
     return key if named is None else f"{key.partition('/')[0]}/MODULE" if named[3] else f"{named[1] or ''}{named[2]}/SOURCE"
 
 
-def check_sinks(run: Path) -> None:
-    """TensorBoard has all numbers of a run, and the OpenMetrics file those of its last step."""
+def check_tensorboard(run: Path) -> None:
+    """TensorBoard has all numbers of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    lines = lines_of(run)
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
+    lines = lines_of(run)
     numbers = {
         (key, line["step"]): value for line in lines for key, value in line.items() if key != "step" and isinstance(value, (int, float))
     }
@@ -62,9 +62,13 @@ def check_sinks(run: Path) -> None:
     found = {(tag, event.step): event.value for tag in events.Tags()["scalars"] if tag in tags for event in events.Scalars(tag)}
     assert found.keys() == numbers.keys()
     assert all(abs(found[place] - value) <= 1e-6 * abs(value) for place, value in numbers.items())
+
+
+def check_openmetrics(run: Path) -> None:
+    """The OpenMetrics file has the numbers of a run's last step."""
     families = text_string_to_metric_families((run / "metrics.prom").read_text())
     samples = {(one.name, one.labels.get("name")): one.value for family in families for one in family.samples}
-    last = [line for line in lines if "loss" in line][-1]
+    last = [line for line in lines_of(run) if "loss" in line][-1]
     for key, value in last.items():
         family, _, name = key.partition("/")
         assert samples[(f"vita_{family}_by_name", name) if name else (f"vita_{key}", None)] == value, key

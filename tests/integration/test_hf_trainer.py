@@ -26,7 +26,7 @@ from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.data.dataset import build_data
 from mindspeed_vita.integration.hf_trainer import checkpoints
 from mindspeed_vita.integration.hf_trainer.start_weights import named_start
-from tests.metrics_table import check_keys, check_sinks, lines_of
+from tests.metrics_table import check_keys, check_openmetrics, check_tensorboard, lines_of
 from tests.tiny_data import TinyData, read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -200,7 +200,8 @@ def test_packs_without_pictures_do_not_hang_and_have_the_built_in_losses(
     train(recipes[0])
     trained(recipes[1], *options)
     check_keys("`--engine hf`", tmp_path / "hf", without=["mfu"])
-    check_sinks(tmp_path / "hf")
+    check_tensorboard(tmp_path / "hf")
+    check_openmetrics(tmp_path / "hf")
     for own, other in zip(lines_of(tmp_path / "hf"), lines_of(tmp_path / "builtin"), strict=True):
         assert set(own) == set(other)
         parts = [own[f"{part}_seconds"] for part in ("forward", "backward", "optimizer")]

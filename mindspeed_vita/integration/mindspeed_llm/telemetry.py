@@ -6,8 +6,8 @@ Megatron prints and logs its own lines as well. Its throughput counts the layers
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -74,27 +74,27 @@ class StepLog:
             chunks: the parts of this rank's model, without wrappers.
             step: number of the step, from 1.
         """
-        start, update = self.clock.mark(), optimizer.step
+        start, update, prepare = self.clock.mark(), optimizer.step, optimizer.prepare_grads
+        own = {name: vars(optimizer)[name] for name in ("step", "prepare_grads") if name in vars(optimizer)}  # others may wrap them, too
 
         def timed_update(*arguments: Any, **named: Any) -> Any:
             self.clock.note("schedule", start)
             with self.clock.part("optimizer"):
                 return update(*arguments, **named)
 
-        with ExitStack() as wrapped:
-            wrapped.enter_context(_in_place_of(optimizer, "step", timed_update))
-            if is_logged(step, self.recipe):
-                prepare = optimizer.prepare_grads
+        def measured_prepare() -> Any:
+            overflowed = prepare()
+            if not overflowed and is_logged(step, self.recipe):
+                self._norms = megatron_norms(optimizer, chunks)
+            return overflowed
 
-                def measured() -> Any:
-                    overflowed = prepare()
-                    if not overflowed:
-                        self._norms = megatron_norms(optimizer, chunks)
-                    return overflowed
-
-                wrapped.enter_context(_in_place_of(optimizer, "prepare_grads", measured))
-            wrapped.enter_context(timed(self.clock.phases))
-            yield
+        optimizer.step, optimizer.prepare_grads = timed_update, measured_prepare
+        try:
+            with timed(self.clock.phases):
+                yield
+        finally:
+            del optimizer.step, optimizer.prepare_grads
+            vars(optimizer).update(own)
 
     def count(self, batch: PackedBatch) -> None:
         """Takes down a pack of the step."""
@@ -162,19 +162,6 @@ class StepLog:
         """No line follows."""
         if self._log is not None:
             self._log.close()
-
-
-@contextmanager
-def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """For a while an object has another method."""
-    own = vars(owner).get(name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if own is not None:  # somebody else has wrapped it, too
-            setattr(owner, name, own)
 
 
 def seconds_of_saves() -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mindspeed_vita.engine.loop import train
-from tests.metrics_table import check_keys, check_sinks
+from tests.metrics_table import check_keys, check_openmetrics, check_tensorboard
 from tests.tiny_data import TinyData
 
 
@@ -23,7 +23,8 @@ def test_the_keys_are_those_of_the_page_and_reach_every_sink(tiny: TinyData, tmp
     }
     train(tiny.recipe(tmp_path, **sections))
     check_keys("built-in", tmp_path)
-    check_sinks(tmp_path)
+    check_tensorboard(tmp_path)
+    check_openmetrics(tmp_path)
 
 
 def test_the_share_of_supervised_tokens_is_left_out_where_samples_are_counted(tiny: TinyData, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from mindspeed_vita.engine.session import distributed
 from mindspeed_vita.integration.mindspeed_llm import telemetry
 from mindspeed_vita.platform import get_platform
-from tests.metrics_table import check_sinks, lines_of
+from tests.metrics_table import check_openmetrics, check_tensorboard, lines_of
 from tests.tiny_data import TinyData, tiny
 
 __all__ = ["tiny"]
@@ -39,4 +39,5 @@ def test_losses_by_source_are_of_the_step_also_where_megatron_logs_less_often(
         {"step": 2, "loss": 2.5, "loss/a": 2.5},
         {"step": 4, "loss": 4.5, "loss/a": 4.5, "loss/b": 4.5},
     ]
-    check_sinks(tmp_path)
+    check_tensorboard(tmp_path)
+    check_openmetrics(tmp_path)
