@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.engine == "mindspeed-llm":
         topics.append(("flags", lambda: _flags(recipe, arguments.passed_on)))
     if arguments.engine == "hf":
-        topics.append(("trainer", lambda: _trainer(arguments.deepspeed, arguments.fsdp)))
+        topics.append(("trainer", lambda: _trainer(recipe, arguments.processes, arguments.deepspeed, arguments.fsdp)))
     problems = 0
     print(f"{recipe.name}: {arguments.recipe}")
     for name, look in topics:
@@ -224,7 +224,7 @@ def _flags(recipe: Recipe, passed_on: Sequence[str]) -> str:
     return f"{counted(len(line), 'word')} for MindSpeed-LLM; vita train --print-megatron-args shows them{unused}"
 
 
-def _trainer(deepspeed: str, fsdp: bool) -> str:
+def _trainer(recipe: Recipe, processes: int, deepspeed: str, fsdp: bool) -> str:
     from mindspeed_vita.integration.hf_trainer.settings import describe
 
-    return describe(deepspeed, fsdp=fsdp)
+    return describe(recipe, processes, deepspeed, fsdp=fsdp)

@@ -23,6 +23,7 @@ from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import Recipe, recipe_to_dict
 from mindspeed_vita.data.dataset import build_data
 from mindspeed_vita.integration.hf_trainer import checkpoints
+from mindspeed_vita.integration.hf_trainer.start_weights import named_start
 from tests.tiny_data import TinyData, common_keys, read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -132,7 +133,8 @@ def kill_one_rank(recipe: Recipe, *options: str, at: int) -> int:
 def test_an_optimizer_in_host_memory_gives_the_built_in_curve(own: bool, tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:
     if own and not os.environ.get("VITA_DEEPSPEED_ADAM"):
         pytest.skip("VITA_DEEPSPEED_ADAM is not set: DeepSpeed's Adam takes about 100 processor seconds to compile")
-    content = json.loads((ROOT / "examples/deepspeed/zero3_offload.json").read_text())
+    # the recipe decides what a file leaves out: clipping, packs of a step, precision
+    content = {"zero_optimization": json.loads((ROOT / "examples/deepspeed/zero3_offload.json").read_text())["zero_optimization"]}
     (tmp_path / "ds.json").write_text(json.dumps({**content, "zero_force_ds_cpu_optimizer": own}))
     recipe = tiny.recipe(tmp_path / "offload", checkpoint={"init_from": start["init"]}, train=TRAIN)
     whose = "DeepSpeed's AdamW" if own else "torch's AdamW"
@@ -191,15 +193,45 @@ def test_a_start_that_was_exported_from_other_weights_is_refused(tiny: TinyData,
     assert start_folder(named(other), None, resumed=True) == folder, "a checkpoint has the weights"
 
 
+def test_a_pipeline_measures_and_hands_over_what_trainer_exports(
+    tiny: TinyData, tmp_path: Path, start: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny.recipe(tmp_path / "run", checkpoint={"init_from": start["init"]}, train={**TRAIN, "steps": 2})
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(recipe_to_dict(recipe)))
+    stage: dict[str, Any] = {"name": "first", "recipe": "first.yaml", "start": "recipe", "engine": "hf"}
+    stage["after"] = [f"convert --from {{run}}/export --to native --output {tmp_path / 'native'}"]
+
+    def run(bound: float) -> tuple[int, str]:
+        gate = f"loss --mixture {tiny.held_out} --packs 1 --at-most {bound}"
+        (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"name": "p", "stages": [{**stage, "gates": [gate]}]}))
+        return main(["pipeline", str(tmp_path / "pipeline.yaml")]), capfd.readouterr().out
+
+    status, said = run(0.01)
+    assert status == 1 and "p, first: HELD BACK: gate held_out_loss: measured " in said
+    told = replace(recipe, checkpoint=replace(recipe.checkpoint, init_from=str(tmp_path / "run/export"), directory=str(tmp_path / "next")))
+    with pytest.raises(ValueError, match="step_0000002 is held back: gate held_out_loss"):
+        named_start(told)
+    status, said = run(100)
+    assert status == 0 and f"p, first: trained before, {tmp_path / 'run/checkpoint-2'}" in said and said.rstrip().endswith("p, first: done")
+    assert (tmp_path / "native" / "step_0000000").is_dir() and named_start(told) == tmp_path / "run/export"
+
+
 def test_bf16_keeps_fp32_weights_without_deepspeed(tiny: TinyData, tmp_path: Path, start: dict[str, Any]) -> None:
     # updates of bf16 weights would be lost in their rounding: the curve was 3e-2 off
     recipe = tiny.recipe(tmp_path / "bf16", checkpoint={"init_from": start["init"]}, train={**TRAIN, "precision": "bf16"})
     torch.testing.assert_close(trained(recipe, processes=1), start["losses"], atol=1e-2, rtol=0)
+    # killed after the last checkpoint, before the export: the same command writes it
+    export = tmp_path / "bf16" / "export"
+    before = (export / "model.safetensors").read_bytes()
+    shutil.rmtree(export)
+    trained(recipe, processes=1, said=f"continuing from {tmp_path / 'bf16' / 'checkpoint-20'}")
+    assert (export / "model.safetensors").read_bytes() == before and lineage.of_checkpoint(export).step == 20
 
 
 def test_what_trainer_cannot_do_is_refused(tiny: TinyData, tmp_path: Path) -> None:
+    from mindspeed_vita.integration.hf_trainer.deepspeed_file import deepspeed_settings
     from mindspeed_vita.integration.hf_trainer.refusals import check
-    from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, naming_the_compiler, sharing_of
+    from mindspeed_vita.integration.hf_trainer.settings import naming_the_compiler, sharing_of
 
     with pytest.raises(ValueError, match="parallel.tp=2.*train.recompute=selective"):
         check(tiny.recipe(tmp_path, parallel={"tp": 2}, train={"recompute": "selective"}))

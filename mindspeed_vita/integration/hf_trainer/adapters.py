@@ -17,8 +17,6 @@ from mindspeed_vita.files.publish import publish_folder, temporary_beside
 from mindspeed_vita.files.tensors import held
 from mindspeed_vita.files.writing import write_json
 
-ADAPTER = "adapter"
-"""Folder of the trained adapters in a run's folder."""
 _NAME = "default"
 """What peft calls its first set of adapters, as part of every parameter's name."""
 
@@ -95,17 +93,16 @@ def trained_matrices(trainer: Any, deepspeed: bool) -> dict[str, torch.Tensor]:
     return found
 
 
-def write_adapter(matrices: Mapping[str, torch.Tensor], recipe: Recipe, directory: Path, base: Path, record: lineage.Lineage) -> None:
+def write_adapter(matrices: Mapping[str, torch.Tensor], recipe: Recipe, target: Path, base: Path, record: lineage.Lineage) -> None:
     """Writes a folder that peft loads, and that `vita convert` and `--adapter` read; an earlier one of the same run is replaced.
 
     Args:
         matrices: by native name.
         recipe: of the run, which names the base.
-        directory: of the run.
+        target: folder to write.
         base: export of the base.
         record: where the matrices come from.
     """
-    target = directory / ADAPTER
     folder = temporary_beside(target)
     folder.mkdir()
     write_peft(folder, held(matrices), recipe, base_export=str(base.resolve()))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
+from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.checkpoint.adapter.peft_files import OURS
 from mindspeed_vita.checkpoint.native import step_folder
 from mindspeed_vita.checkpoint.native.atomic import complete_steps
@@ -15,6 +16,21 @@ from mindspeed_vita.config import Recipe, recipe_to_dict
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE, _RECIPE = "state.json", "recipe.json"
+
+
+def trained(recipe: Recipe) -> Path:
+    """Where a run writes what it trained: weights in our Hugging Face layout, or adapters in peft's."""
+    return Path(recipe.checkpoint.directory) / ("adapter" if recipe.lora.rank else "export")
+
+
+def is_of_step(folder: Path, step: int) -> bool:
+    """Whether what a run trained is there, and of this step: a run may end before it is written, and one that goes on has an earlier one.
+
+    Raises:
+        ValueError: its record is damaged.
+    """
+    record = lineage.read(folder)
+    return record is not None and record.step == step
 
 
 def newest(directory: Path) -> Optional[Path]:

@@ -36,21 +36,13 @@ from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.integration.hf_trainer import adapters, checkpoints, fully_sharded, refusals
-from mindspeed_vita.integration.hf_trainer.settings import (
-    FSDP2,
-    check_packages,
-    deepspeed_settings,
-    naming_the_compiler,
-    sharing_of,
-    training_arguments,
-)
+from mindspeed_vita.integration.hf_trainer.deepspeed_file import deepspeed_settings
+from mindspeed_vita.integration.hf_trainer.settings import FSDP2, check_packages, naming_the_compiler, sharing_of, training_arguments
 from mindspeed_vita.integration.hf_trainer.start_weights import check_same_architecture, named_start
 from mindspeed_vita.integration.hf_trainer.universal import make_universal
 from mindspeed_vita.parallel.build import DTYPES
 from mindspeed_vita.platform import Platform, get_platform
 
-EXPORT = "export"
-"""Folder of the trained weights in a run's folder."""
 _START = "start"
 
 
@@ -175,9 +167,11 @@ def _train(
         model=model,
         args=arguments,
     )
+    export = checkpoints.trained(recipe)
+    unfinished = step < recipe.train.steps or not checkpoints.is_of_step(export, step)
     try:
         with stop.finishing_steps():
-            if step < recipe.train.steps:
+            if unfinished:  # after the last step it loads the checkpoint, and trains nothing
                 with naming_the_compiler():
                     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finally:
@@ -187,8 +181,7 @@ def _train(
             progress.close()
         if log is not None:
             log.close()
-    export = directory / (EXPORT if base is None else adapters.ADAPTER)
-    if not stop.agreed and trainer.busy:
+    if unfinished and not stop.agreed:
         weights = whole_weights(trainer) if base is None else adapters.trained_matrices(trainer, deepspeed=settings is not None)
         done = trainer.state.global_step
 
@@ -198,7 +191,7 @@ def _train(
             if base is None:
                 write_export(weights, recipe, export, record)
             else:
-                adapters.write_adapter(weights, recipe, directory, start, record)
+                adapters.write_adapter(weights, recipe, export, start, record)
 
         on_first_rank(write)
     peaks: list[Any] = [None] * dist.get_world_size()

@@ -1,78 +1,30 @@
-"""From a recipe to Trainer's arguments, and the configuration of DeepSpeed."""
+"""From a recipe to Trainer's arguments: how the ranks share the memory, and the packages that this needs."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.integration.hf_trainer.deepspeed_file import (
+    decided_by_recipe,
+    deepspeed_settings,
+    host_adam,
+    hosted,
+    zero_stage,
+)
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
-_BUILTIN = Path(__file__).with_name("deepspeed")
 TESTED = {"accelerate": "1.15.0", "deepspeed": "0.19.8"}
 """The releases that the tests run with; setup.py names the same."""
 FSDP2 = "fsdp2"
 """How a run with --fsdp shares the memory, in records and logs. DeepSpeed's ways are zero0 to zero3; no way at all is plain."""
-HOSTED = {"optimizer": "optimizer", "param": "weights"}
-"""What a file of DeepSpeed may keep outside of the device: offload_optimizer and offload_param."""
-
-
-def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
-    """The DeepSpeed configuration that --deepspeed names; None for "".
-
-    Args:
-        named: zero1, zero2 or zero3, or a JSON file.
-
-    Raises:
-        ValueError: no such file, no JSON, or a section that the recipe decides.
-    """
-    if not named:
-        return None
-    path = _BUILTIN / f"{named}.json" if named in ("zero1", "zero2", "zero3") else Path(named)
-    if not path.is_file():
-        raise ValueError(f"--deepspeed {named}: expected zero1, zero2, zero3 or a JSON file; no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--deepspeed {path}: no JSON ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("zero_optimization"), dict):
-        raise ValueError(f"--deepspeed {path}: expected an object with a section zero_optimization")
-    taken = sorted({"optimizer", "scheduler"} & set(content))
-    if taken:
-        raise ValueError(
-            f"--deepspeed {path} has the section {', '.join(taken)}; leave it out: the recipe's train section sets the optimizer, with a "
-            "learning rate for each module, and the schedule"
-        )
-    content["zero_allow_untested_optimizer"] = True
-    # accelerate then puts DeepSpeed's Adam in the place of torch's AdamW, with the same groups
-    content.setdefault("zero_force_ds_cpu_optimizer", offloads(content, "optimizer") and not lacking_compiler())
-    if content["zero_optimization"].get("stage") == 3:
-        content["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # the export needs it
-    return content
-
-
-def lacking_compiler() -> list[str]:
-    """The programs that compile DeepSpeed's Adam and are not here."""
-    return [name for name in (os.environ.get("CXX", "c++"), "ninja") if shutil.which(name) is None]
-
-
-def host_adam(settings: Optional[dict[str, Any]]) -> str:
-    """Whose AdamW updates optimizer state in host memory: DeepSpeed's where a compiler is and its file does not refuse it, else torch's.
-
-    Empty where the optimizer is on the device.
-    """
-    if settings is None or not offloads(settings, "optimizer"):
-        return ""
-    return "DeepSpeed's AdamW" if settings["zero_force_ds_cpu_optimizer"] else "torch's AdamW"
 
 
 @contextmanager
@@ -139,42 +91,42 @@ def _one_of_them(settings: Optional[dict[str, Any]], *, fsdp: bool) -> None:
         raise ValueError("--deepspeed and --fsdp both share weights and optimizer; use one of them")
 
 
-def describe(deepspeed: str, *, fsdp: bool) -> str:
+def describe(recipe: Recipe, processes: int, deepspeed: str, *, fsdp: bool) -> str:
     """One line for `vita check`: the packages, and how the ranks share the memory.
 
+    Args:
+        recipe: the run.
+        processes: it will have.
+        deepspeed, fsdp: as of `vita train`.
+
     Raises:
-        ValueError: packages are missing, or the file of --deepspeed is refused.
+        ValueError: packages are missing, or the file of --deepspeed is refused or contradicts the recipe.
     """
     settings = deepspeed_settings(deepspeed)
     _one_of_them(settings, fsdp=fsdp)
     sharing = "FSDP2" if fsdp else "no sharing of memory"
     if settings is not None:
-        hosted = " and ".join(name for kind, name in HOSTED.items() if offloads(settings, kind))
-        sharing = f"ZeRO-{zero_stage(settings)} of {deepspeed}{f', {hosted} in host memory' if hosted else ''}"
+        sharing = ", ".join(filter(None, (f"ZeRO-{zero_stage(settings)} of {deepspeed}", hosted(settings))))
         sharing += f", updated by {host_adam(settings)}" if host_adam(settings) else ""
+        decided_by_recipe(settings, recipe, processes)
     return f"{', '.join(check_packages(deepspeed))}; {sharing}"
-
-
-def offloads(settings: Optional[dict[str, Any]], kind: str) -> bool:
-    """Whether DeepSpeed keeps a kind of state (optimizer or param) outside of the device."""
-    section = (settings or {}).get("zero_optimization", {}).get(f"offload_{kind}") or {}
-    return bool(section.get("device", "none") != "none")
-
-
-def zero_stage(settings: Optional[dict[str, Any]]) -> int:
-    """ZeRO stage of a configuration; 0 without one."""
-    return int(settings["zero_optimization"].get("stage", 0)) if settings else 0
 
 
 def training_arguments(
     recipe: Recipe, layout: ParallelLayout, platform: Platform, *, deepspeed: Optional[dict[str, Any]], fsdp: bool
 ) -> Any:
-    """Trainer's arguments. Constructing them also sets DeepSpeed up, so that models load in parts: build the model afterwards."""
+    """Trainer's arguments. Constructing them also sets DeepSpeed up, so that models load in parts: build the model afterwards.
+
+    Raises:
+        ValueError: DeepSpeed's file contradicts the recipe.
+    """
     from transformers import TrainingArguments
 
     train, checkpoint, cpu = recipe.train, recipe.checkpoint, platform.device.type == "cpu"
-    if deepspeed is not None and cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if deepspeed is not None:
+        deepspeed = decided_by_recipe(deepspeed, recipe, layout.dp_size * layout.cp_size)
+        if cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # every process of a context-parallel group counts as a data-parallel one here: it works on a part of the pack
     return TrainingArguments(
         output_dir=checkpoint.directory,

@@ -95,6 +95,11 @@ class PackTrainer(Trainer):
         """Our packs, from the one after the last step's."""
         return _Endless(self.packs)
 
+    def set_initial_training_values(self, *arguments: Any, **named: Any) -> Any:
+        """Trainer's, but the run is one epoch: where a checkpoint is of the last step, nothing is trained and the weights are loaded."""
+        _, *others = super().set_initial_training_values(*arguments, **named)
+        return 1, *others
+
     def get_batch_samples(self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: Any) -> tuple[list[Any], None]:
         """The packs of a step, and with them the number that the step's loss is divided by."""
         self._began, self._waited = time.perf_counter(), self.packs.waited

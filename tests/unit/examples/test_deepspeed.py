@@ -11,7 +11,7 @@ import pytest
 
 from mindspeed_vita.config import load_recipe, recipe_to_dict, validate
 from mindspeed_vita.integration.hf_trainer import refusals
-from mindspeed_vita.integration.hf_trainer.settings import deepspeed_settings, offloads, zero_stage
+from mindspeed_vita.integration.hf_trainer.deepspeed_file import deepspeed_settings, offloads, zero_stage
 
 from .test_recipes import EXAMPLES, MEDIA, MODULES, TABLE_2, no_paths_of_the_machine, some_paths, start, world  # noqa: F401
 
