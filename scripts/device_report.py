@@ -260,10 +260,12 @@ def main() -> int:
     parser.add_argument("--planner-device", metavar="NAME|FILE", help="as `vita plan --device`; default: by the device's own name")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="dense bf16 TFLOP/s of a device; default: known for GPUs")
     arguments = parser.parse_args()
+    if not 0 < arguments.minutes < 24 * 60:
+        parser.error(f"--minutes is {arguments.minutes:g}; expected a number of minutes, such as {MINUTES:.0f}")
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        parser.error(f"--out {arguments.out} is {'not empty' if arguments.out.is_dir() else 'a file'}; name a new folder")
     deadline = time.monotonic() + 60 * arguments.minutes - ENDING
     signal.signal(signal.SIGTERM, lambda *unused: sys.exit(128 + signal.SIGTERM))
-    if arguments.out.exists() and any(arguments.out.iterdir()):
-        parser.error(f"--out {arguments.out} is not empty; name a new folder")
     try:
         platform = get_platform()
     except ValueError as error:

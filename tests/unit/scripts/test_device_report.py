@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_vita.platform.phases import PHASES
-from scripts.device_report import ROOT, Part, Run, phase_times, planner_device
+from scripts.device_report import ROOT, Part, Run, main, phase_times, planner_device
 
 
 def run_in(folder: Path, seconds: float) -> Run:
@@ -64,6 +64,21 @@ def test_the_planners_table_is_found_by_the_drivers_name(driver: str, table: str
             return driver
 
     assert planner_device(Device()) == table  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--out", "taken"], "--out taken is a file; name a new folder"), (["--out", "new", "--minutes", "nan"], "--minutes is nan")],
+)
+def test_bad_arguments_are_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(sys, "argv", ["device_report.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
