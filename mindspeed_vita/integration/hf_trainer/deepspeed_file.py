@@ -62,7 +62,7 @@ def deepspeed_settings(named: str) -> Optional[dict[str, Any]]:
 def decided_by_recipe(settings: Mapping[str, Any], recipe: Recipe, processes: int) -> dict[str, Any]:
     """The configuration with what the recipe decides in it: the sizes of a step, the precision and the largest norm of the gradients.
 
-    DeepSpeed would take its own defaults for what a file leaves out: no clipping, one pack a step.
+    DeepSpeed would take its own defaults for what a file leaves out, such as a largest norm of 1.
 
     Args:
         settings: of deepspeed_settings.
