@@ -22,22 +22,7 @@ EXPORT, ADAPTER = "export", "adapter"
 
 def trained(recipe: Recipe) -> Path:
     """Where a run writes what it trained: weights in our Hugging Face layout, or adapters in peft's."""
-    return Path(recipe.checkpoint.directory) / ("adapter" if recipe.lora.rank else "export")
-
-
-def is_of_step(folder: Path, step: int) -> bool:
-    """Whether what a run trained is there, and of this step: a run may end before it is written, and one that goes on has an earlier one.
-
-    Raises:
-        ValueError: its record is damaged.
-    """
-    record = lineage.read(folder)
-    return record is not None and record.step == step
-
-
-def trained(recipe: Recipe) -> Path:
-    """Where a run writes what it trained: weights in our Hugging Face layout, or adapters in peft's."""
-    return Path(recipe.checkpoint.directory) / ("adapter" if recipe.lora.rank else "export")
+    return Path(recipe.checkpoint.directory) / (ADAPTER if recipe.lora.rank else EXPORT)
 
 
 def is_of_step(folder: Path, step: int) -> bool:
