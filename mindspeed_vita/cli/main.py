@@ -170,7 +170,9 @@ def _guarded(name: str, words: list[str]) -> int:
         return _end("vita: stopped by SIGINT", 130)
     except BaseException as error:
         # a module that was not imported cannot have raised what it defines
-        faults, stopping = (sys.modules.get(f"mindspeed_vita.engine.{name}") for name in ("faults", "stopping"))
+        faults, stopping, session = (sys.modules.get(f"mindspeed_vita.engine.{name}") for name in ("faults", "stopping", "session"))
+        if session is not None and isinstance(error, session.NotConnected):
+            return _end(f"vita: error: {error}", error.status)
         if faults is not None and isinstance(error, faults.TrainingDiverged):
             return _end(f"vita: error: {error}", 2)
         if stopping is not None and isinstance(error, stopping.Stopped):

@@ -11,13 +11,23 @@ from typing import Iterator
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe, validate
+from mindspeed_vita.engine.lifeline import LOST
 from mindspeed_vita.parallel.layout import TIMEOUT, ParallelLayout
 from mindspeed_vita.parallel.ring_groups import with_ring
 from mindspeed_vita.platform import Platform, announce, megatron_compat
 from mindspeed_vita.quiet import quiet_imports
 
+_UNREACHED = ("connect", "closed by peer", "reset by peer", "Broken pipe")
+"""Words of gloo's errors about another process; those of stores and devices' libraries have a type of their own."""
 _STORE_SECONDS = 5.0
 """How long the processes' common store may take to say who reports an error."""
+
+
+class NotConnected(RuntimeError):
+    """The processes of a run could not be connected: one ended meanwhile, or they cannot reach each other."""
+
+    status = LOST
+    """What the command ends with: started again, it may run."""
 
 
 def world_size() -> int:
@@ -49,6 +59,7 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
 
     Raises:
         ValueError: the recipe does not fit the number of processes. Raised before any group is made.
+        NotConnected: the groups cannot be made.
     """
     validate(recipe, world_size())
     quiet_imports()
@@ -61,30 +72,50 @@ def init_distributed(recipe: Recipe, platform: Platform) -> ParallelLayout:
     announce(platform, rank=dist.get_rank())
     if parallel_state.model_parallel_is_initialized():
         megatron_compat.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=recipe.parallel.tp,
-        pipeline_model_parallel_size=recipe.parallel.pp,
-        context_parallel_size=recipe.parallel.cp,
-        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
-        create_gloo_process_groups=False,  # every group carries gloo for CPU tensors already
-    )
-    platform.seed(recipe.train.seed)
-    layout = with_ring(ParallelLayout.from_megatron(platform.device), recipe.parallel, local_world_size(), platform.device)
+    with _connecting():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=recipe.parallel.tp,
+            pipeline_model_parallel_size=recipe.parallel.pp,
+            context_parallel_size=recipe.parallel.cp,
+            distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+            create_gloo_process_groups=False,  # every group carries gloo for CPU tensors already
+        )
+        platform.seed(recipe.train.seed)
+        layout = with_ring(ParallelLayout.from_megatron(platform.device), recipe.parallel, local_world_size(), platform.device)
     # stages draw their own layers: with one seed for all, the third stage's would equal the second's
     tensor_parallel.model_parallel_cuda_manual_seed(recipe.train.seed + 100 * layout.pp_rank)
     return layout
 
 
 def start_group(platform: Platform) -> None:
-    """Makes the process group of this run, for one process or as torchrun says. Does nothing where there is one."""
+    """Makes the process group of this run, for one process or as torchrun says. Does nothing where there is one.
+
+    Raises:
+        NotConnected: it cannot be made.
+    """
     if dist.is_initialized():
         return
     quiet_imports()
     platform.activate()
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(platform.collectives, timeout=TIMEOUT)
+        with _connecting():
+            dist.init_process_group(platform.collectives, timeout=TIMEOUT)
     else:
         dist.init_process_group(platform.collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and not any(word in said for word in _UNREACHED):
+            raise
+        raise NotConnected(
+            f"process {rank()} of {world_size()} could not be connected to the others: one of them ended, or it cannot be reached "
+            f"(MASTER_ADDR is {os.environ.get('MASTER_ADDR')}); see what the others said, and start again. What was met: {said[:200]}"
+        ) from error
 
 
 def shutdown() -> None:

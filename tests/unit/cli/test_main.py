@@ -12,6 +12,7 @@ import pytest
 
 from mindspeed_vita.cli import main as cli
 from mindspeed_vita.engine.faults import TrainingDiverged
+from mindspeed_vita.engine.session import NotConnected
 from mindspeed_vita.engine.stopping import Stopped
 
 
@@ -37,6 +38,7 @@ def command(monkeypatch):
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.yaml"), "vita: error: a.yaml: No such file or directory", 2),
         (OSError("cannot save into runs/a"), "vita: error: cannot save into runs/a", 2),
         (TrainingDiverged("step 3: the loss is nan"), "vita: error: step 3: the loss is nan", 2),
+        (NotConnected("process 1 of 2 could not be connected"), "vita: error: process 1 of 2 could not be connected", 77),
         (Stopped(15, "stopped by SIGTERM; nothing lost"), "vita: stopped by SIGTERM; nothing lost", 143),
     ],
 )
