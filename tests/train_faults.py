@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tests import store_faults
+from tests.store_faults import STORES
+
 KILLS = ("kill: any moment", "kill: save", "kill: publish", "kill: prune", "kill: exchange", "kill: data", "kill: log")
 DISKS = ("disk: full", "disk: full at sync", "disk: read-only", "disk: slow")
 OTHERS = ("stop and continue", "stop for ever", "error of a rank", "corrupted byte", "clock jump")
-KINDS = (*KILLS, *DISKS, *OTHERS)
-HARMLESS = ("disk: slow", "stop and continue", "clock jump")
+WITHOUT_STORE = (*KILLS, *DISKS, *OTHERS)
+KINDS = (*WITHOUT_STORE, *STORES)
+HARMLESS = ("disk: slow", "stop and continue", "clock jump", "store: refuses", "store: breaks off", "store: truncates")
 """A run goes on through these."""
 
 
@@ -72,7 +76,10 @@ class Fault:
             "error of a rank": [(Stepper, "run")],
             "clock jump": [(PackDataset, "encode")],
         }
-        if int(os.environ["RANK"]) == self.rank or self.kind == "clock jump":
+        if self.kind in STORES:
+            if int(os.environ["RANK"]) == self.rank or self.kind == "store: refuses":
+                store_faults.put_in(self)
+        elif int(os.environ["RANK"]) == self.rank or self.kind == "clock jump":
             calls = [0]
             for owner, name in places.get(self.kind, ()):
                 setattr(owner, name, partial(self._spoilt, getattr(owner, name), calls) if not isinstance(owner, type) else

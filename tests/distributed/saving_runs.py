@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from unittest import mock
 
 import torch
@@ -156,3 +156,34 @@ def behind(layout: Any, *, folder: str, fault: str) -> tuple[bool, str, int]:
     dist.barrier()
     keys = [f"vita/mail/1/{end}" for end in (*range(dist.get_world_size()), "answer", "readers")]
     return seen, outcome, sum(store.check([key]) for key in keys)
+
+
+def sending(layout: Any, *, content: dict[str, Any], stop: Optional[int] = None, refusals: int = 0) -> list[str]:
+    """Trains a recipe that has a store, which refuses the first files of the last rank.
+
+    Returns:
+        what was said about the store; on the first rank.
+    """
+    from mindspeed_vita.engine import loop, uploading
+    from mindspeed_vita.files.stores import Store, StoreError
+
+    lines: list[str] = []
+    plain, left = Store.send, [refusals if dist.get_rank() == dist.get_world_size() - 1 else 0]
+
+    def send(store: Store, path: Path, name: str) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise StoreError("slow down")
+        plain(store, path, name)
+
+    class Uploads(uploading.Uploads):
+        def __init__(self, settings: Any, say: Any) -> None:
+            super().__init__(settings, lambda line: (lines.append(line), say(line)))
+
+    with (
+        mock.patch.object(Store, "send", send),
+        mock.patch.object(loop, "Uploads", Uploads),
+        mock.patch.object(uploading, "FIRST_PAUSE", 0.01),
+    ):
+        run(layout, content=content, stop=stop)
+    return lines

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak_train import Row, add_up
+from tests.soak_table import Row, add_up
 from tests.train_faults import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
