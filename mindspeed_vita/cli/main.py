@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import select
 import signal
 import sys
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Mapping, Optional, Sequence
 
 from mindspeed_vita.addresses import is_address
@@ -121,6 +123,20 @@ def _parse(name: str, arguments: list[str]) -> argparse.Namespace:
         command.error(f"unexpected arguments after --: {' '.join(arguments[end + 1:])}")
     parsed.passed_on = arguments[end + 1 :]
     return parsed
+
+
+def wrong_words(words: Sequence[str]) -> str:
+    """What is wrong with the words after `vita`, as far as its arguments tell; empty: nothing. Nothing is run."""
+    if not words or words[0] not in COMMANDS:
+        return f"unknown command {' '.join(words[:1])!r}; expected one of {', '.join(COMMANDS)}"
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            _parse(words[0], list(words[1:]))
+    except SystemExit:
+        lines = said.getvalue().strip().splitlines()
+        return lines[-1].partition("error: ")[2] or "it asks for help"
+    return ""
 
 
 def _parser_of_actions(name: str, actions: Mapping[str, str]) -> argparse.ArgumentParser:

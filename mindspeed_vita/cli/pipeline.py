@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mindspeed_vita.pipeline.pipeline_file import Pipeline
+    from mindspeed_vita.pipeline.handoff import Handoff
+    from mindspeed_vita.pipeline.pipeline_file import Pipeline, Stage
 
 _EPILOG = """
 examples:
@@ -33,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs or shows a pipeline."""
-    from mindspeed_vita.pipeline.handoff import handoff
     from mindspeed_vita.pipeline.pipeline_file import load_pipeline
     from mindspeed_vita.pipeline.runner import run_pipeline
 
@@ -42,11 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     last = pipeline.stage(arguments.last, "--until") if arguments.last else len(pipeline.stages) - 1
     if first > last:
         raise ValueError(f"--from {arguments.first} comes after --until {arguments.last}")
-    recipes = {stage.settings.name: stage.recipe for stage in pipeline.stages}
     problems = []
     for stage in pipeline.stages[first : last + 1]:
-        found = handoff(recipes.get(stage.start), stage.recipe)
+        found = _handoff(pipeline, stage)
         problems += [f"{stage.settings.name}, from {stage.start}: {problem}" for problem in found.problems]
+        problems += [f"{stage.settings.name}: {problem}" for problem in _wrong_commands(stage)]
         if found.order_note and not arguments.dry_run:
             print(f"{stage.settings.name}: NOTE: {found.order_note}", flush=True)
     if arguments.dry_run:
@@ -56,33 +57,60 @@ def run(arguments: argparse.Namespace) -> int:
     return run_pipeline(pipeline, first, last, lambda line: print(line, flush=True))
 
 
+def _handoff(pipeline: Pipeline, stage: Stage) -> Handoff:
+    from mindspeed_vita.pipeline.handoff import handoff
+
+    if not stage.start:
+        return handoff(None, stage.recipe)
+    before = pipeline.stages[pipeline.stage(stage.start, "start")]
+    return handoff(before.recipe, stage.recipe, engines=(before.engine, stage.engine))
+
+
+def _wrong_commands(stage: Stage) -> list[str]:
+    """Gates and commands whose arguments `vita` would refuse, after the training."""
+    from mindspeed_vita.cli.main import wrong_words
+
+    commands = [("gate", text, ["eval", *_inserted(shlex.split(text), str(stage.weights))]) for text in stage.settings.gates]
+    commands += [("after", text, shlex.split(text)) for text in stage.settings.after]
+    told = [(kind, text, wrong_words(words)) for kind, text, words in commands]
+    return [f"{kind} {text!r}: {wrong}" for kind, text, wrong in told if wrong]
+
+
+def _inserted(words: Sequence[str], checkpoint: str) -> list[str]:
+    """The words of a gate with the checkpoint after the action."""
+    return [*words[:1], checkpoint, *words[1:]]
+
+
 def _show(pipeline: Pipeline, first: int, last: int) -> int:
     """Prints the plan; 2 where a stage would not start."""
     from mindspeed_vita.cli.check import problems_of
-    from mindspeed_vita.pipeline.handoff import handoff
-    from mindspeed_vita.pipeline.progress import held_back, progress
+    from mindspeed_vita.pipeline.progress import held_back, other_start, progress
     from mindspeed_vita.pipeline.runner import after_command, gate_command, train_command
 
-    recipes = {stage.settings.name: stage.recipe for stage in pipeline.stages}
     failed = 0
     for stage in pipeline.stages[first : last + 1]:
-        found, taken = progress(stage), handoff(recipes.get(stage.start), stage.recipe)
+        found, taken = progress(stage), _handoff(pipeline, stage)
         origin = stage.start or stage.recipe.checkpoint.init_from or "random weights"
         print(f"{stage.settings.name}: {found.describe(stage)}; starts from {origin}")
         for line in taken.lines():
             print(f"  {line}")
+        start = pipeline.stages[pipeline.stage(stage.start, "start")] if stage.start else None
+        note = other_start(stage, start) if start is not None and found.ended else ""
+        if note:
+            print(f"  NOTE: {note}")
         # weights that an earlier stage will make are not there yet
         weights = not stage.start or found.step is not None
-        problems = list(taken.problems)
+        problems = [*taken.problems, *_wrong_commands(stage)]
         if not stage.settings.script:  # a script knows its processes; DRY_RUN=1 checks it
             problems += problems_of(stage.recipe, stage.settings.processes, stage.settings.engine, weights=weights)
-        problems += held_back(found.step) if found.step is not None else []
+        problems += held_back(stage, found.step) if found.step is not None else []
         for problem in problems:
             print(f"  PROBLEM: {problem}")
         failed += bool(problems)
         command = shlex.join(train_command(stage, pipeline.folder))
         print(f"  $ {command}" + (f"   (DRY_RUN=1 {command} checks it)" if stage.settings.script else ""))
-        step = found.step or stage.run / f"step_{stage.recipe.train.steps:07d}"
+        name = "checkpoint-{}" if stage.settings.engine == "hf" else "step_{:07d}"
+        step = found.step or stage.run / name.format(stage.recipe.train.steps)
         for text in stage.settings.gates:
             print(f"  gate: {shlex.join(gate_command(stage, text, step))}")
         for text in stage.settings.after:

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Optional
 
 from mindspeed_vita.checkpoint.native.step_folder import POSITIONS, differing_keys
+from mindspeed_vita.choices import Engine
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.engine.adapter_base import differing_adapters
+
+_STARTS: dict[Engine, tuple[Engine, ...]] = {
+    "builtin": ("builtin",),
+    "mindspeed-llm": ("builtin", "mindspeed-llm"),
+    "hf": ("builtin", "mindspeed-llm", "hf"),
+}
+"""Engine -> whose weights it starts from as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +64,13 @@ class Handoff:
         return f"a recipe of stage {after} starts from one of stage {before}; the paper trains 1, 2, 3, 4. Is the order right?"
 
 
-def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
+def handoff(before: Optional[Recipe], after: Recipe, *, engines: tuple[Optional[Engine], Optional[Engine]] = (None, None)) -> Handoff:
     """What changes from a stage to the next.
 
     Args:
         before: recipe of the stage that gives the weights; None: they come from elsewhere.
         after: recipe of the stage that takes them.
+        engines: of both, as far as they are known: a script may choose its own.
     """
     context, trained = after.data.seq_length, tuple(after.train.modules)
     if before is None:
@@ -73,6 +83,13 @@ def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
     changed = {name: f"{name}: {was} -> {now}" for name, (was, now) in data.items() if was != now}
     problems = [f"the architecture changes ({'; '.join(weights)}); a stage starts from weights of its own architecture"] if weights else []
     problems += [f"{changed[name]}: the token ids of the weights would mean something else" for name in ("template",) if name in changed]
+    problems += _of_adapters(before, after)
+    written, read = engines
+    if written and read and not after.lora.rank and written not in _STARTS[read]:  # adapters take a base of any format
+        problems.append(
+            f"a run of engine {read} does not start from weights of engine {written}; convert them in `after` (convert --from ... --to "
+            "native --output DIR), and start the stage from DIR (start: recipe)"
+        )
     return Handoff(
         weights=weights,
         context=(before.data.seq_length, context),
@@ -82,3 +99,16 @@ def handoff(before: Optional[Recipe], after: Recipe) -> Handoff:
         stages=(before.stage, after.stage),
         problems=tuple(problems),
     )
+
+
+def _of_adapters(before: Recipe, after: Recipe) -> list[str]:
+    """Why a stage cannot take over from one that trains adapters."""
+    if not before.lora.rank:
+        return []
+    if not after.lora.rank:
+        return [
+            "whole modules are to train, and the weights are adapters (lora.rank); merge them in `after` (convert --from {run} --merge "
+            "--to native --output DIR), and start the stage from DIR (start: recipe)"
+        ]
+    differing = differing_adapters(before.lora, after.lora)
+    return [f"the adapters differ ({'; '.join(differing)}); use the same settings, or merge them before"] if differing else []

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
+from mindspeed_vita.addresses import is_address
 from mindspeed_vita.choices import Engine
 from mindspeed_vita.config import Recipe, load_recipe
 from mindspeed_vita.config.build import build
 from mindspeed_vita.config.kinds import Listed, Section, Size, Text, Texts
 from mindspeed_vita.config.load import expanded
 from mindspeed_vita.config.unique_keys import read_yaml
+from mindspeed_vita.integration.hf_trainer.checkpoints import trained
 
 GATES = ("loss", "needle", "choice")
 """What a gate may measure: the actions of `vita eval`."""
+_PART = re.compile(r"step_\d+|iter_\d+|checkpoint-\d+|export|adapter")
+"""Folders of weights in the folder of a run."""
+_OF_RECIPE = "recipe"
+"""The start of a stage whose recipe names its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,16 @@ class Stage:
         """Folder of the run."""
         return Path(self.recipe.checkpoint.directory)
 
+    @property
+    def engine(self) -> Optional[Engine]:
+        """What runs the stage; None: a script chooses."""
+        return None if self.settings.script and self.settings.engine == "builtin" else self.settings.engine
+
+    @property
+    def weights(self) -> Path:
+        """What gates measure and the next stage starts from: the run itself, or what transformers' Trainer writes at its end."""
+        return trained(self.recipe) if self.settings.engine == "hf" else self.run
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
@@ -108,6 +125,8 @@ def load_pipeline(path: Path) -> Pipeline:
     settings = build(PipelineSettings, values, f"pipeline {path}", root=PipelineSettings, known=unset)
     names = [stage.name for stage in settings.stages]
     repeated = sorted({name for name in names if names.count(name) > 1})
+    if _OF_RECIPE in names:
+        raise ValueError(f"pipeline {path}: a stage has the name {_OF_RECIPE!r}, which `start` has a meaning for; rename it")
     if not names or repeated:
         raise ValueError(f"pipeline {path}: {'stages have the same name: ' + ', '.join(repeated) if repeated else 'it has no stages'}")
     stages: list[Stage] = []
@@ -120,14 +139,14 @@ def load_pipeline(path: Path) -> Pipeline:
 def _open(settings: StageSettings, before: list[Stage], path: Path) -> Stage:
     where = f"pipeline {path}, stage {settings.name}"
     overrides, start = tuple(settings.settings), ""
-    if settings.start != "recipe" and (before or settings.start):
+    if settings.start != _OF_RECIPE and (before or settings.start):
         known = {stage.settings.name: stage for stage in before}
         start = settings.start or before[-1].settings.name
         if start not in known:
-            raise ValueError(f"{where}: start={start!r} is no earlier stage; expected {', '.join([*known, 'recipe'])}")
+            raise ValueError(f"{where}: start={start!r} is no earlier stage; expected {', '.join([*known, _OF_RECIPE])}")
         if any(word.startswith("checkpoint.init_from=") for word in overrides):
             raise ValueError(f"{where}: it starts from {start}, and settings has a checkpoint.init_from; leave one out (start: recipe)")
-        overrides = (*overrides, f"checkpoint.init_from={known[start].run}")
+        overrides = (*overrides, f"checkpoint.init_from={known[start].weights}")
     recipe_path = path.parent / settings.recipe
     try:
         recipe = load_recipe(recipe_path, overrides)
@@ -160,9 +179,21 @@ def check_gate(text: str) -> list[str]:
 
 
 def _check_folders(stages: list[Stage], path: Path) -> None:
-    seen: dict[Path, str] = {}
-    for stage in stages:
-        other = seen.setdefault(stage.run.absolute(), stage.settings.name)
-        if other != stage.settings.name:
-            both = f"{other} and {stage.settings.name}"
+    seen: dict[Path, int] = {}
+    for number, stage in enumerate(stages):
+        other = seen.setdefault(stage.run.resolve(), number)
+        if other != number:
+            both = f"{stages[other].settings.name} and {stage.settings.name}"
             raise ValueError(f"pipeline {path}: {both} write to one folder, {stage.run}; set checkpoint.directory")
+    for number, stage in enumerate(stages):
+        origin = stage.recipe.checkpoint.init_from
+        if stage.start or not origin or is_address(origin):
+            continue
+        place = Path(origin).resolve()
+        later = seen.get(place.parent if _PART.fullmatch(place.name) else place, -1)
+        if later >= number:
+            whose = "itself" if later == number else f"{stages[later].settings.name}, which comes later"
+            raise ValueError(
+                f"pipeline {path}, stage {stage.settings.name}: checkpoint.init_from={origin} is of {whose}; "
+                "name weights that are there before, or change the order"
+            )

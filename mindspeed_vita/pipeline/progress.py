@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from mindspeed_vita.checkpoint import gates
+from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.megatron import rank_files
 from mindspeed_vita.checkpoint.native import atomic, step_folder
 from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.integration.hf_trainer import checkpoints as hf_checkpoints
 from mindspeed_vita.pipeline.pipeline_file import Stage
 
 RECORD = "pipeline.json"
@@ -51,33 +52,63 @@ def progress(stage: Stage) -> Progress:
     Raises:
         ValueError: the record or the folder is damaged.
     """
-    step = newest(stage.run)
+    step = newest(stage)
     number = 0 if step is None else _number(step)
     record = read_record(stage.run)
     same = step is not None and record.get("step") == step.name
-    ended = step is not None and (number >= stage.recipe.train.steps or (same and bool(record.get("ended"))))
+    told_over = same and bool(record.get("ended")) and record.get("steps") == stage.recipe.train.steps  # more steps: it goes on
+    ended = step is not None and (number >= stage.recipe.train.steps or told_over)
+    if stage.settings.engine == "hf":  # a run may end after its last checkpoint, before it writes what it trained
+        ended = ended and hf_checkpoints.is_of_step(stage.weights, number)
     done = record.get("done")
     return Progress(step=step, steps=number, ended=ended, done=dict(done) if same and isinstance(done, Mapping) else {})
 
 
-def newest(run: Path) -> Optional[Path]:
-    """The newest whole step of a run, or iteration of MindSpeed-LLM; None where it has not saved.
+def newest(stage: Stage) -> Optional[Path]:
+    """The newest whole step of a stage's run, iteration of MindSpeed-LLM or checkpoint of Trainer; None where it has not saved.
 
     Raises:
         ValueError: the file that names the iteration is damaged.
     """
+    run = stage.run
+    if stage.settings.engine == "hf":
+        return hf_checkpoints.newest(run)
     if rank_files.is_mindspeed(run):
         return rank_files.iteration_of(run)
     return step_folder.latest(run)
 
 
-def held_back(step: Path) -> list[str]:
-    """A line for each gate that holds a step back.
+def held_back(stage: Stage, step: Path) -> list[str]:
+    """A line for each gate that holds back what a stage trained.
+
+    Args:
+        stage: which.
+        step: its newest one.
 
     Raises:
         ValueError: a gate cannot be read.
     """
-    return [f"{gate.describe()} ({path})" for path, gate in gates.held_gates(step).items()]
+    weights = stage.weights if stage.settings.engine == "hf" else step
+    return [f"{gate.describe()} ({path})" for path, gate in gates.held_gates(weights).items()] if weights.is_dir() else []
+
+
+def other_start(stage: Stage, start: Stage) -> str:
+    """What to say of a stage that was trained from other weights than its start has now; empty: nothing, or the start is gone.
+
+    Args:
+        stage: with a step.
+        start: the stage that it starts from.
+
+    Raises:
+        ValueError: a record of where weights come from is damaged.
+    """
+    if newest(start) is None or not start.weights.is_dir():
+        return ""
+    parents, now = lineage.of_checkpoint(stage.weights).parents, lineage.of_checkpoint(start.weights)
+    if not parents or any(parent.identity == now.identity for parent in parents):
+        return ""
+    was = f"step {parents[-1].step} of {parents[-1].name}"
+    return f"trained from {was}, and {start.settings.name} has step {now.step} now; remove {stage.run} to train it again"
 
 
 def mark(stage: Stage, found: Progress, name: str, when: str) -> None:
@@ -92,7 +123,7 @@ def mark(stage: Stage, found: Progress, name: str, when: str) -> None:
     else:
         found.ended = True
     with whole_file(stage.run / RECORD) as temporary:
-        record = {"step": found.step.name, "ended": found.ended, "done": found.done}
+        record = {"step": found.step.name, "ended": found.ended, "steps": stage.recipe.train.steps, "done": found.done}
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -113,13 +144,14 @@ def failure(stage: Stage, *, since: float) -> str:
 
 
 def _number(step: Path) -> int:
-    if step.name.startswith("iter_"):
-        return int(step.name.removeprefix("iter_"))
+    for prefix in ("iter_", "checkpoint-"):
+        if step.name.startswith(prefix):
+            return int(step.name.removeprefix(prefix))
     return 0 if step.name == "release" else atomic.step_of(step)
 
 
 def read_record(run: Path) -> Mapping[str, object]:
-    """The record in a run's folder: "step", "ended" and "done"; empty where there is none.
+    """The record in a run's folder: "step", "ended", "steps" (what train.steps was) and "done"; empty where there is none.
 
     Raises:
         ValueError: the record is damaged.
@@ -129,6 +161,6 @@ def read_record(run: Path) -> Mapping[str, object]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {"step": content["step"], "ended": content["ended"], "done": content["done"]}
-    except (ValueError, KeyError, TypeError) as error:
+        return {"step": content["step"], "ended": content["ended"], "steps": content.get("steps"), "done": content["done"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no record of a pipeline ({error!r}); remove it, and gates are measured again") from error

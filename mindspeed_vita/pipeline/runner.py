@@ -16,7 +16,7 @@ from typing import Iterator, Optional
 
 from mindspeed_vita.engine.stopping import SAVED, SIGNALS
 from mindspeed_vita.pipeline.pipeline_file import Pipeline, Stage, check_gate
-from mindspeed_vita.pipeline.progress import Progress, failure, held_back, mark, mark_failed, newest, progress
+from mindspeed_vita.pipeline.progress import Progress, failure, held_back, mark, mark_failed, newest, other_start, progress
 
 HELD = 1
 """Exit status of a pipeline whose gate holds a stage back."""
@@ -59,7 +59,9 @@ def gate_command(stage: Stage, text: str, step: Path) -> list[str]:
         processes *= int(_value(words, name) or 1)
     if action == "needle" and _value(words, "--output") is None:
         words += ["--output", str(stage.run / "gates" / f"{action}.{step.name}")]
-    return _vita(["eval", action, str(stage.run), *words], processes)
+    if action == "loss" and stage.settings.engine == "hf" and _value(words, "--recipe") is None:
+        words += ["--recipe", str(step / "recipe.json")]  # an export does not say how the run packs its samples
+    return _vita(["eval", action, str(stage.weights), *words], processes)
 
 
 def after_command(stage: Stage, text: str) -> list[str]:
@@ -88,8 +90,12 @@ def run_pipeline(pipeline: Pipeline, first: int, last: int, say: Say) -> int:
         name = f"{pipeline.name}, {stage.settings.name}"
         start = next((other for other in pipeline.stages if other.settings.name == stage.start), None)
         found = progress(stage)
-        if start is not None and found.step is None and newest(start.run) is None:
-            raise ValueError(f"{name}: {start.run}, which it starts from, holds no checkpoint; run that stage first (--from {stage.start})")
+        if start is not None and found.step is None and (newest(start) is None or not start.weights.is_dir()):
+            advice = f"run that stage first (--from {stage.start})"
+            raise ValueError(f"{name}: {start.weights}, which it starts from, holds no checkpoint; {advice}")
+        note = other_start(stage, start) if start is not None and found.ended else ""
+        if note:
+            say(f"{name}: NOTE: {note}")
         status = _train(pipeline, stage, found, name, say)
         if status:
             return status
@@ -102,7 +108,7 @@ def run_pipeline(pipeline: Pipeline, first: int, last: int, say: Say) -> int:
 
 def _train(pipeline: Pipeline, stage: Stage, found: Progress, name: str, say: Say) -> int:
     """Runs the training until it is over; 0, or the status that the pipeline ends with."""
-    judged_again = stage.recipe.eval.gate and found.step is not None and held_back(found.step)
+    judged_again = stage.recipe.eval.gate and found.step is not None and held_back(stage, found.step)
     if found.ended and not judged_again:  # `vita train` judges a finished run in seconds
         say(f"{name}: trained before, {found.step}")
         return 0
@@ -111,7 +117,7 @@ def _train(pipeline: Pipeline, stage: Stage, found: Progress, name: str, say: Sa
     if status > 128 or status == SAVED:
         return status
     ended = progress(stage)
-    held = held_back(ended.step) if ended.step is not None else []
+    held = held_back(stage, ended.step) if ended.step is not None else []
     if held and status == 1:
         return _hold(name, held, say)
     if status or ended.step is None:
@@ -137,7 +143,7 @@ def _follow(stage: Stage, name: str, say: Say) -> int:
         if status:
             raise _failed(stage, f"{name}: the gate {text!r} could not be measured (status {status})")
         mark(stage, found, text, _now())
-    held = held_back(found.step)
+    held = held_back(stage, found.step)
     missing = [text for text in stage.settings.gates if text not in found.done]
     if held or missing:
         return _hold(name, held or [f"the gate {text!r} did not pass" for text in missing], say)
@@ -170,7 +176,7 @@ def _wait(stage: Stage, name: str, say: Say) -> int:
     if wanted:
         say(f"{name}: waiting for node 0 to measure the gates")
     while not wanted <= (found := progress(stage)).done.keys():
-        held = held_back(found.step) if found.step is not None else []
+        held = held_back(stage, found.step) if found.step is not None else []
         if held:
             return _hold(name, held, say)
         reason = failure(stage, since=began)

@@ -161,7 +161,7 @@ def test_no_torch_is_needed(recipe, more):
 
 
 def test_the_engine_on_trainer_needs_weights_and_its_packages(recipe, tmp_path, capsys, monkeypatch):
-    from mindspeed_vita.integration.hf_trainer import settings
+    from mindspeed_vita.integration.hf_trainer import deepspeed_file, settings
 
     monkeypatch.setattr(settings, "find_spec", lambda name: None)
     assert main(["check", "--engine", "hf", "--deepspeed", "zero3", recipe()]) == 2
@@ -174,7 +174,7 @@ def test_the_engine_on_trainer_needs_weights_and_its_packages(recipe, tmp_path, 
     save(file, tmp_path / "before" / "step_0000003")
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
     for missing, adam in (([], "DeepSpeed"), (["c++"], "torch")):
-        monkeypatch.setattr(settings, "lacking_compiler", lambda found=missing: found)
+        monkeypatch.setattr(deepspeed_file, "lacking_compiler", lambda found=missing: found)
         assert main(["check", "--engine", "hf", "--deepspeed", str(tmp_path / "ds.json"), file]) == 0
         assert f"optimizer in host memory, updated by {adam}'s AdamW" in capsys.readouterr().out
     assert main(["check", "--engine", "hf", "--deepspeed", str(tmp_path / "ds.json"), file]) == 0

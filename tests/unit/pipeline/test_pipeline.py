@@ -57,6 +57,12 @@ def test_a_gate_holds_a_stage_back_and_another_bound_lets_it_through(tiny, tmp_p
     names = [line.lstrip("└─ ").split(",")[0] for line in capfd.readouterr().out.splitlines()]
     assert names == ["hf (conversion)", "second (training)", "first (training)"]
 
+    path = write(tiny, tmp_path, bound=100, steps=4)
+    assert main(["pipeline", str(path)]) == 0
+    again = f"NOTE: trained from step 3 of first, and first has step 4 now; remove {tmp_path / 'runs' / 'second'} to train it again"
+    assert f"tiny, second: {again}" in capfd.readouterr().out, "the first stage went on, and the second is of its earlier weights"
+    assert main(["pipeline", str(path), "--dry-run"]) == 0 and f"  {again}" in capfd.readouterr().out.splitlines()
+
 
 def test_a_stopped_pipeline_goes_on_where_it_was(tiny, tmp_path):
     path = write(tiny, tmp_path, steps=3000, first={"gates": []})
@@ -117,6 +123,15 @@ def test_what_changes_between_two_stages_is_named(tiny, tmp_path):
         ({"setings": []}, "unknown key stages[0].setings"),
         ({"processes": 0}, "stages[0].processes=0; expected at least 1"),
         ({"settings": ["train.stepz=3"]}, "unknown key train.stepz"),
+        ({"name": "recipe"}, "a stage has the name 'recipe', which `start` has a meaning for"),
+        ({"gates": ["loss --mixture x --at-most low"]}, "first: gate 'loss --mixture x --at-most low': argument --at-most: invalid float"),
+        ({"gates": ["loss --mixture x --at-most 1 --tp two"]}, "argument --tp: invalid"),
+        ({"gates": ["loss --mixture x --at-most"]}, "argument --at-most: expected one argument"),
+        ({"gates": ["needle --pass 0.9 --lengths 4 --lenghts 4"]}, "unrecognized arguments: --lenghts 4"),
+        ({"after": ["konvert --from {run}"]}, "first: after 'konvert --from {run}': unknown command 'konvert'"),
+        ({"after": ["convert --from {run}"]}, "first: after 'convert --from {run}': the following arguments are required: --to, --output"),
+        ({"after": ["convert --help"]}, "it asks for help"),
+        ({"after": [""]}, "first: after '': unknown command ''"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_message(tiny, tmp_path, capsys, change, message):
@@ -124,9 +139,62 @@ def test_a_wrong_file_is_told_in_one_message(tiny, tmp_path, capsys, change, mes
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"settings": ["lora.rank=4"]}, {}, "second, from first: whole modules are to train, and the weights are adapters"),
+        ({"settings": ["lora.rank=4"]}, {"settings": ["lora.rank=8"]}, "the adapters differ (lora.rank: 4 there, 8 here)"),
+        ({"settings": ["lora.rank=4"]}, {"settings": ["lora.rank=4", "lora.targets=[q_proj]"]}, "lora.targets of language: ("),
+        ({"engine": "hf"}, {}, "a run of engine builtin does not start from weights of engine hf; convert them in `after`"),
+        ({"engine": "mindspeed-llm"}, {}, "engine builtin does not start from weights of engine mindspeed-llm"),
+        ({"engine": "hf"}, {"engine": "mindspeed-llm"}, "engine mindspeed-llm does not start from weights of engine hf"),
+    ],
+)
+def test_a_stage_that_could_not_start_is_told_before_anything_is_trained(tiny, tmp_path, capsys, first, second, message):
+    path = write(tiny, tmp_path, first={"gates": [], **first}, second={"after": [], **second})
+    assert main(["pipeline", str(path)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert main(["pipeline", str(path), "--dry-run"]) == 2
+    assert message.removeprefix("second, from first: ") in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"settings": ["lora.rank=4"]}),
+        ({"settings": ["lora.rank=4"]}, {"settings": ["lora.rank=4"]}),
+        ({}, {"engine": "hf"}),
+        ({"engine": "hf"}, {"engine": "hf"}),
+        ({"engine": "hf"}, {"settings": ["lora.rank=4"]}),
+        ({"engine": "mindspeed-llm"}, {"script": "run.sh"}),
+    ],
+)
+def test_a_stage_that_can_start_has_no_problem(tiny, tmp_path, first, second):
+    (tmp_path / "run.sh").write_text("true\n")
+    before, after = load_pipeline(write(tiny, tmp_path, first=first, second=second)).stages
+    assert not handoff(before.recipe, after.recipe, engines=(before.engine, after.engine)).problems
+    trained = "runs/first/export" if before.engine == "hf" else "runs/first"
+    assert after.recipe.checkpoint.init_from == str(tmp_path / trained)
+
+
+@pytest.mark.parametrize(
+    ("place", "whose"),
+    [("runs/second", "second, which comes later"), ("runs/second/step_0000002", "second, which comes later"), ("runs/first", "itself")],
+)
+def test_a_stage_that_starts_from_a_later_one_is_refused(tiny, tmp_path, capsys, place, whose):
+    circle = {"start": "recipe", "settings": [f"checkpoint.init_from={tmp_path / 'runs' / '..' / place}"]}
+    assert main(["pipeline", str(write(tiny, tmp_path, first=circle))]) == 2
+    assert f"{place} is of {whose}; name weights that are there before" in capsys.readouterr().err
+
+
 def test_stages_that_share_a_folder_and_a_missing_start_are_refused(tiny, tmp_path, capsys):
     shared = [f"checkpoint.directory={tmp_path / 'runs' / 'first'}"]
     assert main(["pipeline", str(write(tiny, tmp_path, second={"settings": shared}))]) == 2
+    assert "first and second write to one folder" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    linked = [f"checkpoint.directory={tmp_path / 'link' / 'first'}"]
+    assert main(["pipeline", str(write(tiny, tmp_path, second={"settings": linked}))]) == 2
     assert "first and second write to one folder" in capsys.readouterr().err
     path = str(write(tiny, tmp_path))
     assert main(["pipeline", path, "--from", "second"]) == 2
