@@ -149,13 +149,14 @@ def import_plugins(names: Sequence[str], where: str, folder: Optional[Path] = No
 
 def _refuse_from(checkpoint: Path, name: str, where: str) -> None:
     """Refuses a module that lies in the folder of a checkpoint's run. One that is loaded was asked for elsewhere."""
-    root = (checkpoint.parent if _STEP.fullmatch(checkpoint.name) else checkpoint).resolve()
+    named = (checkpoint, checkpoint.resolve())  # a link or "." has another name than the step
+    roots = {(folder.parent if _STEP.fullmatch(folder.name) else folder).resolve() for folder in named}
     parts = name.split(".")
     for number in range(len(parts)):  # a package runs before what is in it
         package = ".".join(parts[: number + 1])
         if package in sys.modules:
             continue
-        inside = next((place for place in _places(package) if place == root or root in place.parents), None)
+        inside = next((place for place in _places(package) if roots & {place, *place.parents}), None)
         if inside is not None:
             raise ValueError(
                 f"{where}: {name!r} lies at {inside}, in the folder of the checkpoint, whose code is not run; "

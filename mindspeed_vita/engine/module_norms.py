@@ -36,7 +36,7 @@ def by_key(norms: Optional[torch.Tensor]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def megatron_norms(optimizer: Any, chunks: Iterable[torch.nn.Module]) -> torch.Tensor:
+def megatron_norms(optimizer: Any, chunks: Iterable[torch.nn.Module], *, copies: int = 1) -> torch.Tensor:
     """The norm of each of MODULES over all ranks, float32[3] on the device. Collective, and the same on every rank.
 
     What several ranks hold counts once, as in the optimizer's own norm.
@@ -44,6 +44,7 @@ def megatron_norms(optimizer: Any, chunks: Iterable[torch.nn.Module]) -> torch.T
     Args:
         optimizer: of megatron.core, whose gradients are ready (prepare_grads) and not clipped yet.
         chunks: the parts of this rank's model, without wrappers.
+        copies: how many ranks hold each part of a distributed optimizer.
     """
     held = list(chunks)
     named = [(name.split(".", 1)[0], parameter) for chunk in held for name, parameter in chunk.named_parameters()]
@@ -51,7 +52,7 @@ def megatron_norms(optimizer: Any, chunks: Iterable[torch.nn.Module]) -> torch.T
     gradients = (found for one in optimizers for found in _counted(one, named))
     squares = squares_by_module(gradients, next(held[0].parameters()).device)
     dist.all_reduce(squares, group=optimizer.get_grad_stats_parallel_group())
-    return squares.sqrt()
+    return (squares / copies).sqrt()
 
 
 def _counted(optimizer: Any, named: Iterable[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -130,9 +130,12 @@ def read_sums(content: bytes) -> tuple[str, dict[str, str]]:
     try:
         sums = json.loads(content)
         algorithm = algorithm_of(sums)
-        return algorithm, dict(sums[algorithm])
-    except (TypeError, AttributeError) as error:
+        found = sums[algorithm]
+    except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
+    if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
+        raise ValueError(f"{algorithm} is no object of names and checksums")
+    return algorithm, found
 
 
 def damaged(folder: Path, problems: Iterable[str]) -> DamagedCheckpoint:
@@ -209,7 +212,7 @@ def bests_named(content: bytes, place: Path | str) -> list[str]:
     try:
         told = json.loads(content)
         return [step_name(int(step)) for step in (told["step"], *told.get("before", []))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{place} does not name a step ({error!r}); remove it, and the best step may be pruned") from error
 
 
@@ -244,7 +247,7 @@ def _on_their_way(directory: Path, key: str) -> list[str]:
     try:
         told = json.loads(content)
         names = [str(name) for name in told.get(key, told["steps"])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not name steps ({error!r}); remove it, and pruning spares none of them") from error
     return [folder.name for folder in complete_steps(directory) if folder.name in names]
 

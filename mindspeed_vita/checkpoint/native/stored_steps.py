@@ -326,4 +326,3 @@ def _some(names: list[str]) -> str:
 
 def _number(name: str) -> int:
     return atomic.step_of(Path(name))
-

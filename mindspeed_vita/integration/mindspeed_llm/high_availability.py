@@ -73,6 +73,11 @@ def check_high_availability(arguments: argparse.Namespace, *, adapters: bool) ->
     return problems
 
 
+def copies_of_optimizer(arguments: argparse.Namespace) -> int:
+    """How many ranks hold each part of the distributed optimizer. MindSpeed-LLM corrects Megatron's norm of the gradients for it."""
+    return _REPLICAS if is_watched_by_mindio(arguments) and _get(arguments, "use_distributed_optimizer") else 1
+
+
 def check_replicas(arguments: argparse.Namespace) -> None:
     """Refuses numbers of processes of which MindIO cannot make two groups with the whole optimizer each.
 
@@ -82,14 +87,13 @@ def check_replicas(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: the processes with the same weights are not an even number.
     """
-    if not (is_watched_by_mindio(arguments) and _get(arguments, "use_distributed_optimizer")):
-        return
+    copies = copies_of_optimizer(arguments)
     tp, pp = (_get(arguments, f"{axis}_model_parallel_size") or 1 for axis in ("tensor", "pipeline"))
     same = arguments.world_size // (tp * pp)
-    if same % _REPLICAS:
+    if same % copies:
         raise ValueError(
             f"--enable-high-availability on {arguments.world_size} processes with tp={tp} pp={pp}: {same} of them have the same weights, "
-            f"and MindIO keeps {_REPLICAS} copies of the optimizer among these; use an even number of data or context parallel ranks"
+            f"and MindIO keeps {copies} copies of the optimizer among these; use an even number of data or context parallel ranks"
         )
 
 

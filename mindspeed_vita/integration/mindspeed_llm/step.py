@@ -22,6 +22,7 @@ from mindspeed_vita.engine.objective import Objective, report_table
 from mindspeed_vita.integration.mindspeed_llm.arguments import megatron_arguments
 from mindspeed_vita.integration.mindspeed_llm.chunk_passes import ChunkPasses, chunk_of
 from mindspeed_vita.integration.mindspeed_llm.evaluation import HeldOutEvaluation
+from mindspeed_vita.integration.mindspeed_llm.high_availability import copies_of_optimizer
 from mindspeed_vita.integration.mindspeed_llm.run_watch import RunWatch
 from mindspeed_vita.integration.mindspeed_llm.telemetry import StepLog
 from mindspeed_vita.models.inputs import ModelInputs
@@ -79,7 +80,8 @@ class ForwardStep:
         # Megatron divides what it prints by all steps since the last line, also where a source was absent from some of them
         self.reported = objective.names if recipe.logging.every == 1 else ()
         self.host = _host_groups(layout)
-        self.log = StepLog(recipe, self.host, self.platform, loader, names=objective.names, step=step)
+        copies = copies_of_optimizer(megatron_arguments())
+        self.log = StepLog(recipe, self.host, self.platform, loader, names=objective.names, step=step, copies=copies)
         self.evaluation: Optional[HeldOutEvaluation] = None
         self._micro_batches = loader.micro_batches
         self._numbers, self._loaded = loader.counted(), iter(loader)

@@ -41,15 +41,24 @@ class StepLog:
         loader: this rank's packs.
         names: further averages that the objective reports, such as the loss of each source.
         step: optimizer steps done; later lines of an earlier run go.
+        copies: how many ranks hold each part of a distributed optimizer.
     """
 
     def __init__(
-        self, recipe: Recipe, host: ParallelLayout, platform: Platform, loader: PackLoader, *, names: Sequence[str], step: int
+        self,
+        recipe: Recipe,
+        host: ParallelLayout,
+        platform: Platform,
+        loader: PackLoader,
+        *,
+        names: Sequence[str],
+        step: int,
+        copies: int = 1,
     ) -> None:
         self.recipe, self._host, self._loader, self._names = recipe, host, loader, tuple(names)
         self._entries = StepEntries(recipe, platform)
         self.clock = StepClock(platform)
-        self._platform, self._saved = platform, 0.0
+        self._platform, self._saved, self._copies = platform, 0.0, copies
         self._log: Optional[MetricsLog] = None
         directory = recipe.checkpoint.directory
         if directory and host.is_last_stage and (host.tp_rank, host.cp_rank, host.dp_rank) == (0, 0, 0):
@@ -85,7 +94,7 @@ class StepLog:
         def measured_prepare() -> Any:
             overflowed = prepare()
             if not overflowed and is_logged(step, self.recipe):
-                self._norms = megatron_norms(optimizer, chunks)
+                self._norms = megatron_norms(optimizer, chunks, copies=self._copies)
             return overflowed
 
         optimizer.step, optimizer.prepare_grads = timed_update, measured_prepare

@@ -203,8 +203,10 @@ def test_a_checkpoint_cannot_have_its_own_code_imported(tmp_path: Path, monkeypa
         (step.parent / place).write_text(bad)
     for place in (tmp_path, step.parent):
         monkeypatch.syspath_prepend(str(place))
-    with pytest.raises(ValueError, match=f"plugins: '{name}' lies at .*, in the folder of the checkpoint, whose code is not run"):
-        recipe_of_checkpoint({"plugins": [name]}, step)
+    (tmp_path / "newest").symlink_to(step)
+    for named in (step, tmp_path / "newest"):
+        with pytest.raises(ValueError, match=f"plugins: '{name}' lies at .*, in the folder of the checkpoint, whose code is not run"):
+            recipe_of_checkpoint({"plugins": [name]}, named)
 
 
 def test_a_checkpoint_may_name_plugins_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

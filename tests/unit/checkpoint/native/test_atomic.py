@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mindspeed_vita.checkpoint.native import atomic
+from mindspeed_vita.checkpoint.native.stored_steps import recorded_in
 from mindspeed_vita.files.publish import whole_file
 from mindspeed_vita.files.writing import write_bytes, write_json
 
@@ -150,12 +151,27 @@ def test_the_best_step_on_the_disk_stays_until_a_better_one_is_there(tmp_path: P
     assert atomic.kept_best(tmp_path) == steps[6]
 
 
-def test_a_marker_that_names_no_step_is_refused_before_anything_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", ['{"step": "two"}', '{"step": 1e999}', "[" * 100_000])
+def test_a_marker_that_names_no_step_is_refused_before_anything_goes(tmp_path: Path, told: str) -> None:
     steps = [_publish(tmp_path, step, b"x") for step in (1, 2)]
-    (tmp_path / atomic.BEST).write_text('{"step": "two"}')
+    (tmp_path / atomic.BEST).write_text(told)
     with pytest.raises(ValueError, match="best.json does not name a step .*; remove it, and the best step may be pruned"):
         atomic.prune(tmp_path, keep=1)
+    (tmp_path / atomic.BEST).unlink()
+    (tmp_path / atomic.UNSENT).write_text(told)
+    with pytest.raises(ValueError, match="to_store.json does not name steps .*; remove it, and pruning spares none of them"):
+        atomic.prune(tmp_path, keep=1)
     assert atomic.complete_steps(tmp_path) == steps
+
+
+@pytest.mark.parametrize("told", ['{"xxh128": [[1, 2]]}', '{"xxh128": ["ab"]}', '{"xxh128": {"a": 5}}', "[" * 100_000, "{}"])
+def test_a_checksum_file_that_is_none_makes_a_damaged_step(tmp_path: Path, told: str) -> None:
+    step = _publish(tmp_path, 1, b"x")
+    (step / atomic.CHECKSUMS).write_text(told)
+    with pytest.raises(atomic.DamagedCheckpoint, match="checksums.json cannot be read"):
+        atomic.recorded(step)
+    with pytest.raises(atomic.DamagedCheckpoint, match="checksums.json cannot be taken"):
+        recorded_in(told.encode(), "s3://bucket/run/step_0000001")
 
 
 @pytest.mark.parametrize("file", ["best.json", "to_store.json"])

@@ -103,13 +103,13 @@ def test_every_chunk_takes_all_packs_in_their_order_and_each_is_asked_for_once()
 class Steps(ForwardStep):
     """Notes what is called."""
 
-    def __init__(self, seen: list) -> None:
+    def __init__(self, seen: list, copies: int = 1) -> None:
         super().__init__(get_platform(), SimpleNamespace())  # type: ignore[arg-type]
         self.log = StepLog.__new__(StepLog)
         self.log.clock = StepClock(get_platform())
         train = SimpleNamespace(global_batch=2, lr=1.0, min_lr=0.1, steps=100)
         self.seen, self.recipe = seen, SimpleNamespace(train=train, logging=SimpleNamespace(every=4))
-        self.log.recipe, self.log._norms = self.recipe, None  # type: ignore[assignment]
+        self.log.recipe, self.log._norms, self.log._copies = self.recipe, None, copies  # type: ignore[assignment]
         self.logged: list = []
         self.norms: list = []
         self.done = 0
@@ -177,7 +177,7 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     update = scheduler.optimizer.step
     losses = {LOSS: torch.tensor(1.0), "loss/pets": torch.tensor(2.0), "loss/text": torch.tensor(float("nan"))}
     kept = [LOSS, "loss/pets"] if ours else list(losses)  # no token of text in this step
-    forward_step = Steps(seen) if ours else object()
+    forward_step = Steps(seen, copies=4) if ours else object()
     for _ in range(3):
         found, *rest = train_step_wrapper(train_step)(forward_step, None, [Wrapped(parts)], scheduler.optimizer, scheduler, None)
         assert list(found) == kept and rest == [0, False, False, None, 7.5, None]
@@ -189,7 +189,7 @@ def test_a_step_has_the_learning_rate_of_its_own_number(ours):
     assert seen[:3] == (["start", rates[0], "finish"] if ours else rates)
     assert scheduler.optimizer.step == update and not {"step", "prepare_grads"} & set(vars(optimizer)), "the optimizer is left as it was"
     if ours:  # the first step is logged
-        assert forward_step.norms == [{"grad_norm/projector": 3.0, "grad_norm/language": 6.0}, {}, {}], "before clipping"
+        assert forward_step.norms == [{"grad_norm/projector": 1.5, "grad_norm/language": 3.0}, {}, {}], "before clipping"
     if ours:  # what is logged is the rate of the update that was made
         assert [name for name, *_ in forward_step.log.clock._spans] == ["schedule", "optimizer"] * 3
         assert forward_step.logged == [(kept, 7.5, pytest.approx(rate)) for rate in (0.5, 1.0, third)]

@@ -12,7 +12,7 @@ import torch
 
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.integration.mindspeed_llm.feature import VitaFeature
-from mindspeed_vita.integration.mindspeed_llm.high_availability import check_replicas
+from mindspeed_vita.integration.mindspeed_llm.high_availability import check_replicas, copies_of_optimizer
 from mindspeed_vita.integration.mindspeed_llm.refusals import check_line
 from mindspeed_vita.integration.mindspeed_llm.saved import check_writer
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream, imports_of_upstream
@@ -108,6 +108,7 @@ def test_mindios_checkpoint_after_a_fault_is_accepted_and_its_repairs_are_not(mo
     monkeypatch.delenv("HIGH_AVAILABILITY", raising=False)
     flag = "--enable-high-availability"
     assert check_line([*LINE, flag]) == []
+    assert copies_of_optimizer(parsed(LINE)[1]) == 1
     fp32 = without("--bf16", "--use-distributed-optimizer")
     for line, words in ((without("--save", "--save-interval"), "without --save"), (fp32, "in fp32")):
         with pytest.raises(ValueError, match=f"{flag} {words}"):
@@ -129,6 +130,7 @@ def test_mindios_checkpoint_after_a_fault_is_accepted_and_its_repairs_are_not(mo
 def test_mindio_needs_an_even_number_of_ranks_with_the_same_weights(world: int, tp: int, same: int):
     _, arguments = parsed([*good_line(parallel={"tp": tp}), "--enable-high-availability"])
     arguments.world_size = world
+    assert copies_of_optimizer(arguments) == 2
     if same:
         with pytest.raises(ValueError, match=f"on {world} processes with tp={tp} pp=1: {same} of them have the same weights"):
             check_replicas(arguments)
