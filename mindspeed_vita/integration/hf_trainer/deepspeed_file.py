@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.config import Recipe
+from mindspeed_vita.wording import counted
 
 _BUILTIN = Path(__file__).with_name("deepspeed")
 _ZERO = "zero_optimization"
@@ -74,11 +75,12 @@ def decided_by_recipe(settings: Mapping[str, Any], recipe: Recipe, processes: in
     """
     train, half = recipe.train, recipe.train.precision == "bf16"
     packs = train.global_batch * recipe.parallel.cp // processes
+    share = f"train.global_batch={train.global_batch} on {counted(processes, 'process', 'processes')}"
     decided: dict[tuple[str, ...], tuple[Any, str]] = {
         # every process of a context-parallel group counts as a data-parallel one: it works on a part of the pack
         ("train_micro_batch_size_per_gpu",): (1, "a process computes one pack at a time"),
-        ("gradient_accumulation_steps",): (packs, f"train.global_batch={train.global_batch} on {processes} processes"),
-        ("train_batch_size",): (packs * processes, f"train.global_batch={train.global_batch} on {processes} processes"),
+        ("gradient_accumulation_steps",): (packs, share),
+        ("train_batch_size",): (packs * processes, share),
         ("gradient_clipping",): (train.clip_grad, f"train.clip_grad={train.clip_grad:g}"),
         ("bf16", "enabled"): (half, f"train.precision={train.precision}"),
         ("fp16", "enabled"): (False, f"train.precision={train.precision}"),
