@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Collection
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from mindspeed_vita.cli.main import main
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "watch_a_run.md"
 ENGINES = ("built-in", "`--engine hf`", "MindSpeed-LLM")
@@ -46,6 +50,34 @@ def check_keys(engine: str, run: Path, *, without: Collection[str] = ()) -> None
 def _general(key: str) -> str:
     named = _NAMED.fullmatch(key)
     return key if named is None else f"{key.partition('/')[0]}/MODULE" if named[3] else f"{named[1] or ''}{named[2]}/SOURCE"
+
+
+def module_norms(run: Path) -> list[dict[str, float]]:
+    """The gradient norm of each of the three modules, by step; their squares add up to that of the whole."""
+    steps = [line for line in lines_of(run) if "loss" in line]
+    found = [{key: line[key] for key in line if key.startswith("grad_norm/")} for line in steps]
+    for norms, line in zip(found, steps):
+        assert len(norms) == 3 and math.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(line["grad_norm"], rel=1e-5)
+    return found
+
+
+def check_shown(run: Path, page: Path, capsys: pytest.CaptureFixture[str], *, steps: int, saved: str) -> None:
+    """`vita watch` and `vita report` show a run that is over.
+
+    Args:
+        run: its folder.
+        page: where the report goes.
+        capsys: what was printed before is dropped.
+        steps: of the run.
+        saved: its saved steps, as the view lists them.
+    """
+    capsys.readouterr()
+    assert main(["watch", str(run), "--once"]) == 0 and main(["report", str(run), "--output", str(page)]) == 0
+    seen, drawn = capsys.readouterr().out, page.read_text()
+    assert re.search(rf"step +{steps}, the run is over", seen) and re.search(rf"saved steps +{saved}\b", seen), seen
+    assert {"vision", "projector", "language", "tokens/s", "tiles/s"} <= set(seen.split()) and "of it waiting for data" in seen
+    titles = ("Gradient norm of each module", "Tokens per second, all ranks", "Waiting for data", "Where the weights of tiny come from")
+    assert all(title in drawn for title in titles)
 
 
 def check_tensorboard(run: Path) -> None:
