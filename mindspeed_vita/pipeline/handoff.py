@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Optional
 
 from mindspeed_vita.checkpoint.native.step_folder import POSITIONS, differing_keys
-from mindspeed_vita.choices import Engine
+from mindspeed_vita.choices import ENGINES, Engine
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.adapter_base import differing_adapters
 
 _STARTS: dict[Engine, tuple[Engine, ...]] = {
     "builtin": ("builtin",),
     "mindspeed-llm": ("builtin", "mindspeed-llm"),
-    "hf": ("builtin", "mindspeed-llm", "hf"),
+    "hf": ENGINES,
 }
 """Engine -> whose weights it starts from as they are."""
 

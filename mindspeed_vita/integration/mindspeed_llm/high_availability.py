@@ -35,8 +35,7 @@ def apply_environment(arguments: argparse.Namespace, environment: Mapping[str, s
     for word in environment.get(ENVIRONMENT, "").split(","):
         more = _STRATEGIES.get(word.lower())
         if more is not None:
-            for name in ("enable_high_availability", *more):
-                setattr(arguments, name, True)
+            vars(arguments).update(dict.fromkeys(("enable_high_availability", *more), True))
 
 
 def is_watched_by_mindio(arguments: argparse.Namespace) -> bool:

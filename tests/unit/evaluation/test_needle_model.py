@@ -40,7 +40,7 @@ def test_one_length_at_three_depths(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sum(shares[True]) * 8 < 13
     assert {path.name for path in tmp_path.iterdir()} == {"answers.jsonl", "needle.json", "needle.svg", "needle.png"}
     printed = capsys.readouterr().out
-    assert "gate needle: measured 1, passes with at least 0.95: passed; an export is no start" in printed and "blanked" in printed
+    assert "gate needle: measured 1, passes with at least 0.95: passed; the export belongs to no run" in printed and "blanked" in printed
     _a_second_call_asks_nothing(ask, tmp_path, capsys)
 
 
