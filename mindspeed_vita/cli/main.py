@@ -250,6 +250,8 @@ def _end(line: str, status: int) -> int:
         report_status(status)
         if shared := sys.modules.get("mindspeed_vita.data.pack_share"):
             shared.remove_all()
+        if session := sys.modules.get("mindspeed_vita.engine.session"):
+            session.stay_for_others()
         # leaving in order would wait for processes that are gone
         sys.stderr.flush()
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Iterator
@@ -21,6 +22,8 @@ _UNREACHED = ("connect", "closed by peer", "reset by peer", "Broken pipe")
 """Words of gloo's errors about another process; those of stores and devices' libraries have a type of their own."""
 _STORE_SECONDS = 5.0
 """How long the processes' common store may take to say who reports an error."""
+_STAY_SECONDS = 2.0
+"""How long the process that keeps the common store stays after an error, so that others which meet the same error can ask."""
 
 
 class NotConnected(RuntimeError):
@@ -161,8 +164,26 @@ def first_to_report() -> bool:
     return answer[0] if answer else True
 
 
+def stay_for_others() -> None:
+    """Before a process ends with an error: if it keeps the common store, it stays until the others have asked who reports.
+
+    It stays for two seconds at most. Without the store, every process that meets the same error would report it again.
+    """
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if agent or not dist.is_initialized() or dist.get_rank() != 0:
+        return
+    store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + _STAY_SECONDS
+    while time.monotonic() < until and store.add(_errors(), 0) < dist.get_world_size():
+        time.sleep(0.02)
+
+
+def _errors() -> str:
+    """The store's key for the number of processes that met an error in this start."""
+    return f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
 def _ask_store(store: dist.Store, answer: list[bool]) -> None:
     try:
-        answer.append(store.add(f"vita/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
+        answer.append(store.add(_errors(), 1) == 1)
     except (dist.DistNetworkError, dist.DistStoreError):  # the process that keeps the store is gone, without having said why
         answer.append(True)

@@ -74,6 +74,21 @@ def test_an_error_on_one_rank_ends_the_others_with_the_same_status_and_no_furthe
 
 @pytest.mark.distributed
 @pytest.mark.slow
+def test_an_error_that_all_ranks_meet_is_one_message_also_when_the_first_rank_meets_it_first(tiny: TinyData, tmp_path: Path) -> None:
+    """The first rank keeps the store in which the ranks settle who speaks."""
+    both = HANGS.replace('and os.environ["RANK"] == "1"', "")
+    (tmp_path / "failing_steps.py").write_text(
+        both.replace("time.sleep(600)", 'time.sleep(0.7 * int(os.environ["RANK"]))\n        raise ValueError("of every rank")')
+    )
+    processes = start(tiny, tmp_path)
+    errors = [process.communicate(timeout=_LONGEST)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    told = [line for error in errors for line in error.splitlines() if "vita: error" in line or "Traceback" in line]
+    assert told == ["vita: error: of every rank"], errors
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_a_hang_writes_the_stacks_of_every_rank_into_one_file(tiny: TinyData, tmp_path: Path) -> None:
     (tmp_path / "stuck_steps.py").write_text(HANGS)
     processes = start(tiny, tmp_path, health={"hang_minutes": 0.1})

@@ -9,7 +9,7 @@ import traceback
 from contextlib import ExitStack
 
 from mindspeed_vita.data import pack_share
-from mindspeed_vita.engine.session import first_to_report, rank, world_size
+from mindspeed_vita.engine.session import first_to_report, rank, stay_for_others, world_size
 from mindspeed_vita.engine.stopping import SAVED, Stopped, report_status, saying_where, stop_signals, where_it_continues
 from mindspeed_vita.integration.mindspeed_llm.bootstrap import bootstrap
 from mindspeed_vita.integration.mindspeed_llm.upstream_errors import arguments_of_upstream
@@ -72,6 +72,7 @@ def _end(line: str, status: int) -> int:
     if world_size() > 1:
         report_status(status)
         pack_share.remove_all()
+        stay_for_others()
         sys.stdout.flush()
         os._exit(status)  # leaving in order would wait for processes that are gone
     return status
