@@ -47,7 +47,7 @@ def recipe_of(checkpoint: Path) -> Mapping[str, Any]:
 
 
 def lineage_of(checkpoint: Path) -> Optional[lineage.Lineage]:
-    """Where the weights of a checkpoint come from; None where --ckpt-format torch_dist or --engine hf wrote it without an export.
+    """Where the weights of a checkpoint come from; None where --ckpt-format torch_dist or --engine hf wrote it without an export of its step.
 
     Raises:
         ValueError: the record is damaged.
@@ -56,5 +56,5 @@ def lineage_of(checkpoint: Path) -> Optional[lineage.Lineage]:
         return lineage.of_step(checkpoint)
     if _number(checkpoint) is None:  # --engine hf writes the record with its export, at the end
         written = (lineage.read(checkpoint.parent / name) for name in (of_trainer.EXPORT, of_trainer.ADAPTER))
-        return next((record for record in written if record is not None), None)
+        return next((record for record in written if record is not None and checkpoint.name.endswith(f"-{record.step}")), None)
     return None if dist_files.is_distributed(checkpoint) else lineage.of_checkpoint(checkpoint)

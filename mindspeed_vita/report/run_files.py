@@ -48,7 +48,7 @@ class RunFiles:
         self.recipe: Mapping[str, Any] = {}
         """That of the newest checkpoint; empty: nothing is saved yet."""
         self.lineage: Optional[lineage.Lineage] = None
-        """Of the newest checkpoint."""
+        """Of the newest checkpoint; None: not written yet."""
         self.gates: list[tuple[str, Gate]] = []
         """All that were measured, each with the name of its step; oldest first."""
         self.pipeline: Mapping[str, Any] = {}
@@ -127,11 +127,12 @@ class RunFiles:
     def _read_checkpoints(self) -> None:
         steps: dict[int, Path] = self._noted(lambda: saved_steps(self.folder), {})
         saved = list(steps)
-        if saved == self.saved:
-            return
+        new = saved != self.saved
         self.saved = saved
-        self.recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
-        self.lineage = self._noted(lambda: lineage_of(steps[saved[-1]]), None) if saved else None
+        if new:
+            self.recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
+        if new or self.lineage is None:  # --engine hf writes the record after its last checkpoint
+            self.lineage = self._noted(lambda: lineage_of(steps[saved[-1]]), None) if saved else None
 
     def _noted(self, look: Callable[[], _Found], otherwise: _Found) -> _Found:
         """What a look gives; where the file is damaged, a note says so, and what else the run wrote is shown."""
