@@ -47,7 +47,7 @@ def recipe_of(checkpoint: Path) -> Mapping[str, Any]:
 
 
 def lineage_of(checkpoint: Path) -> Optional[lineage.Lineage]:
-    """Where the weights of a checkpoint come from; None where --ckpt-format torch_dist or --engine hf wrote it without an export of its step.
+    """Where the weights of a checkpoint come from; None where torch_dist holds it, or --engine hf has no export of its step.
 
     Raises:
         ValueError: the record is damaged.
