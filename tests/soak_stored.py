@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,20 @@ class StoredSoak(Soak):
         return native.read_full_weights(target)[0]
 
     def _finish(self, row: Row) -> None:
-        """As Soak._finish. The last step is in the store, too, at the latest after one more start, and nothing is left behind there."""
+        """As Soak._finish. The last step is in the store, at the latest after one more start, and so is each other one if all are kept.
+
+        Nothing is left behind there.
+        """
         steps, last = self._steps(), atomic.step_name(self._kept())
-        if not steps.is_whole(last):
-            if last not in atomic.unsent_steps(self.run):
-                self._problem(row, f"{last} is not in the store, and {atomic.UNSENT} does not name it")
+        expected = {last} if self._keep() else {last, *(folder.name for folder in atomic.complete_steps(self.run))}
+        lacking, unsent = self._lacking(expected), atomic.unsent_steps(self.run)
+        if unknown := sorted({*lacking} - {*unsent}):
+            self._problem(row, f"{', '.join(unknown)}: not in the store, and {atomic.UNSENT} does not say so")
+        if lacking or unsent:
             ended = self.forks.start(self._words(), None, self.seconds)
-            if not ended.well or not steps.is_whole(last):
-                self._problem(row, f"the next start did not send {last}: {ended.statuses}; {ended.log[-800:]}")
+            lacking = self._lacking(expected)
+            if not ended.well or lacking:
+                self._problem(row, f"the next start did not send {', '.join(lacking)}: {ended.statuses}; {ended.log[-800:]}")
         if steps.is_whole(last):
             stored = self._fetched(steps, last)
             row.curves += not all(torch.equal(stored[name], tensor) for name, tensor in self.straight.weights.items())
@@ -91,6 +97,11 @@ class StoredSoak(Soak):
         if left or (self.run / atomic.UNSENT).exists():
             self._problem(row, f"left behind: {left or atomic.UNSENT}")
         super()._finish(row)
+
+    def _lacking(self, names: Collection[str]) -> list[str]:
+        """Those of some steps that are not whole in the store, oldest first."""
+        steps = self._steps()
+        return sorted(name for name in names if not steps.is_whole(name))
 
     def _next_round(self) -> None:
         if self.round:
