@@ -12,6 +12,8 @@ from mindspeed_vita.wording import printable
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 260, 64, 12, 14, 40
 _POINTS = 600
 """Most points of a line."""
+_THOUSANDS = "kMGTPE"
+"""Letters for 1e3, 1e6 and so on."""
 COLOURS = 8
 """The style sheet has so many; further lines are dashed."""
 Points = Sequence[tuple[float, float]]
@@ -39,6 +41,14 @@ def shown(value: float) -> str:
     if value == 0 or 0.001 <= abs(value) < 1e15:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:.3g}"
+
+
+def _label(value: float) -> str:
+    """As `shown`, but short enough for the margin: 14.7M, 2.1P."""
+    if abs(value) < 1e5 or abs(value) >= 1e21:
+        return shown(value)
+    power = min(len(_THOUSANDS), int(math.log10(abs(value)) + 1e-9) // 3)
+    return f"{value / 1000**power:.4g}{_THOUSANDS[power - 1]}"
 
 
 def figure(title: str, series: Sequence[Series], *, logarithmic: bool = False, smooth: bool = False, note: str = "") -> str:
@@ -124,7 +134,7 @@ class _Axes:
             value = 10**scaled if self._logarithmic else scaled
             y = _HEIGHT - _BOTTOM - share / 4 * (_HEIGHT - _TOP - _BOTTOM)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown(value)}</text>')
+            parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(value)}</text>')
             x = _LEFT + share / 4 * (_WIDTH - _LEFT - _RIGHT)
             step = self._first + (self._last - self._first) * share / 4
             parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{step:,.0f}</text>')

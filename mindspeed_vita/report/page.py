@@ -133,7 +133,7 @@ def _losses(runs: Sequence[RunFiles], names: Names) -> list[str]:
 
 
 def _throughput(runs: Sequence[RunFiles], names: Names) -> list[str]:
-    titles = {"tokens_per_second": "Tokens per second, all ranks", **_WORK}
+    titles = {"tokens_per_second": "Tokens per second, all ranks", "tiles_per_second": "Tiles per second, all ranks", **_WORK}
     found = _all_keys(runs)
     others = [key for key in found if key.endswith("_per_second") and key not in titles and not key.startswith("eval/")]
     return [_one(runs, names, key, titles.get(key, key)) for key in (*titles, *others) if key in found]
@@ -149,8 +149,8 @@ def _waits(runs: Sequence[RunFiles], names: Names) -> list[str]:
         "optimizer_seconds": "Optimizer",
         "save_seconds": "Saving",
     }
-    keys = [key for key in _all_keys(runs) if (key == "seconds" or key.endswith("_seconds")) and "/" not in key]
-    keys.sort(key=lambda key: (key not in titles, key != "seconds", key))
+    found = [key for key in _all_keys(runs) if (key == "seconds" or key.endswith("_seconds")) and "/" not in key]
+    keys = [key for key in titles if key in found] + [key for key in found if key not in titles]
     if len(runs) > 1:
         return [_one(runs, names, key, f"{titles.get(key, key)}, seconds") for key in keys]
     return [figure("Seconds of a step", [Series(titles.get(key, key), runs[0].curve(key)) for key in keys])]
