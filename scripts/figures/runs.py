@@ -14,9 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(_ROOT / "scripts"))
-sys.path.append(str(_ROOT))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from project_environment import packages_needed
 
 with packages_needed():
@@ -75,4 +74,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else _ROOT / "docs" / "figures")
+    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "docs" / "figures")
