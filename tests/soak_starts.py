@@ -124,7 +124,9 @@ class Forks:
                 moves.make(processes[fault.rank], alone=len(statuses) == RANKS - 1)
             late = first_end is not None and now - first_end > LONGEST or now - began > 2 * LONGEST
             if late:
-                problems.append(f"a process did not end: {fault}; {log.read_text()[-800:]}")
+                left = ", ".join(_state(process) for process in processes if process not in statuses)
+                ends = f"after {now - began:.0f} s, {now - first_end:.0f} s after the first end" if first_end else f"after {now - began:.0f} s"
+                problems.append(f"a process did not end {ends} ({left}): {fault}; {log.read_text()[-800:]}")
             # before there is a process group only a launcher can know that a process is gone
             if late or (first_end is not None and now - first_end > 1 and "device: " not in log.read_text()):
                 for process in {*processes} - {*statuses}:
@@ -260,6 +262,16 @@ def _open_log(path: Path) -> int:
 
 def _pids(folder: Path) -> dict[int, int]:
     return {int(path.suffix[1:]): int(text) for path in folder.glob(f"{PIDS}.*") if (text := path.read_text())}
+
+
+def _state(process: int) -> str:
+    """What a process does, as the kernel says it."""
+    try:
+        folder = Path(f"/proc/{process}")
+        letter = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        return f"process {process} is {letter} in {(folder / 'wchan').read_text() or '-'}"
+    except OSError as error:
+        return f"process {process}: {error}"
 
 
 def _runs(process: int) -> bool:
