@@ -125,7 +125,7 @@ class Forks:
             late = first_end is not None and now - first_end > LONGEST or now - began > 2 * LONGEST
             if late:
                 left = ", ".join(_state(process) for process in processes if process not in statuses)
-                ends = f"after {now - began:.0f} s, {now - first_end:.0f} s after the first end" if first_end else f"after {now - began:.0f} s"
+                ends = f"after {now - began:.0f} s" + (f", {now - first_end:.0f} s after the first end" if first_end else "")
                 problems.append(f"a process did not end {ends} ({left}): {fault}; {log.read_text()[-800:]}")
             # before there is a process group only a launcher can know that a process is gone
             if late or (first_end is not None and now - first_end > 1 and "device: " not in log.read_text()):
