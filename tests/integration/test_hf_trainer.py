@@ -265,6 +265,37 @@ def test_zero_1_in_bf16_has_the_norms_of_the_modules(
     assert own[0] == pytest.approx(start["modules"][0], rel=2e-2) and len(own) == 3
 
 
+AWAY = """
+import os
+import pathlib
+
+from mindspeed_vita.integration.hf_trainer.trainer import PackTrainer
+
+train = PackTrainer.train
+
+def and_the_start_goes_away(self, *words, **names):
+    done = train(self, *words, **names)
+    start = pathlib.Path(os.environ["START_OF_THE_RUN"])
+    start.rename(start.with_name("away"))
+    return done
+
+PackTrainer.train = and_the_start_goes_away
+"""
+
+
+def test_a_start_that_goes_away_while_the_run_trains_is_in_the_record_of_the_export(
+    tiny: TinyData, tmp_path: Path, start: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = shutil.copytree(start["init"], tmp_path / "init")
+    (tmp_path / "goes_away.py").write_text(AWAY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("START_OF_THE_RUN", str(init))
+    recipe = tiny.recipe(tmp_path / "run", checkpoint={"init_from": str(init)}, train={"steps": 2})
+    trained(replace(recipe, plugins=("goes_away",)), processes=1)
+    record = lineage.of_checkpoint(tmp_path / "run" / "export")
+    assert not init.exists() and record.step == 2 and len(record.parents) == 1
+
+
 def test_what_trainer_cannot_do_is_refused(tiny: TinyData, tmp_path: Path) -> None:
     from mindspeed_vita.integration.hf_trainer.deepspeed_file import deepspeed_settings
     from mindspeed_vita.integration.hf_trainer.refusals import check

@@ -136,6 +136,9 @@ def _train(
         step, known = state.step, state.failed_samples
     fixed = None if base is None else base.base.folder
     start = first_rank_first(lambda: start_folder(recipe, fixed, resumed=newest is not None))
+    origins = (current_folder(Path(recipe.checkpoint.init_from)),) if base is None else base.origins
+    beginnings: list[lineage.Lineage] = []  # read now: what a run starts from may change or go while it trains
+    on_first_rank(lambda: beginnings.append(lineage.of_beginning(recipe, data=dataset.fingerprint, origins=origins)))
     model = build_packed_model(start, recipe, layout, platform, sharing=sharing)
     if base is not None:
         model = adapters.adapted(model, recipe, base.matrices())
@@ -186,8 +189,7 @@ def _train(
         done = trainer.state.global_step
 
         def write() -> None:
-            origins = (current_folder(Path(recipe.checkpoint.init_from)),) if base is None else base.origins
-            record = replace(lineage.of_beginning(recipe, data=dataset.fingerprint, origins=origins), step=done)
+            record = replace(beginnings[0], step=done)
             if base is None:
                 write_export(weights, recipe, export, record)
             else:
