@@ -222,8 +222,8 @@ class Lifeline:
 
     def _speaks(self, gone: int) -> bool:
         """Whether this rank says that another one is gone. Where it is the first one, its whole host may be, with the second one."""
-        of_next_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return self.rank in (1, of_next_host) if gone == 0 else self.rank == 0
+        of_next_host = os.environ.get("LOCAL_WORLD_SIZE", "")  # as torchrun sets it
+        return self.rank == 1 or str(self.rank) == of_next_host if gone == 0 else self.rank == 0
 
     def _end_soon(self, status: int) -> None:
         if self._status is None:
