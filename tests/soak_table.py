@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ def table(rows: dict[str, Row], runs: int) -> str:
     starts, by, fired, *rest = (sum(getattr(row, name) for row in rows.values()) for name in names)
     lines.append(width.format("all", starts, by, fired, "", *rest, f"{runs} runs came to their end"))
     return "\n".join(lines)
+
+
+def without_faults(rows: Mapping[str, Row]) -> list[str]:
+    """Lines about faults that do not happen: the place that a fault is put into may have another name by now, and all would be well.
+
+    A fault misses a start that ends before its moment; the soaks so far saw that in 1 of 8 starts, and in 3 of 7 of the worst kind.
+    """
+    silent = [(kind, row.starts) for kind, row in rows.items() if row.starts >= 8 and not row.fired]
+    found = [f"{kind}: in none of {starts} starts did the fault happen" for kind, starts in silent]
+    starts, fired = (sum(getattr(row, name) for row in rows.values()) for name in ("starts", "fired"))
+    return [*found, f"only {fired} faults happened in {starts} starts"] if starts >= 16 and 2 * fired < starts else found
 
 
 def add_up(path: Path, rows: dict[str, Row], runs: int, seed: int) -> tuple[dict[str, Row], int]:

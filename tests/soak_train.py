@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.soak_runs import Soak, Straight
 from tests.soak_stored import StoredSoak
-from tests.soak_table import Row, add_up, table
+from tests.soak_table import Row, add_up, table, without_faults
 from tests.tiny_data import make_tiny
 
 SOAKS: dict[str, tuple[type[Soak], ...]] = {"all": (Soak, StoredSoak), "local": (Soak,), "store": (StoredSoak,)}
@@ -60,6 +60,9 @@ def main(faults: int = 1000, seconds: float = float("inf"), seed: int = 0, sums:
             if sys.stderr.isatty() and number % 20 == 0:
                 print(f"{number} faults, {len(problems)} problems", file=sys.stderr)
         runs = sum(soak.round - 1 for soak in soaks)
+    for line in without_faults(rows):
+        problems.append(line)
+        print(f"problem: {line}", file=sys.stderr, flush=True)
     print(table(rows, runs))
     if sums:
         print(f"\nall soaks of {sums}:\n{table(*add_up(Path(sums), rows, runs, seed))}\n")

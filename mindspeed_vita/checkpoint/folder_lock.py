@@ -31,6 +31,8 @@ BEAT = 20.0
 """Seconds between heartbeats."""
 SILENT = 300.0
 """Seconds without a heartbeat after which an owner on another machine counts as dead: many beats, and more than NFS caches attributes."""
+_LOOK = 2.0
+"""Seconds between two looks at an owner that may be dead."""
 RUN_LOCK = "run.lock"
 """The lock of a run folder, inside it."""
 
@@ -92,10 +94,12 @@ class FolderLock:
         folder: what it stands for, for messages.
         work: what this process does there, for messages.
         advice: what a user can do instead of waiting, for messages.
+        patient: wait for an owner on another machine until it gives a sign of life, which refuses this process, or counts as dead. A run
+            that a scheduler starts again on another host, or in another container, needs no person then.
     """
 
-    def __init__(self, path: Path, *, folder: Path, work: str, advice: str) -> None:
-        self.path, self.folder, self.work, self.advice = path, folder, work, advice
+    def __init__(self, path: Path, *, folder: Path, work: str, advice: str, patient: bool = False) -> None:
+        self.path, self.folder, self.work, self.advice, self.patient = path, folder, work, advice, patient
         self._owner: Optional[Owner] = None
         self._ended = threading.Event()
         self._made: Optional[Path] = None
@@ -125,8 +129,25 @@ class FolderLock:
                 threading.Thread(target=self._beat, name="vita-lock", daemon=True).start()
                 self._tidy()
                 return
+            if self.patient:
+                self._watch_owner()
             self._remove_if_dead(self.path, owner)
         raise FolderInUse(f"{self.folder}: several processes take {self.path} at this moment; {self.advice}")
+
+    def _watch_owner(self) -> None:
+        """Waits while nobody can say whether the owner lives: up to its next heartbeat, or up to SILENT seconds after the last one."""
+        owner, silence = _read(self.path), _silence(self.path)
+        if silence is None or silence > SILENT or (owner is not None and owner.lives() is not None):
+            return
+        told = f"the run goes on in {SILENT - silence:.0f} s, or ends here if that process gives a sign of life before"
+        print(f"vita: {self.folder} is held by {_name(owner)}, last sign of life {silence:.0f} s ago; {told}", file=sys.stderr, flush=True)
+        heard = False
+        while not heard and silence <= SILENT:
+            time.sleep(_LOOK)
+            before, silence = silence, _silence(self.path)
+            if silence is None or _read(self.path) != owner:
+                return
+            heard = silence < before
 
     def check(self) -> None:
         """Makes sure that the lock is still this process's. Call it before anything is written that another run must not meet.

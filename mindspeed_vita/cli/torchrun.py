@@ -2,7 +2,8 @@
 
     python -m mindspeed_vita.cli.torchrun --standalone --nproc_per_node 8 -m mindspeed_vita.cli.main train RECIPE
 
-torchrun alone ends with 1 whatever its processes ended with, and SIGUSR1 ends it without a word to them. Arguments are torchrun's own.
+torchrun alone ends with 1 whatever its processes ended with, SIGUSR1 ends it without a word to them, and 30 s after any signal it kills
+those that are not done. Arguments are torchrun's own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from typing import Optional
 
 from mindspeed_vita.engine.stopping import STATUS_FILE
 
+_WAIT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Seconds between a signal and the kill, in releases of torch that read it (2.13 does; 2.7.1 does not, and kills after 30 s)."""
+_LONGEST_END = "1800"
+"""Half an hour for the step, its save and the store. A scheduler that has less patience kills by itself."""
+
 
 def main() -> int:
     """Runs torchrun with this process's arguments; the status of the run's first process that failed or stopped, else torchrun's own."""
@@ -24,6 +30,7 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    os.environ.setdefault(_WAIT, _LONGEST_END)
     with tempfile.TemporaryDirectory(prefix="vita_torchrun_") as folder:
         told = Path(folder) / "status"
         os.environ[STATUS_FILE] = str(told)

@@ -93,7 +93,8 @@ class BadNumbers:
             return 4
         if not math.isfinite(loss):
             return 3
-        limits = [self.health.spike_factor * usual for usual in self._usual()]
+        # so far above the usual as that many times a positive value is: an objective's loss may be negative
+        limits = [usual + (self.health.spike_factor - 1) * abs(usual) for usual in self._usual()]
         return 2 if norm > limits[1] else 1 if loss > limits[0] else 0
 
     def good(self, loss: float, norm: float) -> None:

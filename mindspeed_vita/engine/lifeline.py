@@ -86,7 +86,7 @@ class Lifeline:
         try:
             address, port, token = store.get(key).decode().split()
         except dist.DistNetworkError:  # the first process, which keeps the store, is gone already
-            self._end(LOST, _gone_line("rank 0") if rank == 1 else "")
+            self._end(LOST, _gone_line("rank 0") if self._speaks(0) else "")
             raise
         try:
             peer = socket.create_connection((address, int(port)), timeout=_CONNECT)
@@ -218,7 +218,12 @@ class Lifeline:
         if self.rank == 0:
             self._quiet.update(self._peers)
             self.say(f"leave {LOST}")
-        self._end(LOST, line if self.rank == (1 if rank == 0 else 0) else "")
+        self._end(LOST, line if self._speaks(rank) else "")
+
+    def _speaks(self, gone: int) -> bool:
+        """Whether this rank says that another one is gone. Where it is the first one, its whole host may be, with the second one."""
+        of_next_host = os.environ.get("LOCAL_WORLD_SIZE", "")  # as torchrun sets it
+        return self.rank == 1 or str(self.rank) == of_next_host if gone == 0 else self.rank == 0
 
     def _end_soon(self, status: int) -> None:
         if self._status is None:

@@ -16,7 +16,7 @@ def run_lock(recipe: Recipe) -> FolderLock:
     """The lock, which nobody holds yet. So its `release` can be named before it is taken."""
     directory = Path(recipe.checkpoint.directory)
     advice = "choose another checkpoint.directory, or wait"
-    return FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({recipe.name})", advice=advice)
+    return FolderLock(directory / RUN_LOCK, folder=directory, work=f"vita train ({recipe.name})", advice=advice, patient=True)
 
 
 @contextmanager

@@ -49,28 +49,44 @@ class Tracker:
         if self._by_own_step:
             # the service counts calls by itself, and refuses to go back where steps are trained again
             self._run.define_metric("*", step_metric="step")
+        self._failed = False
 
     def write(self, entry: Mapping[str, Any], *, evaluation: bool) -> None:
-        """Passes the numbers of a line on.
+        """Passes the numbers of a line on. Where the service fails, the run goes on without it.
 
         Args:
             entry: line of metrics.jsonl.
             evaluation: it is of the held-out loss, and not of a training step; the services tell them by their names.
         """
         numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
-        if self._by_own_step:
-            self._run.log(numbers)
-        else:
-            self._run.log({key: value for key, value in numbers.items() if key != "step"}, step=entry["step"])
+        if self._failed:
+            return
+        try:
+            if self._by_own_step:
+                self._run.log(numbers)
+            else:
+                self._run.log({key: value for key, value in numbers.items() if key != "step"}, step=entry["step"])
+        except Exception as error:  # noqa: BLE001 - each release has its own kinds; the file has the numbers, and the run is worth more
+            self._failed = True
+            name = self._package.__name__
+            lost = f"it gets no numbers from step {entry['step']} on, until the run starts again; metrics.jsonl has all of them"
+            print(f"vita: logging.{name}: the service failed ({type(error).__name__}: {error}); {lost}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Sends what is left, and says that the run is over for now. A service that does not answer is not waited for any longer."""
-        ending = threading.Thread(target=self._run.finish, daemon=True)
+        ending = threading.Thread(target=self._end, daemon=True)
         ending.start()
         ending.join(_LONGEST_END)
         if ending.is_alive():
             late = f"vita: {self._package.__name__} did not take the last numbers in {_LONGEST_END:.0f} s; its own sync command sends them"
             print(late, file=sys.stderr)
+
+    def _end(self) -> None:
+        try:
+            self._run.finish()
+        except Exception as error:  # noqa: BLE001 - as above
+            name = self._package.__name__
+            print(f"vita: logging.{name}: the service did not end in order ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
 
 
 def identity(directory: Path) -> str:

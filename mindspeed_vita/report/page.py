@@ -9,7 +9,7 @@ from pathlib import Path
 from mindspeed_vita.files.publish import whole_file
 from mindspeed_vita.report.chart import Series, figure, text
 from mindspeed_vita.report.run_files import RunFiles
-from mindspeed_vita.report.tables import failed_samples, overview, settings_that_differ, stages
+from mindspeed_vita.report.tables import bad_steps, failed_samples, overview, settings_that_differ, stages
 
 _STYLE = Path(__file__).with_name("style.css")
 _GIB = 2.0**30
@@ -71,6 +71,7 @@ def page(runs: Sequence[RunFiles]) -> str:
         "Optimisation": _grid(_optimisation(runs, names)),
         "Other numbers": _grid(_others(runs, names)),
         "Stage hand-offs": stages(runs, names),
+        "Bad steps": bad_steps(runs, names),
         "Failed samples": failed_samples(runs, names),
         "Settings that differ": settings_that_differ(runs, names),
     }

@@ -10,6 +10,7 @@ from typing import Any, Optional, TypeVar
 
 from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.gates import Gate
+from mindspeed_vita.engine.bad_numbers import BAD_NUMBERS
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
 from mindspeed_vita.pipeline.progress import read_record
 from mindspeed_vita.report.checkpoints import lineage_of, recipe_of, saved_steps
@@ -54,6 +55,7 @@ class RunFiles:
         self.pipeline: Mapping[str, Any] = {}
         """The pipeline's record; empty: no pipeline trains this run."""
         self._quarantine: Optional[JsonLines] = None
+        self._bad = JsonLines(folder / BAD_NUMBERS, _bad_fault)
         self.notes: list[str] = []
         """A sentence for each file that is damaged."""
 
@@ -64,21 +66,27 @@ class RunFiles:
 
     @property
     def last_step(self) -> Optional[int]:
-        """That the run is to reach, by its newest checkpoint; None: not known yet."""
+        """That the run is to reach, by its newest checkpoint; None: not known yet, as where the run went on beyond that."""
         found = self._section("train").get("steps")
-        return found if is_step(found) else None
+        return found if is_step(found) and not (self.steps and self.steps[-1]["step"] > found) else None
 
     @property
     def over(self) -> bool:
-        """Whether the run has reached its last step, or its pipeline says that it is over."""
-        reached = bool(self.steps) and self.last_step is not None and self.steps[-1]["step"] >= self.last_step
-        return bool(self.saved) and (reached or self.pipeline.get("ended") is True)
+        """Whether the run has saved its last step, or its pipeline says that it is over."""
+        if not (self.steps and self.saved) or self.steps[-1]["step"] > self.saved[-1]:
+            return False
+        return self.pipeline.get("ended") is True or (self.last_step is not None and self.saved[-1] >= self.last_step)
 
     @property
     def failed(self) -> Sequence[Entry]:
         """Lines of quarantine.jsonl about this run, in the file's order."""
         lines = self._quarantine.entries if self._quarantine else []
         return lines if self._own_quarantine else [line for line in lines if line.get("run") == os.path.abspath(self.folder)]
+
+    @property
+    def bad(self) -> Sequence[Entry]:
+        """Lines of bad_numbers.jsonl, in the file's order: steps whose loss or gradient norm went bad, and which have no other line."""
+        return self._bad.entries
 
     def read(self) -> None:
         """Reads what is new.
@@ -97,9 +105,10 @@ class RunFiles:
         if self._quarantine is None or self._quarantine.path != path:
             self._quarantine = JsonLines(path, _quarantine_fault)
         self._quarantine.read()
+        self._bad.read()
         self.gates = self._noted(lambda: _all_gates(self.folder), [])
         self.pipeline = self._noted(lambda: read_record(self.folder), {})
-        self.notes = [note for note in (self.metrics.note, self._quarantine.note, *self.notes) if note]
+        self.notes = [note for note in (self.metrics.note, self._bad.note, self._quarantine.note, *self.notes) if note]
 
     def curve(self, key: str) -> list[tuple[float, float]]:
         """(step, value) of the lines whose value is finite."""
@@ -161,3 +170,9 @@ def _metrics_fault(entry: Entry) -> str:
 
 def _quarantine_fault(entry: Entry) -> str:
     return "" if isinstance(entry.get("reason"), str) else 'it has no "reason"'
+
+
+def _bad_fault(entry: Entry) -> str:
+    if not is_step(entry.get("step")):
+        return 'it has no whole number as "step"'
+    return next((f'it has no "{key}"' for key in ("action", "why") if not isinstance(entry.get(key), str)), "")

@@ -11,11 +11,16 @@ from mindspeed_vita.checkpoint.native.step_folder import flat
 from mindspeed_vita.data.budget import kind_of
 from mindspeed_vita.report.chart import Series, figure, shown, table, text
 from mindspeed_vita.report.handoffs import hand_offs, mean, offsets
+from mindspeed_vita.report.json_lines import Entry, finite
 from mindspeed_vita.report.run_files import RunFiles
 
 _MOST_SAMPLES = 100
 """Failed samples that are listed for each run; all are counted."""
+_MOST_PACKS = 8
+"""Packs of a bad step that are listed; the file names all."""
 _NOTHING = "-"
+DONE = {"stop": "the run ended", "skip": "its update was left out", "roll_back": "the run went back to its last checkpoint"}
+"""What an action of bad_numbers.jsonl means."""
 
 
 def overview(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:
@@ -107,6 +112,29 @@ def failed_samples(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:
         rows = table([("step", "sample", "source", "file", "reason"), *lines])
         parts.append(f"<details><summary>{listed}</summary>{rows}</details>")
     return "".join(parts)
+
+
+def bad_steps(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:
+    """Steps whose loss or gradient norm went bad, and what was done about them."""
+    head = ("run", "step", "what was bad", "loss", "usually", "gradient norm", "usually", "what was done", "packs")
+    rows: list[Sequence[object]] = []
+    for run in runs:
+        for line in run.bad[-_MOST_SAMPLES:]:
+            loss, usual_loss, norm, usual_norm = (
+                shown(value) if (value := finite(line, key)) is not None else line.get(key, _NOTHING)
+                for key in ("loss", "usual_loss", "grad_norm", "usual_grad_norm")
+            )
+            values = (loss, usual_loss, norm, usual_norm)
+            done = DONE.get(line["action"], line["action"])
+            rows.append((names[str(run.folder)], f"{line['step']:,}", line["why"], *values, done, _packs(line)))
+    return table([head, *rows]) if rows else ""
+
+
+def _packs(line: Entry) -> str:
+    found = line.get("packs")
+    numbers = [pack.get("pack", "?") for pack in found if isinstance(pack, Mapping)] if isinstance(found, Sequence) else []
+    told = ", ".join(map(str, numbers[:_MOST_PACKS]))
+    return f"{told} and {len(numbers) - _MOST_PACKS} more" if len(numbers) > _MOST_PACKS else told
 
 
 def settings_that_differ(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:

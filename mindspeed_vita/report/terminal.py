@@ -16,6 +16,7 @@ from rich.text import Text
 from mindspeed_vita.report.chart import shown
 from mindspeed_vita.report.json_lines import Entry, finite
 from mindspeed_vita.report.run_files import RunFiles
+from mindspeed_vita.report.tables import DONE
 from mindspeed_vita.wording import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -69,6 +70,9 @@ def _rows(run: RunFiles) -> Iterator[tuple[str, str]]:
     if run.evaluations and (held_out := run.curve("eval/loss")):
         best, at = min((loss, step) for step, loss in held_out)
         yield "held-out loss", f"{shown(held_out[-1][1])} at step {held_out[-1][0]:,.0f}, lowest {shown(best)} at step {at:,.0f}"
+    if run.bad:
+        last = run.bad[-1]
+        yield "bad steps", f"{len(run.bad):,}, the last: step {last['step']:,}, {last['why']} ({DONE.get(last['action'], last['action'])})"
     if run.failed:
         yield "failed samples", f"{len(run.failed):,}, the last: {run.failed[-1]['reason']}"
     if run.saved:
@@ -86,15 +90,23 @@ def _position(run: RunFiles) -> str:
     if run.over:
         return f"{step:,}, the run is over"
     if run.last_step is None:
-        why = "its checkpoints do not say of how many" if run.saved else "a checkpoint says how many there will be; none is saved yet"
+        why = "a checkpoint says how many there will be; none is saved yet"
+        if run.saved:
+            longer = "it goes on beyond the last step of before; its next checkpoint says of how many"
+            why = longer if run.recipe else "its checkpoints do not say of how many"
         told = f"{step:,} ({why})"
     else:
         left = "" if seconds is None else f", {timedelta(seconds=round(seconds * max(0, run.last_step - step)))} left"
         told = f"{step:,} of {run.last_step:,}, {step / max(1, run.last_step):.0%}{left}"
     age = time.time() - run.metrics.path.stat().st_mtime
-    if age > max(_QUIET, 10 * (seconds or 0)):
+    if age > max(_QUIET, max(10, 2 * _steps_a_line(run)) * (seconds or 0)):
         told += f"; NO NEW LINE for {timedelta(seconds=round(age))}: the run was stopped, hangs, evaluates or saves"
     return told
+
+
+def _steps_a_line(run: RunFiles) -> int:
+    """Steps between the last two lines: logging.every, which only a checkpoint would say."""
+    return int(run.steps[-1]["step"] - run.steps[-2]["step"]) if len(run.steps) > 1 else 1
 
 
 def _curves(run: RunFiles, last: Entry) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak_table import Row, add_up
+from tests.soak_table import Row, add_up, without_faults
 from tests.train_faults import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,3 +30,10 @@ def test_no_fault_loses_a_saved_step_damages_a_checkpoint_or_changes_the_curve(t
     assert dict(found["kill: save"].statuses) == rows["kill: save"]["statuses"], "the table's numbers are kept"
     with pytest.raises(ValueError, match="has the seed 5 already"):
         add_up(sums, {}, 0, seed=5)
+
+
+def test_a_soak_whose_faults_do_not_happen_fails() -> None:
+    well = {"kill: save": Row(starts=9, fired=8), "disk: slow": Row(starts=7, fired=1)}
+    assert without_faults(well) == []
+    assert without_faults({**well, "kill: log": Row(starts=8)}) == ["kill: log: in none of 8 starts did the fault happen",
+                                                                    "only 9 faults happened in 24 starts"]  # fmt: skip

@@ -91,16 +91,19 @@ def verify(folder: Path, names: Iterable[str]) -> list[str]:
         names: relative names to check, as `recorded(folder)` lists them.
 
     Returns:
-        One line per file that is missing or differs; empty when all is well.
+        One line per file that is missing, cannot be read or differs; empty when all is well.
     """
     algorithm, checksums = _recorded(folder)
     problems = []
     for name in names:
         path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif checksum_of(path, algorithm) != checksums[name]:
-            problems.append(f"{name} does not match its checksum")
+        try:
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif checksum_of(path, algorithm) != checksums[name]:
+                problems.append(f"{name} does not match its checksum")
+        except OSError as error:  # such as a disk's bad sector
+            problems.append(f"{name} cannot be read ({error.strerror or error})")
     return problems
 
 
@@ -263,9 +266,11 @@ def surplus(directory: Path, keep: int) -> list[Path]:
 def recover(directory: Path) -> None:
     """Undoes what a killed run left half done in its folder. Call it where no other process writes there, before a step is chosen.
 
-    A step whose replacement died between two renames gets its name back: it is whole. Steps on their way out go for good.
+    A step whose replacement died between two renames gets its name back: it is whole. Steps on their way out go for good, and so do half
+    written ones: the next save asks for free space before it writes, and they take some.
     """
     _recover_steps(directory)
+    _remove_half_written(directory)
     for file in (BEST, UNSENT):
         remove_temporaries(directory / file)
 
@@ -292,12 +297,16 @@ def prune(directory: Path, keep: int) -> list[Path]:
         shutil.rmtree(folder.with_name(_REMOVING + folder.name), ignore_errors=True)
     for rest in _half_removed(directory) if keep > 0 else ():
         shutil.rmtree(rest, ignore_errors=True)
+    _remove_half_written(directory)
+    return gone
+
+
+def _remove_half_written(directory: Path) -> None:
     for rest in directory.glob(".writing-step_*"):
         if rest.is_dir():
             shutil.rmtree(rest, ignore_errors=True)
         else:  # the journal of a conversion
             rest.unlink(missing_ok=True)
-    return gone
 
 
 def _half_removed(directory: Path) -> list[Path]:

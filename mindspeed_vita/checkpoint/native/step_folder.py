@@ -132,6 +132,7 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: it cannot be read.
+        OSError: it cannot be read, and the folder is no step.
     """
     try:
         content = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
@@ -140,7 +141,9 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
         for section in _SECTIONS & content.keys():
             if not isinstance(content[section], dict):
                 raise ValueError(f"its {section} is a JSON {type(content[section]).__name__}, expected an object")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and not (folder / atomic.CHECKSUMS).is_file():  # no step, or one that a run removes just now
+            raise
         raise atomic.damaged(folder, [f"recipe.json cannot be read ({error})"]) from error
     return content
 

@@ -141,6 +141,10 @@ def test_what_counts_as_bad(tmp_path):
         numbers.good(2.0, 1.0)
     assert [numbers.judge(*pair) for pair in ((5.9, 2.9), (6.1, 1.0), (2.0, 3.1))] == [0, 1, 2]
     assert [numbers.judge(*pair) for pair in ((math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan))] == [3, 3, 4]
+    below = BadNumbers(HealthConfig(spike_factor=3.0, spike_window=8), tmp_path)
+    for loss in (-2.0, -2.1) * 4:  # of an objective of a plugin
+        below.good(loss, 1.0)
+    assert [below.judge(loss, 1.0) for loss in (-2.1, -1.9, 2.0, 2.2)] == [0, 0, 0, 1]
     quiet = BadNumbers(HealthConfig(), tmp_path)
     for _ in range(80):
         quiet.good(2.0, 1.0)

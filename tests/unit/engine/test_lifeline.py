@@ -189,3 +189,37 @@ def test_a_silent_host_is_gone_after_the_seconds_that_the_recipe_says(seconds, t
         assert idle + pause * probes == seconds and longest == 1000 * seconds
     second.close()
     first.close()
+
+
+def test_the_end_of_the_first_host_is_told_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks on two hosts. Those of the first host end in the same moment, as with their container."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+
+    def run(rank: int) -> None:
+        def leave(status: int, told: str) -> None:
+            (tmp_path / f"left-{rank}").write_text(told)
+            os._exit(status)
+
+        line = Lifeline(rank, 4, dist.FileStore(str(tmp_path / "store"), 4), leave, lambda *word: None)
+        while rank == 0 and len(line._names) < 3:
+            time.sleep(0.01)
+        (tmp_path / f"there-{rank}").touch()
+        time.sleep(60)
+
+    children = []
+    for rank in range(4):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                run(rank)
+            finally:
+                os._exit(0)
+    while len(list(tmp_path.glob("there-*"))) < 4:
+        time.sleep(0.01)
+    os.kill(children[0], signal.SIGSTOP)  # it must not hear of the other one's end
+    os.kill(children[1], signal.SIGKILL)
+    os.kill(children[0], signal.SIGKILL)
+    assert [exit_status(child) for child in children[2:]] == [LOST, LOST]
+    assert [exit_status(child) for child in children[:2]] == [-signal.SIGKILL] * 2
+    told = {path.name: path.read_text() for path in tmp_path.glob("left-*")}
+    assert "rank 0 (host " in told["left-2"] and "ended without a word" in told["left-2"] and told["left-3"] == ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from mindspeed_vita.checkpoint import lineage
-from mindspeed_vita.checkpoint.native import atomic, shards
+from mindspeed_vita.checkpoint.native import atomic, room, shards
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.engine.loop import train
 from mindspeed_vita.engine.resuming import Resume
@@ -126,3 +129,42 @@ def test_a_damaged_newest_step_is_left_for_the_one_before(tiny, saved, run, curv
     assert sorted(path.name for path in run.glob("aside-*")) == ["aside-step_0000005", "aside-step_0000006", "aside-step_0000006.2"]
     with pytest.raises(ValueError, match=r"--resume-from 7: .* holds no whole step_0000007; it has step_0000003, step_0000004"):
         train(recipe, resume=Resume(step="7"))
+
+
+@pytest.mark.parametrize("fault", ["no recipe", "bad sector"])
+def test_a_newest_step_that_cannot_be_read_offers_the_one_before(fault, tiny, run, monkeypatch):
+    newest = run / atomic.step_name(6)
+    if fault == "no recipe":
+        (newest / "recipe.json").unlink()
+    else:
+        checksum_of = atomic.checksum_of
+
+        def read(path: Path, *kind: str) -> str:
+            if newest / "weights" in path.parents:
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return checksum_of(path, *kind)
+
+        monkeypatch.setattr(atomic, "checksum_of", read)
+    with pytest.raises(atomic.DamagedCheckpoint, match=r"cannot be read \(.*vita train RECIPE --resume-from step_0000003"):
+        train(tiny.recipe(run))
+    assert train(tiny.recipe(run), stop_at_step=4, resume=Resume(step="step_0000003")).step == 4
+
+
+def test_a_save_that_was_killed_does_not_take_the_room_of_the_next_one(tiny, run, monkeypatch):
+    """The disk holds three steps and a half, and has two steps and the half of one that a killed process was writing."""
+
+    def used(folder: Path) -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    one = used(run / atomic.step_name(6))
+    half = run / ".writing-step_0000007" / "weights" / "rank_00000.safetensors"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(bytes(one * 6 // 10))
+    whole = used(run) - half.stat().st_size + one * 15 // 10
+
+    def free(place: Any) -> SimpleNamespace:
+        return SimpleNamespace(free=whole - used(run))
+
+    monkeypatch.setattr(room, "_SMALL_FILES", 0)
+    monkeypatch.setattr(room.shutil, "disk_usage", free)
+    assert train(tiny.recipe(run), stop_at_step=7).checkpoint == run / atomic.step_name(7)

@@ -119,3 +119,29 @@ def test_a_service_that_does_not_end_is_not_waited_for(
     tracker.close()
     assert f"vita: {name} did not take the last numbers" in capsys.readouterr().err
     never.set()
+
+
+def test_a_service_that_fails_costs_its_numbers_and_not_the_run(
+    service: tuple[str, list[Run]], tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, runs = service
+    log, told = Run.log, 0
+
+    def fails(run: Run, data: dict[str, Any], step: Any = None) -> None:
+        nonlocal told
+        told += 1
+        if told > 1:
+            raise BrokenPipeError(32, "Broken pipe")
+        log(run, data, step)
+
+    def ends(run: Run) -> None:
+        raise RuntimeError("the service is gone")
+
+    monkeypatch.setattr(Run, "log", fails)
+    monkeypatch.setattr(Run, "finish", ends)
+    assert train(tiny.recipe(tmp_path / "run", train={"steps": 4}, logging={name: "vita"})).step == 4
+    assert len(runs[0].lines) == 1 and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+    said = capsys.readouterr().err
+    failed = f"vita: logging.{name}: the service failed (BrokenPipeError: [Errno 32] Broken pipe); it gets no numbers from step 2"
+    assert said.count(failed) == 1
+    assert f"vita: logging.{name}: the service did not end in order (RuntimeError: the service is gone)" in said and "Traceback" not in said

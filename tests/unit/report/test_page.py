@@ -112,6 +112,22 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path, capsys: pytest.Ca
         assert message in error and error.count("\n") == 1
 
 
+def test_steps_with_bad_numbers_are_listed_with_their_packs(tmp_path: Path) -> None:
+    write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 1, "loss": 2.0})
+    packs = [{"pack": number, "samples": [number]} for number in range(100, 112)]
+    numbers = {"loss": 250.5, "usual_loss": 2.0, "grad_norm": "nan", "usual_grad_norm": "nan"}
+    bad = {"step": 2_000, "action": "roll_back", "why": "the gradient norm is not finite", **numbers, "packs": packs}
+    write_lines(tmp_path / "run" / "bad_numbers.jsonl", bad, {"step": 3, "action": "<b>", "why": "<i>", "packs": [7, {}], "loss": None})
+    run = RunFiles(tmp_path / "run")
+    run.read()
+    section = written([run]).partition("<h2>Bad steps</h2>")[2].partition("</section>")[0]
+    cells = [cell.partition("</td>")[0] for cell in section.split("<td>")[1:]]
+    done = "the run went back to its last checkpoint"
+    listed = ", ".join(str(number) for number in range(100, 108)) + " and 4 more"
+    assert cells[:9] == ["run", "2,000", "the gradient norm is not finite", "250.5", "2", "nan", "nan", done, listed]
+    assert cells[9:] == ["run", "3", "&lt;i&gt;", "None", "-", "-", "-", "&lt;b&gt;", "?"]
+
+
 def test_a_long_run_keeps_its_peaks_and_the_page_stays_small(tmp_path: Path) -> None:
     lines = [{"step": step, "loss": 7777.0 if step == 12_345 else 2.0 + step % 2, "seconds": 1e-300} for step in range(1, 30_001)]
     write_lines(tmp_path / "run" / "metrics.jsonl", *lines)

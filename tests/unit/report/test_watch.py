@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,40 @@ def test_the_live_view_follows_the_file_and_ends_with_the_run(runs: tuple[Path, 
     told = held.file.getvalue()  # type: ignore[attr-defined]
     assert told.index("no step is logged yet") < told.index("none is saved yet") < told.index("4, the run is over")
     assert not run.notes and next(looks) == 3
+
+
+def test_a_run_whose_last_step_is_not_saved_and_one_that_was_made_longer_are_not_over(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    shutil.rmtree(run / "step_0000004")
+    shutil.copytree(runs[1] / "step_0000003", run / "step_0000002")  # of 3 steps; the third is being saved
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 4))
+    assert "3 of 3, 100%" in seen(run, capsys)
+    shutil.copytree(runs[1] / "step_0000003", run / "step_0000003")
+    assert "3, the run is over" in seen(run, capsys)
+    (run / "metrics.jsonl").write_text("".join(lines))  # train.steps was raised
+    assert "4 (it goes on beyond the last step of before; its next checkpoint says of how many)" in " ".join(seen(run, capsys).split())
+
+
+def test_a_run_that_logs_every_fiftieth_step_is_given_time_for_fifty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lines(tmp_path / "run" / "metrics.jsonl", *({"step": step, "loss": 2.0, "seconds": 30.0} for step in (50, 100)))
+    for minutes, late in ((40, False), (60, True)):
+        written = time.time() - 60 * minutes
+        os.utime(tmp_path / "run" / "metrics.jsonl", (written, written))
+        assert ("NO NEW LINE" in seen(tmp_path / "run", capsys)) == late
+
+
+def test_bad_steps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 1, "loss": 2.0})
+    bad = {"step": 2, "action": "skip", "why": "the loss is not finite", "loss": "nan", "packs": [{"pack": 4, "samples": [7]}]}
+    write_lines(tmp_path / "run" / "bad_numbers.jsonl", {**bad, "action": "stop"}, bad, {"step": 3})
+    told = " ".join(seen(tmp_path / "run", capsys).split())
+    assert "bad steps 2, the last: step 2, the loss is not finite (its update was left out)" in told
+    assert 'bad_numbers.jsonl: 1 damaged line was left out (line 3: it has no "action")' in told
 
 
 def test_a_stopped_run_says_so_and_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

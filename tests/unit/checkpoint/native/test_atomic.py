@@ -113,7 +113,9 @@ def test_what_earlier_versions_left_while_pruning_goes_and_newer_folders_stay(tm
     for number in (1, 4):  # 4: of something that is copied into the folder, perhaps
         (tmp_path / atomic.step_name(number) / atomic.CHECKSUMS).unlink()
     (tmp_path / "best.json.host.0f0f.tmp").write_text("{}")
+    (tmp_path / ".writing-step_0000005" / "weights").mkdir(parents=True)
     atomic.recover(tmp_path)
+    assert not (tmp_path / ".writing-step_0000005").exists(), "it would take room from the next save"
     atomic.prune(tmp_path, keep=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [atomic.step_name(number) for number in (1, 2, 3, 4)]
     atomic.prune(tmp_path, keep=2)
