@@ -76,10 +76,15 @@ class BadNumbers:
         self.rollbacks = self.rollbacks or list(state.rollbacks)
 
     def clean_file(self) -> None:
-        """Drops the lines of the file that the state does not know of: their steps are made again, or the run was started again."""
+        """Drops the lines of the file that the state does not know of: their steps are made again, or the run was started again.
+
+        Lines of steps that ended the run stay: they alone say which packs those were.
+        """
         metrics.keep_lines(self.path, self._is_known)
 
     def _is_known(self, entry: dict[str, Any]) -> bool:
+        if entry.get("action") == "stop":
+            return True
         return entry.get("step") in (self.rollbacks if entry.get("action") == "roll_back" else self.skipped)
 
     def state(self) -> dict[str, Any]:
