@@ -70,9 +70,10 @@ class RunFiles:
 
     @property
     def over(self) -> bool:
-        """Whether the run has reached its last step, or its pipeline says that it is over."""
-        reached = bool(self.steps) and self.last_step is not None and self.steps[-1]["step"] >= self.last_step
-        return bool(self.saved) and (reached or self.pipeline.get("ended") is True)
+        """Whether the run has saved its last step, or its pipeline says that it is over; not while lines of later steps follow."""
+        if not self.saved or (self.steps and self.steps[-1]["step"] > self.saved[-1]):
+            return False
+        return (self.last_step is not None and self.saved[-1] >= self.last_step) or self.pipeline.get("ended") is True
 
     @property
     def failed(self) -> Sequence[Entry]:

@@ -84,10 +84,12 @@ def _position(run: RunFiles) -> str:
         return "no step is logged yet"
     step, seconds = run.steps[-1]["step"], _median(run, "seconds")
     if run.over:
-        return f"{step:,}, the run is over"
+        return f"{run.saved[-1]:,}, the run is over"  # a last step with bad numbers has no line
     if run.last_step is None:
         why = "its checkpoints do not say of how many" if run.saved else "a checkpoint says how many there will be; none is saved yet"
         told = f"{step:,} ({why})"
+    elif step > run.last_step:
+        told = f"{step:,} (its newest checkpoint says {run.last_step:,}; the run goes on with more, and its next checkpoint says how many)"
     else:
         left = "" if seconds is None else f", {timedelta(seconds=round(seconds * max(0, run.last_step - step)))} left"
         told = f"{step:,} of {run.last_step:,}, {step / max(1, run.last_step):.0%}{left}"
