@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Iterator, Optional
 from uuid import uuid4
 
+from mindspeed_vita.files.write_fault import named_write_fault
+
 BEAT = 20.0
 """Seconds between heartbeats."""
 SILENT = 300.0
@@ -247,7 +249,7 @@ def _create(path: Path, owner: Owner) -> bool:
     except FileExistsError:
         return False
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with named_write_fault(path), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(asdict(owner), indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mindspeed_vita.addresses import is_address
+
 if TYPE_CHECKING:
     from mindspeed_vita.inference.loading import FoundModel
     from mindspeed_vita.inference.sampling import SamplingParams
@@ -69,10 +71,10 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
 
 
 def check_checkpoint(arguments: argparse.Namespace) -> Path:
-    """The checkpoint's folder, after a look at what was asked.
+    """The checkpoint's folder, after a look at what was asked. An address is fetched first, and its folder takes its place. Collective.
 
     Raises:
-        ValueError: no folder, or a number out of range.
+        ValueError: no folder, a number out of range, or as choose_step where the checkpoint is an address of a store.
     """
     if arguments.max_frames is not None and arguments.max_frames < 1:
         raise ValueError(f"--max-frames is {arguments.max_frames}; expected at least 1")
@@ -80,6 +82,10 @@ def check_checkpoint(arguments: argparse.Namespace) -> Path:
         raise ValueError(f"--rank-timeout is {arguments.rank_timeout:g}; expected more than 0 seconds")
     if arguments.prefill_chunk < 1:
         raise ValueError(f"--prefill-chunk is {arguments.prefill_chunk}; expected at least 1")
+    if is_address(arguments.checkpoint):
+        from mindspeed_vita.engine.chosen_step import choose_step
+
+        arguments.checkpoint = str(choose_step(arguments.checkpoint))
     checkpoint = Path(arguments.checkpoint)
     if not checkpoint.is_dir():
         raise ValueError(

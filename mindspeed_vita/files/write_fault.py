@@ -18,5 +18,5 @@ def named_write_fault(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "; free space there and start the run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        advice = "; free space there and start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise OSError(error.errno, f"cannot be written ({error.strerror}){advice}", str(path)) from error

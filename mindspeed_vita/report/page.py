@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.write_fault import named_write_fault
 from mindspeed_vita.report.chart import Series, figure, text
 from mindspeed_vita.report.run_files import RunFiles
 from mindspeed_vita.report.tables import bad_steps, failed_samples, overview, settings_that_differ, stages
@@ -39,14 +40,14 @@ def write_page(runs: Sequence[RunFiles], path: Path) -> None:
 
     Raises:
         ValueError: no run has logged a step.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; names it.
     """
     if not any(run.steps or run.evaluations for run in runs):
         folders = ", ".join(str(run.folder) for run in runs)
         notes = "".join(f"; {note}" for run in runs for note in run.notes)
         raise ValueError(f"{folders}: no step was logged in metrics.jsonl; expected the folder of a run that made a step{notes}")
     content = page(runs)
-    with whole_file(path) as temporary:
+    with named_write_fault(path), whole_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 

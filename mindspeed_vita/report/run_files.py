@@ -72,10 +72,10 @@ class RunFiles:
 
     @property
     def over(self) -> bool:
-        """Whether the run has saved its last step, or its pipeline says that it is over."""
-        if not (self.steps and self.saved) or self.steps[-1]["step"] > self.saved[-1]:
+        """Whether the run has saved its last step, or its pipeline says that it is over; not while lines of later steps follow."""
+        if not self.saved or (self.steps and self.steps[-1]["step"] > self.saved[-1]):
             return False
-        return self.pipeline.get("ended") is True or (self.last_step is not None and self.saved[-1] >= self.last_step)
+        return (self.last_step is not None and self.saved[-1] >= self.last_step) or self.pipeline.get("ended") is True
 
     @property
     def failed(self) -> Sequence[Entry]:

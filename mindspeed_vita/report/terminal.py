@@ -88,7 +88,7 @@ def _position(run: RunFiles) -> str:
         return "no step is logged yet"
     step, seconds = run.steps[-1]["step"], _median(run, "seconds")
     if run.over:
-        return f"{step:,}, the run is over"
+        return f"{run.saved[-1]:,}, the run is over"  # a last step with bad numbers has no line
     if run.last_step is None:
         why = "a checkpoint says how many there will be; none is saved yet"
         if run.saved:

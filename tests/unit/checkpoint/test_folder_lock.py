@@ -366,3 +366,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/run: the folder cannot be made \(Not a directory\); name one that can be written"):
         lock(tmp_path / "file" / "run").acquire()
+
+
+def test_a_full_disk_names_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    lock = FolderLock(tmp_path / "run.lock", folder=tmp_path, work="a test", advice="wait")
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\); free space there"):
+        lock.acquire()
+    assert not list(tmp_path.iterdir()), "an empty lock would keep everybody out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,12 @@ def test_a_long_run_keeps_its_peaks_and_the_page_stays_small(tmp_path: Path) -> 
     assert len(content) < 150_000 and "7,777" in content
     drawn = content.partition('class="raw" points="')[2].partition('"')[0].split()
     assert len(drawn) <= 600 and min(float(point.split(",")[1]) for point in drawn) == 12.0, "the peak touches the top"
+
+
+def test_a_full_disk_names_the_page(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["report", str(runs[0]), "--output", str(tmp_path / "page.html")]) == 2
+    assert f"{tmp_path / 'page.html'}: cannot be written (No space left on device); free space" in capsys.readouterr().err

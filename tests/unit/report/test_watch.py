@@ -127,3 +127,19 @@ def test_a_folder_of_runs_names_them(runs: tuple[Path, Path], capsys: pytest.Cap
     for command in (["watch", str(above), "--once"], ["report", str(above), "--output", "page.html"]):
         assert main(command) == 2
         assert f"{above} is no run itself; it holds the runs align, general; name one, such as {above / 'align'}" in capsys.readouterr().err
+
+
+def of_steps(runs: tuple[Path, Path], folder: Path, *, logged: int, saved: int) -> RunFiles:
+    """A run of four steps as it looks when `logged` have a line and its newest checkpoint bears the number `saved`."""
+    folder.mkdir()
+    shutil.copytree(runs[0] / "step_0000004", folder / f"step_{saved:07d}")
+    write_lines(folder / "metrics.jsonl", *({"step": step, "loss": 1.0} for step in range(1, logged + 1)))
+    run = RunFiles(folder)
+    run.read()
+    return run
+
+
+def test_a_run_is_over_once_its_last_step_is_saved_whatever_has_a_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert not of_steps(runs, tmp_path / "saves", logged=4, saved=2).over, "the last step is logged, and on its way to the disk"
+    assert of_steps(runs, tmp_path / "bad", logged=3, saved=4).over, "the last step had bad numbers, so it has no line"
+    assert of_steps(runs, tmp_path / "usual", logged=4, saved=4).over
