@@ -13,3 +13,14 @@ ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 def is_address(text: Union[str, Path]) -> bool:
     """Whether a text is meant as an address of a store, and no path: scheme://. What is wrong with one, files/stores.py says."""
     return isinstance(text, str) and ADDRESS.fullmatch(text) is not None
+
+
+def run_folder(text: str) -> Path:
+    """The folder of a run, as a command was given it that reads the files there and fetches nothing.
+
+    Raises:
+        ValueError: it is an address of a store.
+    """
+    if is_address(text):
+        raise ValueError(f"{text} is an address; the files of a run are read from its folder (checkpoint.directory of its recipe) only")
+    return Path(text)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from mindspeed_vita.addresses import run_folder
+
 _EPILOG = """
 examples:
   vita report runs/stage2 --output stage2.html
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page."""
-    output, folders = Path(arguments.output), [Path(name) for name in arguments.runs]
+    output, folders = Path(arguments.output), [run_folder(name) for name in arguments.runs]
     if output.suffix not in (".html", ".htm"):
         raise ValueError(f"--output {output}: the page is HTML; name a file that ends in .html")
     if not output.parent.is_dir():

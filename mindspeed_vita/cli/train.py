@@ -23,10 +23,10 @@ examples:
   DEVICE=cpu vita train recipe.yaml        (auto, npu, cuda or cpu)
   torchrun --nproc_per_node 8 -m mindspeed_vita.cli.main train --engine mindspeed-llm recipe.yaml parallel.tp=8 -- --use-fused-rmsnorm
 
-The same command continues from the newest checkpoint in checkpoint.directory. With the
-built-in engine, SIGTERM, SIGUSR1 and Ctrl-C let the run finish its step and save; a second one ends it at once. torchrun kills its ranks
-30 s after the signal. Releases of torch that read TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds.
-On others, send SIGTERM to the process that run.lock in the run's folder names. Inside MindSpeed-LLM a signal ends the run at once.
+The same command continues from the newest checkpoint in checkpoint.directory. SIGTERM, SIGUSR1 and Ctrl-C let the run finish its step
+and save; a second one ends it at once. torchrun kills its ranks 30 s after the signal. Releases of torch that read
+TORCH_ELASTIC_SHUTDOWN_TIMEOUT (2.13 does; 2.7.1 does not) give them that many seconds. On others, send SIGTERM to the process that run.lock
+in the run's folder names.
 
 exit status: 0 trained to the last step, or stopped early by eval.patience; 75 told to stop, and saved: the same command continues; 76 it
 hung; 77 another process of the run died; 130 ended by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM, without a save; 2 an error that its message

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
+
+from mindspeed_vita.addresses import run_folder
 
 _EPILOG = """
 examples:
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.report.run_files import RunFiles
     from mindspeed_vita.report.terminal import view, watch
 
-    console, found = Console(), RunFiles(Path(arguments.run))
+    console, found = Console(), RunFiles(run_folder(arguments.run))
     if arguments.once:
         found.read()
         console.print(view(found))

@@ -30,7 +30,7 @@ def validate(recipe: Recipe, world_size: int = 1, *, uneven_pipeline: bool = Fal
     where = f"recipe {recipe.name!r}"
     check(recipe, where, root=Recipe)  # the loader did that for what it read, but not for what code put together
     problems = [*_model(recipe.model), *_data(recipe), *_layout(recipe, world_size, uneven_pipeline), *_train(recipe)]
-    problems += [*_lora(recipe), *_checkpoint(recipe), *_eval(recipe), *_profile(recipe, world_size)]
+    problems += [*_lora(recipe), *_checkpoint(recipe), *_health(recipe), *_eval(recipe), *_profile(recipe, world_size)]
     problems += recompute_problems(recipe, uneven_pipeline=uneven_pipeline)
     if problems:
         raise ValueError(listed(where, problems))
@@ -268,6 +268,13 @@ def _checkpoint(recipe: Recipe) -> list[str]:
     if told.keep_unsent and not told.store:
         problems.append("checkpoint.keep_unsent=true without checkpoint.store: nothing is sent; set checkpoint.store, or leave it out")
     return problems
+
+
+def _health(recipe: Recipe) -> list[str]:
+    factor = recipe.health.spike_factor
+    if not 0 < factor <= 1:
+        return []
+    return [f"health.spike_factor={factor:g} makes a spike of every usual step; expected more than 1, such as 10, or 0 for no such check"]
 
 
 def _eval(recipe: Recipe) -> list[str]:

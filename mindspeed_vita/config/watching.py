@@ -22,8 +22,8 @@ class HealthConfig(Section):
     """What is done about a step whose loss or gradient norm is bad. stop: the run ends. skip: the weights stay, and the run goes on with
     the next packs. roll_back: the run goes back to its last checkpoint, and goes on from there with the packs after the bad step."""
     spike_factor: Factor = 0.0
-    """A loss or gradient norm above so many times its median over the last good steps is bad, too; 0: only what is not finite is.
-    Where the median is negative, as that of a plugin's objective may be, the loss may be as far above it as with a positive one."""
+    """A loss or gradient norm above so many times its median over the last good steps is bad, too. More than 1; 0: only what is not finite
+    is. Where the median is negative, as that of a plugin's objective may be, the loss may be as far above it as with a positive one."""
     spike_window: Size = 64
     """Good steps of that median."""
     most_bad_steps: Count = 5

@@ -126,6 +126,8 @@ class MetricsLog:
         """Lines of evaluations that are kept, oldest first."""
         self.first_loss: Optional[float] = losses[0] if losses else None
         self.last_loss: Optional[float] = losses[-1] if losses else None
+        for sink in sinks if self.held_out else ():
+            sink.begin(self.held_out[-1])
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Adds one line of a step; it needs "step", and "loss" or HELD_OUT_LOSS."""

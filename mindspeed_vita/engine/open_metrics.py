@@ -31,6 +31,10 @@ class OpenMetrics:
         self._step: Mapping[str, Any] = {}
         self._evaluation: Mapping[str, Any] = {}
 
+    def begin(self, evaluation: Mapping[str, Any]) -> None:
+        """Remembers the newest evaluation of the run so far, for the lines of steps that follow."""
+        self._remember(evaluation)
+
     def write(self, entry: Mapping[str, Any], *, evaluation: bool) -> None:
         """Replaces the file by one with this entry, and with the last one of the other kind.
 
@@ -42,11 +46,14 @@ class OpenMetrics:
             OSError: the file cannot be written; names it.
         """
         if evaluation:
-            self._evaluation = {key: value for key, value in entry.items() if key != "step"} | {"eval/step": entry["step"]}
+            self._remember(entry)
         else:
             self._step = dict(entry)
         with named_write_fault(self.path), whole_file(self.path) as temporary:
             temporary.write_text(exposition({**self._evaluation, **self._step}, self._run), encoding="utf-8", errors="replace")
+
+    def _remember(self, evaluation: Mapping[str, Any]) -> None:
+        self._evaluation = {key: value for key, value in evaluation.items() if key != "step"} | {"eval/step": evaluation["step"]}
 
     def close(self) -> None:
         """Nothing: the file is whole after each line."""

@@ -14,6 +14,9 @@ from mindspeed_vita.engine.trackers import Tracker
 class Sink(Protocol):
     """Takes lines."""
 
+    def begin(self, evaluation: Mapping[str, Any]) -> None:
+        """A run that was evaluated before goes on: its newest line of the held-out loss, which this sink had from an earlier start."""
+
     def write(self, entry: Mapping[str, Any], *, evaluation: bool) -> None:
         """Takes one line; `evaluation`: it is of the held-out loss, and not of a training step."""
 
@@ -32,6 +35,9 @@ class TensorBoard:
 
     def __init__(self, folder: Path, step: int, writer: Any) -> None:
         self._writer = writer(str(folder), purge_step=step + 1)
+
+    def begin(self, evaluation: Mapping[str, Any]) -> None:
+        """Nothing: the events have it."""
 
     def write(self, entry: Mapping[str, Any], *, evaluation: bool) -> None:
         """Adds the numbers of a line."""

@@ -51,6 +51,9 @@ class Tracker:
             self._run.define_metric("*", step_metric="step")
         self._failed = False
 
+    def begin(self, evaluation: Mapping[str, Any]) -> None:
+        """Nothing: the service has it."""
+
     def write(self, entry: Mapping[str, Any], *, evaluation: bool) -> None:
         """Passes the numbers of a line on. Where the service fails, the run goes on without it.
 

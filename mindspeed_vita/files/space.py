@@ -27,5 +27,5 @@ def check_space(folder: Path, needed: int, *, advice: str) -> None:
 
 
 def gigabytes(size: int) -> str:
-    """A number of bytes for people."""
-    return f"{size / 1e9:,.2f} GB"
+    """A number of bytes for people; below a tenth of a GB in MB."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

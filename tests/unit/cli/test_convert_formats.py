@@ -175,7 +175,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 10**6))
     assert convert(run, to, tmp_path / "out") == 2
-    assert "its disk has 0.00 GB free; free space or choose another --output" in capsys.readouterr().err
+    assert "its disk has 1.0 MB free; free space or choose another --output" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

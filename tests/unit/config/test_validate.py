@@ -95,6 +95,7 @@ def test_presets_fit_their_layouts(preset: str, parallel: dict[str, int], stage:
         ({"profile": {"steps": [3, 4], "ranks": [0, 2]}}, 2, r"profile.ranks=\[0, 2\]; expected different ranks from 0 to 1, as 2"),
         ({"profile": {"steps": [3, 4], "ranks": []}}, 1, r"profile.ranks=\[\]; expected different ranks from 0 to 0"),
         ({"profile": {"ranks": [1]}}, 2, r"profile.ranks=\[1\] without profile.steps: nothing is recorded; set profile.steps"),
+        ({"health": {"spike_factor": 0.5}}, 1, "health.spike_factor=0.5 makes a spike of every usual step; expected more than 1, .* or 0"),
         ({"train": {"recompute_layers": 2}}, 1, "recompute_layers=2 with train.recompute=none recomputes nothing; choose what"),
         ({"train": {"recompute": "mlp", "recompute_layers": 4}}, 1, "recompute_layers=4, but a pipeline stage has 3 layers; use at most 3"),
         ({"train": {"recompute": "mlp", "offload": "inputs"}}, 1, "offload=inputs with train.recompute=mlp: .*full_but_attention or full"),

@@ -37,4 +37,9 @@ def test_the_file_holds_the_newest_step_and_evaluation(tmp_path: Path) -> None:
             ("vita_number", "odd key"): 1,
         }
         assert {one.labels["run"] for one in found.values()} == {run}
+    again = MetricsLog(tmp_path, step=2, sinks=[OpenMetrics(tmp_path / "metrics.prom", run)])  # the run is started again
+    again.write({"step": 3, "loss": 1.0})
+    lines = (tmp_path / "metrics.prom").read_text().splitlines()
+    resumed = {line.partition("{")[0]: line.rpartition(" ")[2] for line in lines}
+    assert (resumed["vita_eval_loss"], resumed["vita_eval_step"], resumed["vita_step"]) == ("2.5", "1", "3")
     assert [path.name for path in tmp_path.iterdir() if "prom" in path.name] == ["metrics.prom"], "nothing unfinished stays"

@@ -122,6 +122,12 @@ def test_checkpoints_of_mindspeed_llm_say_how_far_the_run_goes(tmp_path: Path, c
     assert re.search(r"step +3 \(its checkpoints do not say of how many\)", seen(run, capsys))
 
 
+def test_an_address_is_refused_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["watch", "s3://bucket/run", "--once"], ["report", "s3://bucket/run", "--output", "page.html"]):
+        assert main(command) == 2
+        assert "s3://bucket/run is an address; the files of a run are read from its folder" in capsys.readouterr().err
+
+
 def test_a_folder_of_runs_names_them(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     above = runs[0].parent
     for command in (["watch", str(above), "--once"], ["report", str(above), "--output", "page.html"]):

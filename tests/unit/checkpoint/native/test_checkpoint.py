@@ -270,7 +270,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, run
     run.save(tmp_path, 1)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda place: SimpleNamespace(free=4_150_000))
     monkeypatch.setattr(shards, "write", lambda *arguments: pytest.fail("written"))
-    message = rf"cannot save into .*: step 2 needs 0\.\d\d GB, the disk of {tmp_path} has 0.00 GB free; free space .*newest: step_0000001"
+    message = rf"cannot save into .*: step 2 needs \d+\.\d MB, the disk of {tmp_path} has 4\.2 MB free; free space .*newest: step_0000001"
     with pytest.raises(native.SaveFailed, match=message):
         run.save(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001"]
