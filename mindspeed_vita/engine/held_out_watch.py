@@ -46,17 +46,12 @@ class HeldOutWatch:
     @property
     def best(self) -> Optional[int]:
         """The step with the lowest loss, the first of equal ones. Step 0 is the start, and takes no part."""
-        trained = {step: loss for step, loss in self.losses.items() if step and loss == loss}
-        return min(trained, key=lambda step: trained[step]) if trained else None
+        return _best(self.losses)
 
     @property
     def exhausted(self) -> bool:
         """Whether as many evaluations in a row as eval.patience allows found no new lowest loss."""
-        patience, steps = self.recipe.eval.patience, [step for step in self.losses if step]
-        if not patience or not steps:
-            return False
-        best = self.best
-        return sum(best is None or step > best for step in steps) >= patience
+        return exhausted(self.losses, self.recipe.eval.patience)
 
     def gate(self, step: int) -> Optional[Gate]:
         """The gate of a measured step; None where the recipe has none."""
@@ -65,3 +60,19 @@ class HeldOutWatch:
             return None
         detail = f"{self.recipe.eval.mixture}, packs {self.identity}"
         return Gate(name=GATE, measured=self.losses[step], bound=bound, better="lower", detail=detail)
+
+
+def exhausted(losses: Mapping[int, float], patience: int) -> bool:
+    """Whether as many evaluations in a row as eval.patience allows found no new lowest loss.
+
+    Args:
+        losses: by step. Step 0 is the start, and takes no part.
+        patience: of the recipe; 0: any number is allowed.
+    """
+    best = _best(losses)
+    return 0 < patience <= sum(best is None or step > best for step in losses if step)
+
+
+def _best(losses: Mapping[int, float]) -> Optional[int]:
+    trained = {step: loss for step, loss in losses.items() if step and loss == loss}
+    return min(trained, key=lambda step: trained[step]) if trained else None

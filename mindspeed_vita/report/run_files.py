@@ -11,6 +11,7 @@ from typing import Any, Optional, TypeVar
 from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.engine.bad_numbers import BAD_NUMBERS
+from mindspeed_vita.engine.held_out_watch import PACKS, exhausted
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
 from mindspeed_vita.pipeline.progress import read_record
 from mindspeed_vita.report.checkpoints import lineage_of, recipe_of, saved_steps
@@ -72,10 +73,19 @@ class RunFiles:
 
     @property
     def over(self) -> bool:
-        """Whether the run has saved its last step, or its pipeline says that it is over; not while lines of later steps follow."""
+        """Whether the run has saved its last step, eval.patience ended it, or its pipeline says so; not while later lines follow."""
         if not self.saved or (self.steps and self.steps[-1]["step"] > self.saved[-1]):
             return False
-        return (self.last_step is not None and self.saved[-1] >= self.last_step) or self.pipeline.get("ended") is True
+        reached = self.last_step is not None and self.saved[-1] >= self.last_step
+        return reached or self._ended_early or self.pipeline.get("ended") is True
+
+    @property
+    def _ended_early(self) -> bool:
+        patience, newest = self._section("eval").get("patience"), self.evaluations[-1] if self.evaluations else {}
+        if not is_step(patience) or newest.get("step") != self.saved[-1]:
+            return False
+        of_these_packs = [line for line in self.evaluations if line.get(PACKS) == newest.get(PACKS)]
+        return exhausted({line["step"]: line[HELD_OUT_LOSS] for line in of_these_packs}, patience)
 
     @property
     def failed(self) -> Sequence[Entry]:

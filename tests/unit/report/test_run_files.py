@@ -14,7 +14,7 @@ def checkpoint_of_trainer(run: Path, step: int) -> None:
     """The files by which a checkpoint of --engine hf is known."""
     folder = run / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    (folder / "recipe.json").write_text(json.dumps({"name": "of Trainer", "train": {"steps": step}}))
+    (folder / "recipe.json").write_text(json.dumps({"name": "of Trainer", "train": {"steps": 20}, "eval": {"patience": 2}}))
     (folder / "state.json").write_text("{}")
 
 
@@ -43,3 +43,21 @@ def test_a_record_of_an_earlier_end_is_not_that_of_a_later_checkpoint(tmp_path: 
     run = RunFiles(tmp_path / "run")
     run.read()
     assert run.saved == [14] and run.lineage is None
+
+
+def test_a_run_that_patience_ended_is_over(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    losses = {0: 0.1, 2: 1.0, 4: 1.5, 6: 1.2}  # step 0 is the start, and takes no part
+    evaluations = [{"step": step, "eval/loss": loss, "eval/data": "packs"} for step, loss in losses.items()]
+    write_lines(folder / "metrics.jsonl", *({"step": step, "loss": 1.0} for step in range(1, 5)), *evaluations[:3])
+    checkpoint_of_trainer(folder, 4)
+    run = RunFiles(folder)
+    run.read()
+    assert not run.over, "one evaluation found no lower loss"
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in ({"step": 5, "loss": 1.0}, {"step": 6, "loss": 1.0}, evaluations[3]))
+    run.read()
+    assert not run.over, "its last step is not saved yet"
+    checkpoint_of_trainer(folder, 6)
+    run.read()
+    assert run.over
