@@ -24,6 +24,7 @@ class StoredSoak(Soak):
 
     kinds: Sequence[str] = STORES
     known: Sequence[str] = (*Soak.known, atomic.UNSENT)
+
     @property
     def store(self) -> Path:
         """The folder that is the store."""

@@ -82,7 +82,7 @@ class RunFiles:
     @property
     def _ended_early(self) -> bool:
         patience, newest = self._section("eval").get("patience"), self.evaluations[-1] if self.evaluations else {}
-        if not is_step(patience) or newest.get("step") != self.saved[-1]:
+        if not isinstance(patience, int) or newest.get("step") != self.saved[-1]:
             return False
         of_these_packs = [line for line in self.evaluations if line.get(PACKS) == newest.get(PACKS)]
         return exhausted({line["step"]: line[HELD_OUT_LOSS] for line in of_these_packs}, patience)

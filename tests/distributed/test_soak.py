@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.soak_table import Row, add_up, without_faults
+from tests.soak_table import Row, add_up, main, without_faults
 from tests.train_faults import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,19 @@ def test_no_fault_loses_a_saved_step_damages_a_checkpoint_or_changes_the_curve(t
     assert dict(found["kill: save"].statuses) == rows["kill: save"]["statuses"], "the table's numbers are kept"
     with pytest.raises(ValueError, match="has the seed 5 already"):
         add_up(sums, {}, 0, seed=5)
+
+
+def test_the_page_has_the_sums_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = Row(starts=3, fired=2, most_lost=4, statuses=Counter({"2 2": 2, "0 0": 1}))
+    for seed in (1, 2):
+        add_up(tmp_path / f"{seed}.json", {"disk: full": full, "clock jump": Row(starts=1, by_command=1)}, 5, seed)
+    main([str(tmp_path / "1.json"), str(tmp_path / "2.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        "| disk: full | 6 | 0 | 4 | 4 | 0 | 0 | 0 | 4 x 2 2, 2 x 0 0 |",
+        "| clock jump | 2 | 2 | 0 | 0 | 0 | 0 | 0 |  |",
+        "| **all** | **8** | **2** | **4** |  | **0** | **0** | **0** | 10 runs came to their end |",
+    ]
 
 
 def test_a_soak_whose_faults_do_not_happen_fails() -> None:
