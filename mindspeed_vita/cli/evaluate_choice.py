@@ -63,13 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.evaluation.choice.run import ChoiceFile, ChoiceSettings, records_of
 
     import_plugins(arguments.plugin, "--plugin")
-    check_checkpoint(arguments)
     path = Path(arguments.file)
     for name in ("max_new_tokens", "limit"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
     if arguments.least is not None and not 0 <= arguments.least <= 1:
         raise ValueError(f"--pass is {arguments.least}; expected a share from 0 to 1")
+    check_checkpoint(arguments)  # last: it may fetch the checkpoint
     names = ("schema", "instruction", "max_new_tokens", "limit")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     options |= {name: getattr(arguments, name) and Path(getattr(arguments, name)) for name in ("media", "subtitles")}

@@ -62,14 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.inference.request import ask
 
     import_plugins(arguments.plugin, "--plugin")
-    params, checkpoint = sampling(arguments), check_checkpoint(arguments)
+    params = sampling(arguments)
     if (arguments.prompt is None) == (arguments.batch is None):
         raise ValueError("give either --prompt TEXT or --batch FILE")
     if (arguments.batch is None) != (arguments.output is None):
         raise ValueError("--batch FILE and --output FILE go together")
+    if arguments.batch is not None and (arguments.image or arguments.video):
+        raise ValueError("--image and --video go with --prompt; the lines of a batch file name their own media")
+    checkpoint = check_checkpoint(arguments)  # last: it may fetch the checkpoint
     if arguments.batch is not None:
-        if arguments.image or arguments.video:
-            raise ValueError("--image and --video go with --prompt; the lines of a batch file name their own media")
         return _batch(arguments, params)
     request = ask(arguments.prompt, arguments.image, arguments.video)
     if rank() == 0:

@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mindspeed_vita.serving import server  # here, so that a package that is missing is named before a model is loaded
 
     import_plugins(arguments.plugin, "--plugin")
-    checkpoint, settings = check_checkpoint(arguments), _settings(arguments)
+    settings = _settings(arguments)  # first: the model is named after what the user typed, and not after the copy of an address
+    checkpoint = check_checkpoint(arguments)
     bound = server.bind(arguments.host, arguments.port) if rank() == 0 else None
     if bound is not None:
         print(f"loading {checkpoint}", file=sys.stderr, flush=True)
