@@ -30,7 +30,7 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    os.environ.setdefault(_WAIT, _LONGEST_END)
+    os.environ[_WAIT] = os.environ.get(_WAIT) or _LONGEST_END  # an empty one would end torchrun with a traceback
     with tempfile.TemporaryDirectory(prefix="vita_torchrun_") as folder:
         told = Path(folder) / "status"
         os.environ[STATUS_FILE] = str(told)

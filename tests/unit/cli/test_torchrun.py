@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from torch.distributed import run
@@ -34,12 +35,12 @@ def test_a_signal_ends_it_with_one_line_and_the_signals_status(tmp_path: Path) -
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("told", ["", "60"])
-def test_the_processes_have_as_long_as_launch_sh_gives_them_or_the_user(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told", [None, "", "60"])
+def test_the_processes_have_as_long_as_launch_sh_gives_them_or_the_user(told: Optional[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun's own 30 s are less than a step of a large model and its save."""
     (wait,) = set(re.findall(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-(\d+)", (ROOT / "examples" / "launch.sh").read_text()))
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", told)
-    if not told:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", told or "")
+    if told is None:
         monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     monkeypatch.setenv(STATUS_FILE, "")  # which main sets, for the processes
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
