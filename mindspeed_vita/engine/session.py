@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Iterator
 
@@ -173,8 +173,9 @@ def stay_for_others() -> None:
     if agent or not dist.is_initialized() or dist.get_rank() != 0:
         return
     store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + _STAY_SECONDS
-    while time.monotonic() < until and store.add(_errors(), 0) < dist.get_world_size():
-        time.sleep(0.02)
+    with suppress(dist.DistNetworkError, dist.DistStoreError):  # then nobody can ask it any more
+        while time.monotonic() < until and store.add(_errors(), 0) < dist.get_world_size():
+            time.sleep(0.02)
 
 
 def _errors() -> str:

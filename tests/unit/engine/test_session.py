@@ -38,3 +38,33 @@ def test_another_fault_while_groups_form_stays_what_it_is(tiny: TinyData, tmp_pa
     with pytest.raises(RuntimeError, match="not divisible"):
         session.init_distributed(tiny.recipe(tmp_path), get_platform())
     session.shutdown()
+
+
+class Store:
+    """The common store of a run whose processes each ask at the given moments, counted in looks at it."""
+
+    def __init__(self, asked: int, of: int, gone: bool = False) -> None:
+        self.asked, self.of, self.gone, self.looks = asked, of, gone, 0
+
+    def add(self, key: str, number: int) -> int:
+        assert number == 0, "who waits does not count as one that asked"
+        self.looks += 1
+        if self.gone:
+            raise dist.DistNetworkError("Connection reset by peer")
+        self.asked = min(self.of, self.asked + 1)
+        return self.asked
+
+
+@pytest.mark.parametrize(("rank", "gone", "looks"), [(0, False, 3), (1, False, 0), (0, True, 1)])
+def test_the_process_that_keeps_the_store_stays_until_all_have_asked_or_the_store_is_gone(
+    rank: int, gone: bool, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails must not keep the process from its exit status."""
+    store = Store(asked=1, of=4, gone=gone)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": 4}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(session, "_STAY_SECONDS", 600.0)
+    session.stay_for_others()
+    assert store.looks == looks
