@@ -148,7 +148,7 @@ class RunFiles:
         saved = list(steps)
         new = saved != self.saved
         self.saved = saved
-        if new:
+        if new or not self.recipe:  # a damaged one is told at each look
             self.recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
         if new or self.lineage is None:  # --engine hf writes the record after its last checkpoint
             self.lineage = self._noted(lambda: lineage_of(steps[saved[-1]]), None) if saved else None

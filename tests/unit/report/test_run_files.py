@@ -61,3 +61,18 @@ def test_a_run_that_patience_ended_is_over(tmp_path: Path) -> None:
     checkpoint_of_trainer(folder, 6)
     run.read()
     assert run.over
+
+
+def test_a_damaged_recipe_is_told_at_each_look_until_it_is_mended(tmp_path: Path) -> None:
+    write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 4, "loss": 1.0})
+    checkpoint_of_trainer(tmp_path / "run", 4)
+    recipe = tmp_path / "run" / "checkpoint-4" / "recipe.json"
+    whole = recipe.read_text()
+    recipe.write_text(whole[:-1])
+    run = RunFiles(tmp_path / "run")
+    for _ in range(2):
+        run.read()
+        assert [note for note in run.notes if "recipe.json cannot be read" in note] and run.last_step is None
+    recipe.write_text(whole)
+    run.read()
+    assert not run.notes and run.last_step == 20
