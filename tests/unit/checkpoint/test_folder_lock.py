@@ -159,46 +159,6 @@ def test_another_hosts_lock_is_taken_over_after_its_silence(folder: Path) -> Non
     lock(folder).acquire()
 
 
-@pytest.mark.parametrize("ends", ["silent", "given back"])
-def test_a_patient_process_waits_for_another_hosts_owner_that_is_dead(
-    ends: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A scheduler starts the run again on another host, seconds after its first process was killed."""
-    write(folder, silent=SILENT - 0.5, **ELSEWHERE)
-    if ends == "given back":
-        monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: (folder / "run.lock").unlink() if seconds else None)
-    else:
-        monkeypatch.setattr(folder_lock, "_LOOK", 0.05)
-    taken = FolderLock(folder / "run.lock", folder=folder, work="vita train (x)", advice="wait", patient=True)
-    taken.acquire()
-    taken.check()
-    assert "vita train (y), process" in (said := capsys.readouterr().err) and "gives a sign of life before" in said
-    taken.release()
-
-
-def test_a_patient_process_is_refused_at_the_next_heartbeat(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder, silent=15, **ELSEWHERE)
-    looks: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        nonlocal looks
-        looks += [seconds] if seconds else []
-        if len(looks) == 3:
-            os.utime(folder / "run.lock")
-
-    monkeypatch.setattr(folder_lock.time, "sleep", sleep)
-    with pytest.raises(FolderInUse, match="is in use by .*vita train .y., process .* on host node7"):
-        FolderLock(folder / "run.lock", folder=folder, work="vita train (x)", advice="wait", patient=True).acquire()
-    assert len(looks) == 3
-
-
-def test_a_patient_process_does_not_wait_for_a_process_that_it_sees(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder)
-    monkeypatch.setattr(folder_lock, "_LOOK", float("nan"))  # a wait would fail
-    with pytest.raises(FolderInUse, match="is in use"):
-        FolderLock(folder / "run.lock", folder=folder, work="vita train (x)", advice="wait", patient=True).acquire()
-
-
 def test_a_container_of_this_host_counts_as_another_host(folder: Path) -> None:
     boot = Owner.this_process("").kernel.split()[0]
     write(folder, pid=1, started="1", kernel=f"{boot} pid:[1]")
