@@ -16,7 +16,7 @@ def is_address(text: Union[str, Path]) -> bool:
 
 
 def run_folder(text: str) -> Path:
-    """The folder of a run, as a command was given it that reads the files there and fetches nothing.
+    """The folder of a run, for a command that reads its files where they are and fetches nothing.
 
     Raises:
         ValueError: it is an address of a store.
