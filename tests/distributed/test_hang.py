@@ -78,7 +78,7 @@ def test_an_error_that_all_ranks_meet_is_one_message_also_when_the_first_rank_me
     """The first rank keeps the store in which the ranks settle who speaks."""
     both = HANGS.replace('and os.environ["RANK"] == "1"', "")
     (tmp_path / "failing_steps.py").write_text(
-        both.replace("time.sleep(600)", 'time.sleep(0.7 * int(os.environ["RANK"]))\n        raise ValueError("of every rank")')
+        both.replace("time.sleep(600)", 'time.sleep(0.3 * int(os.environ["RANK"]))\n        raise ValueError("of every rank")')
     )
     processes = start(tiny, tmp_path)
     errors = [process.communicate(timeout=_LONGEST)[1] for process in processes]

@@ -214,8 +214,12 @@ def test_the_end_of_the_first_host_is_told_by_the_next_one(tmp_path: Path, monke
                 run(rank)
             finally:
                 os._exit(0)
-    while len(list(tmp_path.glob("there-*"))) < 4:
+    for _ in range(6000):
+        if len(list(tmp_path.glob("there-*"))) == 4:
+            break
         time.sleep(0.01)
+    else:
+        pytest.fail("the four ranks did not connect")
     os.kill(children[0], signal.SIGSTOP)  # it must not hear of the other one's end
     os.kill(children[1], signal.SIGKILL)
     os.kill(children[0], signal.SIGKILL)
