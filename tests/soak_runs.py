@@ -109,7 +109,7 @@ class Soak:
 
     def _words(self, *further: str, hangs: bool = False) -> list[str]:
         """The command, behind `vita`. `hangs`: the run is going to hang, and need not wait long before it says so."""
-        return [*_words(self.folder, self.tiny, self.run, self._checkpoint(), 0.04 if hangs else 0.08), *further]
+        return [*_words(self.folder, self.tiny, self.run, self._checkpoint(), 0.04 if hangs else 0.5), *further]
 
     def _checkpoint(self) -> dict[str, Any]:
         """Of the recipe."""
