@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -249,6 +250,8 @@ def _unchanged(batch: _T) -> _T:
 
 def _start_worker(at_work: AtWork, worker: int) -> None:
     at_work.take(worker)
+    # What the run left to the collector, such as process groups, is not this process's to take down. And its pages stay shared.
+    gc.freeze()
     # Ctrl-C, and a launcher's SIGTERM, reach every process of a run: it is the run's to end its workers, after the step it finishes.
     end_by_parent_alone()
     # The thread that hands tensors over reports a run that stopped in the middle of taking one; its going is reported by the run itself.

@@ -122,7 +122,8 @@ def measure_inference(recipe: Recipe, tp: int, cp: int, prompt: Prompt, around: 
         around: entered for the prompt's last full chunk, and again for the step that decodes.
     """
     wanted = answering_recipe(recipe, tp, cp)
-    with fake_rank(wanted, tp * cp, 0) as layout, OtherRanks().answering():
+    # oneDNN's kernels for AMX, of some CPUs only, hold buffers of their own
+    with fake_rank(wanted, tp * cp, 0) as layout, OtherRanks().answering(), torch.backends.mkldnn.flags(enabled=False):
         steps, blocks = long_prompt_steps(wanted, layout, prompt)
         runner = _build(wanted, layout, prompt, blocks=blocks)
         runner.add(0, _sample(wanted, prompt), longest=prompt.tokens + ANSWER)

@@ -1,5 +1,6 @@
 """The stream of packs depends on one integer only: not on data-parallel size, worker processes or where the run was cut."""
 
+import gc
 import hashlib
 import json
 import os
@@ -131,6 +132,34 @@ def test_impossible_ranks_are_refused(data):
         PackLoader(data, start_pack=0, dp_rank=2, dp_size=2, micro_batches=1)
     with pytest.raises(ValueError, match="start_pack=-1"):
         PackLoader(data, start_pack=-1, dp_rank=0, dp_size=1, micro_batches=1)
+
+
+def test_workers_take_nothing_down_that_the_run_left_to_the_collector(data, tmp_path):
+    """Such as a process group in a cycle: its threads do not exist in a forked process."""
+
+    class Left:
+        def __init__(self):
+            self.itself, self.process = self, os.getpid()
+
+        def __del__(self):
+            if os.getpid() != self.process:
+                (tmp_path / "taken down").touch()
+
+    class Collects(type(data)):
+        def pack(self, *arguments, **names):
+            gc.collect()
+            return super().pack(*arguments, **names)
+
+    data.__class__ = Collects
+    gc.disable()  # it must still be there when the worker is forked
+    try:
+        Left()
+        loader = PackLoader(data, start_pack=0, dp_rank=0, dp_size=1, micro_batches=1, work=WORK, num_workers=1)
+        next(iter(loader))
+        loader.close()
+    finally:
+        gc.enable()
+    assert not (tmp_path / "taken down").exists()
 
 
 def test_close_ends_the_workers_and_iterating_goes_on(data):
