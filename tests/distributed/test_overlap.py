@@ -41,7 +41,10 @@ def saved(directory: Path) -> dict[str, torch.Tensor]:
 def test_overlap_changes_nothing(
     pools: Pools, tiny: TinyData, curve: Columns, tmp_path: Path, line: str, sizes: dict[str, int], modules: tuple[str, ...]
 ) -> None:
-    """One bucket: every bit. Several: gradients are the same, but their norm is summed in another order over ranks."""
+    """One bucket: every bit. Several: gradients are the same, but their norm is summed in another order over ranks.
+
+    Worst seen: 4.5e-6, of a bias of the keys on a CPU with AVX-512, in updates of up to 1e-2. Its gradient is zero but for rounding.
+    """
     train = {"steps": 3, "modules": list(modules), "recompute": "full"}
     content = recipe_to_dict(tiny.recipe(tmp_path, train=train))
     if "virtual_stages" in sizes:
@@ -54,7 +57,7 @@ def test_overlap_changes_nothing(
     for name in ("one", "several"):
         found = saved(tmp_path / name)
         assert found.keys() == expected.keys()
-        exact = {"rtol": 0, "atol": 0} if name == "one" else {"rtol": 1e-4, "atol": 1e-6}
+        exact = {"rtol": 0, "atol": 0} if name == "one" else {"rtol": 1e-4, "atol": 1e-5}
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, **exact, msg=lambda text, key=key: f"{key}: {text}")
         for column in ("loss", "grad_norm"):
