@@ -111,7 +111,9 @@ def launched(run: Path, terminal: int) -> subprocess.Popen[bytes]:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, preexec_fn=own_terminal, **ends)  # type: ignore[call-overload]
+    # torchrun kills ranks that do not end: here it waits for longer than the test does.
+    environment = {**os.environ, "PYTHONPATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"}
+    return subprocess.Popen(command, env=environment, preexec_fn=own_terminal, **ends)  # type: ignore[call-overload]
 
 
 class Screen:
@@ -148,10 +150,8 @@ def test_enter_stops_an_answer_under_torchrun_and_ctrl_c_ends_all(run: Path) -> 
         os.write(user, b"Hi?\n")
         screen.until("Hi?")
         time.sleep(1)
-        start = time.monotonic()
         os.write(user, b"\x03")
         assert process.wait(120) != 0
-        assert time.monotonic() - start < 25, "it was not torchrun's SIGKILL that ended the ranks"
     finally:
         process.kill()
         os.close(user)
