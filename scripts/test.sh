@@ -75,9 +75,10 @@ step "mypy" "$VITA_PYTHON" -m mypy
 if [ $# -gt 0 ]; then
     step "pytest $*" "$VITA_PYTHON" -m pytest -q "$@"
 else
-    # The unit tests are single processes, so one per core runs at a time. The other tests start several processes each.
+    # The unit tests are single processes, so one per core runs at a time. The other tests start several processes each, which wait for
+    # one another for a third of the time: two files of them run side by side.
     step "pytest tests/unit" "$VITA_PYTHON" -m pytest -q -n "${VITA_TEST_PROCESSES:-2}" --dist loadfile tests/unit
-    step "pytest, the other tests" "$VITA_PYTHON" -m pytest -q tests --ignore tests/unit
+    step "pytest, the other tests" "$VITA_PYTHON" -m pytest -q -n "${VITA_TEST_PROCESSES:-2}" --dist loadfile tests --ignore tests/unit
 fi
 step "quickstart --smoke" bash scripts/quickstart.sh --smoke
 
