@@ -252,7 +252,7 @@ class _Run:
             numbers = [number for place in steps for number in self.batches.packs_of_step(place)]
             self.numbers.write(bad, action, [(number, self.dataset.samples_of(number).tolist()) for number in numbers])
         if action == "stop":
-            raise TrainingDiverged(self.numbers.advice(bad, saved))
+            raise TrainingDiverged(self.numbers.advice(bad, saved, self.recipe))
         if progress is not None:
             progress.line(f"{self.recipe.name}: {bad.describe()}; {self.numbers.told(action, saved)}")
         if action == "skip":

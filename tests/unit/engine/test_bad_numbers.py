@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.config import HealthConfig
+from mindspeed_vita.config import HealthConfig, recipe_from_dict, validate
 from mindspeed_vita.engine import step as steps
 from mindspeed_vita.engine.bad_numbers import BAD_NUMBERS, BadNumbers
 from mindspeed_vita.engine.faults import TrainingDiverged
@@ -120,6 +121,26 @@ def test_there_is_no_way_back_without_a_checkpoint(tiny, tmp_path, norms):
     norms({2: math.nan})
     with pytest.raises(TrainingDiverged, match="step 2: .* there is no checkpoint to go back to; .*start again with a lower train.lr"):
         train(tiny.recipe(tmp_path, health={"on_bad_numbers": "roll_back"}))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "train", "advised"),
+    [
+        ({}, {}, ["train.precision"]),
+        ({"ring_gradients": "bf16"}, {"grad_reduce": "bf16"}, ["train.precision", "train.grad_reduce", "parallel.ring_gradients"]),
+        ({}, {"precision": "fp32"}, []),
+    ],
+)
+def test_the_advice_can_be_followed(tmp_path, parallel, train, advised):
+    content = {"model": {"preset": "tiny"}, "parallel": parallel, "train": train}
+    recipe = recipe_from_dict(content)
+    validate(recipe, 1)
+    numbers = BadNumbers(recipe.health, tmp_path)
+    message = numbers.advice(numbers.bad(3, 3, math.nan, 1.0), None, recipe)
+    assert "start again with a lower train.lr" in message and re.findall(r"(\S+)=fp32", message) == advised
+    for section, key in (name.split(".") for name in advised):
+        content[section] = {**content[section], key: "fp32"}
+    validate(recipe_from_dict(content), 1)
 
 
 def test_a_spike_is_found_and_a_resumed_run_finds_the_same_one(tiny, tmp_path, norms, curve):
