@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,6 +15,7 @@ import torch
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
 from mindspeed_vita.config import HealthConfig, recipe_from_dict, validate
+from mindspeed_vita.engine import loop
 from mindspeed_vita.engine import step as steps
 from mindspeed_vita.engine.bad_numbers import BAD_NUMBERS, BadNumbers
 from mindspeed_vita.engine.faults import TrainingDiverged
@@ -93,6 +96,33 @@ def test_a_rolled_back_run_passes_over_the_packs_and_a_restart_changes_nothing(t
     assert_same(tmp_path / "straight", tmp_path / "killed", curve)
     assert lines(tmp_path / "killed") == [line]
     assert native.load_state(native.find(tmp_path / "killed")).rollbacks == (6,)
+
+
+def test_a_rollback_gives_signs_of_life_while_it_loads(tiny, tmp_path, norms, monkeypatch):
+    beats, during, load = [0], [], native.load
+
+    def beat() -> None:
+        beats[0] += 1
+
+    @contextmanager
+    def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield lambda: nullcontext(beat)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        before = beats[0]
+        state = load(*arguments, **options)
+        during.append(beats[0] - before)
+        return state
+
+    monkeypatch.setattr(loop, "watched", watched)
+    monkeypatch.setattr(native, "load", counted)
+    norms({4: math.inf})
+    train(tiny.recipe(tmp_path, health={"on_bad_numbers": "roll_back"}, checkpoint={"save_every": 2}), stop_at_step=4)
+    files = sum(path.is_file() for path in (tmp_path / "step_0000002").rglob("*")) - 1  # without the checksums
+    tensors = len(native.read_full_weights(tmp_path / "step_0000002")[0])
+    assert during and during[0] > files + tensors, "one for each file that is checked, and for each tensor that is read"
+    train(tiny.recipe(tmp_path), stop_at_step=5)
+    assert during[1:] == [0], "nobody watches the load of a start"
 
 
 def test_held_out_losses_after_a_rollback_take_the_place_of_those_before(tiny, tmp_path, norms):
