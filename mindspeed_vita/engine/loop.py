@@ -33,7 +33,6 @@ from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.resuming import NEWEST, Resume
 from mindspeed_vita.engine.run_lock import held_by_first_rank, put_in_order, run_lock
 from mindspeed_vita.engine.session import distributed
-from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.stopping import StopRequest
@@ -150,8 +149,7 @@ class _Run:
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.numbers.clean_file()
-            sinks = open_sinks(recipe, self.directory, step=self.step)
-            self.log = metrics.MetricsLog(self.directory, step=self.step, sinks=sinks)
+            self.log = metrics.open_log(recipe, self.directory, step=self.step)
         self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
         if recipe.eval.mixture:
             parts: dict[str, Any] = {"model": self.model, "failed": self.failed, "training": self.dataset, "log": self.log}
