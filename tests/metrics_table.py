@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import MODULES
+from mindspeed_vita.engine.metrics import STARTED
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "watch_a_run.md"
 ENGINES = ("built-in", "`--engine hf`", "MindSpeed-LLM")
@@ -77,6 +78,7 @@ def check_shown(run: Path, page: Path, capsys: pytest.CaptureFixture[str], *, st
         saved: its saved steps, as the view lists them.
     """
     capsys.readouterr()
+    assert json.loads((run / STARTED).read_text())["recipe"]["train"]["steps"] == steps
     assert main(["watch", str(run), "--once"]) == 0 and main(["report", str(run), "--output", str(page)]) == 0
     seen, drawn = capsys.readouterr().out, page.read_text()
     assert re.search(rf"step +{steps}, the run is over", seen) and re.search(rf"saved steps +{saved}\b", seen), seen

@@ -64,7 +64,7 @@ class Soak:
     """
 
     kinds: Sequence[str] = WITHOUT_STORE
-    known: Sequence[str] = ("metrics.jsonl", "loss.svg", "quarantine.jsonl", "hang_stacks.txt", "run.lock")
+    known: Sequence[str] = ("metrics.jsonl", "started.json", "loss.svg", "quarantine.jsonl", "hang_stacks.txt", "run.lock")
     """Files that a run's folder may hold when the run is over."""
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from mindspeed_vita.checkpoint.lineage import Lineage
 from mindspeed_vita.files.shard_stream import Journal, Report
 from mindspeed_vita.files.unfinished import Planned, unfinished
+from mindspeed_vita.files.write_fault import room_advice
 
 
 def nothing() -> None:
@@ -42,12 +43,12 @@ class Conversion:
     replaces: bool = True
     """An export of other weights that has the target's name goes."""
 
-    @property
-    def advice(self) -> str:
-        """What to do where the disk is full."""
+    def advice(self, error: OSError) -> str:
+        """What to do where a write failed, as on a full disk."""
+        room = room_advice(error) or "free space there"
         if self.origin is None:
-            return "free space or choose another --output"
-        return "free space and run the same command again, which goes on from there, or choose another --output"
+            return f"{room} or choose another --output"
+        return f"{room} and run the same command again, which goes on from there, or choose another --output"
 
     def folder(self, partial: Path) -> Path:
         """The temporary folder; of this process alone where nobody can go on."""

@@ -32,6 +32,10 @@ GENERATIONS = 200
 """Most records on the way from a checkpoint to the first of its ancestors."""
 
 
+class TooLong(ValueError):
+    """A history has more than GENERATIONS generations."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What a run was continued with, where that was not what it began with."""
@@ -73,10 +77,14 @@ class Lineage:
         """Refuses a history that is too long to be written and read again.
 
         Raises:
-            ValueError: it has more than GENERATIONS generations.
+            TooLong: it has more than GENERATIONS generations.
         """
         if self.generations > GENERATIONS:
-            raise ValueError(f"the history of {self.name!r} has more than {GENERATIONS} generations")
+            raise TooLong(
+                f"the history of {self.name!r} has more than {GENERATIONS} generations, and no record can hold more; make a copy of the "
+                f"weights that it comes from, and remove {LINEAGE} from the copy (in a native step also its entry in {atomic.CHECKSUMS}): "
+                "a new history begins there, and the weights' own folder keeps the old one"
+            )
 
     @property
     def generations(self) -> int:
@@ -141,6 +149,8 @@ def read(folder: Path) -> Optional[Lineage]:
         return None
     try:
         return decode(json.loads(path.read_text(encoding="utf-8")))
+    except TooLong as error:
+        raise TooLong(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         of_step = (folder / atomic.CHECKSUMS).is_file()  # they name the record, so a step without it is damaged
         advice = "restore the step from a copy" if of_step else "restore the file, or remove it: the history is then unknown"

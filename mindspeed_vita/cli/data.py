@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_vita.cli import data_import
+from mindspeed_vita.files.writing import write_text
 from mindspeed_vita.wording import counted
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _stats(recipe: Recipe, arguments: argparse.Namespace) -> int:
     dataset = _open(recipe)
     print(table(source_statistics(dataset, recipe.train.global_batch)))
     target = _target(arguments.output, recipe, "data_lengths.svg")
-    target.write_text(picture(dataset), encoding="utf-8")
+    write_text(target, picture(dataset))
     if dataset.skipped:
         print(dataset.describe())
     print(f"picture in {target}")
@@ -204,7 +205,7 @@ def _show(recipe: Recipe, arguments: argparse.Namespace) -> int:
         )
     page = pack_page(dataset, arguments.pack)
     target = _target(arguments.output, recipe, f"pack{arguments.pack}.html")
-    target.write_text(page, encoding="utf-8")
+    write_text(target, page)
     print(target)
     return 0
 

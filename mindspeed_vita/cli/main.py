@@ -16,6 +16,7 @@ from typing import Mapping, Optional, Sequence
 
 from mindspeed_vita.addresses import is_address
 from mindspeed_vita.engine.stopping import report_status
+from mindspeed_vita.files.write_fault import room_advice
 from mindspeed_vita.quiet import quiet_imports
 
 # name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
@@ -230,8 +231,9 @@ def _unread() -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and (error.filename is not None or room_advice(error)):
+        said = str(error.strerror) if error.filename is None else f"{error.filename}: {error.strerror}"
+        return said if room_advice(error) in said else f"{said}; {room_advice(error)} and start again"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,19 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     import_plugins(arguments.plugin, "--plugin")
     settings = _settings(arguments)  # first: the model is named after what the user typed, and not after the copy of an address
-    checkpoint = check_checkpoint(arguments)
-    bound = server.bind(arguments.host, arguments.port) if rank() == 0 else None
-    if bound is not None:
-        print(f"loading {checkpoint}", file=sys.stderr, flush=True)
-    session = open_session(arguments)
-    if bound is not None:
-        with session.leading():
-            _serve(session, settings, bound, arguments)
-    else:
-        # The first process says when to end; a launcher sends the signal to all of them. While they load, the signal ends them.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        session.serve()
+    # the port is taken first: fetching and loading the weights may take long
+    with server.bind(arguments.host, arguments.port) if rank() == 0 else nullcontext() as bound:
+        checkpoint = check_checkpoint(arguments)
+        if bound is not None:
+            print(f"loading {checkpoint}", file=sys.stderr, flush=True)
+        session = open_session(arguments)
+        if bound is not None:
+            with session.leading():
+                _serve(session, settings, bound, arguments)
+        else:
+            # The first process says when to end; a launcher sends the signal to all of them. While they load, the signal ends them.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            session.serve()
     shutdown()
     return 0
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from mindspeed_vita.checkpoint.native.step_folder import TrainState
 from mindspeed_vita.choices import BadNumbers as Action
-from mindspeed_vita.config import HealthConfig
+from mindspeed_vita.config import HealthConfig, Recipe
 from mindspeed_vita.engine import metrics
+from mindspeed_vita.engine.faults import calmer_settings
 
 BAD_NUMBERS = "bad_numbers.jsonl"
 """File in the run's folder, with a line for each bad step."""
@@ -122,7 +123,7 @@ class BadNumbers:
             return f"its update is left out ({self.path} names its packs)"
         return f"back to {folder}, to go on with the packs after this step ({self.path} names those that are passed over)"
 
-    def advice(self, bad: BadStep, folder: Path | None) -> str:
+    def advice(self, bad: BadStep, folder: Path | None, recipe: Recipe) -> str:
         """The message that a run ends with."""
         told = self.health.on_bad_numbers
         if told == "stop":
@@ -133,10 +134,8 @@ class BadNumbers:
             why = f"{self.health.most_bad_steps} steps within {_WITHIN} were passed over already (health.most_bad_steps); "
             other = "raise that number"
         start = "start again" if folder is None else "continue"
-        return (
-            f"{bad.describe()}; {why}{self.path} names its packs; {start} with a lower train.lr, or with train.precision=fp32 to find out "
-            f"why{'' if folder is None else ' (vita train RECIPE train.lr=... --resume-with-changes)'}, or {other}"
-        )
+        command = "" if folder is None else " (vita train RECIPE train.lr=... --resume-with-changes)"
+        return f"{bad.describe()}; {why}{self.path} names its packs; {start} with {calmer_settings(recipe)}{command}, or {other}"
 
     def write(self, bad: BadStep, action: Action, packs: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Adds a bad step's line to the file. One rank calls it.

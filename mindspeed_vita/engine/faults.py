@@ -29,6 +29,16 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient norm is not a finite number."""
 
 
+def calmer_settings(recipe: Recipe) -> str:
+    """What a run whose numbers went bad can be started with, for messages: "start again with ..."."""
+    if recipe.train.precision == "fp32":
+        return "a lower train.lr (rounding is not the cause, as train.precision is fp32 already)"
+    # what validate refuses together with fp32
+    halves = {"train.grad_reduce": recipe.train.grad_reduce, "parallel.ring_gradients": recipe.parallel.ring_gradients}
+    exact = ["train.precision", *(key for key, value in halves.items() if value == "bf16")]
+    return f"a lower train.lr, or with {' '.join(f'{key}=fp32' for key in exact)} to find out why"
+
+
 _TAG = 1
 """Of messages about failures. Hidden states travel between the same ranks with tag 0, and arrive in another order than they are sent."""
 

@@ -72,6 +72,7 @@ class Lifeline:
         if world == 1:
             return
         os.register_at_fork(after_in_child=self._forget)
+        self._first_host = os.environ.get("LOCAL_WORLD_SIZE") or "-"  # as torchrun sets it; a guess until the first rank tells its own
         key = f"vita/lifeline/{store.add(f'vita/lifeline/turns/{rank}', 1)}"  # a group may serve several runs
         if rank == 0:
             _allow_files(world)
@@ -80,13 +81,13 @@ class Lifeline:
             self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=min(world, 4096))
             self._token = secrets.token_hex(8)
             address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-            store.set(key, f"{address} {self._server.getsockname()[1]} {self._token}")
+            store.set(key, f"{address} {self._server.getsockname()[1]} {self._token} {self._first_host}")
             threading.Thread(target=self._serve, name="vita-lifeline", daemon=True).start()
             return
         try:
-            address, port, token = store.get(key).decode().split()
+            address, port, token, self._first_host = store.get(key).decode().split()
         except dist.DistNetworkError:  # the first process, which keeps the store, is gone already
-            self._end(LOST, _gone_line("rank 0") if self._speaks(0) else "")
+            self._end(LOST, _gone_line("rank 0") if self.speaks_of(0) else "")
             raise
         try:
             peer = socket.create_connection((address, int(port)), timeout=_CONNECT)
@@ -218,12 +219,15 @@ class Lifeline:
         if self.rank == 0:
             self._quiet.update(self._peers)
             self.say(f"leave {LOST}")
-        self._end(LOST, line if self._speaks(rank) else "")
+        self._end(LOST, line if self.speaks_of(rank) else "")
 
-    def _speaks(self, gone: int) -> bool:
-        """Whether this rank says that another one is gone. Where it is the first one, its whole host may be, with the second one."""
-        of_next_host = os.environ.get("LOCAL_WORLD_SIZE", "")  # as torchrun sets it
-        return self.rank == 1 or str(self.rank) == of_next_host if gone == 0 else self.rank == 0
+    def speaks_of(self, silent: int) -> bool:
+        """Whether this rank says that another one is gone or silent. Where it is the first one, its whole host may be.
+
+        Then the second rank speaks, and the first one of the next host: ranks count on from host to host, so its number is that of the
+        processes on the first host.
+        """
+        return self.rank == 1 or str(self.rank) == self._first_host if silent == 0 else self.rank == 0
 
     def _end_soon(self, status: int) -> None:
         if self._status is None:

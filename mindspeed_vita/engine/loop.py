@@ -33,13 +33,12 @@ from mindspeed_vita.engine.random_state import random_state, set_random_state
 from mindspeed_vita.engine.resuming import NEWEST, Resume
 from mindspeed_vita.engine.run_lock import held_by_first_rank, put_in_order, run_lock
 from mindspeed_vita.engine.session import distributed
-from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import Stepper, StepResult
 from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.stored_start import bring_step
 from mindspeed_vita.engine.uploading import Uploads
-from mindspeed_vita.engine.watchdog import WatchedSteps, watched
+from mindspeed_vita.engine.watchdog import Beat, WatchedSteps, watched
 from mindspeed_vita.parallel.chunks import chunks_of
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform, get_platform
@@ -111,6 +110,7 @@ class _Run:
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
         self.step, self.packs, self.saved = 0, 0, resume_from
         self.numbers = BadNumbers(recipe.health, self.directory)
+        self.beat: Beat = atomic.nothing  # of the watchdog, while it looks
         self.saved_at = time.monotonic()
         self.saving = 0.0  # seconds that training stood still for saving, since the last logged step
         self.writing: Optional[native.StepWriter] = None
@@ -134,7 +134,7 @@ class _Run:
     def _restore(self, folder: Path) -> native.TrainState:
         """Takes up a step: weights, optimizer, schedule, random states and numbers. Collective."""
         model, recipe = self.model.module, self.recipe
-        parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "recipe": recipe}
+        parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "recipe": recipe, "on_part": self.beat}
         state = native.load(folder, **parts, fingerprint=self.dataset.fingerprint, with_changes=self.resume.with_changes)
         self.step, self.packs = state.step, state.packs
         self.schedule = optim.build_schedule(self.optimizer, recipe.train)
@@ -149,8 +149,7 @@ class _Run:
         if self.leads:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.numbers.clean_file()
-            sinks = open_sinks(recipe, self.directory, step=self.step)
-            self.log = metrics.MetricsLog(self.directory, step=self.step, sinks=sinks)
+            self.log = metrics.open_log(recipe, self.directory, step=self.step)
         self.failed = open_failed_samples(recipe, self.dataset, step=self.step, known=known)
         if recipe.eval.mixture:
             parts: dict[str, Any] = {"model": self.model, "failed": self.failed, "training": self.dataset, "log": self.log}
@@ -176,8 +175,7 @@ class _Run:
         window = ProfileWindow(recipe.profile, self.platform, self.directory, dist.get_rank())
         tokens, busy = recipe.train.global_batch * recipe.data.seq_length, []
         try:
-            with stop.finishing_steps(), steps() as beat:
-                self.beat = beat
+            with stop.finishing_steps(), steps() as self.beat:
                 self._evaluate(progress)  # the start, or a step that a signal saved before it was measured
                 while self.step < last and not stop.agreed and not self._exhausted:
                     stop.save_asked = self._save_is_late()
@@ -193,12 +191,12 @@ class _Run:
                     if not went_on:  # the run is back at its last checkpoint
                         stepper.failed, stepper.batches = self.failed, iter(self.batches)
                         self.uploads.advance()
-                        beat()
+                        self.beat()
                         continue
                     parts = {**stepper.clock.seconds(), "save_seconds": self.saving, **stepper.module_norms()}
                     times = StepTimes(seconds=busy[-1], data_seconds=self.batches.waited - waited, parts=parts)
                     self._report(result, times, progress)
-                    beat()
+                    self.beat()
                     if not stop.writing_agreed:
                         self._finish_save()  # at once: all ranks have written
                     self.uploads.advance()
@@ -208,7 +206,7 @@ class _Run:
                         self._save()
                         if ends or not recipe.checkpoint.background:
                             self._finish_save()
-                        beat()
+                        self.beat()
         except TrainingDiverged:
             self._finish_save()  # all ranks are here: a step that is on its way to the disk is still worth having
             self.uploads.finish()
@@ -252,7 +250,7 @@ class _Run:
             numbers = [number for place in steps for number in self.batches.packs_of_step(place)]
             self.numbers.write(bad, action, [(number, self.dataset.samples_of(number).tolist()) for number in numbers])
         if action == "stop":
-            raise TrainingDiverged(self.numbers.advice(bad, saved))
+            raise TrainingDiverged(self.numbers.advice(bad, saved, self.recipe))
         if progress is not None:
             progress.line(f"{self.recipe.name}: {bad.describe()}; {self.numbers.told(action, saved)}")
         if action == "skip":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
+from mindspeed_vita.files.writing import write_text
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 900, 420, 70, 40, 20, 50
 _POINTS = 800
@@ -37,7 +38,7 @@ def write_loss_curve(directory: Path) -> Optional[Path]:
         return None
     picture = directory / "loss.svg"
     held_out = [point for point in column(HELD_OUT_LOSS) if points[0][0] <= point[0] <= points[-1][0]]  # the start lies before them
-    picture.write_text(loss_curve([step for step, _ in points], [loss for _, loss in points], held_out), encoding="utf-8")
+    write_text(picture, loss_curve([step for step, _ in points], [loss for _, loss in points], held_out))
     return picture
 
 

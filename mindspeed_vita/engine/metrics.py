@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
-from mindspeed_vita.config import Recipe
-from mindspeed_vita.engine.sinks import Sink
+from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.engine.sinks import Sink, open_sinks
 from mindspeed_vita.files.publish import remove_temporaries, whole_file
 from mindspeed_vita.files.write_fault import named_write_fault
 
 HELD_OUT_LOSS = "eval/loss"
 """Key of the held-out loss. The lines of evaluations have it, and no "loss"."""
+STARTED = "started.json"
+"""File in the run's folder with the recipe of its newest start: what is to come, which no line and no checkpoint says yet."""
 
 
 def truncate(path: Path, step: int, *, run: Optional[str] = None) -> list[dict[str, Any]]:
@@ -142,3 +144,23 @@ class MetricsLog:
         """No line follows."""
         for sink in self._sinks:
             sink.close()
+
+
+def open_log(recipe: Recipe, directory: Path, *, step: int) -> MetricsLog:
+    """The curves of a run that starts, on the rank that writes, with the sinks that its recipe asks for. Writes STARTED, too.
+
+    Args:
+        recipe: the run.
+        directory: its folder, which exists.
+        step: step that it continues from.
+
+    Raises:
+        OSError: a file cannot be written; names it.
+        ValueError: as open_sinks.
+    """
+    log = MetricsLog(directory, step=step, sinks=open_sinks(recipe, directory, step=step))
+    path = directory / STARTED
+    remove_temporaries(path)
+    with named_write_fault(path), whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"recipe": recipe_to_dict(recipe)}, indent=1) + "\n", encoding="utf-8")
+    return log

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_vita.config import Recipe
-from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged, calmer_settings
 from mindspeed_vita.engine.module_norms import by_key
 from mindspeed_vita.engine.objective import Objective, averages, report_table
 from mindspeed_vita.engine.optimizer import clip_gradients
@@ -224,6 +224,4 @@ class Stepper:
 
     def _check(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"step {step}: the {what} is {value}; use a lower train.lr, or train.precision=fp32 to find out why"
-            )
+            raise TrainingDiverged(f"step {step}: the {what} is {value}; start again with {calmer_settings(self.recipe)}")

@@ -107,15 +107,16 @@ class _Hang:
             self.lifeline.say("hung")
         self._write()
         self._written.add(self.rank)
+        speaks = self.rank == 0 or (self.lifeline is not None and self.lifeline.speaks_of(0))
         if self.lifeline is not None and self.rank:
             self.lifeline.say("stacks")
-            # the first rank says "leave" before that, unless it is the one that hangs; then the second one speaks
-            time.sleep(_ANSWERS + (5.0 if self.rank == 1 else 10.0))
+            # the first rank says "leave" before that, unless it is the one that hangs; then others speak for it
+            time.sleep(_ANSWERS + (5.0 if speaks else 10.0))
         else:
             deadline = time.monotonic() + _ANSWERS
             while len(self._written) < self.world and time.monotonic() < deadline:
                 time.sleep(0.2)
-        line = self._line() if self.rank < 2 else ""
+        line = self._line() if speaks else ""
         if self.lifeline is not None and self.rank == 0:
             self.lifeline.say(f"leave {HUNG}")
         self.leave(HUNG, line)

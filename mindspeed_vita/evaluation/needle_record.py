@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_vita.evaluation.needle_cases import Case
+from mindspeed_vita.files.writing import naming
 from mindspeed_vita.inference.request import Answer
 
 ANSWERS = "answers.jsonl"
@@ -74,7 +75,7 @@ class NeedleRecord:
             "cached_tokens": answer.cached_tokens,
         }
         fresh = not self.path.exists() or not self.path.stat().st_size
-        with self.path.open("a", encoding="ascii") as file:
+        with naming(self.path), self.path.open("a", encoding="ascii") as file:
             if fresh:
                 file.write(json.dumps({"needle": self.settings}) + "\n")
             file.write(json.dumps(row) + "\n")

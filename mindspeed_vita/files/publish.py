@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from mindspeed_vita.files.write_fault import naming_where_full
+
 _REPLACED = ".replaced-"
 """In front of the name of a folder that steps aside for its successor."""
 
@@ -42,10 +44,11 @@ def whole_file(target: Path) -> Iterator[Path]:
     """
     temporary = temporary_beside(target)
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, target)
-        sync(target.parent)
+        with naming_where_full(target):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, target)
+            sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,8 +66,9 @@ def whole_folder(target: Path, *, known_by: str) -> Iterator[Path]:
     """
     temporary = temporary_beside(target)
     try:
-        yield temporary
-        publish_folder(temporary, target, known_by=known_by, replace=False)
+        with naming_where_full(target):
+            yield temporary
+            publish_folder(temporary, target, known_by=known_by, replace=False)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -18,10 +18,11 @@ from typing import Any, Optional
 
 from mindspeed_vita.addresses import ADDRESS
 from mindspeed_vita.files.publish import whole_file
+from mindspeed_vita.files.write_fault import NO_ROOM
 
 _STAMPS = ("ETag", "etag", "md5", "generation")
 """What stores call the mark of an object's content; the first that is there counts."""
-_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OWN_DISK = (*NO_ROOM, errno.EROFS)
 """Faults of the local disk."""
 _FOLDERS = ("file", "local")
 """Schemes of folders of this host, in which a file can be seen while it is written."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_vita.files.digest import checksum
+from mindspeed_vita.files.write_fault import room_advice
 
 
 @contextmanager
@@ -36,6 +37,16 @@ def write_bytes(path: Path, content: bytes) -> str:
     return str(checksum(content).hexdigest())
 
 
+def write_text(path: Path, content: str) -> None:
+    """Writes a file of text, in UTF-8. Nothing is synced.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with naming(path):
+        path.write_text(content, encoding="utf-8")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> str:
     """As write_bytes, for a JSON file that people may read: sorted keys, one a line."""
     return write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
@@ -55,4 +66,5 @@ def written_below(folder: Path, setting: str) -> Iterator[None]:
         if place is None or not (place.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(place)):
             raise
         reason = f"{folder} cannot be written ({error.strerror} at {place})"
-        raise ValueError(f"{reason}; set {setting} to a folder that all hosts see and that this user may write") from error
+        room = f"{room_advice(error)} or " if room_advice(error) else ""
+        raise ValueError(f"{reason}; {room}set {setting} to a folder that all hosts see and that this user may write") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.data.sample import Message
+from mindspeed_vita.files.writing import naming
 from mindspeed_vita.inference.request import Answer, Request, ask
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
@@ -164,7 +165,7 @@ class BatchFile:
         head = {"line": number, "sha256": self._digest(self.lines[number])}
         identity = _id_of(self.lines[number])
         text = json.dumps({**head, **identity, **record}, ensure_ascii=True)  # so that no character can spoil the file
-        with self.output.open("a", encoding="ascii") as file:
+        with naming(self.output), self.output.open("a", encoding="ascii") as file:
             file.write(text + "\n")
         self.done.add(number)
         self._count(number, record)

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Optional
 
 from mindspeed_vita.data.sample import Message
+from mindspeed_vita.files.writing import write_text
 from mindspeed_vita.inference.request import Request, ask
 from mindspeed_vita.inference.request_loop import RequestLoop
 from mindspeed_vita.inference.sampling import SamplingParams
@@ -127,7 +128,7 @@ class Chat:
             raise ValueError(f"{path} exists; choose another file")
         if not path.parent.is_dir():
             raise ValueError(f"{path}: {path.parent} is no folder; make it first")
-        path.write_text(self.conversation.row() + "\n", encoding="utf-8")
+        write_text(path, self.conversation.row() + "\n")
         self._saved.add(path.resolve())
 
     def _answer(self, text: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -12,7 +15,7 @@ from mindspeed_vita.checkpoint import gates, lineage
 from mindspeed_vita.checkpoint.gates import Gate
 from mindspeed_vita.engine.bad_numbers import BAD_NUMBERS
 from mindspeed_vita.engine.held_out_watch import PACKS, exhausted
-from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
+from mindspeed_vita.engine.metrics import HELD_OUT_LOSS, STARTED
 from mindspeed_vita.pipeline.progress import read_record
 from mindspeed_vita.report.checkpoints import lineage_of, recipe_of, saved_steps
 from mindspeed_vita.report.json_lines import Entry, JsonLines, finite, is_number, is_step
@@ -48,13 +51,14 @@ class RunFiles:
         self.saved: list[int] = []
         """Steps with a whole checkpoint, ascending."""
         self.recipe: Mapping[str, Any] = {}
-        """That of the newest checkpoint; empty: nothing is saved yet."""
+        """That of the newest start, else that of the newest checkpoint; empty: neither is written yet."""
         self.lineage: Optional[lineage.Lineage] = None
         """Of the newest checkpoint; None: not written yet."""
         self.gates: list[tuple[str, Gate]] = []
         """All that were measured, each with the name of its step; oldest first."""
         self.pipeline: Mapping[str, Any] = {}
         """The pipeline's record; empty: no pipeline trains this run."""
+        self._saved_recipe: Mapping[str, Any] = {}
         self._quarantine: Optional[JsonLines] = None
         self._bad = JsonLines(folder / BAD_NUMBERS, _bad_fault)
         self.notes: list[str] = []
@@ -62,12 +66,12 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """Of the recipe; of the folder where nothing is saved yet."""
+        """Of the recipe; of the folder where it is not known yet."""
         return printable(self.recipe.get("name") or self.folder.resolve().name)
 
     @property
     def last_step(self) -> Optional[int]:
-        """That the run is to reach, by its newest checkpoint; None: not known yet, as where the run went on beyond that."""
+        """That the run is to reach; None: not known yet, as where an earlier version went on beyond what its newest checkpoint says."""
         found = self._section("train").get("steps")
         return found if is_step(found) and not (self.steps and self.steps[-1]["step"] > found) else None
 
@@ -77,7 +81,29 @@ class RunFiles:
         if not self.saved or (self.steps and self.steps[-1]["step"] > self.saved[-1]):
             return False
         reached = self.last_step is not None and self.saved[-1] >= self.last_step
-        return reached or self._ended_early or self.pipeline.get("ended") is True
+        steps, told = self._section("train").get("steps"), self.pipeline.get("steps")
+        of_these = told is None or steps is None or told == steps  # with more steps it goes on
+        return reached or self._ended_early or (self.pipeline.get("ended") is True and of_these)
+
+    @property
+    def steps_a_line(self) -> int:
+        """Steps between two lines: logging.every, or what the last two lines say."""
+        every = self._section("logging").get("every")
+        if isinstance(every, int):
+            return every
+        return self.steps[-1]["step"] - self.steps[-2]["step"] if len(self.steps) > 1 else 1
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the newest line, or since the newest start if that came later.
+
+        Raises:
+            OSError: there is no line.
+        """
+        changed = self.metrics.path.stat().st_mtime
+        with suppress(FileNotFoundError):
+            changed = max(changed, (self.folder / STARTED).stat().st_mtime)
+        return time.time() - changed
 
     @property
     def _ended_early(self) -> bool:
@@ -148,8 +174,9 @@ class RunFiles:
         saved = list(steps)
         new = saved != self.saved
         self.saved = saved
-        if new or not self.recipe:  # a damaged one is told at each look
-            self.recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
+        if new or not self._saved_recipe:  # a damaged one is told at each look
+            self._saved_recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
+        self.recipe = self._noted(lambda: _started(self.folder / STARTED), {}) or self._saved_recipe
         if new or self.lineage is None:  # --engine hf writes the record after its last checkpoint
             self.lineage = self._noted(lambda: lineage_of(steps[saved[-1]]), None) if saved else None
 
@@ -162,6 +189,22 @@ class RunFiles:
         except ValueError as error:
             self.notes.append(str(error))
             return otherwise
+
+
+def _started(path: Path) -> Mapping[str, Any]:
+    """The recipe of the newest start.
+
+    Raises:
+        FileNotFoundError: an earlier version wrote the run.
+        ValueError: the file is damaged.
+    """
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}); the next start of the run writes it anew") from error
+    if not isinstance(recipe, Mapping):
+        raise ValueError(f"{path}: its recipe is no object; the next start of the run writes it anew")
+    return recipe
 
 
 def _all_gates(run: Path) -> list[tuple[str, Gate]]:

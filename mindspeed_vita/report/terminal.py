@@ -98,15 +98,10 @@ def _position(run: RunFiles) -> str:
     else:
         left = "" if seconds is None else f", {timedelta(seconds=round(seconds * max(0, run.last_step - step)))} left"
         told = f"{step:,} of {run.last_step:,}, {step / max(1, run.last_step):.0%}{left}"
-    age = time.time() - run.metrics.path.stat().st_mtime
-    if age > max(_QUIET, max(10, 2 * _steps_a_line(run)) * (seconds or 0)):
+    age = run.silence
+    if age > max(_QUIET, max(10, 2 * run.steps_a_line) * (seconds or 0)):
         told += f"; NO NEW LINE for {timedelta(seconds=round(age))}: the run was stopped, hangs, evaluates or saves"
     return told
-
-
-def _steps_a_line(run: RunFiles) -> int:
-    """Steps between the last two lines: logging.every, which only a checkpoint would say."""
-    return int(run.steps[-1]["step"] - run.steps[-2]["step"]) if len(run.steps) > 1 else 1
 
 
 def _curves(run: RunFiles, last: Entry) -> Iterator[tuple[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,18 +27,37 @@ _CLOSING = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound, and listens only once the model is loaded.
+    """A socket that is bound, and listens only once the model is loaded. No other process can bind the same address meanwhile.
 
     Raises:
         ValueError: the address cannot be had.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        try:
+            return _bound(socket.socket(family, kind, protocol), address, reuse=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        # perhaps only connections of a server that has ended hold the address
+        return _bound(socket.socket(family, kind, protocol), address, reuse=True)
     except OSError as error:
         raise ValueError(f"--host {host} --port {port} cannot be had ({error.strerror}); choose another port or host") from error
+
+
+def _bound(found: socket.socket, address: Any, *, reuse: bool) -> socket.socket:
+    """The socket, bound so that nobody else can bind the address, also where it does not listen yet.
+
+    Linux lets two sockets that do not listen share an address if both have SO_REUSEADDR while they are bound (inet_csk_get_port).
+    So the option is set for no longer than it is needed.
+    """
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
+        found.bind(address)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError:
+        found.close()
+        raise
     return found
 
 
@@ -77,6 +98,7 @@ async def _run(app: FastAPI, engine: Engine, bound: socket.socket, drain: float,
         limit_concurrency=2 * most + _MORE_CONNECTIONS,
     )
     server = _Server(config)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # its connections inherit it, and a server after this one can be bound
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)

@@ -157,7 +157,7 @@ def export_hf(
     except OSError as error:
         if conversion.origin is None:
             shutil.rmtree(partial, ignore_errors=True)
-        raise ExportFailed(f"cannot write {output}: {error}; {conversion.advice}; nothing was exported") from error
+        raise ExportFailed(f"cannot write {output}: {error}; {conversion.advice(error)}; nothing was exported") from error
     return verification
 
 

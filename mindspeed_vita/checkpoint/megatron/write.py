@@ -136,7 +136,7 @@ def write_megatron(
     except Published:
         raise
     except OSError as error:
-        raise WriteFailed(f"cannot write {output}: {error}; {conversion.advice}; nothing appears there") from error
+        raise WriteFailed(f"cannot write {output}: {error}; {conversion.advice(error)}; nothing appears there") from error
     return len(ranks)
 
 

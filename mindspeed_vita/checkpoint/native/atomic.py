@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Iterable, Mapping, Optional, Sequence
+from typing import Callable, Iterable, Mapping, Optional, Sequence
 
 from mindspeed_vita.files.digest import CHECKSUM, algorithm_of, checksum_of
 from mindspeed_vita.files.publish import publish_folder, remove_temporaries, restore_all, sync, whole_file
@@ -83,12 +83,17 @@ def publish(temp: Path, final: Path, checksums: Mapping[str, str]) -> None:
     publish_folder(temp, final, known_by=CHECKSUMS, replace=True)
 
 
-def verify(folder: Path, names: Iterable[str]) -> list[str]:
+def nothing() -> None:
+    """Where nobody hears of progress."""
+
+
+def verify(folder: Path, names: Iterable[str], on_part: Callable[[], None] = nothing) -> list[str]:
     """Compare files with the recorded checksums.
 
     Args:
         folder: a step folder.
         names: relative names to check, as `recorded(folder)` lists them.
+        on_part: called after each file.
 
     Returns:
         One line per file that is missing, cannot be read or differs; empty when all is well.
@@ -104,6 +109,7 @@ def verify(folder: Path, names: Iterable[str]) -> list[str]:
                 problems.append(f"{name} does not match its checksum")
         except OSError as error:  # such as a disk's bad sector
             problems.append(f"{name} cannot be read ({error.strerror or error})")
+        on_part()
     return problems
 
 

@@ -133,7 +133,14 @@ def save_weights(directory: str | Path, model: torch.nn.Module, recipe: Recipe, 
 
 
 def load(
-    folder: str | Path, *, model: torch.nn.Module, optimizer: Any, recipe: Recipe, fingerprint: str, with_changes: bool = False
+    folder: str | Path,
+    *,
+    model: torch.nn.Module,
+    optimizer: Any,
+    recipe: Recipe,
+    fingerprint: str,
+    with_changes: bool = False,
+    on_part: Callable[[], None] = atomic.nothing,
 ) -> TrainState:
     """Resume: weights, optimizer and state. Collective.
 
@@ -144,13 +151,14 @@ def load(
         recipe: what this run was told.
         fingerprint: of this run's data.
         with_changes: settings of optimisation may be others than before, where weights and optimizer allow it.
+        on_part: called after each part of the work; a load may take long.
 
     Raises:
         ValueError: another architecture, other settings of optimisation, other data, or weights only.
         atomic.DamagedCheckpoint: a file is missing or differs from its checksum.
     """
     folder = Path(folder)
-    _verify(folder)
+    _verify(folder, on_part)
     state = load_state(folder)
     check_architecture(folder, recipe.model, resume=True)
     check_training(folder, recipe, with_changes=with_changes)
@@ -161,12 +169,13 @@ def load(
             f"its files, the tokenizer, the template or a setting of the data section changed. Restore them to resume, or start a run in "
             f"another folder with checkpoint.init_from={folder} (weights only)"
         )
-    weights, reader = shards.Reader(folder / "weights"), shards.Reader(folder / "optimizer")
+    weights, reader = (shards.Reader(folder / part, on_part) for part in ("weights", "optimizer"))
     _copy_weights(weights, model, str(folder), base=False)
     optimizer_state.load_exact_weights(model, _sharded_weights(model), reader)
     optimizer.reload_model_params()
     updates = state.step - len(state.skipped_steps)
     optimizer_state.load(optimizer, model, _sharded_weights(model), reader, updates, weights=weights)
+    on_part()
     return state
 
 
@@ -252,9 +261,9 @@ def _sharded_weights(model: torch.nn.Module, base: bool = False) -> dict[str, An
     return {name: entry for name, entry in sharded.items() if not name.endswith("_extra_state") and not is_adapter(name)}
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, on_part: Callable[[], None] = atomic.nothing) -> None:
     """Every file is checked by one rank; all ranks hear of a damaged one."""
     names = sorted(atomic.recorded(folder))
-    problems = atomic.verify(folder, names[rank() :: world()])
+    problems = atomic.verify(folder, names[rank() :: world()], on_part)
     if found := [line for part in gather(problems) for line in part]:
         raise atomic.damaged(folder, found)

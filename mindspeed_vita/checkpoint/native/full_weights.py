@@ -157,7 +157,7 @@ def save_full_weights(
             shutil.rmtree(temp, ignore_errors=True)
         newest = latest(directory)
         kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
-        raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}; {kept}") from error
+        raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice(error)}; {kept}") from error
     return final
 
 

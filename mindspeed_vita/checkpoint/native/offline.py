@@ -144,5 +144,5 @@ def reshard(source: Path, directory: Path, *, max_file_bytes: int, conversion: C
     except Published:
         raise
     except OSError as error:
-        raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice}") from error
+        raise SaveFailed(f"cannot save into {directory}: {error}; {conversion.advice(error)}") from error
     return final

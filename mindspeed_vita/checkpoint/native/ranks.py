@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.native.step_folder import latest
 from mindspeed_vita.files.publish import Published
+from mindspeed_vita.files.write_fault import room_advice
 
 _PATIENCE = timedelta(days=7)
 
@@ -21,16 +22,18 @@ class SaveFailed(OSError):
 
 
 Reason = tuple[str, str]
-"""What kind of failure (refused, published or failed), and its message."""
+"""What kind of failure (refused, published or failed), and its message. After failed it ends in what to do, which `fail` completes."""
 
 
 def reason_of(error: Exception) -> Reason:
     """What other ranks are told of a failure."""
     if isinstance(error, Published):
         return "published", str(error)
-    if isinstance(error, (ValueError, OSError)):
-        return "refused" if isinstance(error, ValueError) else "failed", str(error)
-    return "failed", f"{type(error).__name__}: {error}"
+    if isinstance(error, ValueError):
+        return "refused", str(error)
+    if isinstance(error, OSError):
+        return "failed", f"{error}; {room_advice(error) or 'free space there'}"
+    return "failed", f"{type(error).__name__}: {error}; start again"
 
 
 def fail(directory: str | Path, reason: Reason, cause: Optional[Exception] = None) -> NoReturn:
@@ -42,8 +45,7 @@ def fail(directory: str | Path, reason: Reason, cause: Optional[Exception] = Non
         raise Published(message) from cause
     newest = latest(directory)
     kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
-    advice = "free space or choose another checkpoint.directory"
-    raise SaveFailed(f"cannot save into {directory}: {message}; {advice}; {kept}") from cause
+    raise SaveFailed(f"cannot save into {directory}: {message} or choose another checkpoint.directory; {kept}") from cause
 
 
 @contextmanager

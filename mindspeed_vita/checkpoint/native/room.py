@@ -17,7 +17,7 @@ _SMALL_FILES = 4 << 20
 def check_room(directory: Path, step: int, pieces: Iterable[Piece]) -> None:
     """Refuses to begin what cannot end. Collective.
 
-    Quotas are not seen; a write that meets one fails as on a full disk.
+    Quotas and the limit of a file's size are not seen; a write that meets one fails as on a full disk.
 
     Args:
         directory: folder of the run.

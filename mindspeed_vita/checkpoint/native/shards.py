@@ -11,10 +11,11 @@ import math
 import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterable, Optional
+from typing import Any, Callable, Iterable, Optional
 
 import torch
 
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.checkpoint.native.ranks import gather
 from mindspeed_vita.files.safetensors_file import SafetensorsFile, write_tensors
 from mindspeed_vita.files.tensors import Made, Spec, Tensors
@@ -134,13 +135,14 @@ class Reader:
 
     Args:
         folder: with the files.
+        on_part: called when a tensor, or a block of one, is asked for.
 
     Raises:
         ValueError: a file is no shard, or a tensor has no piece.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, on_part: Callable[[], None] = nothing) -> None:
+        self.folder, self._on_part = folder, on_part
         self._pieces: dict[str, list[tuple[SafetensorsFile, str, tuple[int, ...], tuple[int, ...]]]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -178,6 +180,7 @@ class Reader:
 
     def tensor(self, key: str) -> torch.Tensor:
         """A whole tensor, in its stored dtype. Where one file holds it, it is a view of the mapped file; do not write to it."""
+        self._on_part()
         shape, pieces = self._shapes[key], self._pieces[key]
         if len(pieces) == 1 and pieces[0][3] == shape:
             self._read.add(key)
@@ -194,6 +197,7 @@ class Reader:
         Raises:
             ValueError: the stored pieces do not cover the block.
         """
+        self._on_part()
         self._read.add(key)
         result = torch.empty(shape, dtype=dtype)
         filled = 0

@@ -19,6 +19,7 @@ from mindspeed_vita.checks.hardware_check.sections import run_sections
 from mindspeed_vita.checks.hardware_check.table import Setting, sections_for
 from mindspeed_vita.config import recipe_from_dict
 from mindspeed_vita.engine.session import distributed
+from mindspeed_vita.files.writing import write_text
 from mindspeed_vita.platform import Platform, get_platform
 
 _PACKAGES = ("torch", "torch-npu", "flash-attn", "flash-attn-3", "flash-attn-4", "triton", "liger-kernel", "megatron-core", "numpy")
@@ -119,4 +120,4 @@ def _write(report: Report, arguments: argparse.Namespace, platform: Platform) ->
     if arguments.out:
         report.write(arguments.out / "report.json")
         page = report.page(f"Hardware check of {platform.describe_hardware()}")
-        (arguments.out / "report.md").write_text(page, encoding="utf-8")
+        write_text(arguments.out / "report.md", page)

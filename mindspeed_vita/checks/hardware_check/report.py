@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mindspeed_vita.files.writing import write_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -95,7 +97,7 @@ class Report:
         rows = [{**asdict(outcome), "value": _number(outcome.value), "passed": outcome.passed} for outcome in self.outcomes]
         content = {"passed": self.passed, "unfinished": self.running, "skipped": self.skipped, "seconds": self.seconds}
         content = {**content, "facts": self.facts, "numbers": self.numbers, "checks": rows}
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
     def page(self, title: str) -> str:
         """The report in Markdown: the machine, each section's checks, what was measured, what failed and what was left out."""

@@ -20,6 +20,7 @@ from mindspeed_vita.config import Recipe, recipe_from_dict
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.positions import document_positions
 from mindspeed_vita.engine.work import peak_of, speeds
+from mindspeed_vita.files.writing import write_text
 from mindspeed_vita.parallel.layout import ParallelLayout
 from mindspeed_vita.platform import Platform
 
@@ -81,9 +82,9 @@ def measure_calibration(
         return
     report.measured(f"calibration seconds, {size.name}, {size.tokens} tokens", _warm_mean(seconds))
     if out is not None:
-        (out / PLANNED).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        write_text(out / PLANNED, yaml.safe_dump(content, sort_keys=False))
         lines = [json.dumps({"step": step, "seconds": passed}) for step, passed in enumerate(seconds, 1)]
-        (out / MEASURED).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(out / MEASURED, "\n".join(lines) + "\n")
         report.fact("for the planner", f"vita plan {PLANNED} --device NAME --calibrate {MEASURED}")
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 from collections import deque
+from pathlib import Path
 
 import numpy as np
+
+from mindspeed_vita.files.writing import naming
 
 SIZE = 32 << 20
 """Bytes: some pictures of 13 tiles, so that the decoder works on the next ones while one is fetched."""
@@ -42,9 +45,18 @@ class Arena:
 
 
 def memory_to_share() -> int | None:
-    """The descriptor of SIZE bytes of memory; None where the system has no such file."""
+    """The descriptor of SIZE bytes of memory; None where the system has no such file.
+
+    Raises:
+        OSError: there can be no file of so many bytes; says what it is for.
+    """
     if not hasattr(os, "memfd_create"):
         return None
     descriptor = os.memfd_create("vita_tiles")
-    os.ftruncate(descriptor, SIZE)
+    try:
+        with naming(Path(f"{SIZE >> 20} MiB of memory that are shared with the decoder of pictures")):
+            os.ftruncate(descriptor, SIZE)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor

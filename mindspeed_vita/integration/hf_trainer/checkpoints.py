@@ -13,6 +13,7 @@ from mindspeed_vita.checkpoint.adapter.peft_files import OURS
 from mindspeed_vita.checkpoint.native import step_folder
 from mindspeed_vita.checkpoint.native.atomic import complete_steps
 from mindspeed_vita.config import Recipe, recipe_to_dict
+from mindspeed_vita.files.writing import write_text
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE, _RECIPE = "state.json", "recipe.json"
@@ -58,11 +59,11 @@ def whole_steps(directory: Path) -> dict[int, Path]:
 
 def write_state(folder: Path, state: step_folder.TrainState, recipe: Recipe, sharing: str) -> None:
     """Marks a checkpoint as whole. Call it when every rank has written its part."""
-    (folder / _RECIPE).write_text(json.dumps(recipe_to_dict(recipe), indent=1), encoding="utf-8")
+    write_text(folder / _RECIPE, json.dumps(recipe_to_dict(recipe), indent=1))
     if recipe.lora.rank:  # peft wrote the adapters there; this names their base
-        (folder / OURS).write_text(json.dumps(recipe_to_dict(recipe), indent=1), encoding="utf-8")
+        write_text(folder / OURS, json.dumps(recipe_to_dict(recipe), indent=1))
     partial = folder / f".{_STATE}.partial"
-    partial.write_text(json.dumps({**asdict(state), "sharing": sharing}), encoding="utf-8")
+    write_text(partial, json.dumps({**asdict(state), "sharing": sharing}))
     partial.replace(folder / _STATE)
 
 

@@ -27,12 +27,11 @@ from mindspeed_vita.data.tokenizer import load_tokenizer
 from mindspeed_vita.engine.adapter_base import find_run_base
 from mindspeed_vita.engine.faults import open_failed_samples
 from mindspeed_vita.engine.feed import first_rank_first, open_dataset, open_loader
-from mindspeed_vita.engine.metrics import MetricsLog
+from mindspeed_vita.engine.metrics import open_log
 from mindspeed_vita.engine.objective import build_objective
 from mindspeed_vita.engine.progress import Progress
 from mindspeed_vita.engine.run_lock import held_by_first_rank, put_in_order, run_lock
 from mindspeed_vita.engine.session import distributed
-from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.stopping import StopRequest
 from mindspeed_vita.engine.watchdog import WatchedSteps, watched
 from mindspeed_vita.integration.hf_trainer import adapters, checkpoints, fully_sharded, refusals
@@ -143,7 +142,7 @@ def _train(
     if base is not None:
         model = adapters.adapted(model, recipe, base.matrices())
     failed = open_failed_samples(recipe, dataset, step=step, known=known)
-    log = MetricsLog(directory, step=step, sinks=open_sinks(recipe, directory, step=step)) if leads else None
+    log = open_log(recipe, directory, step=step) if leads else None
     every = max(recipe.logging.every, recipe.train.steps // 20)
     progress = Progress(recipe.name, steps=recipe.train.steps, done=step, bar=recipe.logging.progress, every=every) if leads else None
     if progress is not None:

@@ -18,7 +18,7 @@ from mindspeed_vita.checkpoint.native.step_folder import TrainState
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
-from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged
+from mindspeed_vita.engine.faults import FailedSamples, TrainingDiverged, calmer_settings
 from mindspeed_vita.engine.metrics import MetricsLog, is_logged
 from mindspeed_vita.engine.module_norms import by_key
 from mindspeed_vita.engine.objective import Objective
@@ -226,8 +226,7 @@ class PackTrainer(Trainer):
         loss = learnt["loss"]
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"step {step}: the loss is {loss}; start again in another checkpoint.directory with a lower train.lr, "
-                f"or with train.precision=fp32 to find out why"
+                f"step {step}: the loss is {loss}; start again in another checkpoint.directory with {calmer_settings(self.recipe)}"
             )
         failed = self.failed.settle(learnt=learnt["supervised"], step=step, last_step=self.recipe.train.steps, stop=self.stop)
         self.platform.synchronize()

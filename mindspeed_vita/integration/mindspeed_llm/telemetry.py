@@ -18,10 +18,9 @@ from mindspeed_vita.config import Recipe
 from mindspeed_vita.data.batch import PackedBatch
 from mindspeed_vita.data.loader import PackLoader
 from mindspeed_vita.engine.held_out_watch import PACKS
-from mindspeed_vita.engine.metrics import MetricsLog, is_logged
+from mindspeed_vita.engine.metrics import MetricsLog, is_logged, open_log
 from mindspeed_vita.engine.module_norms import by_key, megatron_norms
 from mindspeed_vita.engine.objective import averages
-from mindspeed_vita.engine.sinks import open_sinks
 from mindspeed_vita.engine.step import StepResult
 from mindspeed_vita.engine.step_clock import StepClock
 from mindspeed_vita.engine.step_entry import StepEntries, StepTimes
@@ -63,7 +62,7 @@ class StepLog:
         directory = recipe.checkpoint.directory
         if directory and host.is_last_stage and (host.tp_rank, host.cp_rank, host.dp_rank) == (0, 0, 0):
             Path(directory).mkdir(parents=True, exist_ok=True)
-            self._log = MetricsLog(Path(directory), step=step, sinks=open_sinks(recipe, Path(directory), step=step))
+            self._log = open_log(recipe, Path(directory), step=step)
         self.begin()
 
     def begin(self) -> None:

@@ -12,6 +12,7 @@ import yaml
 from mindspeed_vita.checkpoint import lineage
 from mindspeed_vita.cli.main import main
 from mindspeed_vita.config import recipe_from_dict, recipe_to_dict
+from mindspeed_vita.files.writing import write_json
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_history_without_end_is_one_message(tmp_path, capsys, generations):
         assert main(["lineage", str(tmp_path), *options]) == (2 if generations > lineage.GENERATIONS else 0)
         printed, said = capsys.readouterr()
         if generations > lineage.GENERATIONS:
-            assert str(tmp_path / lineage.LINEAGE) in said and said.count("\n") == 1
+            assert str(tmp_path / lineage.LINEAGE) in said and said.count("\n") == 1 and "; " in said
     assert (generations > lineage.GENERATIONS or '"made_by": "training"' in printed)
 
 
@@ -124,3 +125,30 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
     assert "none: no such folder" in capsys.readouterr().err
     assert main(["lineage", str(tmp_path)]) == 2
     assert "holds no whole checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["step", "export"])
+def test_a_history_that_is_too_long_can_begin_anew(history, tmp_path, capsys, kind):
+    source = tmp_path / "step_0000003" if kind == "step" else tmp_path / "export"
+    shutil.copytree(history / "first" / source.name if kind == "step" else history / "export", source)
+    record = lineage.Lineage(made_by="training", name="long", settings={})
+    for _ in range(lineage.GENERATIONS - 1):
+        record = lineage.Lineage(made_by="training", name="long", settings={}, parents=(record,))
+    sum_of_record = write_json(source / lineage.LINEAGE, record.encode())
+    sums = json.loads((source / "checksums.json").read_text()) if kind == "step" else {}
+    if kind == "step":
+        (table,) = sums.values()
+        table[lineage.LINEAGE] = sum_of_record
+        (source / "checksums.json").write_text(json.dumps(sums))
+    convert = ["convert", "--from", str(source), "--to", "hf" if kind == "step" else "native", "--output", str(tmp_path / "made")]
+    assert main(convert) == 2
+    said = capsys.readouterr().err
+    assert "has more than 200 generations" in said and "remove lineage.json from the copy" in said and said.count("\n") == 1
+    assert not (tmp_path / "made").exists()
+    (source / lineage.LINEAGE).unlink()
+    if kind == "step":
+        assert "also its entry in checksums.json" in said
+        table.pop(lineage.LINEAGE)
+        (source / "checksums.json").write_text(json.dumps(sums))
+    assert main(convert) == 0
+    assert "(unknown)" in show(capsys, tmp_path / "made")[-1]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Callable
 
@@ -11,7 +14,8 @@ import pytest
 import torch
 
 from mindspeed_vita.checkpoint.native import checkpoint as native
-from mindspeed_vita.config import HealthConfig
+from mindspeed_vita.config import HealthConfig, recipe_from_dict, validate
+from mindspeed_vita.engine import loop
 from mindspeed_vita.engine import step as steps
 from mindspeed_vita.engine.bad_numbers import BAD_NUMBERS, BadNumbers
 from mindspeed_vita.engine.faults import TrainingDiverged
@@ -94,6 +98,33 @@ def test_a_rolled_back_run_passes_over_the_packs_and_a_restart_changes_nothing(t
     assert native.load_state(native.find(tmp_path / "killed")).rollbacks == (6,)
 
 
+def test_a_rollback_gives_signs_of_life_while_it_loads(tiny, tmp_path, norms, monkeypatch):
+    beats, during, load = [0], [], native.load
+
+    def beat() -> None:
+        beats[0] += 1
+
+    @contextmanager
+    def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield lambda: nullcontext(beat)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        before = beats[0]
+        state = load(*arguments, **options)
+        during.append(beats[0] - before)
+        return state
+
+    monkeypatch.setattr(loop, "watched", watched)
+    monkeypatch.setattr(native, "load", counted)
+    norms({4: math.inf})
+    train(tiny.recipe(tmp_path, health={"on_bad_numbers": "roll_back"}, checkpoint={"save_every": 2}), stop_at_step=4)
+    files = sum(path.is_file() for path in (tmp_path / "step_0000002").rglob("*")) - 1  # without the checksums
+    tensors = len(native.read_full_weights(tmp_path / "step_0000002")[0])
+    assert during and during[0] > files + tensors, "one for each file that is checked, and for each tensor that is read"
+    train(tiny.recipe(tmp_path), stop_at_step=5)
+    assert during[1:] == [0], "nobody watches the load of a start"
+
+
 def test_held_out_losses_after_a_rollback_take_the_place_of_those_before(tiny, tmp_path, norms):
     norms({7: math.inf})
     evaluation = {"mixture": tiny.held_out, "every": 2, "packs": 2, "keep_best": True}
@@ -120,6 +151,26 @@ def test_there_is_no_way_back_without_a_checkpoint(tiny, tmp_path, norms):
     norms({2: math.nan})
     with pytest.raises(TrainingDiverged, match="step 2: .* there is no checkpoint to go back to; .*start again with a lower train.lr"):
         train(tiny.recipe(tmp_path, health={"on_bad_numbers": "roll_back"}))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "train", "advised"),
+    [
+        ({}, {}, ["train.precision"]),
+        ({"ring_gradients": "bf16"}, {"grad_reduce": "bf16"}, ["train.precision", "train.grad_reduce", "parallel.ring_gradients"]),
+        ({}, {"precision": "fp32"}, []),
+    ],
+)
+def test_the_advice_can_be_followed(tmp_path, parallel, train, advised):
+    content = {"model": {"preset": "tiny"}, "parallel": parallel, "train": train}
+    recipe = recipe_from_dict(content)
+    validate(recipe, 1)
+    numbers = BadNumbers(recipe.health, tmp_path)
+    message = numbers.advice(numbers.bad(3, 3, math.nan, 1.0), None, recipe)
+    assert "start again with a lower train.lr" in message and re.findall(r"(\S+)=fp32", message) == advised
+    for section, key in (name.split(".") for name in advised):
+        content[section] = {**content[section], key: "fp32"}
+    validate(recipe_from_dict(content), 1)
 
 
 def test_a_spike_is_found_and_a_resumed_run_finds_the_same_one(tiny, tmp_path, norms, curve):

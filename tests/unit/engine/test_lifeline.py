@@ -193,23 +193,26 @@ def test_a_silent_host_is_gone_after_the_seconds_that_the_recipe_says(seconds, t
     first.close()
 
 
-def test_the_end_of_the_first_host_is_told_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four ranks on two hosts. Those of the first host end in the same moment, as with their container."""
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+@pytest.mark.parametrize("hosts", [(2, 2), (3, 2), (2, 3), (1, 3)], ids=str)
+def test_the_end_of_the_first_host_is_told_by_the_next_one(hosts: tuple[int, int], tmp_path: Path) -> None:
+    """Ranks on two hosts. Those of the first host end in the same moment, as with their container."""
+    first, world = hosts[0], sum(hosts)
 
     def run(rank: int) -> None:
+        os.environ["LOCAL_WORLD_SIZE"] = str(hosts[rank >= first])
+
         def leave(status: int, told: str) -> None:
             (tmp_path / f"left-{rank}").write_text(told)
             os._exit(status)
 
-        line = Lifeline(rank, 4, dist.FileStore(str(tmp_path / "store"), 4), leave, lambda *word: None)
-        while rank == 0 and len(line._names) < 3:
+        line = Lifeline(rank, world, dist.FileStore(str(tmp_path / "store"), world), leave, lambda *word: None)
+        while rank == 0 and len(line._names) < world - 1:
             time.sleep(0.01)
         (tmp_path / f"there-{rank}").touch()
         time.sleep(60)
 
     children = []
-    for rank in range(4):
+    for rank in range(world):
         children.append(os.fork())
         if not children[-1]:
             try:
@@ -217,15 +220,16 @@ def test_the_end_of_the_first_host_is_told_by_the_next_one(tmp_path: Path, monke
             finally:
                 os._exit(0)
     for _ in range(6000):
-        if len(list(tmp_path.glob("there-*"))) == 4:
+        if len(list(tmp_path.glob("there-*"))) == world:
             break
         time.sleep(0.01)
     else:
-        pytest.fail("the four ranks did not connect")
-    os.kill(children[0], signal.SIGSTOP)  # it must not hear of the other one's end
-    os.kill(children[1], signal.SIGKILL)
-    os.kill(children[0], signal.SIGKILL)
-    assert [exit_status(child) for child in children[2:]] == [LOST, LOST]
-    assert [exit_status(child) for child in children[:2]] == [-signal.SIGKILL] * 2
-    told = {path.name: path.read_text() for path in tmp_path.glob("left-*")}
-    assert "rank 0 (host " in told["left-2"] and "ended without a word" in told["left-2"] and told["left-3"] == ""
+        pytest.fail("the ranks did not connect")
+    os.kill(children[0], signal.SIGSTOP)  # it must not hear of the others' end
+    for child in children[first - 1 :: -1]:
+        os.kill(child, signal.SIGKILL)
+    assert [exit_status(child) for child in children[first:]] == [LOST] * hosts[1]
+    assert [exit_status(child) for child in children[:first]] == [-signal.SIGKILL] * first
+    told = {rank: (tmp_path / f"left-{rank}").read_text() for rank in range(first, world)}
+    assert "rank 0 (host " in told[first] and "ended without a word" in told[first]
+    assert not any(told[rank] for rank in range(first + 1, world))

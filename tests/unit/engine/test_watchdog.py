@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
-from mindspeed_vita.engine import guard
+from mindspeed_vita.config import recipe_from_dict
+from mindspeed_vita.engine import guard, watchdog
+from mindspeed_vita.engine.lifeline import Lifeline
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKS = """
@@ -71,3 +75,22 @@ def test_a_guard_ends_with_its_process_and_when_it_is_closed() -> None:
     while Path(f"/proc/{done.stdout.strip()}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{done.stdout.strip()}").exists(), "it has nothing to guard any more"
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4])
+def test_a_first_host_that_does_not_answer_is_told_by_the_next_one(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five ranks, three of them on the first host. Its second rank speaks where the first one alone hangs."""
+    left: list[tuple[int, str]] = []
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 5)
+    recipe = recipe_from_dict({"model": {"preset": "tiny"}, "checkpoint": {"directory": str(tmp_path)}})
+    hang = watchdog._Hang(recipe, lambda *end: left.append(end), lambda folder: None)  # type: ignore[arg-type]
+    line = Lifeline.__new__(Lifeline)
+    line.rank, line._first_host, line._names, line._peers = rank, "3", {}, {}
+    hang.lifeline = line
+    hang.hung()
+    ((status, told),) = left
+    assert status == watchdog.HUNG and ("rank 0 does not answer" in told) == (rank in (1, 3))

@@ -9,12 +9,15 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from mindspeed_vita.cli.main import main
+from mindspeed_vita.engine.metrics import STARTED
+from mindspeed_vita.pipeline.progress import RECORD
 from mindspeed_vita.report.run_files import RunFiles
 from mindspeed_vita.report.terminal import watch
 from tests.unit.report.conftest import write_lines
@@ -23,6 +26,13 @@ from tests.unit.report.conftest import write_lines
 def seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["watch", str(folder), "--once"]) == 0
     return capsys.readouterr().out
+
+
+def write_start(run: Path, other: Path, **sections: dict[str, Any]) -> None:
+    """What a start of another run wrote, with other settings in some sections."""
+    recipe = json.loads((other / STARTED).read_text())["recipe"]
+    changed = {name: {**recipe[name], **values} for name, values in sections.items()}
+    (run / STARTED).write_text(json.dumps({"recipe": {**recipe, **changed}}))
 
 
 def test_a_run_that_is_over(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +73,7 @@ def test_a_run_whose_last_step_is_not_saved_and_one_that_was_made_longer_are_not
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    (run / STARTED).unlink()  # as an earlier version left it
     shutil.rmtree(run / "step_0000004")
     shutil.copytree(runs[1] / "step_0000003", run / "step_0000002")  # of 3 steps; the third is being saved
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -80,6 +91,40 @@ def test_a_run_that_logs_every_fiftieth_step_is_given_time_for_fifty(tmp_path: P
         written = time.time() - 60 * minutes
         os.utime(tmp_path / "run" / "metrics.jsonl", (written, written))
         assert ("NO NEW LINE" in seen(tmp_path / "run", capsys)) == late
+
+
+def test_a_start_with_more_steps_is_not_over_before_it_has_a_line(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    assert "4, the run is over" in seen(run, capsys)
+    write_start(run, runs[0], train={"steps": 8})
+    assert "4 of 8, 50%" in seen(run, capsys)
+    record = {"ended": True, "step": "step_0000004", "done": {}}
+    write_lines(run / RECORD, {**record, "steps": 4})
+    assert "4 of 8, 50%" in seen(run, capsys), "the pipeline's record is about the run of before"
+    write_lines(run / RECORD, {**record, "steps": 8})
+    assert "4, the run is over" in seen(run, capsys)
+    (run / RECORD).unlink()
+    (run / STARTED).write_text("{")
+    told = seen(run, capsys)
+    assert "4, the run is over" in told and f"{STARTED} cannot be read" in told
+
+
+def test_a_fresh_run_with_rare_lines_is_given_time(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 1, "loss": 2.0, "seconds": 30.0})
+    write_start(tmp_path / "run", runs[0], logging={"every": 50})
+    for minutes, late in ((40, False), (60, True)):
+        written = time.time() - 60 * minutes
+        for name in ("metrics.jsonl", STARTED):
+            os.utime(tmp_path / "run" / name, (written, written))
+        told = seen(tmp_path / "run", capsys)
+        assert ("NO NEW LINE" in told) == late and "of 4" in told, "the steps are known before the first checkpoint"
+    write_start(tmp_path / "run", runs[0], logging={"every": 50})
+    assert "NO NEW LINE" not in seen(tmp_path / "run", capsys), "it was started again just now"
 
 
 def test_bad_steps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,3 +135,13 @@ def test_a_port_that_is_taken_is_named(checkpoint: Path, capsys: pytest.CaptureF
         port = taken.getsockname()[1]
         assert main(["serve", str(checkpoint), "--port", str(port)]) == 2
     assert f"--port {port} cannot be had (Address already in use)" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_named_before_weights_are_fetched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mindspeed_vita.engine import chosen_step
+
+    monkeypatch.setattr(chosen_step, "choose_step", lambda address: pytest.fail(f"{address} is fetched"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "s3://bucket/runs/general", "--port", str(port)]) == 2
+    assert f"--port {port} cannot be had (Address already in use)" in capsys.readouterr().err
