@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.lineage import Lineage
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.files.shard_stream import Journal, Report
 from mindspeed_vita.files.unfinished import Planned, unfinished
 from mindspeed_vita.files.write_fault import save_advice
-
-
-def nothing() -> None:
-    """Where there is nothing to wait for."""
 
 
 def _silent(total: int) -> Report:
