@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindspeed_vita.checkpoint.lineage import Lineage
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.files.shard_stream import Journal, Report
 from mindspeed_vita.files.unfinished import Planned, unfinished
-from mindspeed_vita.files.write_fault import room_advice
-
-
-def nothing() -> None:
-    """Where there is nothing to wait for."""
+from mindspeed_vita.files.write_fault import save_advice
 
 
 def _silent(total: int) -> Report:
@@ -45,10 +42,10 @@ class Conversion:
 
     def advice(self, error: OSError) -> str:
         """What to do where a write failed, as on a full disk."""
-        room = room_advice(error) or "free space there"
+        room = save_advice(error)
         if self.origin is None:
-            return f"{room} or choose another --output"
-        return f"{room} and run the same command again, which goes on from there, or choose another --output"
+            return f"{f'{room} or ' if room else ''}choose another --output"
+        return f"{f'{room} and ' if room else ''}run the same command again, which goes on from there, or choose another --output"
 
     def folder(self, partial: Path) -> Path:
         """The temporary folder; of this process alone where nobody can go on."""

@@ -83,7 +83,7 @@ class Lineage:
             raise TooLong(
                 f"the history of {self.name!r} has more than {GENERATIONS} generations, and no record can hold more; make a copy of the "
                 f"weights that it comes from, and remove {LINEAGE} from the copy (in a native step also its entry in {atomic.CHECKSUMS}): "
-                "a new history begins there, and the weights' own folder keeps the old one"
+                "a new history begins there, and the original keeps the old one"
             )
 
     @property

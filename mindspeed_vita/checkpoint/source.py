@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import mindspeed_vita
-from mindspeed_vita.checkpoint.conversion import nothing
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.checkpoint.native.step_folder import weights_identity
 from mindspeed_vita.config import Recipe, load_recipe, recipe_of_checkpoint, recipe_to_dict
 from mindspeed_vita.files.tensors import Tensors

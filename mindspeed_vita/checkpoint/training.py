@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from mindspeed_vita.checkpoint.conversion import nothing
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.checkpoint.native.step_folder import TrainState
 from mindspeed_vita.checkpoint.source import Source
 from mindspeed_vita.config import Recipe

@@ -16,7 +16,7 @@ from typing import Mapping, Optional, Sequence
 
 from mindspeed_vita.addresses import is_address
 from mindspeed_vita.engine.stopping import report_status
-from mindspeed_vita.files.write_fault import room_advice
+from mindspeed_vita.files.write_fault import one_line
 from mindspeed_vita.quiet import quiet_imports
 
 # name -> (module with run and add_arguments, or with ACTIONS: name -> (one line of help, add_arguments); one line of help)
@@ -182,7 +182,7 @@ def _guarded(name: str, words: list[str]) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _unread():
             raise
-        return _refused(error, _one_line(error))
+        return _refused(error, one_line(error))
     except KeyboardInterrupt:
         return _end("vita: stopped by SIGINT", 130)
     except BaseException as error:
@@ -228,13 +228,6 @@ def _unread() -> bool:
     for descriptor in _OUTPUT:
         poll.register(descriptor, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and (error.filename is not None or room_advice(error)):
-        said = str(error.strerror) if error.filename is None else f"{error.filename}: {error.strerror}"
-        return said if room_advice(error) in said else f"{said}; {room_advice(error)} and start again"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _first() -> bool:

@@ -32,7 +32,7 @@ class TrainingDiverged(RuntimeError):
 def calmer_settings(recipe: Recipe) -> str:
     """What a run whose numbers went bad can be started with, for messages: "start again with ..."."""
     if recipe.train.precision == "fp32":
-        return "a lower train.lr (rounding is not the cause, as train.precision is fp32 already)"
+        return "a lower train.lr"
     # what validate refuses together with fp32
     halves = {"train.grad_reduce": recipe.train.grad_reduce, "parallel.ring_gradients": recipe.parallel.ring_gradients}
     exact = ["train.precision", *(key for key, value in halves.items() if value == "bf16")]

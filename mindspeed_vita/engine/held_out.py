@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.held_out_packs import HeldOutPacks
 from mindspeed_vita.engine.metrics import HELD_OUT_LOSS
@@ -116,7 +117,7 @@ class HeldOut:
 
         self.recipe, self.layout, self.platform = recipe, layout, platform
         self.model, self.packs = model, packs
-        self.after_round: Callable[[], None] = _nothing
+        self.after_round: Callable[[], None] = nothing
         """Called after each round of packs: a sign of progress."""
         self._shard = Sharder(recipe, layout, platform)
         self._schedule = get_forward_backward_func()
@@ -180,10 +181,6 @@ class HeldOut:
         if layout.pp_size > 1:
             dist.broadcast(totals, src=dist.get_global_rank(layout.pp_group, layout.pp_size - 1), group=layout.pp_group)
         return totals[:-1].view(num_rows, 4).tolist(), int(totals[-1])
-
-
-def _nothing() -> None:
-    pass
 
 
 def _score(row: list[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Optional, Protocol
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.open_metrics import OpenMetrics
 from mindspeed_vita.engine.trackers import Tracker
-from mindspeed_vita.files.write_fault import naming_where_full
+from mindspeed_vita.files.writing import naming
 
 
 class Sink(Protocol):
@@ -36,7 +36,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, step: int, writer: Any) -> None:
         self._folder = folder
-        with naming_where_full(folder):
+        with naming(folder):
             self._writer = writer(str(folder), purge_step=step + 1)
 
     def begin(self, evaluation: Mapping[str, Any]) -> None:
@@ -44,14 +44,14 @@ class TensorBoard:
 
     def write(self, entry: Mapping[str, Any], *, evaluation: bool) -> None:
         """Adds the numbers of a line."""
-        with naming_where_full(self._folder):
+        with naming(self._folder):
             for name, value in entry.items():
                 if name != "step" and value is not None and not isinstance(value, str):
                     self._writer.add_scalar(name, value, entry["step"])
 
     def close(self) -> None:
         """Writes what is left."""
-        with naming_where_full(self._folder):
+        with naming(self._folder):
             self._writer.close()
 
 

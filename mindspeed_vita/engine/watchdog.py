@@ -17,6 +17,7 @@ from typing import ContextManager, Optional
 
 import torch.distributed as dist
 
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.checkpoint.native.step_folder import latest
 from mindspeed_vita.config import Recipe
 from mindspeed_vita.engine.faults import TrainingDiverged
@@ -166,7 +167,7 @@ def watched(
         A context manager for the steps.
     """
     if not own:
-        yield lambda: nullcontext(_nothing)
+        yield lambda: nullcontext(nothing)
         return
     leave = Leaving(release)
     hang = _Hang(recipe, leave, newest)
@@ -196,7 +197,3 @@ def watched(
 def _status(error: BaseException) -> int:
     """What cli/main.py ends with."""
     return 128 + error.number if isinstance(error, Stopped) else 130 if isinstance(error, KeyboardInterrupt) else 2
-
-
-def _nothing() -> None:
-    pass

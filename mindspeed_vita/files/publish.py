@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from mindspeed_vita.files.write_fault import naming_where_full
+from mindspeed_vita.files.write_fault import NO_ROOM
 
 _REPLACED = ".replaced-"
 """In front of the name of a folder that steps aside for its successor."""
@@ -36,6 +36,17 @@ def remove_temporaries(target: Path) -> None:
 
 
 @contextmanager
+def _naming_where_full(target: Path) -> Iterator[None]:
+    """A write that has no room gets the target's name, if the error names no file. Others stay as they are: they may be about a read."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in NO_ROOM:
+            error.filename = str(target)
+        raise
+
+
+@contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Gives a temporary path to write to. At the end of the block the file there replaces the target.
 
@@ -44,7 +55,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     """
     temporary = temporary_beside(target)
     try:
-        with naming_where_full(target):
+        with _naming_where_full(target):
             yield temporary
             sync(temporary)
             os.replace(temporary, target)
@@ -66,7 +77,7 @@ def whole_folder(target: Path, *, known_by: str) -> Iterator[Path]:
     """
     temporary = temporary_beside(target)
     try:
-        with naming_where_full(target):
+        with _naming_where_full(target):
             yield temporary
             publish_folder(temporary, target, known_by=known_by, replace=False)
     finally:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ROOM = {
-    errno.ENOSPC: "free space there",
-    errno.EDQUOT: "free space there, or have the quota raised,",
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space, or have the quota raised,",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
 }
 NO_ROOM = tuple(_ROOM)
@@ -21,20 +21,23 @@ def room_advice(error: BaseException) -> str:
     return _ROOM.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
-@contextmanager
-def naming_where_full(path: Path) -> Iterator[None]:
-    """A write that has no room gets this path, if the system's error names none. Other errors stay as they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno in NO_ROOM:
-            error.filename = str(path)
-        raise
+def save_advice(error: OSError) -> str:
+    """As room_advice, for a save: an error without a number, such as torch's, may be that of a full disk."""
+    return _ROOM[errno.ENOSPC] if error.errno is None else room_advice(error)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a command prints it: the file, what is wrong, and how to make room where a write had none."""
+    advice = room_advice(error)
+    if not isinstance(error, OSError) or (error.filename is None and not advice):
+        return " ".join(str(error).split()) or type(error).__name__
+    said = str(error.strerror) if error.filename is None else f"{error.filename}: {error.strerror}"
+    return f"{said}; {advice} and start again" if advice else said
 
 
 @contextmanager
 def named_write_fault(path: Path) -> Iterator[None]:
-    """A write that fails names the file, which the system's own error does not, and says what to do where it has no room.
+    """A write that fails names the file, which the system's own error does not.
 
     Raises:
         OSError: as the system's, with the file.
@@ -42,5 +45,4 @@ def named_write_fault(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = f"; {room_advice(error)} and start again" if room_advice(error) else ""
-        raise OSError(error.errno, f"cannot be written ({error.strerror}){advice}", str(path)) from error
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error

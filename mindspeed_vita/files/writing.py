@@ -14,13 +14,17 @@ from mindspeed_vita.files.write_fault import room_advice
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError that does not say which file it is about, as those of write() on a full disk, gets this path."""
+def naming(place: Path | str) -> Iterator[None]:
+    """An OSError that does not say which file it is about, as those of write() on a full disk, gets this path.
+
+    Args:
+        place: the file, or what is written where that has no name, for messages.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            error.filename = str(path)
+            error.filename = str(place)
         raise
 
 

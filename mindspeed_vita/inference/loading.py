@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 
 from mindspeed_vita.checkpoint.adapter.source import holds_adapters
-from mindspeed_vita.checkpoint.conversion import nothing
 from mindspeed_vita.checkpoint.hf.config import family_of
 from mindspeed_vita.checkpoint.hf.internvl_config import is_internvl
 from mindspeed_vita.checkpoint.hf.load import read_config
 from mindspeed_vita.checkpoint.hf.processor import read_frame_pooling
 from mindspeed_vita.checkpoint.native import checkpoint as native
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.checkpoint.source import SourceOptions, current_folder, open_source
 from mindspeed_vita.choices import Precision
 from mindspeed_vita.config import ParallelConfig, Recipe, stretched

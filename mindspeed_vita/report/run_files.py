@@ -58,6 +58,7 @@ class RunFiles:
         """All that were measured, each with the name of its step; oldest first."""
         self.pipeline: Mapping[str, Any] = {}
         """The pipeline's record; empty: no pipeline trains this run."""
+        self._started: Mapping[str, Any] = {}
         self._saved_recipe: Mapping[str, Any] = {}
         self._quarantine: Optional[JsonLines] = None
         self._bad = JsonLines(folder / BAD_NUMBERS, _bad_fault)
@@ -71,9 +72,15 @@ class RunFiles:
 
     @property
     def last_step(self) -> Optional[int]:
-        """That the run is to reach; None: not known yet, as where an earlier version went on beyond what its newest checkpoint says."""
+        """That the run is to reach; None: not known yet, as where an earlier version went on beyond what its newest checkpoint says.
+
+        Fewer than were made: the newest start asked for fewer, so there was nothing left to train.
+        """
         found = self._section("train").get("steps")
-        return found if is_step(found) and not (self.steps and self.steps[-1]["step"] > found) else None
+        if not is_step(found):
+            return None
+        beyond = bool(self.steps) and self.steps[-1]["step"] > found
+        return None if beyond and not self._started else found
 
     @property
     def over(self) -> bool:
@@ -86,7 +93,7 @@ class RunFiles:
         return reached or self._ended_early or (self.pipeline.get("ended") is True and of_these)
 
     @property
-    def steps_a_line(self) -> int:
+    def steps_per_line(self) -> int:
         """Steps between two lines: logging.every, or what the last two lines say."""
         every = self._section("logging").get("every")
         if isinstance(every, int):
@@ -176,7 +183,8 @@ class RunFiles:
         self.saved = saved
         if new or not self._saved_recipe:  # a damaged one is told at each look
             self._saved_recipe = self._noted(lambda: recipe_of(steps[saved[-1]]), {}) if saved else {}
-        self.recipe = self._noted(lambda: _started(self.folder / STARTED), {}) or self._saved_recipe
+        self._started = self._noted(lambda: _read_start(self.folder / STARTED), {})
+        self.recipe = self._started or self._saved_recipe
         if new or self.lineage is None:  # --engine hf writes the record after its last checkpoint
             self.lineage = self._noted(lambda: lineage_of(steps[saved[-1]]), None) if saved else None
 
@@ -191,7 +199,7 @@ class RunFiles:
             return otherwise
 
 
-def _started(path: Path) -> Mapping[str, Any]:
+def _read_start(path: Path) -> Mapping[str, Any]:
     """The recipe of the newest start.
 
     Raises:

@@ -138,7 +138,7 @@ def _packs(line: Entry) -> str:
 
 
 def settings_that_differ(runs: Sequence[RunFiles], names: Mapping[str, str]) -> str:
-    """Keys of the recipes whose values are not the same in all runs that have saved."""
+    """Keys of the recipes whose values are not the same in all runs whose recipe is known."""
     known = [run for run in runs if run.recipe]
     recipes = [flat(run.recipe) for run in known]
     keys = sorted({key for recipe in recipes for key in recipe})

@@ -99,7 +99,7 @@ def _position(run: RunFiles) -> str:
         left = "" if seconds is None else f", {timedelta(seconds=round(seconds * max(0, run.last_step - step)))} left"
         told = f"{step:,} of {run.last_step:,}, {step / max(1, run.last_step):.0%}{left}"
     age = run.silence
-    if age > max(_QUIET, max(10, 2 * run.steps_a_line) * (seconds or 0)):
+    if age > max(_QUIET, max(10, 2 * run.steps_per_line) * (seconds or 0)):
         told += f"; NO NEW LINE for {timedelta(seconds=round(age))}: the run was stopped, hangs, evaluates or saves"
     return told
 

@@ -12,7 +12,7 @@ from typing import Optional
 from mindspeed_vita.checkpoint.adapter import peft_files
 from mindspeed_vita.checkpoint.adapter.layers import check_fit, merged
 from mindspeed_vita.checkpoint.adapter.rank_files import read_rank_adapters
-from mindspeed_vita.checkpoint.conversion import nothing
+from mindspeed_vita.checkpoint.native.atomic import nothing
 from mindspeed_vita.checkpoint.native.step_folder import differing_weights
 from mindspeed_vita.checkpoint.source import Source, SourceOptions, current_folder, open_source
 from mindspeed_vita.config import LoraConfig, ModelConfig, Recipe, recipe_of_checkpoint

@@ -84,7 +84,7 @@ def publish(temp: Path, final: Path, checksums: Mapping[str, str]) -> None:
 
 
 def nothing() -> None:
-    """Where nobody hears of progress."""
+    """Where nobody hears of progress, or there is nothing to wait for."""
 
 
 def verify(folder: Path, names: Iterable[str], on_part: Callable[[], None] = nothing) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import torch
 
-from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion, nothing
+from mindspeed_vita.checkpoint.conversion import IN_MEMORY, Conversion
 from mindspeed_vita.checkpoint.lineage import LINEAGE
 from mindspeed_vita.checkpoint.native import atomic, shards
 from mindspeed_vita.checkpoint.native.ranks import SaveFailed
@@ -44,7 +44,7 @@ def open_full_weights(path: str | Path, *, compare: bool = True) -> tuple[Tensor
     """
     folder = find(path)
     names = [name for name in atomic.recorded(folder) if not name.startswith("optimizer/")]
-    wait = compared_with_checksums(folder, names) if compare else nothing
+    wait = compared_with_checksums(folder, names) if compare else atomic.nothing
     try:
         reader = shards.Reader(folder / "weights")
     except ValueError as error:

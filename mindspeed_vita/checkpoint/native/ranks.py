@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from mindspeed_vita.checkpoint.native.step_folder import latest
 from mindspeed_vita.files.publish import Published
-from mindspeed_vita.files.write_fault import room_advice
+from mindspeed_vita.files.write_fault import one_line, save_advice
 
 _PATIENCE = timedelta(days=7)
 
@@ -22,7 +22,7 @@ class SaveFailed(OSError):
 
 
 Reason = tuple[str, str]
-"""What kind of failure (refused, published or failed), and its message. After failed it ends in what to do, which `fail` completes."""
+"""What kind of failure (refused, published or failed), and its message. That of failed ends in what to do."""
 
 
 def reason_of(error: Exception) -> Reason:
@@ -32,7 +32,8 @@ def reason_of(error: Exception) -> Reason:
     if isinstance(error, ValueError):
         return "refused", str(error)
     if isinstance(error, OSError):
-        return "failed", f"{error}; {room_advice(error) or 'free space there'}"
+        room = save_advice(error)
+        return "failed", f"{error}; {f'{room} or ' if room else ''}choose another checkpoint.directory"
     return "failed", f"{type(error).__name__}: {error}; start again"
 
 
@@ -45,7 +46,7 @@ def fail(directory: str | Path, reason: Reason, cause: Optional[Exception] = Non
         raise Published(message) from cause
     newest = latest(directory)
     kept = f"earlier checkpoints are untouched (newest: {newest.name})" if newest else "there is no earlier checkpoint"
-    raise SaveFailed(f"cannot save into {directory}: {message} or choose another checkpoint.directory; {kept}") from cause
+    raise SaveFailed(f"cannot save into {directory}: {message}; {kept}") from cause
 
 
 @contextmanager
@@ -103,6 +104,6 @@ def on_first_rank(work: Callable[[], None]) -> None:
             work()
         except (ValueError, OSError) as caught:
             error = caught
-    reason = gather("" if error is None else str(error) or type(error).__name__)[0]
+    reason = gather("" if error is None else one_line(error))[0]
     if reason:
         raise ValueError(reason) from error

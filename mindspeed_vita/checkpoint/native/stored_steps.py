@@ -26,10 +26,6 @@ BEGUN = "begun.json"
 _SHARDS = ("weights/", "optimizer/")
 
 
-def _nothing() -> None:
-    pass
-
-
 class StoredSteps:
     """The steps of one run at an address.
 
@@ -41,7 +37,7 @@ class StoredSteps:
         ValueError: as Store; or the address is a pattern, which a removal would take for many runs.
     """
 
-    def __init__(self, address: str, moved: Callable[[], None] = _nothing) -> None:
+    def __init__(self, address: str, moved: Callable[[], None] = atomic.nothing) -> None:
         if pattern := sorted(set("*?[]") & set(address)):
             raise ValueError(f"{address} has characters of a pattern ({' '.join(pattern)}); expected the address of one run")
         self.store, self.moved = Store(address), moved

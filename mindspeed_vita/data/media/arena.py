@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 
@@ -54,7 +53,7 @@ def memory_to_share() -> int | None:
         return None
     descriptor = os.memfd_create("vita_tiles")
     try:
-        with naming(Path(f"{SIZE >> 20} MiB of memory that are shared with the decoder of pictures")):
+        with naming(f"the memory that is shared with the decoder of pictures ({SIZE >> 20} MiB)"):
             os.ftruncate(descriptor, SIZE)
     except OSError:
         os.close(descriptor)

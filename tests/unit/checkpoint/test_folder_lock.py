@@ -334,6 +334,6 @@ def test_a_full_disk_names_the_lock_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     lock = FolderLock(tmp_path / "run.lock", folder=tmp_path, work="a test", advice="wait")
-    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\); free space there"):
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\)"):
         lock.acquire()
     assert not list(tmp_path.iterdir()), "an empty lock would keep everybody out"

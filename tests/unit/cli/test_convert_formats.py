@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_keeps_what_is_whole_for_the_next_try(
     assert convert(run, "mindspeed-llm", tmp_path / "out", "--tp", "2") == (2 if stop else 0)
     if stop is not None:
         said = capsys.readouterr().err
-        assert "No space left on device; free space there and run the same command again, which goes on from there" in said
+        assert "No space left on device; free space and run the same command again, which goes on from there" in said
         assert convert(run, "mindspeed-llm", tmp_path / "out", "--tp", "2") == 0
         assert len(calls) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

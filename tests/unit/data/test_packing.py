@@ -1,5 +1,4 @@
-"""The packing plan: every sample once, no pack over capacity, deterministic, full, fast."""
-
+"""The packing plan: every sample once, no pack over capacity, deterministic, full."""
 
 import numpy as np
 import pytest

@@ -168,6 +168,9 @@ def test_the_advice_can_be_followed(tmp_path, parallel, train, advised):
     numbers = BadNumbers(recipe.health, tmp_path)
     message = numbers.advice(numbers.bad(3, 3, math.nan, 1.0), None, recipe)
     assert "start again with a lower train.lr" in message and re.findall(r"(\S+)=fp32", message) == advised
+    folder = tmp_path / "step_0000002"
+    going_on = numbers.advice(numbers.bad(3, 3, math.nan, 1.0), folder, recipe)
+    assert "(vita train RECIPE train.lr=... --resume-with-changes), or let" in going_on and ") (" not in going_on
     for section, key in (name.split(".") for name in advised):
         content[section] = {**content[section], key: "fp32"}
     validate(recipe_from_dict(content), 1)

@@ -112,9 +112,15 @@ def test_a_start_with_more_steps_is_not_over_before_it_has_a_line(
     assert "4, the run is over" in told and f"{STARTED} cannot be read" in told
 
 
-def test_a_fresh_run_with_rare_lines_is_given_time(
+def test_a_start_with_fewer_steps_than_were_made_is_over(
     runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    write_start(run, runs[0], train={"steps": 2})  # vita train says that step 4 of 2 was done before
+    assert "4, the run is over" in seen(run, capsys)
+
+
+def test_a_fresh_run_with_rare_lines_is_given_time(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 1, "loss": 2.0, "seconds": 30.0})
     write_start(tmp_path / "run", runs[0], logging={"every": 50})
     for minutes, late in ((40, False), (60, True)):

@@ -1,6 +1,5 @@
 """Every token has one owner, and all work follows the plan."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
