@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from mindspeed_vita.data.media.image import picture_tiles
 from mindspeed_vita.data.media.limits import DecodeSettings
 from mindspeed_vita.data.media.paths import MediaError
 from mindspeed_vita.data.media.video import VideoHeader, probe_video, video_tiles
+from tests.hung_decoder import hang, stop
 
 
 @pytest.fixture
@@ -65,24 +65,6 @@ def test_the_child_gives_the_tiles_that_this_process_would(root, decoder):
     frames = np.zeros((3, 3, 28, 28), dtype=np.uint8)
     child.video("good.mp4", str(root), header, [0, 10, 20], frames)
     assert np.array_equal(frames, video_tiles(str(root / "good.mp4"), header, [0, 10, 20], tile_size=28, root=str(root)))
-
-
-def stop(child):
-    """Stops the process, and waits until it is: it will not answer, whatever it is asked."""
-    os.kill(child.pid, signal.SIGSTOP)
-    os.waitpid(child.pid, os.WUNTRACED)
-
-
-def hang(child, seconds=1.0):
-    """As stop, and so many seconds to wait for it; who follows it has the usual ones."""
-    usual, close = child.settings, child.close
-
-    def closed():
-        child.settings, child.close = usual, close
-        close()
-
-    child.settings, child.close = replace(usual, seconds=seconds), closed
-    stop(child)
 
 
 def crash(child, number, times=2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 from mindspeed_vita.data.media.decoder import get_decoder
 from mindspeed_vita.inference.prompt import PromptEncoder
 from mindspeed_vita.inference.request import ask
+from tests.hung_decoder import hang
 from tests.tiny_checkpoint import make_tokenizer, tiny_recipe
 
 Make = Callable[..., PromptEncoder]
@@ -52,12 +52,9 @@ def test_the_caps_of_the_recipe_hold_for_videos(encoder: Make, film: str) -> Non
 def test_a_header_that_takes_too_long_costs_its_request_alone(encoder: Make, film: str, kind: str) -> None:
     path = film if kind == "video" else os.path.join(film, "0.png")
     request = ask("What?", *(([], [path]) if kind == "video" else ([path], [])))
-    prompts = encoder(decode_seconds=1.0)
+    prompts = encoder()
     wanted = prompts.encode(request)
-    pid = get_decoder(prompts.decoding).pid
-    assert pid is not None, "a process of its own read the header"
-    os.kill(pid, signal.SIGSTOP)
-    os.waitpid(pid, os.WUNTRACED)
+    hang(get_decoder(prompts.decoding))
     with pytest.raises(ValueError, match=f"{kind} .* took longer than 1 seconds to decode"):
         prompts.encode(request)
     assert prompts.encode(request).tokens_T.tolist() == wanted.tokens_T.tolist()
